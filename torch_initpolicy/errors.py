@@ -1,0 +1,101 @@
+"""Every exception and warning of the package.
+
+Each is also the builtin it specialises, so that both ways of catching it work::
+
+    InitPolicyError(Exception)
+    ├── PolicyError(ValueError)             a rule, matcher, initializer or policy file is malformed
+    │   └── UnknownNameError(LookupError)   a preset, class or field that does not exist
+    ├── PlanError(ValueError)               the plan would be wrong or incomplete; lists every case
+    ├── TraceError(RuntimeError)            the forward pass could not be read with the given inputs
+    ├── ApplyError(RuntimeError)            writing failed; the model is as it was
+    ├── VerifyError(AssertionError)         a tensor is not what its step says
+    ├── SkippedInitError(RuntimeError)      a model is used whose weights were skipped and never filled
+    ├── MaterializeError(RuntimeError)      a meta-built model could not be made real; lists every case
+    ├── SymmetricInitError(RuntimeError)    units are tied or dead, and the caller asked to be stopped
+    └── MissingExtraError(ImportError)      a feature needs an extra that is not installed
+
+    InitPolicyWarning(UserWarning)
+    ├── UnusedRuleWarning                   a rule matched nothing
+    ├── UnknownOperatorWarning              the trace met operators without a known role
+    ├── SignalWarning                       a signal vanishes, explodes or collapses
+    └── SymmetricInitWarning                units are tied or dead
+"""
+
+from collections.abc import Sequence
+
+SHOWN = 10
+
+
+class InitPolicyError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class PolicyError(InitPolicyError, ValueError):
+    """A rule, matcher, initializer or policy file is malformed."""
+
+
+class UnknownNameError(PolicyError, LookupError):
+    """A name was asked for that does not exist; the message suggests the nearest ones."""
+
+
+class PlanError(InitPolicyError, ValueError):
+    """A plan would be wrong or incomplete. The message lists every case."""
+
+
+class TraceError(InitPolicyError, RuntimeError):
+    """The forward pass could not be read with the inputs that were given."""
+
+
+class ApplyError(InitPolicyError, RuntimeError):
+    """Writing failed. The model is exactly as it was before the call."""
+
+
+class VerifyError(InitPolicyError, AssertionError):
+    """A tensor is not what its step of the plan says."""
+
+
+class SkippedInitError(InitPolicyError, RuntimeError):
+    """A model is used whose weights were skipped by `skip_init` and never filled."""
+
+
+class MaterializeError(InitPolicyError, RuntimeError):
+    """A model built on the meta device could not be made real. The message lists every case."""
+
+
+class SymmetricInitError(InitPolicyError, RuntimeError):
+    """Units are tied or dead, and the caller asked to be stopped."""
+
+
+class MissingExtraError(InitPolicyError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra: pip install 'torch-initpolicy[{extra}]'")
+
+
+class InitPolicyWarning(UserWarning):
+    """Root of every warning this package gives."""
+
+
+class UnusedRuleWarning(InitPolicyWarning):
+    """A rule of a policy matched no site."""
+
+
+class UnknownOperatorWarning(InitPolicyWarning):
+    """The trace met operators whose role it does not know; what lies behind them is not guessed."""
+
+
+class SignalWarning(InitPolicyWarning):
+    """A signal vanishes, explodes or collapses on its way through the model."""
+
+
+class SymmetricInitWarning(InitPolicyWarning):
+    """Units are identical and will stay identical, or parameters can never move."""
+
+
+def listing(cases: Sequence[str]) -> str:
+    """Write the first `SHOWN` cases one per line, then the count of the others."""
+    lines = [f"  - {case}" for case in cases[:SHOWN]]
+    if len(cases) > SHOWN:
+        lines.append(f"  ... and {len(cases) - SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""One thin file per library, imported only by name."""

@@ -1,0 +1,1 @@
+"""Shows plans, receipts and findings; computes nothing."""

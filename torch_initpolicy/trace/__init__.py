@@ -1,0 +1,1 @@
+"""Reads a model's data flow; decides nothing."""

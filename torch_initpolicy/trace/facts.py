@@ -1,0 +1,52 @@
+"""Facts: what is known about a site once the data flow has been read."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.layers import Role
+
+Evidence = Literal["traced", "ran", "order", "type"]
+"""How a fact came to be known: `traced` from the forward pass on meta tensors, `ran` from the
+forward pass on small real inputs, `order` from the order of registration, `type` from the owner's
+class alone (the site took no part in the forward pass)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the trace says about a site.
+
+    Attributes:
+        role: What the parameter does.
+        axes: What its axes mean; None where it is no linear map.
+        op: The operator that consumes it (`"conv2d"`, `"linear"`, `"add"`); None if unused.
+        meets: The activation its output meets first; None where it meets none before the next
+            weight or the model's output.
+        also_meets: Further activations met on other paths, nearest first.
+        fed_by: The activation its input comes from; None where it is the plain output of another
+            weight or the model's own input.
+        reads_input: Whether its input is the model's own, with nothing but carriers between.
+        ends_residual: Whether nothing but carriers lies between its output and the addition that
+            ends a residual branch.
+        residual_branches: How many residual branches the whole model has.
+        branch_depth: How many weights lie on the longest path through its own residual branch; 0
+            outside any.
+        offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
+        used: Whether the forward pass touched it at all.
+        evidence: How all this came to be known.
+    """
+
+    role: Role
+    axes: Axes | None = None
+    op: str | None = None
+    meets: Activation | None = None
+    also_meets: tuple[Activation, ...] = ()
+    fed_by: Activation | None = None
+    reads_input: bool = False
+    ends_residual: bool = False
+    residual_branches: int = 0
+    branch_depth: int = 0
+    offset: float = 0.0
+    used: bool = False
+    evidence: Evidence = "type"
