@@ -3,18 +3,24 @@
 Knows modules, names and ties; has never heard of data flow or of initializers.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.layers import Role
+from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
 
-Storage = Literal["plain", "parametrized", "weight_norm"]
+Storage = Literal["plain", "parametrized", "weight_norm", "spectral_norm"]
 """How a site is held: `plain`, one `nn.Parameter`; `parametrized`, behind
-`torch.nn.utils.parametrize`; `weight_norm`, the `_g` and `_v` pair of the legacy hook."""
+`torch.nn.utils.parametrize`; `weight_norm`, the `_g` and `_v` pair of the legacy hook;
+`spectral_norm`, the `_orig` of the legacy hook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class Site:
         role: What its owner's type says it does; `"unknown"` where only the data flow can tell.
         axes: What its owner's type says its axes mean; None where it is no linear map or unknown.
         padding: Row of an embedding that must stay zero, or None.
+        lazy: Whether it has no shape yet (`()` stands here) because no forward pass has run.
     """
 
     name: str
@@ -52,8 +59,154 @@ class Site:
     role: Role = "unknown"
     axes: Axes | None = None
     padding: int | None = None
+    lazy: bool = False
 
     @property
     def kind(self) -> str:
         """Class name of the owner: `"Conv2d"`."""
         return type(self.owner).__name__
+
+
+class Holder(NamedTuple):
+    """One place where a tensor hangs: the parameters behind `owner.attribute`, and how."""
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    storage: Storage
+    parameters: tuple[nn.Parameter, ...]
+
+
+def sites(model: nn.Module) -> tuple[Site, ...]:
+    """Walk a model and describe each of its parameter tensors once.
+
+    Args:
+        model: Any module; DDP, `torch.compile`, FSDP and checkpoint wrappers are looked through.
+
+    Returns:
+        One site per tensor, in the order of `named_parameters()`. A tensor under several names
+        is one site with several names.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(site.name, site.shape, site.role) for site in sites(model)][:2]
+        [('0.weight', (8, 4), 'weight'), ('0.bias', (8,), 'bias')]
+    """
+    holders: dict[tuple[int, ...], list[Holder]] = {}
+    for holder in _holders(model):
+        key = tuple(id(parameter) for parameter in holder.parameters)
+        holders.setdefault(key, []).append(holder)
+    return tuple(_site(places) for places in holders.values())
+
+
+def canonical_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module under each of its names, as the model without its wrappers calls it."""
+    wrapped = _wrapped(model)
+    if wrapped is not None:
+        yield from canonical_modules(wrapped, prefix)
+        return
+    yield prefix, model
+    for name, child in model._modules.items():  # noqa: SLF001 - the public walk drops duplicates
+        if child is not None:
+            yield from canonical_modules(child, f"{prefix}.{name}" if prefix else name)
+
+
+_WRAPPED_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names that only wrappers give to the module they wrap."""
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """Return the module inside a wrapper, or None where `module` is no wrapper."""
+    children: Mapping[str, nn.Module | None] = module._modules  # noqa: SLF001 - no lookup by MRO
+    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return children["module"]
+    return next((children[name] for name in _WRAPPED_UNDER if name in children), None)
+
+
+def _holders(model: nn.Module) -> Iterator[Holder]:
+    """Yield each place where parameters hang, folding what parametrises them."""
+    for prefix, module in canonical_modules(model):
+        if isinstance(module, parametrize.ParametrizationList):
+            yield from _own_parameters(prefix, module)
+            continue
+        yield from _module_holders(prefix, module)
+
+
+def _own_parameters(prefix: str, module: nn.Module) -> Iterator[Holder]:
+    """Yield the parameters of a parametrisation that are not the originals it acts on."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if not name.startswith("original"):
+            yield Holder(f"{prefix}.{name}", module, name, "plain", (parameter,))
+
+
+def _module_holders(prefix: str, module: nn.Module) -> Iterator[Holder]:
+    """Yield the parameters of one module, those behind a parametrisation under its name."""
+    dot = f"{prefix}." if prefix else ""
+    hooked = dict(_hooked(module))
+    for name, parameter in module._parameters.items():  # noqa: SLF001 - keeps duplicates
+        if name in hooked:
+            attribute, storage, parameters = hooked[name]
+            if parameters:
+                yield Holder(f"{dot}{attribute}", module, attribute, storage, parameters)
+        elif parameter is not None:
+            yield Holder(f"{dot}{name}", module, name, "plain", (parameter,))
+    if parametrize.is_parametrized(module):
+        lists = module.get_submodule("parametrizations")
+        for name, parametrization in lists.named_children():
+            originals = tuple(
+                parameter
+                for key, parameter in parametrization.named_parameters(recurse=False)
+                if key.startswith("original")
+            )
+            if originals:
+                yield Holder(f"{dot}{name}", module, name, "parametrized", originals)
+
+
+_Folded = tuple[str, Storage, tuple[nn.Parameter, ...]]
+
+
+def _hooked(module: nn.Module) -> Iterator[tuple[str, _Folded]]:
+    """Map the parameters of legacy `weight_norm` and `spectral_norm` to what they stand for."""
+    for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - the legacy hooks' only trace
+        if isinstance(hook, WeightNorm):
+            g, v = (module.get_parameter(f"{hook.name}_{part}") for part in "gv")
+            yield f"{hook.name}_g", (hook.name, "weight_norm", (g, v))
+            yield f"{hook.name}_v", (hook.name, "weight_norm", ())
+        elif isinstance(hook, SpectralNorm):
+            original = module.get_parameter(f"{hook.name}_orig")
+            yield f"{hook.name}_orig", (hook.name, "spectral_norm", (original,))
+
+
+def _site(places: list[Holder]) -> Site:
+    first = places[0]
+    parameter = first.parameters[0]
+    lazy = isinstance(parameter, UninitializedTensorMixin)
+    logical = parameter if lazy else _effective(first)
+    return Site(
+        name=first.name,
+        names=tuple(dict.fromkeys(place.name for place in places)),
+        owner=first.owner,
+        attribute=first.attribute,
+        shape=() if lazy else tuple(logical.shape),
+        dtype=parameter.dtype,
+        device=parameter.device,
+        requires_grad=any(part.requires_grad for part in first.parameters),
+        storage=first.storage,
+        parameters=first.parameters,
+        role=role_of(first.owner, first.attribute),
+        axes=None if lazy else axes_of(first.owner, first.attribute),
+        padding=padding_of(first.owner, first.attribute),
+        lazy=lazy,
+    )
+
+
+def _effective(holder: Holder) -> torch.Tensor:
+    """Return a tensor of the logical shape, computed on meta so that nothing is updated."""
+    if holder.storage != "parametrized":
+        return holder.parameters[-1]
+    parametrization = holder.owner.get_submodule(f"parametrizations.{holder.attribute}")
+    state = {**dict(parametrization.named_parameters()), **dict(parametrization.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    with torch.no_grad():
+        tensor: torch.Tensor = torch.func.functional_call(parametrization, on_meta, ())
+    return tensor

@@ -1,0 +1,1 @@
+"""Model-wide weight initialisation policies for PyTorch."""
