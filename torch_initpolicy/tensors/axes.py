@@ -47,3 +47,18 @@ class Axes:
     blocks: tuple[int, ...] = ()
     repeats: int = 1
     stride: int = 1
+
+
+def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
+    """Count a weight's connections from its shape alone."""
+    raise NotImplementedError
+
+
+def conventional(shape: Sequence[int]) -> Axes:
+    """Return torch's own layout `(out, in, *kernel)`."""
+    raise NotImplementedError
+
+
+def block_index(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
+    """Say for each position of the packed axis which block it belongs to."""
+    raise NotImplementedError
