@@ -21,7 +21,8 @@ Each is also the builtin it specialises, so that both ways of catching it work::
     └── SymmetricInitWarning                units are tied or dead
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 SHOWN = 10
 
@@ -99,3 +100,9 @@ def listing(cases: Sequence[str]) -> str:
     if len(cases) > SHOWN:
         lines.append(f"  ... and {len(cases) - SHOWN} more")
     return "\n".join(lines)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Write what was probably meant: `"; did you mean 'relu' or 'relu6'?"`, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
