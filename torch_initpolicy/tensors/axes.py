@@ -4,6 +4,7 @@ Knows shapes only: no tensor, no layer, no model.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,6 +39,16 @@ class Axes:
             number of heads for `[q1 k1 v1 | q2 k2 v2 | ...]`.
         stride: Product of the strides of a transposed convolution: one output meets only one in
             `stride` taps of the kernel. 1 everywhere else.
+
+    Raises:
+        ValueError: If an axis is negative or named twice, a count is less than one, or blocks are
+            named without an output axis to lie along.
+
+    Examples:
+        The packed `(3 * dim, dim)` projection of q, k and v:
+
+        >>> Axes(inputs=(1,), outputs=(0,), blocks=(64, 64, 64)).packed
+        0
     """
 
     inputs: tuple[int, ...]
@@ -48,17 +59,174 @@ class Axes:
     repeats: int = 1
     stride: int = 1
 
+    def __post_init__(self) -> None:
+        named = Counter((*self.inputs, *self.outputs, *self.copies))
+        if any(axis < 0 or times > 1 for axis, times in named.items()):
+            raise ValueError(f"{self}: name each axis once, counted from 0")
+        if min(self.groups, self.repeats, self.stride) < 1:
+            raise ValueError(f"{self}: groups, repeats and stride are whole numbers from 1")
+        if self.blocks and (not self.outputs or min(self.blocks) < 0):
+            raise ValueError(
+                f"{self}: blocks are sizes along the first output axis, which must be named"
+            )
 
-def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
-    """Count a weight's connections from its shape alone."""
-    raise NotImplementedError
+    @property
+    def packed(self) -> int | None:
+        """The axis along which the blocks lie, or None where nothing is packed."""
+        return self.outputs[0] if self.blocks else None
 
 
 def conventional(shape: Sequence[int]) -> Axes:
-    """Return torch's own layout `(out, in, *kernel)`."""
-    raise NotImplementedError
+    """Return torch's own layout of a weight, `(out, in, *kernel)`.
+
+    Args:
+        shape: Shape of the weight, of two or more dimensions.
+
+    Raises:
+        ValueError: If there are fewer than two dimensions, so that nothing is connected.
+
+    Examples:
+        >>> conventional((64, 3, 7, 7))
+        Axes(inputs=(1,), outputs=(0,), copies=(), groups=1, blocks=(), repeats=1, stride=1)
+    """
+    if len(shape) < 2:
+        raise ValueError(
+            f"a tensor of shape {tuple(shape)} has no inputs and outputs by convention; "
+            "pass its Axes, or use an initializer that needs no fans, e.g. Zeros() or Normal(0.02)"
+        )
+    return Axes(inputs=(1,), outputs=(0,))
+
+
+def check(shape: Sequence[int], axes: Axes) -> None:
+    """Raise where `axes` cannot belong to a weight of `shape`.
+
+    Raises:
+        ValueError: If an axis lies outside the shape, the groups do not divide axis 0, or the
+            blocks do not fill the packed axis.
+    """
+    if max((*axes.inputs, *axes.outputs, *axes.copies), default=-1) >= len(shape):
+        raise ValueError(f"{axes} names an axis that shape {tuple(shape)} does not have")
+    if axes.groups > 1 and (not shape or shape[0] % axes.groups):
+        raise ValueError(f"{axes.groups} groups do not divide axis 0 of shape {tuple(shape)}")
+    if axes.packed is not None and sum(axes.blocks) * axes.repeats != shape[axes.packed]:
+        raise ValueError(
+            f"blocks {axes.blocks}, repeated {axes.repeats} times, do not fill axis {axes.packed} "
+            f"of shape {tuple(shape)}"
+        )
+
+
+def _block_units(shape: Sequence[int], axes: Axes, block: int | None) -> int:
+    """Count the units along the packed axis that one input unit of the block reaches."""
+    if block is None and len(set(axes.blocks)) > 1:
+        raise ValueError(f"blocks {axes.blocks} have fans of their own; name one with block=...")
+    size = axes.blocks[block or 0] * axes.repeats
+    if axes.groups == 1 or axes.packed != 0:
+        return size
+    if axes.repeats % axes.groups == 0:  # each group holds whole patterns, `[q1 k1 v1 | ...]`
+        return size // axes.groups
+    per_group = shape[0] // axes.groups
+    if any(size % per_group for size in axes.blocks):
+        raise ValueError(f"{axes.groups} groups and blocks {axes.blocks} cut through one another")
+    return per_group  # each block holds whole groups, so one input reaches no further than its own
+
+
+def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
+    """Count a weight's connections from its shape alone.
+
+    An interior unit is counted: padding is not (a 3x3 kernel sees fewer inputs at the rim). The
+    stride of a transposed convolution divides `fan_in`, because an output meets one in `stride`
+    taps. That of an ordinary convolution would likewise divide `fan_out`; torch and He et al. keep
+    the whole kernel there, and so do we.
+
+    Args:
+        shape: Shape of the weight, as stored.
+        axes: What its axes mean.
+        block: Which packed matrix to count; None where all are alike, or nothing is packed.
+
+    Returns:
+        Connections into one output unit and out of one input unit; 0 where there are none.
+
+    Raises:
+        ValueError: If the axes do not fit the shape, or blocks differ and none was named.
+
+    Reference:
+        He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, sections 2.2 and 2.3
+        (`n_l` and `n_l hat`).
+
+    Examples:
+        A depthwise `(32, 1, 3, 3)` kernel joins each channel to nine values:
+
+        >>> fans((32, 1, 3, 3), Axes(inputs=(1,), outputs=(0,), groups=32))
+        Fans(fan_in=9, fan_out=9)
+
+        A transposed convolution stores `(in, out, *kernel)`; with stride 2 an output pixel meets
+        a quarter of the sixteen taps:
+
+        >>> fans((64, 32, 4, 4), Axes(inputs=(0,), outputs=(1,), stride=4))
+        Fans(fan_in=256, fan_out=512)
+
+        Grouped queries: q has 256 units, k and v have 64 each:
+
+        >>> gqa = Axes(inputs=(1,), outputs=(0,), blocks=(256, 64, 64))
+        >>> fans((384, 256), gqa, block=1)
+        Fans(fan_in=256, fan_out=64)
+    """
+    check(shape, axes)
+    sizes = [shape[0] // axes.groups, *shape[1:]] if shape else []
+    if axes.packed is not None:
+        sizes[axes.packed] = _block_units(shape, axes, block)
+    named = {*axes.inputs, *axes.outputs, *axes.copies}
+    extent = math.prod(size for axis, size in enumerate(sizes) if axis not in named)
+    taps = math.prod(sizes[axis] for axis in axes.inputs) * extent
+    return Fans(
+        fan_in=taps / axes.stride if taps % axes.stride else taps // axes.stride,
+        fan_out=math.prod(sizes[axis] for axis in axes.outputs) * extent,
+    )
+
+
+def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], ...]:
+    """List the positions along the packed axis that each block takes.
+
+    Args:
+        shape: Shape of the weight, as stored.
+        axes: What its axes mean.
+
+    Returns:
+        For each block its ranges, `repeats` of them; nothing where nothing is packed.
+
+    Examples:
+        Two heads of `[q k v]`, three units each:
+
+        >>> heads = Axes(inputs=(1,), outputs=(0,), blocks=(3, 3, 3), repeats=2)
+        >>> block_ranges((18, 8), heads)[0]
+        (range(0, 3), range(9, 12))
+    """
+    check(shape, axes)
+    pattern = sum(axes.blocks)
+    starts = [sum(axes.blocks[:block]) for block in range(len(axes.blocks))]
+    return tuple(
+        tuple(
+            range(turn * pattern + start, turn * pattern + start + size)
+            for turn in range(axes.repeats)
+        )
+        for start, size in zip(starts, axes.blocks, strict=True)
+    )
 
 
 def block_index(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
-    """Say for each position of the packed axis which block it belongs to."""
-    raise NotImplementedError
+    """Say for each position of the packed axis which block it belongs to.
+
+    Args:
+        shape: Shape of the weight, as stored.
+        axes: What its axes mean.
+
+    Returns:
+        One number per position; nothing where nothing is packed.
+
+    Examples:
+        >>> block_index((6, 4), Axes(inputs=(1,), outputs=(0,), blocks=(1, 2), repeats=2))
+        (0, 1, 1, 0, 1, 1)
+    """
+    check(shape, axes)
+    pattern = [block for block, size in enumerate(axes.blocks) for _ in range(size)]
+    return tuple(pattern * axes.repeats)

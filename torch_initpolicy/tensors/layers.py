@@ -1,13 +1,22 @@
 """Facts about single layers, by their type.
 
-Knows torch's own layers and a few foreign ones by name; has never heard of a whole model.
+Four open functions, dispatched on the module's class through its MRO, so that subclasses and
+torch's own dynamic classes (`ParametrizedLinear`) are found without any code. Teach them a layer of
+your own with `.register`. What only the data flow can tell (a raw parameter's axes, a table's role)
+is not guessed here: the answer is None or `"unknown"`.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, TypeVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from torch_initpolicy.tensors.axes import Axes
 
@@ -25,28 +34,305 @@ Role = Literal[
     "table",
     "unknown",
 ]
-"""What a parameter does; `unknown` where only the data flow, or nobody, can tell."""
+"""What a parameter does.
+
+`weight`: a linear map; `recurrent`: one from a state to the same state. `bias`: added to a linear
+map. `norm_weight`, `norm_bias`: the affine part of a normalisation. `embedding`: rows looked up by
+index. `gate`, `scale`: multiplies a signal, as one number or per channel. `position`, `token`,
+`table`: added to, or standing beside, the signal (position embeddings, class tokens, bias tables).
+`unknown`: only the data flow, or nobody, can tell."""
+
+T = TypeVar("T")
+
+_MATRIX = Axes(inputs=(1,), outputs=(0,))
+_LOOKUP = Axes(inputs=(), outputs=(1,), copies=(0,))
+
+
+def _packed(matrix: Axes, *blocks: int) -> Axes:
+    """Stack blocks along the output axis; a single one is nothing packed."""
+    return Axes(matrix.inputs, matrix.outputs, blocks=blocks if len(blocks) > 1 else ())
+
+
+#
+# Layers of libraries that are not imported: by qualified name of the class
+#
+
+
+def _conv1d_of_transformers(module: nn.Module, name: str) -> Axes | None:
+    return Axes(inputs=(0,), outputs=(1,)) if name == "weight" else None
+
+
+def _deform_conv(module: nn.Module, name: str) -> Axes | None:
+    groups = getattr(module, "groups", 1)
+    return Axes(inputs=(1,), outputs=(0,), groups=groups) if name == "weight" else None
+
+
+FOREIGN: Mapping[str, Callable[[nn.Module, str], Axes | None]] = MappingProxyType(
+    {
+        "transformers.pytorch_utils.Conv1D": _conv1d_of_transformers,
+        "torchvision.ops.deform_conv.DeformConv2d": _deform_conv,
+    }
+)
+"""Linear layers of other libraries that inherit from none of torch's. They need no import and no
+registration; their classes are found by name, subclasses included."""
+
+
+def _foreign(module: nn.Module) -> Callable[[nn.Module, str], Axes | None] | None:
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return next((FOREIGN[name] for name in names if name in FOREIGN), None)
+
+
+#
+# Axes
+#
 
 
 @functools.singledispatch
 def axes_of(module: nn.Module, name: str) -> Axes | None:
-    """Say what the axes of parameter `name` mean, or None where it is no linear map."""
+    """Say what the axes of parameter `name` mean, or None where it is no linear map.
+
+    Args:
+        module: The parameter's owner.
+        name: The parameter's name there, e.g. `"weight"`.
+
+    Returns:
+        The axes; None for vectors, for layers without a linear map, for layers of unknown type,
+        and for lazy layers before their first forward pass. Packed vectors (the biases of
+        recurrent and attention layers) have axes too, to say how they are packed.
+
+    Examples:
+        >>> axes_of(nn.Conv2d(8, 32, 3, groups=4), "weight")
+        Axes(inputs=(1,), outputs=(0,), copies=(), groups=4, blocks=(), repeats=1, stride=1)
+
+        Teach it a layer of your own:
+
+        >>> class Transposed(nn.Module):
+        ...     """Holds a `(in, out)` weight."""
+        >>> @axes_of.register
+        ... def _(module: Transposed, name: str) -> Axes | None:
+        ...     return Axes(inputs=(0,), outputs=(1,)) if name == "weight" else None
+        >>> axes_of(Transposed(), "weight").inputs
+        (0,)
+    """
+    foreign = _foreign(module)
+    return foreign(module, name) if foreign else None
+
+
+@axes_of.register(LazyModuleMixin)  # type: ignore[misc]  # a mixin, but only ever of modules
+def _(module: nn.Module, name: str) -> Axes | None:
+    # A lazy class stands before its materialised one in the MRO, and is left at the first forward.
     return None
+
+
+@axes_of.register(nn.Linear)
+def _(module: nn.Linear, name: str) -> Axes | None:
+    return _MATRIX if name == "weight" else None
+
+
+@axes_of.register(nn.Bilinear)
+def _(module: nn.Bilinear, name: str) -> Axes | None:
+    return Axes(inputs=(1, 2), outputs=(0,)) if name == "weight" else None
+
+
+@axes_of.register(_ConvNd)
+def _(module: nn.Conv2d, name: str) -> Axes | None:
+    return Axes(inputs=(1,), outputs=(0,), groups=module.groups) if name == "weight" else None
+
+
+@axes_of.register(_ConvTransposeNd)
+def _(module: nn.ConvTranspose2d, name: str) -> Axes | None:
+    if name != "weight":
+        return None
+    stride = math.prod(module.stride)
+    return Axes(inputs=(0,), outputs=(1,), groups=module.groups, stride=stride)
+
+
+@axes_of.register(nn.Embedding)
+@axes_of.register(nn.EmbeddingBag)
+def _(module: nn.Embedding, name: str) -> Axes | None:
+    return _LOOKUP if name == "weight" else None
+
+
+@axes_of.register(nn.MultiheadAttention)
+def _(module: nn.MultiheadAttention, name: str) -> Axes | None:
+    thirds = (module.embed_dim,) * 3
+    return {
+        "in_proj_weight": _packed(_MATRIX, *thirds),
+        "q_proj_weight": _MATRIX,
+        "k_proj_weight": _MATRIX,
+        "v_proj_weight": _MATRIX,
+        "in_proj_bias": _packed(Axes(inputs=(), outputs=(0,)), *thirds),
+    }.get(name)
+
+
+def _kind(name: str) -> str:
+    """Cut layer and direction off a recurrent layer's parameter: `weight_ih_l0_reverse`."""
+    return name.partition("_l")[0]
+
+
+def _recurrent_axes(name: str, hidden: int, gates: int) -> Axes | None:
+    blocks = (hidden,) * gates
+    vector = Axes(inputs=(), outputs=(0,))
+    return {
+        "weight_ih": _packed(_MATRIX, *blocks),
+        "weight_hh": _packed(_MATRIX, *blocks),
+        "weight_hr": _MATRIX,  # the projection of `proj_size`, `(proj, hidden)`, has no gates
+        "bias_ih": _packed(vector, *blocks),
+        "bias_hh": _packed(vector, *blocks),
+    }.get(_kind(name))
+
+
+@axes_of.register(nn.RNNBase)
+def _(module: nn.RNNBase, name: str) -> Axes | None:
+    return _recurrent_axes(name, module.hidden_size, {"LSTM": 4, "GRU": 3}.get(module.mode, 1))
+
+
+@axes_of.register(nn.RNNCell)
+def _(module: nn.RNNCell, name: str) -> Axes | None:
+    return _recurrent_axes(name, module.hidden_size, gates=1)
+
+
+@axes_of.register(nn.GRUCell)
+def _(module: nn.GRUCell, name: str) -> Axes | None:
+    return _recurrent_axes(name, module.hidden_size, gates=3)
+
+
+@axes_of.register(nn.LSTMCell)
+def _(module: nn.LSTMCell, name: str) -> Axes | None:
+    return _recurrent_axes(name, module.hidden_size, gates=4)
+
+
+#
+# Roles
+#
+
+_LINEAR: Mapping[str, Role] = MappingProxyType({"weight": "weight", "bias": "bias"})
+_NORM: Mapping[str, Role] = MappingProxyType({"weight": "norm_weight", "bias": "norm_bias"})
+_RECURRENT: Mapping[str, Role] = MappingProxyType(
+    {
+        "weight_ih": "weight",
+        "weight_hh": "recurrent",
+        "weight_hr": "weight",
+        "bias_ih": "bias",
+        "bias_hh": "bias",
+    }
+)
+_ATTENTION: Mapping[str, Role] = MappingProxyType(
+    {
+        "in_proj_weight": "weight",
+        "q_proj_weight": "weight",
+        "k_proj_weight": "weight",
+        "v_proj_weight": "weight",
+        "in_proj_bias": "bias",
+        "bias_k": "token",  # one learned key and value beside those of the sequence
+        "bias_v": "token",
+    }
+)
 
 
 @functools.singledispatch
 def role_of(module: nn.Module, name: str) -> Role:
-    """Say what parameter `name` does; `"unknown"` where the type cannot tell."""
-    return "unknown"
+    """Say what parameter `name` does; `"unknown"` where the type cannot tell.
+
+    Args:
+        module: The parameter's owner.
+        name: The parameter's name there.
+
+    Examples:
+        >>> role_of(nn.LSTM(8, 16), "weight_hh_l0")
+        'recurrent'
+        >>> role_of(nn.LayerNorm(8), "bias")
+        'norm_bias'
+    """
+    return _LINEAR.get(name, "unknown") if _foreign(module) else "unknown"
+
+
+@role_of.register(nn.Linear)
+@role_of.register(nn.Bilinear)
+@role_of.register(_ConvNd)
+def _(module: nn.Module, name: str) -> Role:
+    return _LINEAR.get(name, "unknown")
+
+
+@role_of.register(_BatchNorm)
+@role_of.register(_InstanceNorm)
+@role_of.register(nn.LayerNorm)
+@role_of.register(nn.GroupNorm)
+@role_of.register(nn.RMSNorm)
+def _(module: nn.Module, name: str) -> Role:
+    return _NORM.get(name, "unknown")
+
+
+@role_of.register(nn.Embedding)
+@role_of.register(nn.EmbeddingBag)
+def _(module: nn.Module, name: str) -> Role:
+    return "embedding" if name == "weight" else "unknown"
+
+
+@role_of.register(nn.RNNBase)
+@role_of.register(nn.RNNCellBase)
+def _(module: nn.Module, name: str) -> Role:
+    return _RECURRENT.get(_kind(name), "unknown")
+
+
+@role_of.register(nn.MultiheadAttention)
+def _(module: nn.MultiheadAttention, name: str) -> Role:
+    return _ATTENTION.get(name, "unknown")
+
+
+@role_of.register(nn.PReLU)
+def _(module: nn.PReLU, name: str) -> Role:
+    return "scale" if name == "weight" else "unknown"
+
+
+#
+# What must stay zero, what is reset beside the parameters
+#
 
 
 @functools.singledispatch
 def padding_of(module: nn.Module, name: str) -> int | None:
-    """Return the row of parameter `name` that must stay zero, or None."""
+    """Return the row of parameter `name` that must stay zero, or None.
+
+    Args:
+        module: The parameter's owner.
+        name: The parameter's name there.
+
+    Examples:
+        >>> padding_of(nn.Embedding(10, 4, padding_idx=-1), "weight")
+        9
+    """
     return None
+
+
+@padding_of.register(nn.Embedding)
+@padding_of.register(nn.EmbeddingBag)
+def _(module: nn.Embedding, name: str) -> int | None:
+    return module.padding_idx if name == "weight" else None
 
 
 @functools.singledispatch
 def buffers_of(module: nn.Module) -> Mapping[str, float]:
-    """Return the buffers to reset with the weights, each with the value that fills it."""
+    """Return the buffers to reset together with the parameters, each with the value it starts at.
+
+    Running statistics belong to the weights they were measured under; new weights with old
+    statistics are wrong in evaluation mode.
+
+    Args:
+        module: Any layer; only the buffers it really holds are named.
+
+    Examples:
+        >>> dict(buffers_of(nn.BatchNorm2d(8)))
+        {'running_mean': 0.0, 'running_var': 1.0, 'num_batches_tracked': 0.0}
+        >>> dict(buffers_of(nn.BatchNorm2d(8, track_running_stats=False)))
+        {}
+    """
     return {}
+
+
+@buffers_of.register(_BatchNorm)
+@buffers_of.register(_InstanceNorm)
+def _(module: nn.BatchNorm2d) -> Mapping[str, float]:
+    starts = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+    held = {name for name, _ in module.named_buffers(recurse=False)}
+    return {name: value for name, value in starts.items() if name in held}
