@@ -107,7 +107,7 @@ def axes_of(module: nn.Module, name: str) -> Axes | None:
         Teach it a layer of your own:
 
         >>> class Transposed(nn.Module):
-        ...     """Holds a `(in, out)` weight."""
+        ...     pass
         >>> @axes_of.register
         ... def _(module: Transposed, name: str) -> Axes | None:
         ...     return Axes(inputs=(0,), outputs=(1,)) if name == "weight" else None
@@ -118,8 +118,8 @@ def axes_of(module: nn.Module, name: str) -> Axes | None:
     return foreign(module, name) if foreign else None
 
 
-@axes_of.register(LazyModuleMixin)  # type: ignore[misc]  # a mixin, but only ever of modules
-def _(module: nn.Module, name: str) -> Axes | None:
+@axes_of.register(LazyModuleMixin)
+def _(module: nn.Module, name: str) -> Axes | None:  # type: ignore[misc]  # a mixin of modules
     # A lazy class stands before its materialised one in the MRO, and is left at the first forward.
     return None
 
