@@ -1,0 +1,273 @@
+"""`@init_policy`: a model class whose objects leave their constructor initialised by a policy.
+
+Knows Python's construction protocol and the verb `apply_policy`; nothing of rules or tensors.
+
+No metaclass is involved, so a decorated class mixes with any other. `__new__` is the one step of
+a construction that runs first and knows the class that is really built, whatever decorators and
+subclasses came later; there the class' own `__init__` is wrapped, once per class. The wrapper acts
+only where `type(self)` is that class, which is to say in the outermost constructor.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.api import InitPolicy, Inputs, Names, apply_policy
+
+__all__ = ["init_policy"]
+
+ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
+
+_READY = "__init_policy_ready__"
+_READYING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what a forward does to running statistics and the like."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    finally:
+        for buffer, values in kept:
+            buffer.copy_(values)
+
+
+class _FirstForward:
+    """Runs the policy of a lazy module at its first forward, before the forward itself.
+
+    A dry run of the same forward, without gradients, lets the lazy layers take their shapes. Were
+    the policy to run after the true forward, its writes would break that forward's backward.
+    A state dict that is loaded first has the last word: it cancels the policy.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.handles = (
+            module.register_forward_pre_hook(self.before_forward, with_kwargs=True),
+            module.register_load_state_dict_post_hook(self.after_load),
+        )
+
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Materialise the lazy layers and apply the policy; `Any` are the forward's arguments."""
+        with torch.no_grad(), torch.random.fork_rng(), _buffers_kept(module):
+            module.forward(*args, **kwargs)
+        self.remove()
+        _policy_of(module)(module)
+
+    def after_load(self, module: nn.Module, incompatible_keys: object) -> None:
+        """Leave the loaded weights alone."""
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def _policy_of(module: nn.Module) -> Callable[[nn.Module], object]:
+    """Find the policy of the most derived decorated class."""
+    policy: Callable[[nn.Module], object] = type(module).__init_policy__  # type: ignore[attr-defined]
+    return policy
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _run_policy(module: nn.Module) -> None:
+    if all(parameter.is_meta for parameter in module.parameters()):
+        return
+    if _is_lazy(module):
+        _FirstForward(module)
+        return
+    _policy_of(module)(module)
+
+
+def _parameters(module: nn.Module) -> set[nn.Parameter]:
+    """Collect the parameters, also of an object whose `nn.Module.__init__` has not yet run."""
+    return set(module.parameters()) if "_parameters" in vars(module) else set()
+
+
+def _ending_with_policy(cls: type[nn.Module]) -> Callable[..., None]:
+    """Wrap the constructor of `cls` such that the policy runs after it where it is the outermost.
+
+    An object that comes with its parameters and gets no new ones keeps their values.
+    """
+    own = vars(cls).get("__init__")
+
+    @functools.wraps(cls.__init__)
+    def construct(self: nn.Module, *args: object, **kwargs: object) -> None:
+        # Asked before: a constructor that parametrises itself leaves with another class.
+        is_outermost = type(self) is cls
+        before = _parameters(self) if is_outermost else set()
+        constructor = super(cls, self).__init__ if own is None else own.__get__(self, cls)
+        constructor(*args, **kwargs)
+        if is_outermost and _parameters(self) - before:
+            _run_policy(self)
+
+    return construct
+
+
+def _ready(cls: type[nn.Module]) -> None:
+    """Wrap the constructor of `cls` once; its subclasses are wrapped on their own."""
+    with _READYING:
+        if _READY not in vars(cls):
+            cls.__init__ = _ending_with_policy(cls)  # type: ignore[method-assign]
+            setattr(cls, _READY, True)
+
+
+class _New:
+    """`__new__` of a decorated class: readies the class that is built, then does as before.
+
+    A descriptor, because what `inspect.signature` should show, the constructor of the class it is
+    asked about, is only known when it is looked up.
+    """
+
+    def __init__(self, own: "staticmethod[..., nn.Module] | None") -> None:
+        self.own = own
+
+    def _following(self, cls: type[nn.Module]) -> Callable[..., nn.Module]:
+        """Find the `__new__` that would have run: the decorated class' own, or the next in line."""
+        if self.own is not None:
+            return self.own.__get__(None, cls)
+        # Looked up by place: a decorator that copies the class (`dataclass(slots=True)`) moves it.
+        holder = next(base for base in cls.__mro__ if vars(base).get("__new__") is self)
+        following = super(holder, cls).__new__
+        if following is object.__new__:
+            return lambda built, *_, **__: object.__new__(built)  # which takes no arguments
+        return following
+
+    def __get__(self, instance: object, owner: type[nn.Module]) -> Callable[..., nn.Module]:
+        @functools.wraps(owner.__init__, assigned=(), updated=())
+        def new(cls: type[nn.Module], *args: object, **kwargs: object) -> nn.Module:
+            _ready(cls)
+            return self._following(cls)(cls, *args, **kwargs)
+
+        return new
+
+
+def _decorate(cls: ModuleClass, *, apply: Callable[[nn.Module], object]) -> ModuleClass:
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(
+            f"init_policy decorates classes derived from torch.nn.Module, not {cls!r}; "
+            "what a function builds is initialised by apply_policy(model)"
+        )
+    own = vars(cls).get("__new__")
+    cls.__init_policy__ = staticmethod(apply)
+    cls.__new__ = own if isinstance(own, _New) else _New(own)
+    return cls
+
+
+@overload
+def init_policy(policy: ModuleClass, /) -> ModuleClass: ...
+
+
+@overload
+def init_policy(
+    policy: str | InitPolicy = "auto",
+    /,
+    *,
+    seed: int | None = None,
+    example_inputs: Inputs | None = None,
+    only: Names | None = None,
+    skip: Names | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+    calibrate: Inputs | None = None,
+    threads: int | None = None,
+    draw_on: str | None = None,
+) -> Callable[[ModuleClass], ModuleClass]: ...
+
+
+def init_policy(
+    policy: ModuleClass | str | InitPolicy = "auto",
+    /,
+    *,
+    seed: int | None = None,
+    example_inputs: Inputs | None = None,
+    only: Names | None = None,
+    skip: Names | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+    calibrate: Inputs | None = None,
+    threads: int | None = None,
+    draw_on: str | None = None,
+) -> ModuleClass | Callable[[ModuleClass], ModuleClass]:
+    """Initialise every object of a model class by a policy, at the end of its construction.
+
+    The policy runs once, after the outermost constructor: a subclass, decorated or not, is first
+    built completely. Where several classes of a line are decorated, the most derived one's policy
+    runs, and no other. A decorated module inside a decorated model is initialised twice; the model
+    has the last word, `skip=` leaves the inner module's values.
+
+    The class stays the class it was (`type(model) is Net`) and keeps its signature; copies, pickles
+    and `torch.load` bring weights back without running the policy again. The policy with its
+    options can be called as `Net.__init_policy__(model)`.
+
+    What else may happen in a constructor:
+
+    - *Lazy layers* have no shape yet. The policy then runs at the first forward: a dry run without
+      gradients gives the layers their shapes, the policy fills them, and the forward itself
+      already computes with the new weights. Loading a state dict first cancels the policy.
+    - Under `torch.device("meta")` there is nothing to write, so nothing happens; `materialize`
+      gives such a model its weights later.
+    - A constructor that raises leaves no object, and the policy does not run.
+    - An object that already has all its parameters when `__init__` begins (a singleton whose
+      constructor is called again) keeps their values.
+
+    Args:
+        policy: Name of a preset or a policy. Alone, without parentheses, the class itself:
+            `@init_policy` is `@init_policy("auto")`.
+        seed: Seed of the random streams, the same for every object; None takes a new one from
+            torch's global generator for each object, so that `torch.manual_seed` governs.
+        example_inputs: As in `apply_policy`, like all that follow.
+        only: Names of the sites to write; globs.
+        skip: Names of the sites to leave; globs.
+        frozen: Whether parameters that require no gradient are written too.
+        strict: Whether a rule that matches nothing is an error.
+        calibrate: A batch to scale the weights with afterwards.
+        threads: Number of threads to draw with.
+        draw_on: Device type to draw on.
+
+    Returns:
+        The class that was given, or a decorator for it.
+
+    Raises:
+        TypeError: What is decorated is no class derived from `torch.nn.Module`.
+        UnknownNameError: There is no preset of that name; raised where the class is defined.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> @init_policy("he", seed=0)
+        ... class Net(nn.Sequential):
+        ...     def __init__(self, width: int) -> None:
+        ...         super().__init__(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
+        >>> bool(Net(64)[0].bias.eq(0).all())
+        True
+        >>> torch.equal(Net(64)[0].weight, Net(64)[0].weight)
+        True
+    """
+    apply = functools.partial(
+        apply_policy,
+        policy=policy if isinstance(policy, str | InitPolicy) else "auto",
+        seed=seed,
+        example_inputs=example_inputs,
+        only=only,
+        skip=skip,
+        frozen=frozen,
+        strict=strict,
+        calibrate=calibrate,
+        threads=threads,
+        draw_on=draw_on,
+    )
+    decorate = functools.partial(_decorate, apply=apply)
+    return decorate if isinstance(policy, str | InitPolicy) else decorate(policy)
