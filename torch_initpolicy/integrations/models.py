@@ -1,0 +1,127 @@
+"""Builds the model that a word of the command line means: a zoo's model or one's own.
+
+Knows how timm and torchvision are asked for an untrained model; nothing of initialisation.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from torch_initpolicy.errors import MissingExtraError, UnknownNameError, nearest
+
+__all__ = ["build"]
+
+EXPECTED = "timm:resnet50, torchvision:resnet50 or package.module:callable"
+
+
+def _timm(name: str) -> Callable[[], nn.Module]:
+    try:
+        import timm  # noqa: PLC0415 - only where it is asked for
+    except ImportError as error:
+        raise MissingExtraError(f"timm:{name}", "zoo") from error
+    if not timm.is_model(name):
+        raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    return functools.partial(timm.create_model, name)
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    try:
+        import torchvision  # noqa: PLC0415 - only where it is asked for
+    except ImportError as error:
+        raise MissingExtraError(f"torchvision:{name}", "zoo") from error
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise UnknownNameError(f"torchvision has no model {name!r}{nearest(name, known)}")
+    builder = torchvision.models.get_model_builder(name)
+    # Both default to a download: "untrained" has to be said for the model and for its backbone.
+    asked = inspect.signature(builder).parameters.keys() & {"weights", "weights_backbone"}
+    return functools.partial(builder, **dict.fromkeys(asked))
+
+
+@contextlib.contextmanager
+def _importing_from_here() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _attribute(owner: object, name: str, module_name: str) -> object:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        suggestion = nearest(name, dir(owner))
+        raise UnknownNameError(f"{module_name} has no {name!r}{suggestion}") from error
+
+
+def _own(module_name: str, path: str) -> Callable[[], nn.Module]:
+    """Find `path` (dotted for something inside a class) in a module that can be imported here."""
+    with _importing_from_here():
+        try:
+            found: object = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or module_name
+            raise UnknownNameError(
+                f"no module {missing!r} can be imported from {Path.cwd().name}/ or the environment"
+            ) from error
+    for part in path.split("."):
+        found = _attribute(found, part, module_name)
+    if not callable(found) or isinstance(found, nn.Module):
+        raise TypeError(f"{module_name}:{path} is no callable that builds a model, but {found!r}")
+    return found
+
+
+ZOOS = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _builder(source: str) -> Callable[[], nn.Module]:
+    place, colon, name = source.partition(":")
+    if not (colon and place and name):
+        raise UnknownNameError(f"{source!r} names no model; write {EXPECTED}")
+    return ZOOS[place](name) if place in ZOOS else _own(place, name)
+
+
+def build(source: str, *, with_memory: bool = True) -> nn.Module:
+    """Build an untrained model from its address.
+
+    Args:
+        source: `timm:NAME`, `torchvision:NAME`, or `package.module:callable`, where the callable
+            takes no arguments (a class or a function) and the module is found in the working
+            directory or the environment.
+        with_memory: Build it as its library does; else on the meta device, without memory for the
+            weights, where the constructor can do without.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnknownNameError: There is no such model, module or name; the nearest are suggested.
+        MissingExtraError: The library is not installed.
+        TypeError: What was found builds no `torch.nn.Module`.
+
+    Examples:
+        >>> build("torch.nn:Identity")
+        Identity()
+    """
+    builder = _builder(source)
+    model = builder() if with_memory else _on_meta(builder)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _on_meta(builder: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return builder()
+    except Exception:  # noqa: BLE001 - a constructor that reads its tensors may fail in any way
+        return builder()
