@@ -27,6 +27,8 @@ class Facts:
         fed_by: The activation its input comes from; None where it is the plain output of another
             weight or the model's own input.
         reads_input: Whether its input is the model's own, with nothing but carriers between.
+        feeds_output: Whether its output is the model's own, with nothing but carriers between: a
+            head.
         ends_residual: Whether nothing but carriers lies between its output and the addition that
             ends a residual branch.
         residual_branches: How many residual branches the whole model has.
@@ -44,6 +46,7 @@ class Facts:
     also_meets: tuple[Activation, ...] = ()
     fed_by: Activation | None = None
     reads_input: bool = False
+    feeds_output: bool = False
     ends_residual: bool = False
     residual_branches: int = 0
     branch_depth: int = 0
