@@ -4,14 +4,12 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, UnknownNameError
 from torch_initpolicy.integrations.models import build
 
 OWN = """
 import torch
-from torch import nn
 
 class Net(nn.Module):
     def __init__(self):
