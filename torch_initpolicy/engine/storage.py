@@ -1,0 +1,349 @@
+"""Where the bytes of a site live: which part of its logical tensor this process holds, and how.
+
+Everything is said in boxes of the logical tensor: one `range` per axis. A plain parameter is one
+box, a sharded one what its placements leave to this process, and a run of the flattened tensor is
+a few boxes again. Knows sites and torch's own ways of holding a parameter; has never heard of
+initializers or of random numbers.
+"""
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.sites import Site
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
+Box = tuple[range, ...]
+"""Part of a tensor: the indices along each axis."""
+
+#
+# Boxes
+#
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """Cut a run of the flattened tensor into boxes, in order; there are fewer than `2 * ndim`.
+
+    Args:
+        shape: Shape of the tensor.
+        start: First element of the run, counted in C order.
+        stop: One past its last element.
+
+    Examples:
+        >>> list(boxes((3, 4), 2, 11))
+        [(range(0, 1), range(2, 4)), (range(1, 2), range(0, 4)), (range(2, 3), range(0, 3))]
+    """
+    if start >= stop:
+        return
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    first, head = divmod(start, inner)
+    last, tail = divmod(stop, inner)
+    if first == last:
+        yield from _in_row(shape, first, head, tail)
+        return
+    if head:
+        yield from _in_row(shape, first, head, inner)
+        first += 1
+    if first < last:
+        yield (range(first, last), *map(range, shape[1:]))
+    yield from _in_row(shape, last, 0, tail)
+
+
+def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[Box]:
+    return ((range(row, row + 1), *box) for box in boxes(shape[1:], start, stop))
+
+
+def volume(box: Box) -> int:
+    """Count the elements of a box."""
+    return math.prod(map(len, box))
+
+
+def overlap(first: Box, second: Box) -> Box:
+    """Return what two boxes share; its volume is 0 where that is nothing."""
+    return tuple(
+        range(max(a.start, b.start), min(a.stop, b.stop))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _inside(part: Box, whole: Box) -> tuple[slice, ...]:
+    """Return the indices of `part` in a tensor that holds the box `whole`."""
+    return tuple(
+        slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True)
+    )
+
+
+#
+# Pieces
+#
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A part of a logical tensor that lies in this process' memory.
+
+    Attributes:
+        tensor: A plain tensor that shares the parameter's memory; its shape is that of `box`.
+        shape: Shape of the logical tensor.
+        box: Which part of the logical tensor it is.
+        run: The smallest run of the flattened logical tensor that covers the box.
+    """
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    box: Box
+    run: range
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the box is all of its run, so that C order here is C order there."""
+        return len(self.run) == self.tensor.numel()
+
+    def blocks(self, size: int) -> Iterator[int]:
+        """Yield the numbers of the blocks of `size` elements that the piece has a part in."""
+        numbers = range(self.run.start // size, -(-self.run.stop // size))
+        if self.is_run:
+            return iter(numbers)
+        return (number for number in numbers if self._touches(number * size, size))
+
+    def _touches(self, start: int, size: int) -> bool:
+        stop = min(start + size, math.prod(self.shape))
+        return any(volume(overlap(box, self.box)) for box in boxes(self.shape, start, stop))
+
+    def window(self, start: int, stop: int) -> Tensor | None:
+        """Return a flat view of a run of the logical tensor, or None where memory has none."""
+        covered = self.run.start <= start and stop <= self.run.stop
+        if not (covered and self.is_run and self.tensor.is_contiguous()):
+            return None
+        return self.tensor.view(-1)[start - self.run.start : stop - self.run.start]
+
+    def put(self, values: Tensor, start: int) -> None:
+        """Write what the piece holds of a run of the logical tensor.
+
+        Args:
+            values: The run, flat and contiguous, of any dtype.
+            start: Its first element.
+        """
+        done = 0
+        for box in boxes(self.shape, start, start + values.numel()):
+            size = volume(box)
+            part = overlap(box, self.box)
+            if volume(part):
+                source = values[done : done + size].view([len(axis) for axis in box])
+                self.tensor[_inside(part, self.box)].copy_(source[_inside(part, box)])
+            done += size
+
+    def part_of(self, value: Tensor) -> Tensor:
+        """Return the part of a whole logical tensor that belongs into the piece."""
+        return value[tuple(slice(axis.start, axis.stop) for axis in self.box)]
+
+
+def whole(tensor: Tensor) -> Piece:
+    """Return a plain tensor as the only piece of itself."""
+    return _piece(tensor.detach(), tuple(tensor.shape), tuple(map(range, tensor.shape)))
+
+
+def pieces(parameter: Tensor) -> tuple[Piece, ...]:
+    """Return the parts of a parameter that this process holds, each as a plain tensor.
+
+    Args:
+        parameter: A plain tensor, or a DTensor of any mesh with `Shard` and `Replicate`
+            placements, those that FSDP2 composes with tensor parallelism included.
+
+    Returns:
+        One piece, or several where the placements interleave; none for a process outside the mesh.
+
+    Raises:
+        ApplyError: The placements hold no values (`Partial`), or say another shape than the
+            tensor here has.
+    """
+    if not is_sharded(parameter):
+        return (whole(parameter),)
+    coordinate = parameter.device_mesh.get_coordinate()
+    if coordinate is None:
+        return ()
+    with torch.no_grad():
+        local = parameter.to_local().detach()
+    shape = tuple(parameter.shape)
+    places = _places(parameter, coordinate)
+    if tuple(sum(map(len, axis)) for axis in places) != tuple(local.shape):
+        raise ApplyError(
+            f"a tensor of shape {shape} placed as {parameter.placements} leaves "
+            f"{tuple(local.shape)} here, which is not what these placements say"
+        )
+    return tuple(_piece(tensor, shape, box) for tensor, box in _split(local, places))
+
+
+def full(parameter: Tensor) -> Tensor:
+    """Return a parameter's whole logical tensor; a sharded one is gathered by its whole mesh."""
+    with torch.no_grad():
+        return parameter.full_tensor() if is_sharded(parameter) else parameter.detach()
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Tell whether a tensor is a DTensor, without importing what nobody has imported yet."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _piece(tensor: Tensor, shape: tuple[int, ...], box: Box) -> Piece:
+    steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    first = sum(axis.start * step for axis, step in zip(box, steps, strict=True))
+    reach = sum((len(axis) - 1) * step for axis, step in zip(box, steps, strict=True))
+    return Piece(tensor, shape, box, range(first, first + (reach + 1 if volume(box) else 0)))
+
+
+def _split(local: Tensor, places: Sequence[Sequence[range]]) -> Iterator[tuple[Tensor, Box]]:
+    """Cut a local tensor where the parts of the logical tensor that it holds do not adjoin."""
+    starts = [list(itertools.accumulate(map(len, axis), initial=0)) for axis in places]
+    for numbers in itertools.product(*(range(len(axis)) for axis in places)):
+        box = tuple(axis[number] for axis, number in zip(places, numbers, strict=True))
+        corner = [starts[axis][number] for axis, number in enumerate(numbers)]
+        index = tuple(slice(at, at + len(r)) for at, r in zip(corner, box, strict=True))
+        yield local[index], box
+
+
+#
+# Placements
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One placement's effect on one axis: part `index` of `count`, in each of `groups`."""
+
+    index: int
+    count: int
+    groups: int = 1
+
+
+def kept_by(size: int, cuts: Sequence[Cut]) -> tuple[range, ...]:
+    """Return the indices of an axis that remain after some cuts, in order.
+
+    Each cut is `torch.chunk`'s: parts of equal size, the last ones smaller or empty. A cut with
+    groups first chunks into that many groups and then takes its part of each.
+
+    Examples:
+        >>> kept_by(10, [Cut(1, 4)])
+        (range(3, 6),)
+        >>> kept_by(8, [Cut(1, 2, groups=2)])
+        (range(2, 4), range(6, 8))
+    """
+    kept = [range(size)]
+    for cut in cuts:
+        kept = list(_cut(kept, cut))
+    return tuple(_joined(kept))
+
+
+def _cut(kept: Sequence[range], cut: Cut) -> Iterator[range]:
+    total = range(sum(map(len, kept)))
+    for group in range(cut.groups):
+        part = _chunk(_chunk(total, cut.groups, group), cut.count, cut.index)
+        yield from _select(kept, part)
+
+
+def _chunk(whole: range, count: int, index: int) -> range:
+    size = -(-len(whole) // count)
+    return whole[index * size : (index + 1) * size]
+
+
+def _select(kept: Sequence[range], part: range) -> Iterator[range]:
+    """Yield the indices at the positions `part` of the ranges `kept` laid end to end."""
+    start = 0
+    for piece in kept:
+        yield piece[max(part.start - start, 0) : max(part.stop - start, 0)]
+        start += len(piece)
+
+
+def _joined(ranges: Sequence[range]) -> list[range]:
+    """Join neighbours that adjoin; where nothing is left, one empty range."""
+    joined = [range(0)]
+    for piece in filter(len, ranges):
+        if len(joined[-1]) and joined[-1].stop == piece.start:
+            joined[-1] = range(joined[-1].start, piece.stop)
+        else:
+            joined.append(piece)
+    return joined[1:] or joined
+
+
+def _places(parameter: "DTensor", coordinate: Sequence[int]) -> list[tuple[range, ...]]:
+    """Return the indices along each axis that the placements leave to this process."""
+    cuts: list[list[Cut]] = [[] for _ in parameter.shape]
+    for number, placement in enumerate(parameter.placements):
+        if not placement.is_replicate():
+            axis, groups = _axis_and_groups(placement)
+            count = parameter.device_mesh.size(number)
+            cuts[axis].append(Cut(coordinate[number], count, groups))
+    return [kept_by(size, cut) for size, cut in zip(parameter.shape, cuts, strict=True)]
+
+
+def _axis_and_groups(placement: "Placement") -> tuple[int, int]:
+    # Whoever holds a DTensor has imported this; others should not wait half a second for it.
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard  # noqa: PLC0415
+
+    if isinstance(placement, _StridedShard):
+        return placement.dim, int(placement.split_factor)
+    if isinstance(placement, Shard):
+        return placement.dim, 1
+    raise ApplyError(f"a tensor placed as {placement} holds no values of its own to write")
+
+
+#
+# What stands in the way
+#
+
+
+def obstacles(site: Site) -> Iterator[str]:
+    """Yield what keeps the memory of a site from being written, each with its remedy."""
+    for parameter in site.parameters:
+        reason = next((why for test, why in _OBSTACLES if test(parameter)), None)
+        if reason is not None:
+            yield reason
+        else:
+            yield from _misplaced(parameter)
+
+
+def _misplaced(parameter: Tensor) -> Iterator[str]:
+    try:
+        pieces(parameter)
+    except ApplyError as error:
+        yield str(error)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Tell whether several elements are one place in memory, as `expand` makes them."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return any(step == 0 and size > 1 for step, size in pairs)
+
+
+_OBSTACLES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
+    (is_lazy, "has no shape yet; run one forward pass first"),
+    (
+        lambda tensor: tensor.is_meta,
+        "is on the meta device and has no memory; call materialize(model, ...) instead",
+    ),
+    (
+        lambda tensor: tensor.layout != torch.strided,
+        "is sparse; initialise it before it is made sparse",
+    ),
+    (
+        torch.is_inference,
+        "was made under torch.inference_mode(), which forbids writing; make the model outside it",
+    ),
+    (_overlaps, "is expanded, so that several elements share memory; clone it first"),
+)
+"""What to look for, in this order, and what to say."""
