@@ -29,6 +29,7 @@ class Facts:
         reads_input: Whether its input is the model's own, with nothing but carriers between.
         feeds_output: Whether its output is the model's own, with nothing but carriers between: a
             head.
+        stopped_by: Name of an operator of unknown role behind which nothing could be seen, or None.
         ends_residual: Whether nothing but carriers lies between its output and the addition that
             ends a residual branch.
         residual_branches: How many residual branches the whole model has.
@@ -47,6 +48,7 @@ class Facts:
     fed_by: Activation | None = None
     reads_input: bool = False
     feeds_output: bool = False
+    stopped_by: str | None = None
     ends_residual: bool = False
     residual_branches: int = 0
     branch_depth: int = 0

@@ -1,0 +1,375 @@
+"""The recorder: runs a forward pass once and writes down which operator read which tensor.
+
+Knows how to run a model without touching it; has never heard what an operator does.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
+
+ShapeRule = Callable[..., Any]
+"""Answers for an operator on meta tensors in place of its own, slower, meta kernel."""
+
+
+class Call(NamedTuple):
+    """Arguments of one forward pass."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = {}
+
+
+def capture(
+    model: nn.Module,
+    call: Call,
+    *,
+    names: Mapping[int, str],
+    on_meta: bool = True,
+    training: bool = False,
+    shape_rules: Mapping[str, ShapeRule] | None = None,
+) -> Graph:
+    """Record one forward pass of `model`.
+
+    The model is left as it was, also when its forward raises: parameters and buffers are swapped
+    for stand-ins, and attributes, hooks, training flags and random states are put back.
+
+    Args:
+        model: The model, without wrappers.
+        call: What to call it with. On meta, tensors are replaced by meta tensors of their shape.
+        names: Canonical name of each parameter, by its `id`.
+        on_meta: Run on meta tensors (no memory, no arithmetic), else on the real parameters and
+            on copies of the buffers.
+        training: Run with every module in training mode, else in evaluation mode.
+        shape_rules: Answers for operators, by name, in place of their own meta kernel.
+
+    Returns:
+        The recorded graph.
+
+    Raises:
+        Exception: Whatever the model's forward raises.
+    """
+    with _untouched(model), torch.no_grad():
+        for module in model.modules():
+            module.training = training
+        stand_ins = dict(_stand_ins(model, on_meta=on_meta))
+        recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) in names:
+                recorder.enter_parameter(stand_ins[name], parameter, names[id(parameter)])
+        args, kwargs = recorder.enter_inputs(call)
+        with recorder.inside_modules(model), recorder:
+            results = torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
+        return recorder.graph(results)
+
+
+def _stand_ins(model: nn.Module, *, on_meta: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield what to run with in place of each parameter and buffer; ties stay ties."""
+    made: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in made:
+            made[id(parameter)] = _plain_meta(parameter) if on_meta else parameter
+        yield name, made[id(parameter)]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if id(buffer) not in made:
+            made[id(buffer)] = _plain_meta(buffer) if on_meta else buffer.clone()
+        yield name, made[id(buffer)]
+
+
+def _plain_meta(tensor: Tensor) -> Tensor:
+    """Return a contiguous meta tensor of the same (for a sharded tensor: global) shape."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put back every attribute, hook, flag and random state of `model` on the way out."""
+    attributes = [(module, _shallow(vars(module))) for module in model.modules()]
+    python_state = random.getstate()
+    for module, _ in attributes:
+        _drop_distributed_hooks(module)
+    try:
+        with torch.random.fork_rng(devices=_cuda_devices(model)):
+            yield
+    finally:
+        random.setstate(python_state)
+        for module, saved in attributes:
+            _restore(vars(module), saved)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    """Return the CUDA devices whose random state a forward pass of `model` could move."""
+    indices = (p.device.index for p in model.parameters() if p.device.type == "cuda")
+    return sorted({index for index in indices if index is not None})
+
+
+_CONTAINERS = (dict, list, set)
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keep each attribute with a copy of its contents, where it is a container."""
+    return {
+        name: (value, value.copy() if isinstance(value, _CONTAINERS) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _restore(attributes: dict[str, Any], saved: dict[str, tuple[Any, Any]]) -> None:
+    for name in attributes.keys() - saved.keys():
+        del attributes[name]
+    for name, (value, contents) in saved.items():
+        if attributes.get(name, saved) is not value:
+            attributes[name] = value
+        if contents is not None and not _same_items(value, contents):
+            value.clear()
+            value.extend(contents) if isinstance(value, list) else value.update(contents)
+
+
+def _same_items(now: Any, before: Any) -> bool:
+    """Compare two containers by the identity of what they hold, in order."""
+    if isinstance(now, set):
+        return bool(now == before)
+    if isinstance(now, dict):
+        return len(now) == len(before) and all(
+            a is c and b is d
+            for (a, b), (c, d) in zip(now.items(), before.items(), strict=True)
+        )
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _drop_distributed_hooks(module: nn.Module) -> None:
+    """Take off the hooks of FSDP2 and tensor parallelism: they gather, and expect shards."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 - no public view
+        for key, hook in list(hooks.items()):
+            if str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
+                del hooks[key]
+
+
+_OF_REFLECTED = {
+    "radd": "add", "rmul": "mul", "rsub": "rsub", "rdiv": "rdiv", "rtruediv": "rdiv",
+    "rpow": "rpow", "rmatmul": "matmul", "iadd": "add", "isub": "sub", "imul": "mul",
+    "itruediv": "div", "idiv": "div", "truediv": "div", "ipow": "pow", "invert": "bitwise_not",
+}  # fmt: skip
+"""Names of Python's operators, by the operator they call."""
+
+
+def op_name(function: Callable[..., Any]) -> str:
+    """Name an operator, in-place and Python-operator spellings folded.
+
+    Examples:
+        >>> op_name(torch.Tensor.add_), op_name(torch.Tensor.__iadd__), op_name(torch.conv2d)
+        ('add', 'add', 'conv2d')
+        >>> op_name(torch.Tensor.mT.__get__)
+        'mT'
+    """
+    name = str(getattr(function, "__name__", function))
+    if name == "__get__":
+        name = str(getattr(getattr(function, "__self__", None), "__name__", name))
+    name = name.strip("_")
+    return _OF_REFLECTED.get(name, name)
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down every operator that returns or changes a tensor."""
+
+    def __init__(self, shape_rules: Mapping[str, ShapeRule], *, on_meta: bool) -> None:
+        super().__init__()
+        self.shape_rules = shape_rules
+        self.on_meta = on_meta
+        self.values: list[Value] = []
+        self.nodes: list[Node] = []
+        self.current: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
+        self.running: list[str] = [""]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` and record it, where it makes or changes tensors."""
+        del types
+        kwargs = kwargs or {}
+        if self.on_meta:
+            args, kwargs = self._on_one_device(args, kwargs)
+        rule = self.shape_rules.get(getattr(func, "__name__", ""))
+        result = (rule or func)(*args, **kwargs)
+        changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else ()
+        outputs = (*tensors_in(result), *changed)
+        if outputs:
+            self.record(op_name(func), func, args, kwargs, outputs)
+        return result
+
+    def record(
+        self,
+        op: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: tuple[Tensor, ...],
+    ) -> None:
+        """Add one node; a tensor that it changed in place has a new value from here on."""
+        index = len(self.nodes)
+        read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
+        node_args, node_kwargs = _map(self._ref, (args, dict(kwargs)))
+        bases = tuple(self._changed_bases(outputs))
+        made = tuple(self._new_value(tensor, producer=index) for tensor in (*outputs, *bases))
+        self.nodes.append(
+            Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
+        )
+
+    def enter_parameter(self, stand_in: Tensor, parameter: Tensor, name: str) -> None:
+        """Make known a parameter under both its stand-in and itself.
+
+        Recurrent layers keep a second list of their parameters, which swapping does not reach.
+        """
+        if id(stand_in) not in self.current:
+            self._new_value(stand_in, parameter=name)
+        self.current[id(parameter)] = self.current[id(stand_in)]
+
+    def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make the arguments of the forward pass known and return their stand-ins."""
+        args, kwargs = _map(self._enter_input, (tuple(call.args), dict(call.kwargs)))
+        return args, kwargs
+
+    @contextlib.contextmanager
+    def inside_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of which module is running."""
+        named: dict[nn.Module, str] = {}
+        for name, module in canonical_modules(model):
+            named.setdefault(module, name)
+        handles = [
+            handle
+            for module, name in named.items()
+            for handle in (
+                module.register_forward_pre_hook(self._entering(name)),
+                module.register_forward_hook(self._leave),
+            )
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def graph(self, results: Any) -> Graph:
+        """Return what has been recorded."""
+        consumers: list[list[int]] = [[] for _ in self.values]
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                consumers[value].append(node.index)
+        return Graph(
+            values=tuple(self.values),
+            nodes=tuple(self.nodes),
+            results=tuple(self._value_of(tensor) for tensor in tensors_in(results)),
+            consumers=tuple(map(tuple, consumers)),
+        )
+
+    def _on_one_device(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Send real tensors to meta where an operator would mix the two."""
+        devices = {tensor.device.type for tensor in tensors_in((args, kwargs))}
+        if len(devices) < 2 or "meta" not in devices:
+            return args, kwargs
+        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = _map(self._to_meta, (args, dict(kwargs)))
+        return on_meta
+
+    def _to_meta(self, tensor: Tensor) -> Tensor:
+        """Return a meta tensor that continues the value of a real one."""
+        if tensor.device.type == "meta":
+            return tensor
+        on_meta = _plain_meta(tensor)
+        self.current[id(on_meta)] = self._value_of(tensor)
+        self.alive.append(on_meta)
+        return on_meta
+
+    def _enter_input(self, tensor: Tensor) -> Tensor:
+        stand_in = _plain_meta(tensor) if self.on_meta else tensor
+        self._new_value(stand_in, is_input=True)
+        return stand_in
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            del module, args
+            self.running.append(name)
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Bridge what a module made unseen (a scripted function, a foreign kernel)."""
+        unseen = tuple(t for t in tensors_in(output) if id(t) not in self.current)
+        if unseen:
+            self.record(type(module).__name__, module, args, {}, unseen)
+        self.running.pop()
+
+    def _changed_bases(self, outputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Yield the known tensors of which `outputs` that were there before are views."""
+        for tensor in outputs:
+            base = tensor._base  # noqa: SLF001 - the only way from a view to its base
+            if id(tensor) in self.current and base is not None and id(base) in self.current:
+                yield base
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        return Ref(self._value_of(tensor))
+
+    def _value_of(self, tensor: Tensor) -> int:
+        if id(tensor) not in self.current:
+            self._new_value(tensor, constant=_number(tensor))
+        return self.current[id(tensor)]
+
+    def _new_value(self, tensor: Tensor, **known: Any) -> int:
+        strided = tensor.layout is torch.strided
+        value = Value(
+            index=len(self.values),
+            shape=tuple(tensor.shape),
+            stride=tuple(tensor.stride()) if strided else (),
+            offset=int(tensor.storage_offset()) if strided else 0,
+            storage=tensor.untyped_storage()._cdata if strided else -1,  # noqa: SLF001 - its identity
+            dtype=tensor.dtype,
+            **known,
+        )
+        self.values.append(value)
+        self.current[id(tensor)] = value.index
+        self.alive.append(tensor)
+        return value.index
+
+
+def _number(tensor: Tensor) -> float | None:
+    """Return the number in a real tensor of one element, or None."""
+    is_number = tensor.numel() == 1 and tensor.device.type != "meta" and not tensor.is_complex()
+    return float(tensor.item()) if is_number else None
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+def _map(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply `function` to the tensors in nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        items = [_map(function, item) for item in tree]
+        if getattr(tree, "_fields", None):  # a named tuple
+            return type(tree)(*items)
+        return items if isinstance(tree, list) else tuple(items)
+    if isinstance(tree, dict):
+        return {key: _map(function, item) for key, item in tree.items()}
+    return tree

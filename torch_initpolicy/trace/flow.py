@@ -1,0 +1,265 @@
+"""From a recorded forward pass to facts about each site.
+
+Knows what follows from the roles of operators; decides nothing about initialisation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.layers import Role
+from torch_initpolicy.trace.activations import composites
+from torch_initpolicy.trace.expressions import axes_at, labels_of
+from torch_initpolicy.trace.facts import Evidence, Facts
+from torch_initpolicy.trace.graph import Graph, Node
+from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.packs import Pack, packs
+from torch_initpolicy.trace.residuals import Residuals, residuals
+from torch_initpolicy.trace.uses import Use, Uses, uses
+from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, behind
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Everything that follows from one recorded forward pass.
+
+    Attributes:
+        uses: Where parameters meet the signal.
+        ahead: What each value meets.
+        behind: Where each value comes from.
+        residuals: The residual branches.
+        packs: Weights that are several matrices packed into one, by node.
+        kernels: Values that become the weight of another operator.
+    """
+
+    uses: Uses
+    ahead: Mapping[int, Walk]
+    behind: Mapping[int, Walk]
+    residuals: Residuals
+    packs: Mapping[int, Pack]
+    kernels: frozenset[int]
+
+
+def flow(
+    graph: Graph, *, table: Mapping[str, Op] = OPS, numbers: Mapping[str, float] | None = None
+) -> Flow:
+    """Read a graph: a few passes over its nodes, each linear in their number.
+
+    Args:
+        graph: The recorded forward pass.
+        table: What operators do, by name; pass `{**OPS, "my_op": Op(...)}` for your own.
+        numbers: Values of parameters that are a single number, by name.
+    """
+    used = uses(graph, table)
+    roles = {node.index: used.role(node) for node in graph.nodes}
+    activated = composites(graph, roles, numbers or {})
+    return Flow(
+        uses=used,
+        ahead=ahead(used, activated),
+        behind=behind(used, activated),
+        residuals=residuals(used),
+        packs=packs(used),
+        kernels=frozenset(_kernels(used)),
+    )
+
+
+def unknown_operators(flow: Flow) -> dict[str, int]:
+    """Count the operators of unknown role through which a signal goes, by name."""
+    counts: dict[str, int] = {}
+    for node in flow.uses.graph.nodes:
+        if flow.uses.role(node) is OpRole.UNKNOWN and not flow.uses.signals.isdisjoint(node.inputs):
+            counts[node.op] = counts.get(node.op, 0) + 1
+    return counts
+
+
+def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Facts]:
+    """Say what is known about each site, by canonical name.
+
+    Args:
+        sites: The parameters of the model.
+        flow: What its forward pass says.
+        evidence: How the forward pass was recorded.
+    """
+    found: dict[str, list[Use]] = {}
+    for use in flow.uses.found:
+        found.setdefault(use.source.site, []).append(use)
+    norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
+    owners = {id(site.owner) for site in sites if site.name in norms}
+    return {
+        site.name: _facts(site, found.get(site.name, []), flow, evidence, id(site.owner) in owners)
+        for site in sites
+    }
+
+
+def _facts(
+    site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, in_norm: bool
+) -> Facts:
+    branches = len(flow.residuals.branches)
+    if not found:
+        return Facts(site.role, site.axes, residual_branches=branches, evidence=evidence)
+    first = found[0]
+    role = site.role if site.role != "unknown" else _raw_role(first, flow, in_norm=in_norm)
+    met = _met(found, flow)
+    fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
+    output = first.node.outputs[0]
+    return Facts(
+        role=role,
+        axes=_axes(site, first, flow),
+        op=first.node.op,
+        meets=met.nearest,
+        also_meets=tuple(activation for _, activation in met.activations[1:]),
+        fed_by=fed.nearest,
+        reads_input=fed.at_border and fed.nearest is None,
+        feeds_output=met.at_border,
+        stopped_by=met.stopped_by[0] if met.stopped_by else None,
+        ends_residual=output in flow.residuals.ending,
+        residual_branches=branches,
+        branch_depth=flow.residuals.depth_around(first.node.index),
+        offset=first.source.shift,
+        used=True,
+        evidence=evidence,
+    )
+
+
+def _met(found: Sequence[Use], flow: Flow) -> Walk:
+    """Say what the output of a site meets, at its first use and then at the others."""
+    walks = [_ahead(use, flow) for use in found]
+    first, others = walks[0], [pair for walk in walks[1:] for pair in walk.activations]
+    seen = {activation for _, activation in first.activations}
+    more = {a: d for d, a in sorted(others, key=lambda pair: -pair[0]) if a not in seen}
+    return first._replace(
+        activations=(*first.activations, *((d, a) for a, d in reversed(more.items())))
+    )
+
+
+_INSIDE: Mapping[str, Walk] = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "lstm_cell", "gru_cell", "rnn_tanh_cell"),
+                    Walk(((1, Activation("tanh")),))),
+    **dict.fromkeys(("rnn_relu", "rnn_relu_cell"), Walk(((1, Activation("relu")),))),
+}  # fmt: skip
+"""What the weights inside an operator meet there, by its name."""
+
+
+def _ahead(use: Use, flow: Flow) -> Walk:
+    if use.node.op in _INSIDE:
+        return _INSIDE[use.node.op]
+    if flow.uses.role(use.node) is OpRole.PROJECTS_AND_ATTENDS and "out_proj" not in use.slot:
+        return NOTHING if use.slot == "v_proj_weight" else Walk(((1, SOFTMAX),))
+    return flow.ahead.get(use.node.outputs[0], NOTHING)
+
+
+def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
+    """Join what the type says of the axes with what the operator says."""
+    axes = site.axes or _axes_at(site, use, flow)
+    pack = flow.packs.get(use.node.index)
+    if axes is None or pack is None or axes.blocks or not axes.outputs:
+        return axes
+    fits = sum(pack.blocks) * pack.repeats == site.shape[axes.outputs[0]]
+    return replace(axes, blocks=pack.blocks, repeats=pack.repeats) if fits else axes
+
+
+def _axes_at(site: Site, use: Use, flow: Flow) -> Axes | None:
+    if _role(use, flow) not in ("weight", "embedding"):
+        return None
+    return axes_at(use.source, labels_of(use.node, use.slot, use.value), site.shape, use.node)
+
+
+def _raw_role(use: Use, flow: Flow, *, in_norm: bool) -> Role:
+    """Return the role of a parameter of which its owner's type says nothing."""
+    role = _role(use, flow)
+    if role in ("scale", "bias", "position") and use.slot == "input":
+        return _role_beside(use, flow, role, in_norm=in_norm)
+    return role
+
+
+def _role_beside(use: Use, flow: Flow, role: Role, *, in_norm: bool) -> Role:
+    """Tell apart what is added to or multiplied with a signal."""
+    kind = flow.uses.kinds.get(use.partner) if use.partner is not None else None
+    if role == "scale":
+        return "gate" if use.source.gated else role
+    if in_norm and kind in ("normalised", "scaled"):
+        return "norm_bias"
+    met = _ahead(use, flow).nearest
+    if role == "position" and met == SOFTMAX:
+        return "table"
+    return role
+
+
+_ROLES: Mapping[OpRole, Mapping[str, Role]] = {
+    OpRole.WEIGHS: {"weight": "weight", "bias": "bias", "input": "token"},
+    OpRole.CONTRACTS: {"left": "weight", "right": "weight", "input": "weight", "bias": "bias"},
+    OpRole.RECURS: {"input": "weight"},
+    OpRole.LOOKS_UP: {"weight": "embedding"},
+    OpRole.NORMALISES: {"weight": "norm_weight", "bias": "norm_bias", "input": "token"},
+    OpRole.PROJECTS_AND_ATTENDS: {
+        "in_proj_weight": "weight", "q_proj_weight": "weight", "k_proj_weight": "weight",
+        "v_proj_weight": "weight", "out_proj_weight": "weight", "in_proj_bias": "bias",
+        "out_proj_bias": "bias", "bias_k": "token", "bias_v": "token", "query": "token",
+        "key": "token", "value": "token",
+    },
+    OpRole.ATTENDS: {"mask": "table", "query": "token", "key": "token", "value": "token"},
+    OpRole.ACTIVATES: {"slope": "scale", "input": "scale"},
+    OpRole.GATES: {"input": "scale"},
+    OpRole.COMPUTES: {"input": "scale"},
+    OpRole.JOINS: {"input": "token"},
+    OpRole.MOVES: {"input": "token"},
+    OpRole.CASTS: {"input": "token"},
+    OpRole.SUMMARISES: {"input": "scale"},
+}  # fmt: skip
+"""What a parameter does, by the role of its operator and the argument it stands in."""
+
+
+def _role(use: Use, flow: Flow) -> Role:
+    """Return what a parameter does at one of its uses."""
+    role = flow.uses.role(use.node)
+    if role is OpRole.MULTIPLIES:
+        kind = flow.uses.kinds.get(use.partner) if use.partner is not None else None
+        return "norm_weight" if kind == "normalised" and not use.source.gated else "scale"
+    if role is OpRole.ADDS:
+        return _role_of_summand(use, flow)
+    if role is OpRole.MIXES:
+        return "table" if use.node.op in _LOOK_UPS else "token"
+    found = _ROLES.get(role, {}).get(use.slot, "unknown")
+    return found if found != "weight" else _role_of_weight(use, flow)
+
+
+_LOOK_UPS = frozenset({"getitem", "index_select", "gather", "take", "take_along_dim", "index"})
+
+
+def _role_of_summand(use: Use, flow: Flow) -> Role:
+    """A vector added to the output of a weight of the same owner is its bias."""
+    extents = [size for size in use.value.shape if size > 1]
+    if len(extents) > 1:
+        return "position"
+    if not extents:
+        return "scale"
+    owner = use.source.site.rpartition(".")[0]
+    weighed = any(
+        other.source.site.rpartition(".")[0] == owner and other.node.index in flow.uses.weighers
+        for other in flow.uses.found
+        if other.node.index < use.node.index
+    )
+    return "bias" if weighed else "position"
+
+
+def _role_of_weight(use: Use, flow: Flow) -> Role:
+    """Tell the weight itself from what only scales it, and from tables of whole kernels."""
+    together = flow.uses.sources[use.value.index]
+    largest = max(source.size for source in together)
+    if use.source.size < largest and not use.source.contracted:
+        return "scale"
+    return "table" if use.node.outputs[0] in flow.kernels else "weight"
+
+
+def _kernels(uses: Uses) -> Iterator[int]:
+    """Yield the signals that become, through moves alone, the weight of another operator."""
+    found: set[int] = set()
+    for node in reversed(uses.graph.nodes):
+        role = uses.role(node)
+        for slot, value in uses.slots(node):
+            moves = role in (OpRole.MOVES, OpRole.CASTS) and not found.isdisjoint(node.outputs)
+            if value in uses.signals and (moves or (role is OpRole.WEIGHS and slot == "weight")):
+                found.add(value)
+    yield from found

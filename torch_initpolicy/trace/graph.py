@@ -1,0 +1,87 @@
+"""A recorded forward pass: values, the nodes that made them, and the modules they ran in.
+
+Knows that tensors go into operators and come out; has never heard what an operator does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Ref(NamedTuple):
+    """Stands for a tensor among a node's arguments."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor at one moment: an in-place operator makes a new value of the same tensor.
+
+    Attributes:
+        index: Its number; values are numbered in the order in which they came to be.
+        shape: Its shape.
+        stride: Its strides in elements.
+        offset: Its offset into its storage, in elements.
+        storage: Identifies the storage: two values with the same are views of one another.
+        dtype: Its dtype.
+        producer: The node that made it; None for parameters, buffers, inputs and constants.
+        parameter: Canonical name, where the value is a parameter of the model.
+        is_input: Whether it is one of the model's inputs.
+        constant: The number it holds, where it is a constant of one element.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    storage: int
+    dtype: torch.dtype
+    producer: int | None = None
+    parameter: str | None = None
+    is_input: bool = False
+    constant: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One call of an operator.
+
+    Attributes:
+        index: Its number, in order of execution.
+        op: Name of the operator, in-place and reflected forms folded: `"conv2d"`, `"add"`.
+        function: What was called.
+        args: Its positional arguments, tensors replaced by `Ref`.
+        kwargs: Its keyword arguments, likewise.
+        inputs: Values among the arguments, in order.
+        outputs: Values among the results, in order.
+        module: Canonical name of the innermost module that was running.
+    """
+
+    index: int
+    op: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A recorded forward pass.
+
+    Attributes:
+        values: All values, by index.
+        nodes: All nodes, by index, which is the order of execution.
+        results: The values that the forward pass returned.
+        consumers: For each value, the nodes that read it.
+    """
+
+    values: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    results: tuple[int, ...]
+    consumers: tuple[tuple[int, ...], ...] = field(repr=False)

@@ -1,0 +1,195 @@
+"""Packed weights: one matrix whose output is cut into q, k and v, or into value and gate.
+
+The output of a weight is followed through views; where two of its parts meet in a product, the
+weight is as many matrices packed into one.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch_initpolicy.trace.graph import Node, Value
+from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.walks import CARRIERS
+
+
+class Pack(NamedTuple):
+    """Sizes of the matrices along the output axis, and how often the pattern recurs."""
+
+    blocks: tuple[int, ...]
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some of the channels of a weight's output, as bits."""
+
+    node: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Where the channels of a weight's output lie in memory.
+
+    Attributes:
+        node: The weight.
+        size: Number of its channels.
+        stride: Distance between two channels, in elements.
+        offset: Where the output begins.
+    """
+
+    node: int
+    size: int
+    stride: int
+    offset: int
+
+    def part(self, value: Value) -> _Part:
+        """Return the channels that a view of the output shows."""
+        first = (value.offset - self.offset) // self.stride % self.size
+        runs = sorted(
+            (stride // self.stride, size)
+            for stride, size in zip(value.stride, value.shape, strict=True)
+            if self.stride <= stride < self.stride * self.size and size > 1
+        )
+        return _Part(self.node, _bits(first, tuple(runs)) & ((1 << self.size) - 1))
+
+    def axis(self, value: Value) -> int | None:
+        """Return the dimension along which a value has all channels, or None."""
+        return next(
+            (
+                axis
+                for axis, (stride, size) in enumerate(zip(value.stride, value.shape, strict=True))
+                if (stride, size) == (self.stride, self.size)
+            ),
+            None,
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _bits(first: int, runs: tuple[tuple[int, int], ...]) -> int:
+    """Return the channels `first + sum(i * stride)`, as bits."""
+    bits = 1
+    for stride, size in runs:
+        bits = sum(bits << (stride * i) for i in range(size)) if stride > 1 else _ones(bits, size)
+    return bits << first
+
+
+def _ones(bits: int, size: int) -> int:
+    return (1 << size) - 1 if bits == 1 else sum(bits << i for i in range(size))
+
+
+_PRODUCTS = frozenset({OpRole.CONTRACTS, OpRole.MULTIPLIES, OpRole.ATTENDS})
+_KEEPS_CHANNELS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
+_MOST_PARTS = 12
+
+
+def packs(uses: Uses) -> Mapping[int, Pack]:
+    """Find the weights that are several matrices packed into one, by their node."""
+    follower = _Follower(uses)
+    for node in uses.graph.nodes:
+        follower.enter(node)
+    sizes = {view.node: view.size for view in follower.views.values()}
+    found = {
+        node: _pattern(tuple(sorted(_largest(parts))), sizes[node])
+        for node, parts in follower.met.items()
+    }
+    return {node: pack for node, pack in found.items() if pack is not None}
+
+
+class _Follower:
+    """Follows the outputs of weights through views and carriers."""
+
+    def __init__(self, uses: Uses) -> None:
+        self.uses = uses
+        self.views: dict[int, _View] = {}  # by value: it is a view of a weight's output
+        self.parts: dict[int, frozenset[_Part]] = {}  # by value: what it is made of
+        self.met: dict[int, set[int]] = {}  # by weight: channels that meet in a product
+
+    def enter(self, node: Node) -> None:
+        """Follow one node."""
+        if node.index in self.uses.weighers:
+            self._start(node)
+            return
+        role = self.uses.role(node)
+        parts = self._parts_read(node)
+        if role in _PRODUCTS and len(parts) > 1:
+            self._meet(parts)
+        if role in _KEEPS_CHANNELS or role in _PRODUCTS:
+            for output in node.outputs:
+                self._follow(node, output, parts)
+
+    def _start(self, node: Node) -> None:
+        value = self.uses.graph.values[node.outputs[0]]
+        axis = _channel_axis(node, value)
+        if axis is not None and value.stride:
+            stride, size = value.stride[axis], value.shape[axis]
+            if stride and size > 1:
+                self.views[value.index] = _View(node.index, size, stride, value.offset)
+
+    def _parts_read(self, node: Node) -> frozenset[_Part]:
+        values = self.uses.graph.values
+        parts: set[_Part] = set()
+        for value in self.uses.carried(node):
+            if value in self.views:
+                parts.add(self.views[value].part(values[value]))
+            parts |= self.parts.get(value, frozenset())
+        return frozenset(parts)
+
+    def _follow(self, node: Node, output: int, parts: frozenset[_Part]) -> None:
+        graph = self.uses.graph
+        after = graph.values[output]
+        read = [value for value in self.uses.carried(node) if value in self.views]
+        for value in read:
+            before, view = graph.values[value], self.views[value]
+            if before.storage == after.storage:
+                self.views[output] = view
+                return
+            axis = view.axis(before)
+            if axis is not None and before.shape == after.shape and after.stride[axis]:
+                self.views[output] = _View(view.node, view.size, after.stride[axis], after.offset)
+                return
+        if 0 < len(parts) <= _MOST_PARTS:
+            self.parts[output] = parts
+
+    def _meet(self, parts: frozenset[_Part]) -> None:
+        for part in parts:
+            self.met.setdefault(part.node, set()).add(part.channels)
+
+
+def _channel_axis(node: Node, value: Value) -> int | None:
+    """Return the axis of a weight's output along which its units lie."""
+    if node.op.startswith("conv"):
+        return 1 if len(value.shape) > 2 else 0
+    return len(value.shape) - 1 if node.op in _UNITS_LAST else None
+
+
+_UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"})
+
+
+def _largest(parts: set[int]) -> list[int]:
+    """Leave out what is contained in another part: the halves that a rotary embedding takes."""
+    return [p for p in parts if not any(p != other and p & other == p for other in parts)]
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(parts: tuple[int, ...], size: int) -> Pack | None:
+    """Return the pattern of parts along the axis, or None where they do not tile it."""
+    disjoint = sum(part.bit_count() for part in parts) == size
+    if len(parts) < 2 or not disjoint or functools.reduce(int.__or__, parts) != (1 << size) - 1:
+        return None
+    runs = list(_runs(parts, size))
+    period = len(parts)
+    sizes = tuple(length for _, length in runs[:period])
+    recurs = len(runs) % period == 0 and runs == runs[:period] * (len(runs) // period)
+    return Pack(sizes, len(runs) // period) if recurs else None
+
+
+def _runs(parts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of channels that belong to one part, as `(part, length)`."""
+    owner = [next(i for i, part in enumerate(parts) if part >> c & 1) for c in range(size)]
+    for part, run in itertools.groupby(owner):
+        yield part, sum(1 for _ in run)

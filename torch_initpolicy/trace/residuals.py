@@ -1,0 +1,140 @@
+"""Residual branches: additions one side of which is the other's ancestor.
+
+Sets of nodes are bits of one integer, so that the ancestors of every value cost one `|` an edge.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.walks import CARRIERS
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A residual branch.
+
+    Attributes:
+        node: The addition that ends it.
+        value: What the branch adds.
+        inside: Nodes inside the branch, as bits.
+        depth: Weights on its longest path.
+    """
+
+    node: int
+    value: int
+    inside: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """The residual branches of a graph.
+
+    Attributes:
+        branches: All of them, in order of execution.
+        ending: Values whose numbers reach the end of a branch through carriers alone.
+    """
+
+    branches: tuple[Branch, ...]
+    ending: frozenset[int]
+
+    def depth_around(self, node: int) -> int:
+        """Return the depth of the innermost branch around a node; 0 outside any."""
+        around = [branch for branch in self.branches if branch.inside >> node & 1]
+        return min(around, key=lambda b: b.inside.bit_count()).depth if around else 0
+
+
+def residuals(uses: Uses) -> Residuals:
+    """Find the residual branches of a graph."""
+    ancestry = _Ancestry(uses)
+    found = {
+        branch.node: branch
+        for node in uses.graph.nodes
+        if (branch := ancestry.branch_ending_at(node)) is not None
+    }
+    return Residuals(tuple(found.values()), frozenset(_ending(uses, found)))
+
+
+class _Ancestry:
+    """For every value: the nodes it comes from, and the one whose output it still is."""
+
+    def __init__(self, uses: Uses) -> None:
+        self.uses = uses
+        self.weighers = sum(1 << index for index in uses.weighers)
+        self.ancestors: dict[int, int] = {}
+        self.identity: dict[int, int] = {}
+        self.depth: dict[int, int] = {}
+        beyond = len(uses.graph.nodes)  # inputs have no node: they get the bits behind the last
+        for value in uses.graph.values:
+            if value.is_input:
+                self.ancestors[value.index] = self.identity[value.index] = 1 << beyond
+                beyond += 1
+        for node in uses.graph.nodes:
+            self._enter(node)
+
+    def _enter(self, node: Node) -> None:
+        bit = 1 << node.index
+        ancestors, identity, depth = bit, bit, 0
+        carries = self.uses.role(node) in CARRIERS
+        for value in self.uses.carried(node):
+            ancestors |= self.ancestors.get(value, 0)
+            depth = max(depth, self.depth.get(value, 0))
+            if carries:
+                identity |= self.identity.get(value, 0)
+        for output in node.outputs:
+            self.ancestors[output] = ancestors
+            self.identity[output] = identity
+            self.depth[output] = depth + (node.index in self.uses.weighers)
+
+    def branch_ending_at(self, node: Node) -> Branch | None:
+        """Return the branch that an addition ends, or None where it ends none."""
+        summands = tuple(self.uses.carried(node))
+        if self.uses.role(node) is not OpRole.ADDS or len(set(summands)) != 2:
+            return None
+        for skip, value in (summands, summands[::-1]):
+            if self._is_identity(skip, value) or self._is_projection(skip, value):
+                inside = self.ancestors[value] & ~self.ancestors[skip]
+                return Branch(node.index, value, inside, self._depth(skip, value))
+        return None
+
+    def _is_identity(self, skip: int, value: int) -> bool:
+        """The skip is an ancestor of the branch, and there are weights between."""
+        shared = self.identity[skip] & self.ancestors[value] & ~self.identity[value]
+        return bool(shared) and self._weights_beyond(value, skip) > 0
+
+    def _is_projection(self, skip: int, value: int) -> bool:
+        """The skip is one weight away from an ancestor of the branch, which has more."""
+        common = self.ancestors[skip] & self.ancestors[value]
+        return bool(common) and self._weights_beyond(skip, value) == 1 < self._weights_beyond(
+            value, skip
+        )
+
+    def _weights_beyond(self, value: int, other: int) -> int:
+        beyond = self.ancestors[value] & ~self.ancestors[other] & self.weighers
+        return beyond.bit_count()
+
+    def _depth(self, skip: int, value: int) -> int:
+        shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
+        entry = shared.bit_length() - 1  # the last weight that both have in common
+        before = 0 if entry < 0 else self.depth[self.uses.graph.nodes[entry].outputs[0]]
+        return self.depth[value] - before
+
+
+def _ending(uses: Uses, found: Mapping[int, Branch]) -> Iterator[int]:
+    """Yield the values whose numbers reach the end of a branch through carriers alone."""
+    ending: set[int] = set()
+    for value in reversed(uses.graph.values):
+        for index in uses.graph.consumers[value.index]:
+            node = uses.graph.nodes[index]
+            if index in found:
+                reaches = found[index].value == value.index
+            else:
+                carries = uses.role(node) in CARRIERS and value.index in set(uses.carried(node))
+                reaches = carries and not ending.isdisjoint(node.outputs)
+            if reaches:
+                ending.add(value.index)
+                break
+    yield from ending
