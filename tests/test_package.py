@@ -1,0 +1,200 @@
+"""The house as a whole: order of imports, public names, docstrings, what importing it costs."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import torch_initpolicy
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "torch_initpolicy"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+FLOORS = (
+    {"errors"},
+    {"tensors"},
+    {"sites"},
+    {"trace"},
+    {"policy"},
+    {"engine"},
+    {"checks"},
+    {"report"},
+    {"api"},
+    {"decorator", "testing", "integrations"},
+    {"cli", "pytest_plugin"},
+)
+"""The floors of the house: a module imports from its own floor and from those before it."""
+
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def dotted(path: Path) -> str:
+    """Write a module's path below the package with dots: `trace.flow`, and `` for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield what a module imports from the package, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith(PACKAGE.name))
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports by a relative path"
+            if node.module and node.module.split(".")[0] == PACKAGE.name:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms(path: Path) -> set[str]:
+    """Collect the rooms of the house a module imports from."""
+    return {name.split(".")[1] for name in imports(path) if name.split(".")[1] in FLOOR}
+
+
+class TestImports:
+    """Imports run one way."""
+
+    @pytest.mark.parametrize(
+        "path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=dotted
+    )
+    def test_order(self, path):
+        """A module imports from its own floor or from a lower one, and never the whole package."""
+        own = dotted(path).split(".")[0]
+
+        assert {room for room in rooms(path) if FLOOR[room] > FLOOR[own]} == set()
+        assert not any(name.split(".")[1] not in FLOOR for name in imports(path))
+
+    def test_no_cycles(self):
+        """Among modules, too, no import leads back to where it started."""
+        known = {dotted(path) for path in MODULES}
+        graph = {dotted(path): module_imports(path, known) for path in MODULES}
+        del graph[""]
+        while leaves := {name for name, needs in graph.items() if not needs & graph.keys()}:
+            graph = {name: needs for name, needs in graph.items() if name not in leaves}
+
+        assert graph == {}
+
+    def test_every_room_has_a_floor(self):
+        """Whoever adds a folder or a module says where in the order it stands."""
+        assert {dotted(path).split(".")[0] for path in MODULES} - {""} == FLOOR.keys()
+
+    def test_importing_brings_torch_and_the_standard_library_only(self):
+        """`import torch_initpolicy` imports nothing that `import torch` does not."""
+        code = "import sys, {}; print(*{{name.split('.')[0] for name in sys.modules}})"
+        names = {
+            module: set(run_python(code.format(module)).split())
+            for module in ("torch", "torch_initpolicy")
+        }
+
+        brought = names["torch_initpolicy"] - names["torch"] - sys.stdlib_module_names
+        assert brought == {"torch_initpolicy"}
+
+
+def module_imports(path: Path, known: set[str]) -> set[str]:
+    """Collect the modules (not the names in them) a module imports."""
+    wanted = {name.removeprefix(f"{PACKAGE.name}.") for name in imports(path)}
+    return {name if name in known else name.rpartition(".")[0] for name in wanted} - {""}
+
+
+def run_python(code: str) -> str:
+    """Run `code` in a fresh interpreter and return what it prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+PUBLIC = {name: getattr(torch_initpolicy, name) for name in torch_initpolicy.__all__}
+CALLABLES = {
+    f"{prefix}{name}": thing
+    for prefix, names in (
+        ("", PUBLIC),
+        *((f"{name}.", vars(space)) for name, space in PUBLIC.items() if inspect.ismodule(space)),
+    )
+    for name, thing in names.items()
+    if (inspect.isfunction(thing) or inspect.isclass(thing))
+    and not name.startswith("_")
+    and (prefix == "" or name in PUBLIC[prefix[:-1]].__all__)
+}
+
+
+class TestPublicNames:
+    """What a user sees."""
+
+    def test_all_is_complete_and_sorted(self):
+        """`__all__` lists exactly the public names, in order."""
+        public = {
+            name
+            for name, thing in vars(torch_initpolicy).items()
+            if not name.startswith("_")
+            and not (inspect.ismodule(thing) and name not in torch_initpolicy.__all__)
+        }
+
+        assert list(torch_initpolicy.__all__) == sorted(public)
+
+    @pytest.mark.parametrize("path", MODULES, ids=dotted)
+    def test_all_of_each_module_exists(self, path):
+        """A module's `__all__` is sorted and names only what is there."""
+        module = sys.modules.get(".".join(filter(None, (PACKAGE.name, dotted(path)))))
+        names = list(getattr(module, "__all__", []))
+
+        assert names == sorted(names)
+        assert [name for name in names if name not in vars(module)] == []
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("apply_policy", "plan_policy", "init_policy", "InitPolicy", "Rule"),
+            *("initializers", "presets", "match"),
+        ],
+    )
+    def test_promised_names(self, name):
+        """The names of the public surface are there."""
+        assert name in PUBLIC
+
+    @pytest.mark.parametrize("name", CALLABLES)
+    def test_docstring_with_an_example(self, name):
+        """Everything public has a docstring, and what can be called shows a call."""
+        docstring = inspect.getdoc(CALLABLES[name])
+
+        assert docstring
+        assert docstring.splitlines()[0].endswith(".")
+        assert ">>> " in docstring
+
+    def test_version(self):
+        """The version has one source."""
+        project = (ROOT / "pyproject.toml").read_text()
+
+        assert re.findall(r'^version = "(.+)"$', project, re.MULTILINE) == [
+            torch_initpolicy.__version__
+        ]
+
+
+class TestText:
+    """What is written speaks for every reader."""
+
+    @pytest.mark.parametrize("path", MODULES, ids=dotted)
+    def test_module_docstring(self, path):
+        """Every module says what it knows."""
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+    @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+    def test_every_test_says_what_must_hold(self, path):
+        """Each test function and each test file has a docstring."""
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        tests = [node for node in functions if node.name.startswith("test_")]
+
+        assert ast.get_docstring(tree)
+        assert [test.name for test in tests if not ast.get_docstring(test)] == []
+
+    def test_no_path_of_a_single_machine(self):
+        """No file names a folder that exists on one machine only."""
+        files = [*MODULES, *TESTS, *ROOT.glob("*.md"), *ROOT.glob("examples/**/*.py")]
+        private = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|mnt)/")
+
+        assert [path.name for path in files if private.search(path.read_text())] == []
