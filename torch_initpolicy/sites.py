@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -180,7 +180,7 @@ def _hooked(module: nn.Module) -> Iterator[tuple[str, _Folded]]:
 def _site(places: list[Holder]) -> Site:
     first = places[0]
     parameter = first.parameters[0]
-    lazy = isinstance(parameter, UninitializedTensorMixin)
+    lazy = is_lazy(parameter)
     logical = parameter if lazy else _effective(first)
     return Site(
         name=first.name,

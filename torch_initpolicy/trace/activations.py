@@ -7,14 +7,14 @@ of one variable, and can be recognised by evaluating it.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.gains import Activation, recognise
-from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
+from torch_initpolicy.trace.graph import Graph, Node, Ref
 from torch_initpolicy.trace.ops import OpRole, activation_of
 
 _ELEMENTWISE = frozenset({
@@ -26,6 +26,9 @@ _OVER_AN_AXIS = frozenset({"softmax", "log_softmax"})
 
 _EVEN = frozenset({"square", "abs"})
 """Functions that appear inside statistics; averaged at once, they activate nothing."""
+
+_AFFINE = frozenset({OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS})
+"""Roles of operators that alone make no activation."""
 
 _LONGEST = 32
 """Nodes in the longest region that is looked at."""
@@ -61,207 +64,142 @@ def composites(
     Returns:
         One composite for each value that is activated; a plain `relu` is one of one node.
     """
-    known: dict[Any, Activation | None] = {}
-    found = {}
-    for start, nodes in _regions(graph, roles, numbers).items():
-        composite = _composite(graph, roles, numbers, start, nodes[:_LONGEST], known)
-        if composite is not None:
-            found[start] = composite
-    return found
+    reader = _Reader(graph, roles, numbers)
+    found = (reader.composite(start, nodes[:_LONGEST]) for start, nodes in reader.regions().items())
+    return {composite.start: composite for composite in found if composite is not None}
 
 
-def _regions(
-    graph: Graph, roles: Mapping[int, OpRole], numbers: Mapping[str, float]
-) -> dict[int, list[Node]]:
-    """Group element-wise nodes by the one value that they are a function of."""
-    root: dict[int, int] = {}
-    regions: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        roots = {
-            root.get(value, value)
-            for value in node.inputs
-            if _number(graph.values[value], numbers) is None
-        }
-        if len(roots) == 1 and _is_elementwise(graph, node, roles[node.index]):
-            start = roots.pop()
-            regions.setdefault(start, []).append(node)
-            root.update(dict.fromkeys(node.outputs, start))
-    return regions
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Finds regions and what they compute; `known` remembers those that were evaluated."""
 
+    graph: Graph
+    roles: Mapping[int, OpRole]
+    numbers: Mapping[str, float]
+    known: dict[Any, Activation | None] = field(default_factory=dict)
 
-def _is_elementwise(graph: Graph, node: Node, role: OpRole) -> bool:
-    return (
-        role in _ELEMENTWISE
-        and node.op not in _OVER_AN_AXIS
-        and len(node.outputs) == 1
-        and not _broadcasts(graph, node)
-    )
+    def number(self, index: int) -> float | None:
+        """Return the number that a value is, or None where it is none."""
+        value = self.graph.values[index]
+        return value.constant if value.parameter is None else self.numbers.get(value.parameter)
 
+    def regions(self) -> dict[int, list[Node]]:
+        """Group element-wise nodes by the one value that they are a function of."""
+        root: dict[int, int] = {}
+        regions: dict[int, list[Node]] = {}
+        for node in self.graph.nodes:
+            roots = {root.get(v, v) for v in node.inputs if self.number(v) is None}
+            if len(roots) == 1 and self._is_elementwise(node):
+                start = roots.pop()
+                regions.setdefault(start, []).append(node)
+                root[node.outputs[0]] = start
+        return regions
 
-def _broadcasts(graph: Graph, node: Node) -> bool:
-    """Say whether a node stretches an input: then its output is no function of one value."""
-    after = graph.values[node.outputs[0]].shape
-    return any(
-        graph.values[value].shape != after and len(graph.values[value].shape) > 0
-        for value in node.inputs
-        if graph.values[value].constant is None and graph.values[value].parameter is None
-    )
-
-
-def _number(value: Value, numbers: Mapping[str, float]) -> float | None:
-    if value.parameter is not None:
-        return numbers.get(value.parameter)
-    return value.constant
-
-
-def _composite(
-    graph: Graph,
-    roles: Mapping[int, OpRole],
-    numbers: Mapping[str, float],
-    start: int,
-    nodes: list[Node],
-    known: dict[Any, Activation | None],
-) -> Composite | None:
-    """Name the function that a region computes, at the last meeting of its paths that has one."""
-    if len(nodes) == 1 and roles[nodes[0].index] is OpRole.ACTIVATES and len(nodes[0].inputs) == 1:
-        node = nodes[0]
-        return Composite(start, node.outputs[0], frozenset({node.index}), activation_of(node))
-    best: Composite | None = None
-    for length in _meetings(graph, start, nodes):
-        inner = nodes[:length]
-        if _is_affine_step(roles, inner, best):
-            continue
-        activation = _recognised(graph, roles, numbers, start, inner, known)
-        if activation is None or _is_statistic(graph, roles, activation, inner[-1]):
-            continue
-        if best is None or activation.moments is None:
-            members = frozenset(node.index for node in inner)
-            best = Composite(start, inner[-1].outputs[0], members, activation)
-    return best
-
-
-def _meetings(graph: Graph, start: int, nodes: list[Node]) -> Iterator[int]:
-    """Yield how many nodes have run whenever a single value holds all that they computed."""
-    region = {node.index for node in nodes}
-    waiting = {start: _readers(graph, start, region)}
-    for count, node in enumerate(nodes, 1):
-        for value in set(node.inputs) & waiting.keys():
-            waiting[value] -= 1
-        made = node.outputs[0]
-        others_done = not any(left for value, left in waiting.items())
-        leaks = any(
-            len(graph.consumers[value]) > _readers(graph, value, region)
-            for value in waiting
-            if value != start
+    def _is_elementwise(self, node: Node) -> bool:
+        """Say whether each number of a node's output depends on one number of its input."""
+        if self.roles[node.index] not in _ELEMENTWISE or node.op in _OVER_AN_AXIS:
+            return False
+        after = self.graph.values[node.outputs[0]].shape
+        return len(node.outputs) == 1 and all(
+            self.graph.values[v].shape == after for v in node.inputs if self.number(v) is None
         )
-        if others_done and not leaks:
-            yield count
-        waiting[made] = _readers(graph, made, region)
 
+    def composite(self, start: int, nodes: list[Node]) -> Composite | None:
+        """Name what a region computes, at the last meeting of its paths that has a name."""
+        best: Composite | None = None
+        for length in self._meetings(start, nodes):
+            inner = nodes[:length]
+            if best is not None and self._only_scales(best, inner):
+                continue
+            activation = self._activation(start, inner)
+            if activation is None or self._is_statistic(activation, inner[-1]):
+                continue
+            if best is None or activation.moments is None:
+                members = frozenset(node.index for node in inner)
+                best = Composite(start, inner[-1].outputs[0], members, activation)
+        return best
 
-def _readers(graph: Graph, value: int, region: set[int]) -> int:
-    return sum(index in region for index in graph.consumers[value])
+    def _meetings(self, start: int, nodes: list[Node]) -> Iterator[int]:
+        """Yield how many nodes have run whenever one value holds all that they computed."""
+        region = {node.index for node in nodes}
+        waiting = {start: self._readers(start, region)}
+        leaks = False
+        for count, node in enumerate(nodes, 1):
+            for value in set(node.inputs) & waiting.keys():
+                waiting[value] -= 1
+            if not leaks and not any(waiting.values()):
+                yield count
+            made = node.outputs[0]
+            waiting[made] = self._readers(made, region)
+            leaks = leaks or waiting[made] < len(self.graph.consumers[made])
 
+    def _readers(self, value: int, region: set[int]) -> int:
+        return sum(index in region for index in self.graph.consumers[value])
 
-_AFFINE = frozenset({OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS})
+    def _only_scales(self, best: Composite, inner: list[Node]) -> bool:
+        """Say whether a plain activation is merely scaled (the gammas of NFNet)."""
+        added = [node for node in inner if node.index not in best.inner]
+        return len(best.inner) == 1 and all(
+            self.roles[node.index] in _AFFINE and best.start not in node.inputs for node in added
+        )
 
+    def _is_statistic(self, activation: Activation, last: Node) -> bool:
+        readers = self.graph.consumers[last.outputs[0]]
+        return activation.name in _EVEN and all(
+            self.graph.nodes[index].op in ("mean", "sum") or self.roles[index] is OpRole.SUMMARISES
+            for index in readers
+        )
 
-def _is_affine_step(
-    roles: Mapping[int, OpRole], inner: list[Node], best: Composite | None
-) -> bool:
-    """Say whether a region only scales what is a plain activation already (NFNet's gammas)."""
-    return (
-        best is not None
-        and len(best.inner) == 1
-        and all(roles[n.index] in _AFFINE for n in inner if n.index not in best.inner)
-        and all(best.start not in n.inputs for n in inner if n.index not in best.inner)
-    )
+    def _activation(self, start: int, inner: list[Node]) -> Activation | None:
+        """Name what nodes compute; None where it is merely affine, or cannot be evaluated."""
+        first = inner[0]
+        activates = self.roles[first.index] is OpRole.ACTIVATES and len(first.inputs) == 1
+        if activates and len(inner) == 1:
+            return activation_of(first)
+        signature = tuple(self._signature(start, inner))
+        if signature not in self.known:
+            self.known[signature] = self._evaluated(start, inner)
+        return self.known[signature]
 
+    def _evaluated(self, start: int, inner: list[Node]) -> Activation | None:
+        bends = (n for n in inner if self.roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES))
+        name = next((node.op for node in bends), "product")
+        try:
+            return recognise(self._replay(start, inner), name=name)
+        except (RuntimeError, TypeError, ValueError):
+            return None  # an operator that does not take plain numbers; it stays a carrier
 
-def _is_statistic(
-    graph: Graph, roles: Mapping[int, OpRole], activation: Activation, last: Node
-) -> bool:
-    readers = graph.consumers[last.outputs[0]]
-    return activation.name in _EVEN and all(
-        graph.nodes[index].op in ("mean", "sum") or roles[index] is OpRole.SUMMARISES
-        for index in readers
-    )
+    def _replay(self, start: int, inner: list[Node]) -> Callable[[Tensor], Tensor]:
+        """Return the function of one variable that nodes compute."""
 
+        def function(variable: Tensor) -> Tensor:
+            made: dict[int, Tensor] = {start: variable}
 
-def _recognised(
-    graph: Graph,
-    roles: Mapping[int, OpRole],
-    numbers: Mapping[str, float],
-    start: int,
-    inner: list[Node],
-    known: dict[Any, Activation | None],
-) -> Activation | None:
-    """Evaluate a region and name it; None where it is merely affine, or cannot be evaluated."""
-    signature = tuple(_signature(graph, numbers, start, inner))
-    if signature not in known:
-        known[signature] = _evaluated(graph, roles, numbers, start, inner)
-    return known[signature]
+            def look_up(argument: Any) -> Any:
+                if not isinstance(argument, Ref):
+                    return argument
+                if argument.value in made:
+                    return made[argument.value].clone()  # the node may work in place
+                return torch.tensor(self.number(argument.value), dtype=variable.dtype)
 
-
-def _evaluated(
-    graph: Graph,
-    roles: Mapping[int, OpRole],
-    numbers: Mapping[str, float],
-    start: int,
-    inner: list[Node],
-) -> Activation | None:
-    single = inner[0] if len(inner) == 1 and roles[inner[0].index] is OpRole.ACTIVATES else None
-    if single is not None and len(single.inputs) == 1:
-        return activation_of(single)
-    bends = (n for n in inner if roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES))
-    name = next((node.op for node in bends), "product")
-    try:
-        return recognise(_replay(graph, roles, numbers, start, inner), name=name)
-    except (RuntimeError, TypeError, ValueError):
-        return None  # an operator that does not take plain numbers; it stays a carrier
-
-
-def _replay(
-    graph: Graph,
-    roles: Mapping[int, OpRole],
-    numbers: Mapping[str, float],
-    start: int,
-    inner: list[Node],
-) -> Callable[[Tensor], Tensor]:
-    """Return the function of one variable that a region computes."""
-
-    def function(variable: Tensor) -> Tensor:
-        made: dict[int, Tensor] = {start: variable}
-
-        def look_up(argument: Any) -> Any:
-            if not isinstance(argument, Ref):
-                return argument
-            if argument.value in made:
-                return made[argument.value].clone()
-            return torch.tensor(_number(graph.values[argument.value], numbers), dtype=variable.dtype)
-
-        with torch.no_grad():
             for node in inner:
                 args = [look_up(argument) for argument in node.args]
                 kwargs = {key: look_up(argument) for key, argument in node.kwargs.items()}
-                casts = roles[node.index] is OpRole.CASTS
+                casts = self.roles[node.index] is OpRole.CASTS
                 made[node.outputs[0]] = args[0] if casts else node.function(*args, **kwargs)
-        return made[inner[-1].outputs[0]]
+            return made[inner[-1].outputs[0]]
 
-    return function
+        return function
 
+    def _signature(self, start: int, inner: list[Node]) -> Iterator[Any]:
+        """Yield what tells one region from another: operators, numbers and wiring."""
+        local = {start: 0} | {node.outputs[0]: i for i, node in enumerate(inner, 1)}
 
-def _signature(
-    graph: Graph, numbers: Mapping[str, float], start: int, inner: list[Node]
-) -> Iterator[Any]:
-    """Yield what tells one region from another: operators, numbers and wiring."""
-    local = {start: 0} | {node.outputs[0]: i for i, node in enumerate(inner, 1)}
+        def key(argument: Any) -> Any:
+            if not isinstance(argument, Ref):
+                return repr(argument)
+            return local.get(argument.value, self.number(argument.value))
 
-    def key(argument: Any) -> Any:
-        if not isinstance(argument, Ref):
-            return repr(argument)
-        return local.get(argument.value, _number(graph.values[argument.value], numbers))
-
-    for node in inner:
-        pairs = itertools.chain(enumerate(node.args), sorted(node.kwargs.items()))
-        yield node.op, tuple((name, key(argument)) for name, argument in pairs)
+        for node in inner:
+            pairs = itertools.chain(enumerate(node.args), sorted(node.kwargs.items()))
+            yield node.op, tuple((name, key(argument)) for name, argument in pairs)

@@ -137,8 +137,7 @@ def _same_items(now: Any, before: Any) -> bool:
         return bool(now == before)
     if isinstance(now, dict):
         return len(now) == len(before) and all(
-            a is c and b is d
-            for (a, b), (c, d) in zip(now.items(), before.items(), strict=True)
+            a is c and b is d for (a, b), (c, d) in zip(now.items(), before.items(), strict=True)
         )
     return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
 

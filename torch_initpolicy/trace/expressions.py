@@ -73,6 +73,8 @@ def _through_product(source: Source, *, left: bool) -> Source:
 
 def _moved(dims: Dims, op: Op, before: Value, after: Value) -> Dims:
     """Say where the axes are after an operator that makes `after` of `before`."""
+    if len(dims) != len(before.shape):
+        return ()  # lost on the way
     if before.shape == after.shape and op.role is not OpRole.MOVES:
         return dims
     if before.storage == after.storage:
@@ -109,7 +111,9 @@ def _overlaps(dims: Dims, before: Sequence[Extent], after: Sequence[Extent]) -> 
     )
 
 
-def axes_at(source: Source, labels: Sequence[Label], shape: Sequence[int], node: Node) -> Axes | None:
+def axes_at(
+    source: Source, labels: Sequence[Label], shape: Sequence[int], node: Node
+) -> Axes | None:
     """Say what a parameter's axes mean to the operator that consumes its expression.
 
     Args:
@@ -124,14 +128,14 @@ def axes_at(source: Source, labels: Sequence[Label], shape: Sequence[int], node:
     if len(labels) != len(source.dims):
         return None
     meant: dict[int, Label] = {
-        axis: label
-        for label, axes in zip(labels, source.dims, strict=True)
-        for axis in axes
+        axis: label for label, axes in zip(labels, source.dims, strict=True) for axis in axes
     }
     if source.contracted:
         facing = "in" if "out" in meant.values() else "out"
         meant |= dict.fromkeys(source.contracted, facing)
-    of = {label: tuple(a for a in sorted(meant) if meant[a] == label) for label in set(meant.values())}
+    of = {
+        label: tuple(a for a in sorted(meant) if meant[a] == label) for label in set(meant.values())
+    }
     if not of.get("in") and not of.get("out"):
         return None
     return Axes(

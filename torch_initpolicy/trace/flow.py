@@ -13,7 +13,7 @@ from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import composites
 from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
-from torch_initpolicy.trace.graph import Graph, Node
+from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
@@ -88,13 +88,15 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
     return {
-        site.name: _facts(site, found.get(site.name, []), flow, evidence, id(site.owner) in owners)
+        site.name: _facts(
+            site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
+        )
         for site in sites
     }
 
 
 def _facts(
-    site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, in_norm: bool
+    site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, *, in_norm: bool
 ) -> Facts:
     branches = len(flow.residuals.branches)
     if not found:

@@ -202,8 +202,6 @@ def argument(node: Node, position: int, keyword: str, default: Any) -> Any:
     return node.kwargs.get(keyword, positional)
 
 
-
-
 def _lstm_shapes(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     output, hidden = _recurrent_shapes(args, states=2)
     return output, hidden[0], hidden[1]

@@ -102,7 +102,7 @@ class _Ancestry:
 
     def _is_identity(self, skip: int, value: int) -> bool:
         """The skip is an ancestor of the branch, and there are weights between."""
-        shared = self.identity[skip] & self.ancestors[value] & ~self.identity[value]
+        shared = self.identity[skip] & self.ancestors[value]
         return bool(shared) and self._weights_beyond(value, skip) > 0
 
     def _is_projection(self, skip: int, value: int) -> bool:

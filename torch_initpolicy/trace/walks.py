@@ -4,12 +4,11 @@ Both are computed for all values at once, in one pass over the nodes each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite
-from torch_initpolicy.trace.graph import Graph, Node
+from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole, activation_of
 from torch_initpolicy.trace.uses import Uses
 

@@ -1,0 +1,203 @@
+"""Finds inputs for a model's forward pass: what it declares, then what its first layers take.
+
+Everything here is shapes on the meta device; nothing is allocated or run.
+"""
+
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.trace.capture import Call
+
+BATCH = 2
+"""Batch normalisation in training mode needs more than one sample."""
+
+_IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512, 16, 8)
+"""Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
+
+_SEQUENCE = 8
+"""Length of sequences of features or of indices."""
+
+_CLIPS = ((16, 112), (16, 224), (8, 224), (32, 224))
+"""Frames and edge lengths of video to try."""
+
+_MOST = 48
+"""Inputs that are tried before giving up."""
+
+
+def as_call(example_inputs: Any) -> Call:
+    """Understand what a user gave as example: a tensor, a tuple, or a mapping of keywords.
+
+    Examples:
+        >>> as_call(torch.zeros(2, 3)).args[0].shape
+        torch.Size([2, 3])
+        >>> sorted(as_call({"x": torch.zeros(2), "y": torch.zeros(2)}).kwargs)
+        ['x', 'y']
+    """
+    if isinstance(example_inputs, Call):
+        return example_inputs
+    if isinstance(example_inputs, Mapping):
+        return Call((), dict(example_inputs))
+    if isinstance(example_inputs, (tuple, list)):
+        return Call(tuple(example_inputs))
+    return Call((example_inputs,))
+
+
+def candidates(model: nn.Module) -> Iterator[Call]:
+    """Yield inputs that the forward pass of `model` may take, the likeliest first.
+
+    What the model declares (`pretrained_cfg`, `dummy_inputs`, `config`, `example_input_array`)
+    comes before what its first layer, or its first raw parameter, has the shape for.
+    """
+    yield from itertools.islice(_all_candidates(model), _MOST)
+
+
+def _all_candidates(model: nn.Module) -> Iterator[Call]:
+    yield from _declared(model)
+    required = _required(model)
+    if required == 0:
+        yield Call()
+    for shape in _guessed(model):
+        yield Call((shape,) * max(required, 1))
+
+
+def _required(model: nn.Module) -> int:
+    """Count the positional arguments without a default."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(model.forward)
+    return sum(
+        parameter.kind in positional and parameter.default is inspect.Parameter.empty
+        for parameter in signature.parameters.values()
+    )
+
+
+def _declared(model: nn.Module) -> Iterator[Call]:
+    """Yield what the model itself says it takes."""
+    declared = getattr(model, "example_input_array", None)  # Lightning
+    if declared is not None:
+        yield as_call(declared)
+    for attribute in ("pretrained_cfg", "default_cfg"):  # timm
+        size = _item(getattr(model, attribute, None), "input_size")
+        if size is not None:
+            yield Call((_floats(BATCH, *size),))
+    yield from _declared_by_transformers(model)
+
+
+def _item(mapping: Any, key: str) -> Any:
+    return mapping.get(key) if isinstance(mapping, Mapping) else getattr(mapping, key, None)
+
+
+def _declared_by_transformers(model: nn.Module) -> Iterator[Call]:
+    name, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    if not isinstance(name, str) or config is None:
+        return
+    if name == "input_ids":
+        ids = {"input_ids": _indices(BATCH, _SEQUENCE)}
+        yield Call((), ids)
+        yield Call((), {**ids, "decoder_input_ids": _indices(BATCH, _SEQUENCE)})
+    elif name == "pixel_values":
+        edge = getattr(config, "image_size", None) or 224
+        edges = tuple(edge) if isinstance(edge, (tuple, list)) else (edge, edge)
+        channels = getattr(config, "num_channels", 3)
+        yield Call((), {"pixel_values": _floats(BATCH, channels, *edges)})
+    dummies = getattr(model, "dummy_inputs", None)
+    if isinstance(dummies, Mapping):
+        yield Call((), dict(dummies))
+
+
+def _guessed(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what the first layers have the shape for."""
+    for module in model.modules():
+        found = False
+        for shape in _for_layer(module, model):
+            found = True
+            yield shape
+        if found:
+            break
+    for parameter in itertools.islice(model.parameters(), 2):
+        for size in dict.fromkeys(parameter.shape):
+            yield _floats(BATCH, size)
+
+
+def _for_layer(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
+    """Yield inputs for a layer that is first in its model."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        yield _indices(BATCH, _SEQUENCE)
+        yield _indices(BATCH)
+    elif isinstance(module, nn.RNNBase):
+        yield _floats(_SEQUENCE, BATCH, module.input_size)
+    elif isinstance(module, nn.RNNCellBase):
+        yield _floats(BATCH, module.input_size)
+    elif isinstance(module, nn.MultiheadAttention):
+        yield _floats(_SEQUENCE, BATCH, module.embed_dim)
+    elif isinstance(module, nn.Linear):
+        yield from _features(module.in_features)
+    elif isinstance(module, nn.Bilinear):
+        yield _floats(BATCH, module.in1_features)
+    elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 - torch names no public base
+        yield from _grids(module, model)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        yield _floats(BATCH, *module.normalized_shape)
+        yield _floats(BATCH, _SEQUENCE, *module.normalized_shape)
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - likewise
+        yield _floats(BATCH, module.num_features)
+        yield _floats(BATCH, module.num_features, 32, 32)
+
+
+def _features(size: int) -> Iterator[Tensor]:
+    yield _floats(BATCH, size)
+    yield _floats(BATCH, _SEQUENCE, size)
+    yield _floats(BATCH, 1, 28, 28)
+    yield _floats(BATCH, 3, 32, 32)
+
+
+def _grids(module: nn.modules.conv._ConvNd, model: nn.Module) -> Iterator[Tensor]:
+    channels, dimensions = module.in_channels, len(module.kernel_size)
+    if dimensions == 1:
+        for length in (128, 1024, 16000, _SEQUENCE):
+            yield _floats(BATCH, channels, length)
+    elif dimensions == 2:
+        for edges in (*_declared_edges(model), *((edge, edge) for edge in _IMAGE_SIZES)):
+            yield _floats(BATCH, channels, *edges)
+    else:
+        for frames, edge in _CLIPS:
+            yield _floats(BATCH, channels, frames, edge, edge)
+        yield _floats(BATCH, channels, 16, 16, 16)
+
+
+def _declared_edges(model: nn.Module) -> Sequence[tuple[int, int]]:
+    edge = getattr(model, "image_size", getattr(model, "img_size", None))
+    if isinstance(edge, int):
+        return ((edge, edge),)
+    return (tuple(edge),) if isinstance(edge, (tuple, list)) and len(edge) == 2 else ()
+
+
+def _floats(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _indices(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device="meta")
+
+
+def small_and_real(call: Call, *, edge: int) -> Call:
+    """Return real inputs like those of `call`: one sample, images at most `edge` pixels wide."""
+
+    def real(argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        spatial = argument.dim() == 4 and argument.shape[1] <= 4
+        shape = [1, *argument.shape[1:]]
+        shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
+        if not argument.is_floating_point():
+            return torch.zeros(shape, dtype=argument.dtype)
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(argument.dtype)
+
+    return Call(
+        tuple(real(argument) for argument in call.args),
+        {key: real(argument) for key, argument in call.kwargs.items()},
+    )

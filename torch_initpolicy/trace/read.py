@@ -1,0 +1,185 @@
+"""Reads a model: records its forward pass as best it can, and says what follows for each site."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import Site, canonical_modules
+from torch_initpolicy.trace.capture import Call, capture
+from torch_initpolicy.trace.facts import Evidence, Facts
+from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
+from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
+from torch_initpolicy.trace.ops import OPS, SHAPE_RULES, Op
+from torch_initpolicy.trace.order import ordered_facts
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model's forward pass says.
+
+    Attributes:
+        facts: What is known about each site, by canonical name.
+        evidence: How the forward pass was read.
+        call: The inputs that were used; None where none were found.
+        flow: The data flow; None where it could not be recorded.
+        unknown_operators: Operators of unknown role, with their number.
+        failure: Why the forward pass could not be read on meta tensors, or None.
+    """
+
+    facts: Mapping[str, Facts]
+    evidence: Evidence
+    call: Call | None = None
+    flow: Flow | None = field(default=None, repr=False)
+    unknown_operators: Mapping[str, int] = field(default_factory=dict)
+    failure: str | None = None
+
+
+def read(
+    model: nn.Module,
+    sites: Sequence[Site],
+    example_inputs: Any = None,
+    *,
+    table: Mapping[str, Op] = OPS,
+) -> Reading:
+    """Read the data flow of a model, without touching it.
+
+    Tried in this order: the forward pass on meta tensors; on small real tensors, under `no_grad`;
+    the order of registration.
+
+    Args:
+        model: Any module, wrapped or not.
+        sites: Its parameters, as `sites(model)` gives them.
+        example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of
+            keyword arguments; None to look for some.
+        table: What operators do, by name.
+
+    Raises:
+        TraceError: `example_inputs` were given, and the forward pass raises with them.
+    """
+    inner = next(module for _, module in canonical_modules(model))
+    attempt = _Attempt(inner, sites, table)
+    if example_inputs is not None:
+        return attempt.given(as_call(example_inputs))
+    return attempt.searched() or Reading(
+        ordered_facts(inner, sites), "order", failure=attempt.failure
+    )
+
+
+_EDGES = (64, 128, 224)
+"""Image sizes to run for real with, in pixels."""
+
+
+class _Attempt:
+    """Attempts to record a model's forward pass, the cheapest first."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], table: Mapping[str, Op]) -> None:
+        self.model = model
+        self.sites = sites
+        self.table = table
+        self.names = {id(p): site.name for site in sites for p in site.parameters}
+        self.numbers = dict(_numbers(sites))
+        self.failure: str | None = None
+
+    def given(self, call: Call) -> Reading:
+        """Record with the user's own inputs."""
+        reading = self._on_meta(call)
+        if reading is None and not self._is_on_meta():
+            reading = self._for_real(call)
+        if reading is None:
+            raise TraceError(
+                f"the forward pass of {type(self.model).__name__} raises with the given "
+                f"example_inputs: {self.failure}; give what forward takes: a tensor, a tuple of "
+                "arguments or a dict of keyword arguments, or leave example_inputs out"
+            )
+        return reading
+
+    def searched(self) -> Reading | None:
+        """Record with inputs that are looked for."""
+        calls = list(candidates(self.model))
+        for call in calls:
+            reading = self._on_meta(call)
+            if reading is not None:
+                return reading
+        if self._is_on_meta():
+            return None
+        for call, edge in ((call, edge) for edge in _EDGES for call in calls[:4]):
+            reading = self._for_real(small_and_real(call, edge=edge))
+            if reading is not None:
+                return reading
+        return None
+
+    def _is_on_meta(self) -> bool:
+        return any(site.device.type == "meta" for site in self.sites)
+
+    def _on_meta(self, call: Call) -> Reading | None:
+        reading = self._record(call, "traced")
+        if reading is None or all(found.used for found in reading.facts.values()):
+            return reading
+        training = self._record(call, "traced", training=True)
+        return reading if training is None else _joined(reading, training)
+
+    def _for_real(self, call: Call) -> Reading | None:
+        return self._record(call, "ran")
+
+    def _record(self, call: Call, evidence: Evidence, *, training: bool = False) -> Reading | None:
+        try:
+            graph = capture(
+                self.model,
+                call,
+                names=self.names,
+                on_meta=evidence == "traced",
+                training=training,
+                shape_rules=SHAPE_RULES,
+            )
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything
+            self.failure = self.failure or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return None
+        found = flow(graph, table=self.table, numbers=self.numbers)
+        return Reading(
+            facts=facts(self.sites, found, evidence),
+            evidence=evidence,
+            call=call,
+            flow=found,
+            unknown_operators=unknown_operators(found),
+            failure=self.failure if evidence == "ran" else None,
+        )
+
+
+def _joined(first: Reading, training: Reading) -> Reading:
+    """Add what only training mode uses (auxiliary heads) to a reading of evaluation mode."""
+    joined = {
+        name: found if found.used else training.facts[name] for name, found in first.facts.items()
+    }
+    return Reading(
+        facts=joined,
+        evidence=first.evidence,
+        call=first.call,
+        flow=first.flow,
+        unknown_operators={**training.unknown_operators, **first.unknown_operators},
+    )
+
+
+def _numbers(sites: Sequence[Site]) -> list[tuple[str, float]]:
+    """Read the parameters that are one number: learnt slopes, scales and temperatures."""
+    with torch.no_grad():
+        return [
+            (site.name, float(site.parameters[0].flatten()[0].item()))
+            for site in sites
+            if _is_number(site)
+        ]
+
+
+def _is_number(site: Site) -> bool:
+    parameter = site.parameters[0]
+    if site.lazy or parameter.device.type == "meta" or type(parameter) is not nn.Parameter:
+        return False
+    slopes = isinstance(site.owner, nn.PReLU) and bool((parameter == parameter.flatten()[0]).all())
+    return (
+        site.storage == "plain"
+        and parameter.dtype.is_floating_point
+        and (site.shape.count(1) == len(site.shape) or slopes)
+    )
