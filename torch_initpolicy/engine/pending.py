@@ -1,0 +1,387 @@
+"""What a constructor would have drawn, written down instead of drawn.
+
+Knows distributions and storages; has never heard of modules or policies. A storage is the bytes
+behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) share one entry.
+"""
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from torch_initpolicy.tensors import initializers
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.initializers import Context, Elementwise, Initializer, Spread
+
+NEGLIGIBLE = 1e-9
+"""Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
+
+UNBOUNDED = 8.0
+"""Standard deviations beyond which a bound cuts nothing off (one value in 10^15)."""
+
+#
+# Distributions
+#
+
+
+class Draw(Protocol):
+    """A random fill that has been put off; what it does not know how to become is None."""
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Fill `tensor` now, by the function of torch that the constructor called."""
+
+    def scaled(self, factor: float) -> "Draw | None":
+        """Return the distribution of `factor * x`."""
+        return None
+
+    def shifted(self, offset: float) -> "Draw | None":
+        """Return the distribution of `x + offset`."""
+        return None
+
+    def erfinv(self) -> "Draw | None":
+        """Return the distribution of `erfinv(x)`."""
+        return None
+
+    def clamped(self, low: float, high: float) -> "Draw | None":
+        """Return the distribution of `clamp(x, low, high)`."""
+        return None
+
+    def rejected(self, low: float, high: float) -> "Draw | None":
+        """Return the distribution of `x`, redrawn until it lies within `[low, high]`."""
+        return None
+
+    @property
+    def initializer(self) -> Initializer | None:
+        """The initializer that draws from it; None where there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Flat(Draw):
+    """A uniform draw from `[low, high)`."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `uniform_`."""
+        tensor.uniform_(self.low, self.high, generator=generator)
+
+    def scaled(self, factor: float) -> "Flat":
+        """Scale both bounds."""
+        return Flat(*sorted((self.low * factor, self.high * factor)))
+
+    def shifted(self, offset: float) -> "Flat":
+        """Shift both bounds."""
+        return Flat(self.low + offset, self.high + offset)
+
+    def erfinv(self) -> "Bell | None":
+        """Turn into the normal of variance 1/2 between the images of the bounds."""
+        if self.low < -1 or self.high > 1:
+            return None
+        return Bell(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
+
+    @property
+    def initializer(self) -> Initializer:
+        """The uniform initializer."""
+        return initializers.Uniform(_tidy(self.low), _tidy(self.high))
+
+
+@dataclass(frozen=True)
+class Bell(Draw):
+    """A normal draw of `mean` and `std`, redrawn until it lies within `[low, high]`."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `normal_`, or `trunc_normal_` where the bounds cut something off."""
+        if min(self.cuts) >= UNBOUNDED:
+            tensor.normal_(self.mean, self.std, generator=generator)
+            return
+        reach = 2 * UNBOUNDED * self.std
+        low, high = max(self.low, self.mean - reach), min(self.high, self.mean + reach)
+        nn.init.trunc_normal_(tensor, self.mean, self.std, low, high, generator=generator)
+
+    def scaled(self, factor: float) -> "Bell | None":
+        """Scale mean, standard deviation and bounds."""
+        if factor == 0:
+            return None
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Bell(self.mean * factor, self.std * abs(factor), low, high)
+
+    def shifted(self, offset: float) -> "Bell":
+        """Shift mean and bounds."""
+        return Bell(self.mean + offset, self.std, self.low + offset, self.high + offset)
+
+    def clamped(self, low: float, high: float) -> "Bell | None":
+        """Take over bounds that only repeat those of the draw, as timm's truncated normal does."""
+        below, above = NormalDist(self.mean, self.std).cdf, NormalDist(-self.mean, self.std).cdf
+        lost = max(below(low) - below(self.low), above(-high) - above(-self.high))
+        return self.rejected(low, high) if lost <= NEGLIGIBLE else None
+
+    def rejected(self, low: float, high: float) -> "Bell":
+        """Tighten the bounds."""
+        return replace(self, low=max(low, self.low), high=min(high, self.high))
+
+    @property
+    def cuts(self) -> tuple[float, float]:
+        """Distances of the two bounds from the mean, in standard deviations."""
+        return (self.mean - self.low) / self.std, (self.high - self.mean) / self.std
+
+    @property
+    def initializer(self) -> Initializer | None:
+        """The normal or truncated normal initializer; None where the bounds are lopsided."""
+        mean, (low, high) = _tidy(self.mean), self.cuts
+        if min(low, high) >= UNBOUNDED:
+            return initializers.Normal(std=_tidy(self.std), mean=mean)
+        if not math.isclose(low, high, rel_tol=1e-6):
+            return None
+        std = _tidy(self.std * initializers.truncation(low))
+        return initializers.TruncatedNormal(std=std, mean=mean, cut=float(f"{low:.6g}"))
+
+
+@dataclass(frozen=True)
+class Turned(Draw):
+    """A random orthogonal matrix in torch's layout, times `gain`."""
+
+    gain: float = 1.0
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `orthogonal_`."""
+        nn.init.orthogonal_(tensor, self.gain, generator=generator)
+
+    def scaled(self, factor: float) -> "Turned":
+        """Scale the gain; a random orthogonal matrix and its negative are alike."""
+        return Turned(self.gain * abs(factor))
+
+    @property
+    def initializer(self) -> Initializer:
+        """The orthogonal initializer."""
+        return initializers.Orthogonal(gain=self.gain)
+
+
+@dataclass(frozen=True)
+class Thinned(Draw):
+    """A normal draw with a share of zeros in each column."""
+
+    sparsity: float
+    std: float
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `sparse_`."""
+        nn.init.sparse_(tensor, self.sparsity, self.std, generator=generator)
+
+    def scaled(self, factor: float) -> "Thinned":
+        """Scale the standard deviation."""
+        return Thinned(self.sparsity, self.std * abs(factor))
+
+    @property
+    def initializer(self) -> Initializer:
+        """The sparse initializer."""
+        return initializers.Sparse(sparsity=self.sparsity, std=self.std)
+
+
+def _tidy(value: float) -> float:
+    """Drop the digits that arithmetic left behind: `0.1 * 0.2` is 0.02."""
+    return float(f"{value:.12g}")
+
+
+def _erfinv(value: float) -> float:
+    """Invert the error function on `[-1, 1]`."""
+    if abs(value) >= 1:
+        return math.copysign(math.inf, value)
+    return NormalDist().inv_cdf((1 + value) / 2) / math.sqrt(2)
+
+
+#
+# Storages
+#
+
+
+class Patch(NamedTuple):
+    """Elements `start` to `stop` of a flattened tensor, overwritten with `value`."""
+
+    start: int
+    stop: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """Fill by `base`, then overwrite the patches; elementwise, as `base` is."""
+
+    base: Elementwise
+    patches: tuple[Patch, ...]
+
+    def __call__(
+        self, tensor: Tensor, axes: Axes | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Fill `tensor` in place."""
+        self.base(tensor, axes, generator=generator)
+        flat = tensor.detach().reshape(-1)
+        self._patch_(flat, 0)
+        tensor.detach().copy_(flat.view(tensor.shape))
+
+    def resolve(self, context: Context) -> "Patched":
+        """Resolve the base."""
+        return replace(self, base=self.base.resolve(context))
+
+    def scaled(self, factor: float) -> "Patched":
+        """Scale the base and the patches."""
+        patches = (Patch(start, stop, value * factor) for start, stop, value in self.patches)
+        return Patched(self.base.scaled(factor), tuple(patches))
+
+    def spread(self, shape: Sequence[int], axes: Axes | None) -> Spread | tuple[Spread, ...]:
+        """Return the base's; the patches are too few to matter."""
+        return self.base.spread(shape, axes)
+
+    def fill_(
+        self,
+        flat: Tensor,
+        shape: Sequence[int],
+        axes: Axes | None,
+        *,
+        start: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Fill elements `start, start + 1, ...` of the flattened tensor."""
+        self.base.fill_(flat, shape, axes, start=start, generator=generator)
+        self._patch_(flat, start)
+
+    def _patch_(self, flat: Tensor, offset: int) -> None:
+        for start, stop, value in self.patches:
+            flat[max(start - offset, 0) : max(stop - offset, 0)] = value
+
+
+@dataclass
+class Entry:
+    """One storage whose fill has been put off.
+
+    Attributes:
+        draw: What would have been drawn.
+        generator: The generator the constructor passed, or None.
+        shape: Shape of the tensor that was to be filled; it covers the storage.
+        dtype: Its dtype.
+        storage: The storage, without keeping it alive.
+        patches: Constants written over parts of it since (the padding row of an embedding).
+        parameters: The parameters seen there, without keeping them alive.
+    """
+
+    draw: Draw
+    generator: torch.Generator | None
+    shape: torch.Size
+    dtype: torch.dtype
+    storage: StorageWeakRef
+    patches: list[Patch] = field(default_factory=list)
+    parameters: list[weakref.ref[nn.Parameter]] = field(default_factory=list)
+
+    @property
+    def initializer(self) -> Initializer | None:
+        """The initializer that draws the same, patches included; None where there is none."""
+        initializer = self.draw.initializer
+        if not self.patches or initializer is None:
+            return initializer
+        return Patched(initializer, tuple(self.patches))
+
+    @property
+    def living(self) -> list[nn.Parameter]:
+        """The parameters that still exist and still live there."""
+        found = [p for reference in self.parameters if (p := reference()) is not None]
+        return [p for p in found if _key(p) == self.storage.cdata]
+
+    def fits(self, parameter: nn.Parameter) -> bool:
+        """Say whether `parameter` is just what the draw was meant to fill."""
+        rows_agree = parameter.shape[:1] == self.shape[:1] or isinstance(self.draw, (Flat, Bell))
+        return type(parameter) is nn.Parameter and covers_storage(parameter) and rows_agree
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Fill the storage now, if anybody still holds it."""
+        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        if storage is None:
+            return
+        tensor = torch.empty(0, dtype=self.dtype, device=storage.device)
+        tensor.set_(storage, 0, self.shape)  # type: ignore[call-overload]  # untyped in the stubs
+        self.draw.draw_(tensor, self.generator)
+        for start, stop, value in self.patches:
+            tensor.view(-1)[start:stop].fill_(value)
+
+
+class Ledger:
+    """All fills that have been put off and not yet been drawn or overwritten."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+
+    def find(self, tensor: Tensor) -> Entry | None:
+        """Return the entry of the storage behind `tensor`, if it has one."""
+        if not self._entries or tensor.layout is not torch.strided:
+            return None
+        return self._entries.get(_key(tensor))
+
+    def put_off(self, tensor: Tensor, draw: Draw, generator: torch.Generator | None = None) -> None:
+        """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
+        known = self.find(tensor)
+        entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor))
+        if known is not None:
+            entry.parameters = known.parameters
+        self._entries[_key(tensor)] = entry
+        self.see(tensor)
+
+    def see(self, tensor: Tensor) -> None:
+        """Note that a parameter lives on a storage with an entry."""
+        entry = self.find(tensor)
+        if entry is None or not isinstance(tensor, nn.Parameter):
+            return
+        if all(ref() is not tensor for ref in entry.parameters):
+            entry.parameters.append(weakref.ref(tensor))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Drop the entry: all of the storage is about to be overwritten."""
+        if self.find(tensor) is not None:
+            del self._entries[_key(tensor)]
+
+    def settle(self, tensor: Tensor) -> None:
+        """Fill the storage behind `tensor` now: somebody is about to read it."""
+        entry = self.find(tensor)
+        if entry is not None:
+            del self._entries[_key(tensor)]
+            entry.settle()
+
+    def close(self) -> Iterator[Entry]:
+        """Hand out all entries, in the order in which they were put off."""
+        while self._entries:
+            yield self._entries.pop(next(iter(self._entries)))
+
+
+def covers_storage(tensor: Tensor) -> bool:
+    """Say whether `tensor` is all of its storage, in order, and holds floating-point bytes."""
+    return (
+        not tensor.is_meta
+        and tensor.numel() > 0
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and tensor.is_contiguous()
+        and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    )
+
+
+def same_storage(tensor: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are views of the same bytes."""
+    return _key(tensor) == _key(other)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # noqa: SLF001 - a storage's only identity
+
+
+def _weak(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
