@@ -5,10 +5,12 @@ leaves the one it found. That the *package* neither reads nor moves it is checke
 each call a test makes to a public function fails where the state is another one afterwards.
 """
 
+import argparse
 import functools
 import inspect
 import os
 import random
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -20,13 +22,20 @@ import torch
 import torch_initpolicy
 
 
+def _zoo(text: str) -> str:
+    if not re.fullmatch(r"sample|all|[1-9]\d*/[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'sample' nor 'all' nor like '2/4'")
+    return text
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of this suite."""
     parser.addoption(
         "--zoo",
-        choices=("sample", "all"),
+        type=_zoo,
         default="sample",
-        help="how many models of timm and torchvision the zoo tests plan (default: sample)",
+        help="models of timm and torchvision to plan: 'sample' (one of each family, the default), "
+        "'all', or a share of all such as '2/4'",
     )
     parser.addoption(
         "--update-golden",
@@ -55,7 +64,7 @@ def _random_state() -> tuple[object, ...]:
 
 
 def _guard(name: str, function: Callable[..., object]) -> None:
-    """Replace a public function, where it lives and where it is exported, by one that is watched."""
+    """Watch a public function: put a guard in its place where it lives and is exported."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
