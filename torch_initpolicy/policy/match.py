@@ -17,7 +17,7 @@ from torch import nn
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Fans, fans
-from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.gains import KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.ops import OPS, OpRole
@@ -251,28 +251,21 @@ class HasRole(Matcher):
 # By the data flow
 #
 
-FAMILIES: Mapping[str, frozenset[str]] = MappingProxyType({
-    "rectifier": frozenset({
-        "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "gelu", "gelu_tanh",
-        "quick_gelu", "silu", "mish", "hardswish", "softplus", "relu_squared", "threshold",
-        "logsigmoid",
-    }),
-    "saturating": frozenset({
-        "tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid", "softmax", "log_softmax",
-        "softmin", "gumbel_softmax", "expit", "erf", "atan",
-    }),
-})  # fmt: skip
-"""Names that stand for several activations in `meets` and `fed_by`."""
-
 NOTHING = "nothing"
 """What a site meets, or is fed by, where that is no activation."""
 
 INPUT = "input"
 """What a site is fed by where that is the model's own input."""
 
-_ACTIVATIONS = frozenset({
-    name for name, op in OPS.items() if op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)
-} | {"product"}).union(*FAMILIES.values())  # fmt: skip
+ACTIVATIONS = frozenset({
+    *KNOWN,
+    *get_args(Family),
+    *(name for name, op in OPS.items() if op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)),
+    "product",
+    NOTHING,
+})  # fmt: skip
+"""Every word that `meets` and `fed_by` understand: activations, those that the trace names after
+the operator that makes them, and families."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +279,7 @@ class Meets(Matcher):
     activations: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _known("activation", self.activations, (*_ACTIVATIONS, *FAMILIES, NOTHING))
+        _known("activation", self.activations, ACTIVATIONS)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the nearest activation is one of these."""
@@ -308,7 +301,7 @@ class FedBy(Matcher):
     activations: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _known("activation", self.activations, (*_ACTIVATIONS, *FAMILIES, NOTHING, INPUT))
+        _known("activation", self.activations, (*ACTIVATIONS, INPUT))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the input comes from one of these."""
@@ -320,11 +313,8 @@ class FedBy(Matcher):
 
 
 def _called(activation: Activation | None) -> frozenset[str]:
-    """Return the name of an activation and those of its families."""
-    if activation is None:
-        return frozenset({NOTHING})
-    name = activation.name
-    return frozenset({name, *(family for family, members in FAMILIES.items() if name in members)})
+    """Return the name of an activation and that of its family."""
+    return frozenset({NOTHING} if activation is None else {activation.name, family(activation)})
 
 
 @dataclass(frozen=True, slots=True)

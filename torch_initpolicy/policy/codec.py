@@ -1,0 +1,333 @@
+"""Values to JSON and TOML and back: class name and fields, nothing that could run.
+
+Knows frozen dataclasses of numbers, words and one another; has never heard of a policy. Decoding
+calls the constructors of the classes it is given and nothing else: it imports, evaluates and
+unpickles nothing. The notation is the same in both languages:
+
+===============================  =================================================================
+a value of class `C`             an object, `{"class": "C", field: value, ...}`
+None                             left out where it is the default, else `{}`
+tuple                            array
+infinite float                   `{"float": "inf"}`; any other number is itself, to the last digit
+dtype                            `{"dtype": "float32"}`
+function of `torch.nn.init`      `{"function": "torch.nn.init.xavier_uniform_"}`
+===============================  =================================================================
+"""
+
+import collections.abc
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias, get_args, get_origin
+
+import torch
+from torch import nn
+
+from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, nearest
+
+Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | None"
+"""What JSON can say."""
+
+Classes: TypeAlias = Mapping[str, type]
+"""The classes that may occur in a file, by name."""
+
+Function: TypeAlias = Callable[..., object]
+
+FUNCTIONS: Mapping[str, Function] = types.MappingProxyType({
+    f"torch.nn.init.{name}": function
+    for name, function in vars(nn.init).items()
+    if isinstance(function, types.FunctionType) and name.endswith("_") and name[0] != "_"
+})  # fmt: skip
+"""The functions that a file may name: those of `torch.nn.init` that fill a tensor in place."""
+
+#
+# Values to data
+#
+
+
+def encode(value: object, otherwise: Callable[[object], object] | None = None) -> Data:
+    """Turn a value into what JSON can say.
+
+    Args:
+        value: A dataclass, or anything a field of one holds.
+        otherwise: Asked for a substitute of what has no notation; None refuses it.
+
+    Raises:
+        PolicyError: Something has no notation: a list, a function of your own, a module.
+
+    Examples:
+        >>> from torch_initpolicy.policy.match import name
+        >>> encode(name("head.*"))
+        {'class': 'Name', 'globs': ['head.*']}
+    """
+    if isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, tuple):
+        return [encode(item, otherwise) for item in value]
+    return _object(value, otherwise)
+
+
+def _object(value: object, otherwise: Callable[[object], object] | None) -> Data:
+    """Turn a value into an object of JSON."""
+    if value is None:
+        return {}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        stated = {key: encode(item, otherwise) for key, item in _stated(value)}
+        return {"class": type(value).__name__, **stated}
+    function = next((name for name, known in FUNCTIONS.items() if known is value), None)
+    if function is not None:
+        return {"function": function}
+    if otherwise is not None:
+        return encode(otherwise(value))
+    raise PolicyError(
+        f"{value!r} cannot be written to a file, which holds matchers, initializers, tuples, "
+        "numbers, words and functions of torch.nn.init; keep such a policy in Python"
+    )
+
+
+def _stated(value: Any) -> Iterator[tuple[str, object]]:
+    """Yield the fields of a dataclass, but for those that are None by default."""
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        if held is not None or field.default is not None:
+            yield field.name, held
+
+
+#
+# Data to values
+#
+
+
+def decode(data: Data, classes: Classes, where: str = "file") -> Any:
+    """Turn data back into the value it stands for.
+
+    Args:
+        data: What `encode` has returned, or somebody has written by hand.
+        classes: The classes that may occur.
+        where: What errors call the place.
+
+    Returns:
+        A value equal to the one that was encoded; arrays come back as tuples.
+
+    Raises:
+        UnknownNameError: A class, field, dtype or function does not exist.
+        PolicyError: A field is missing, or holds what it cannot hold.
+
+    Examples:
+        >>> from torch_initpolicy.policy.match import Name
+        >>> decode({"class": "Name", "globs": ["head.*"]}, {"Name": Name})
+        name('head.*')
+    """
+    if isinstance(data, list):
+        return tuple(decode(item, classes, f"{where}[{i}]") for i, item in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    if "class" in data:
+        return _instance(data, classes, where)
+    if not data:
+        return None
+    tag, content = next(iter(data.items()))
+    if len(data) > 1 or tag not in _TAGS:
+        raise PolicyError(f'{where}: an object needs a "class", got the fields {sorted(data)}')
+    return _look_up(where, tag, content, _TAGS[tag])
+
+
+_TAGS: Mapping[str, Mapping[str, object]] = types.MappingProxyType({
+    "float": {repr(value): value for value in (math.inf, -math.inf)},
+    "dtype": {
+        str(value).removeprefix("torch."): value
+        for value in vars(torch).values()
+        if isinstance(value, torch.dtype)
+    },
+    "function": FUNCTIONS,
+})  # fmt: skip
+"""What an object of a single field stands for, by the name of the field and its content."""
+
+
+def _look_up(where: str, what: str, word: Data, known: Mapping[str, Any]) -> Any:
+    if not isinstance(word, str) or word not in known:
+        hint = nearest(str(word), known)
+        raise UnknownNameError(f"{where}: no {what} is called {word!r}{hint}")
+    return known[word]
+
+
+def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
+    """Construct the instance of a class that an object describes."""
+    kind = _look_up(where, "class", data["class"], classes)
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    values = {}
+    for key, content in data.items():
+        if key == "class":
+            continue
+        _look_up(where, f"field of {kind.__name__}", key, fields)
+        values[key] = decode(content, classes, f"{where}.{key}")
+        if not fits(values[key], hints[key]):
+            wanted = str(hints[key]).replace("typing.", "")
+            raise PolicyError(f"{where}.{key} must be {wanted}, got {content!r}")
+    missing = [name for name, field in fields.items() if _needed(field) and name not in values]
+    if missing:
+        raise PolicyError(f"{where}: {kind.__name__} needs the fields {missing}")
+    return _constructed(kind, values, where)
+
+
+def _needed(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _constructed(kind: type, values: Mapping[str, object], where: str) -> object:
+    """Call a constructor; what it refuses is an error of the file, at this place."""
+    try:
+        return kind(**values)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{where}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise PolicyError(f"{where}: {error}") from error
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Say whether a value can be what an annotation asks for.
+
+    Knows the annotations that values of this package have; anything else fits.
+
+    Examples:
+        >>> fits((1, None), tuple[int | None, ...]), fits("head.*", tuple[str, ...])
+        (True, False)
+    """
+    check = _CHECKS.get(get_origin(hint))
+    return check(value, get_args(hint)) if check else _is_a(value, hint)
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    if hint is float or hint is int:
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if getattr(hint, "_is_protocol", False):
+        return dataclasses.is_dataclass(value)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _is_word(value: object, words: tuple[Any, ...]) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _is_either(value: object, hints: tuple[Any, ...]) -> bool:
+    return any(fits(value, hint) for hint in hints)
+
+
+def _is_tuple(value: object, hints: tuple[Any, ...]) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    if hints[-1:] == (Ellipsis,):
+        return all(fits(item, hints[0]) for item in value)
+    return len(value) == len(hints) and all(map(fits, value, hints))
+
+
+_CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.MappingProxyType({
+    Literal: _is_word,
+    typing.Union: _is_either,
+    types.UnionType: _is_either,
+    tuple: _is_tuple,
+    collections.abc.Callable: lambda value, _: callable(value),
+})  # fmt: skip
+"""How a value is checked against an annotation with arguments, by the annotation's origin."""
+
+
+#
+# Data to text, and to a number that stands for it
+#
+
+
+def digest(data: Data) -> str:
+    """Hash data: equal values hash alike, in every process and on every machine.
+
+    Returns:
+        32 hexadecimal digits of a blake2b over the data's one canonical text.
+
+    Examples:
+        >>> digest({"b": 1, "a": 2.0}) == digest({"a": 2, "b": 1.0})
+        True
+    """
+    canonical = json.dumps(_plain(data), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def _plain(data: Data) -> Data:
+    """Write whole numbers as floats where these are equal: `1 == 1.0` must hash alike."""
+    if isinstance(data, dict):
+        return {key: _plain(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [_plain(item) for item in data]
+    if isinstance(data, int) and not isinstance(data, bool) and abs(data) < 2**53:
+        return float(data)
+    return data
+
+
+def write_json(data: Data) -> str:
+    """Write data as indented JSON."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(text: str) -> Data:
+    """Read JSON.
+
+    Raises:
+        PolicyError: The text is no JSON.
+    """
+    try:
+        data: Data = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"this is no JSON: {error}") from error
+    return data
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f'{word} is not JSON; write {{"float": "inf"}} for infinity')
+
+
+def write_toml(data: Data) -> str:
+    """Write an object as TOML.
+
+    Raises:
+        MissingExtraError: `tomli_w` is not installed.
+    """
+    try:
+        import tomli_w  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError("writing TOML", "toml") from error
+    if not isinstance(data, dict):
+        raise PolicyError(f"a TOML file is one object, got {data!r}")
+    return tomli_w.dumps(data)
+
+
+def read_toml(text: str) -> Data:
+    """Read TOML.
+
+    Raises:
+        PolicyError: The text is no TOML.
+        MissingExtraError: This is Python 3.10 and `tomli` is not installed.
+    """
+    try:
+        data: Data = _toml_reader()(text)
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"this is no TOML: {error}") from error
+    return data
+
+
+def _toml_reader() -> Callable[[str], dict[str, Any]]:
+    """Return the parser of the standard library, or its forerunner on Python 3.10."""
+    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        loads: Callable[[str], dict[str, Any]] = importlib.import_module(module).loads
+    except ImportError as error:
+        raise MissingExtraError("reading TOML", "toml") from error
+    return loads
