@@ -6,7 +6,7 @@ Knows shapes only: no tensor, no layer, no model.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -115,19 +115,37 @@ def check(shape: Sequence[int], axes: Axes) -> None:
         )
 
 
-def _block_units(shape: Sequence[int], axes: Axes, block: int | None) -> int:
-    """Count the units along the packed axis that one input unit of the block reaches."""
-    if block is None and len(set(axes.blocks)) > 1:
-        raise ValueError(f"blocks {axes.blocks} have fans of their own; name one with block=...")
-    size = axes.blocks[block or 0] * axes.repeats
-    if axes.groups == 1 or axes.packed != 0:
-        return size
-    if axes.repeats % axes.groups == 0:  # each group holds whole patterns, `[q1 k1 v1 | ...]`
-        return size // axes.groups
-    per_group = shape[0] // axes.groups
-    if any(size % per_group for size in axes.blocks):
-        raise ValueError(f"{axes.groups} groups and blocks {axes.blocks} cut through one another")
-    return per_group  # each block holds whole groups, so one input reaches no further than its own
+def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...], Axes]:
+    """Return one packed block as a weight of its own: its shape and its axes.
+
+    Args:
+        shape: Shape of the weight, as stored.
+        axes: What its axes mean, with blocks.
+        block: Number of the block, from 0.
+
+    Raises:
+        ValueError: If the axes do not fit the shape, or groups and blocks cut one another.
+
+    Examples:
+        The keys of `[q1 k1 v1 | q2 k2 v2]`, heads of 16 units:
+
+        >>> shape, axes = part((96, 32), Axes((1,), (0,), blocks=(16, 16, 16), repeats=2), block=1)
+        >>> shape, axes.blocks
+        ((32, 32), ())
+    """
+    check(shape, axes)
+    if axes.packed is None:
+        raise ValueError(f"{axes} has no blocks")
+    size = axes.blocks[block] * axes.repeats
+    sizes = (*shape[: axes.packed], size, *shape[axes.packed + 1 :])
+    groups = axes.groups
+    # Either each group holds whole patterns `[q k v]`, or each block holds whole groups.
+    if axes.packed == 0 and axes.repeats % groups:
+        per_group = shape[0] // groups
+        if any(units % per_group for units in axes.blocks):
+            raise ValueError(f"{groups} groups and blocks {axes.blocks} cut one another")
+        groups = max(size // per_group, 1)
+    return sizes, replace(axes, blocks=(), repeats=1, groups=groups)
 
 
 def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
@@ -171,10 +189,12 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
         >>> fans((384, 256), gqa, block=1)
         Fans(fan_in=256, fan_out=64)
     """
-    check(shape, axes)
-    sizes = [shape[0] // axes.groups, *shape[1:]] if shape else []
     if axes.packed is not None:
-        sizes[axes.packed] = _block_units(shape, axes, block)
+        if block is None and len(set(axes.blocks)) > 1:
+            raise ValueError(f"blocks {axes.blocks} have fans of their own; name one: block=0")
+        return fans(*part(shape, axes, block or 0))
+    check(shape, axes)
+    sizes = (shape[0] // axes.groups, *shape[1:]) if shape else ()
     named = {*axes.inputs, *axes.outputs, *axes.copies}
     extent = math.prod(size for axis, size in enumerate(sizes) if axis not in named)
     taps = math.prod(sizes[axis] for axis in axes.inputs) * extent

@@ -1,0 +1,259 @@
+"""What an initializer is: the two families, what they tell, and what they are told.
+
+Knows shapes, axes and dtypes; draws nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import PolicyError, nearest
+from torch_initpolicy.tensors.axes import Axes, block_ranges, check, conventional, part
+from torch_initpolicy.tensors.samplers import Standard
+
+Gain = float | Literal["meets", "fed_by"]
+"""A factor of the standard deviation, as a number or as the gain of the activation that the
+weight's output meets, or that its input is fed by. Words become numbers by `resolve`."""
+
+Mode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo"]
+"""Which fan divides the variance: one of the two, or their arithmetic or geometric mean."""
+
+Distribution = Literal["normal", "uniform", "truncated_normal"]
+"""What is drawn; the truncated normal is cut at two standard deviations."""
+
+Normals = Callable[[Sequence[int]], Tensor]
+"""Hands out standard normals of a shape, fresh ones at each call; tells dtype and device too."""
+
+Layout = Axes | None
+"""Axes of a tensor; None stands for torch's own layout, `(out, in, *kernel)`."""
+
+Self = TypeVar("Self")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an initializer may want to know of its site, in numbers.
+
+    Attributes:
+        meets_gain: Gain of the activation that the site's output meets.
+        fed_gain: Gain of the activation that its input comes from.
+        residual_branches: How many residual branches the model has.
+        branch_depth: How many weights lie on the longest path through the site's own branch.
+    """
+
+    meets_gain: float = 1.0
+    fed_gain: float = 1.0
+    residual_branches: int = 0
+    branch_depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the numbers of a filled tensor will be.
+
+    Attributes:
+        mean: Their mean.
+        std: Their standard deviation.
+        low: No number is less; None where there is no bound.
+        high: No number is greater; None where there is no bound.
+        kurtosis: Their fourth central moment over the squared variance, at most: a sample of `n`
+            has a relative error of `sqrt((kurtosis - 1) / (4 * n))` in its standard deviation.
+    """
+
+    mean: float
+    std: float
+    low: float | None = None
+    high: float | None = None
+    kurtosis: float = 3.0
+
+
+Spreads = Spread | tuple[Spread, ...]
+"""One for the whole tensor, or one per packed block where they differ."""
+
+
+class Initializer(Protocol):
+    """Anything that fills a tensor in place."""
+
+    def __call__(
+        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Fill `tensor` in place, drawing from `generator` if anything is drawn."""
+
+
+class Elementwise(Initializer, Protocol):
+    """An initializer whose elements are independent, so that any piece can be drawn alone."""
+
+    def resolve(self, context: Context) -> Initializer:
+        """Replace words (`gain="meets"`) by the numbers of a site."""
+
+    def scaled(self, factor: float) -> Initializer:
+        """Return the initializer whose numbers are `factor` times as large."""
+
+    def draws(self, shape: Sequence[int], axes: Layout) -> tuple["Draw", ...]:
+        """Return the distribution of each packed block, or one for the whole tensor."""
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
+        """Say what the numbers will be; None where a variance says nothing.
+
+        Raises:
+            PolicyError: If the initializer does not fit the shape or its axes; so a plan finds out.
+        """
+
+    def fill_(
+        self,
+        flat: Tensor,
+        shape: Sequence[int],
+        axes: Layout,
+        *,
+        start: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Fill `flat` with elements `start, start + 1, ...` of the flattened tensor of `shape`."""
+
+
+class Structured(Initializer, Protocol):
+    """An initializer that needs the whole tensor at once."""
+
+    def resolve(self, context: Context) -> Initializer:
+        """Replace words (`gain="meets"`) by the numbers of a site."""
+
+    def scaled(self, factor: float) -> Initializer:
+        """Return the initializer whose numbers are `factor` times as large."""
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
+        """Say what the numbers will be; None where a variance says nothing.
+
+        Raises:
+            PolicyError: If the initializer does not fit the shape or its axes; so a plan finds out.
+        """
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor, in the dtype and on the device of what `normal` hands out."""
+
+
+class Draw(NamedTuple):
+    """A distribution: a standard one, scaled and shifted."""
+
+    standard: Standard
+    loc: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def spread(self) -> Spread:
+        """Moments and bounds of the distribution."""
+        std, reach = self.scale * self.standard.std, self.scale * self.standard.reach
+        bounded = math.isfinite(reach)
+        return Spread(
+            mean=self.loc,
+            std=std,
+            low=self.loc - reach if bounded else None,
+            high=self.loc + reach if bounded else None,
+            kurtosis=self.standard.kurtosis,
+        )
+
+
+def alike(spreads: Sequence[Spread]) -> Spreads:
+    """Return one spread where all packed blocks have the same, else all of them."""
+    return spreads[0] if len(set(spreads)) == 1 else tuple(spreads)
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which numbers are drawn before they are rounded to `dtype`.
+
+    Args:
+        dtype: A floating-point or complex dtype.
+
+    Raises:
+        PolicyError: If nothing can be drawn for that dtype.
+
+    Examples:
+        >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    if dtype.is_complex:
+        return torch.complex128 if dtype == torch.complex128 else torch.complex64
+    if not dtype.is_floating_point:
+        raise PolicyError(f"cannot initialise {dtype}: it holds no real or complex numbers")
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def require_number(owner: object, name: str, value: float, low: float = -math.inf) -> None:
+    """Raise where a field is no finite number from `low` on."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value >= low):
+        least = "" if low == -math.inf else f" from {low:g} on"
+        kind = type(owner).__name__
+        raise PolicyError(f"{kind}: {name} must be a finite number{least}, got {value!r}")
+
+
+def require_word(owner: object, name: str, value: object, words: Sequence[str]) -> None:
+    """Raise where a field is none of the words it may be."""
+    if value not in words:
+        kind, known = type(owner).__name__, ", ".join(map(repr, words))
+        meant = nearest(value, words) if isinstance(value, str) else ""
+        raise PolicyError(f"{kind}: {name} is one of {known}, got {value!r}{meant}")
+
+
+def require_gain(owner: object, gain: Gain) -> None:
+    """Raise where a gain is neither a number nor a word."""
+    if isinstance(gain, str):
+        require_word(owner, "gain", gain, ("meets", "fed_by"))
+    else:
+        require_number(owner, "gain", gain, 0.0)
+
+
+def resolved(gain: Gain, context: Context) -> float:
+    """Return a gain as a number, with the help of a site."""
+    if isinstance(gain, str):
+        return {"meets": context.meets_gain, "fed_by": context.fed_gain}[gain]
+    return gain
+
+
+def known(gain: Gain) -> float:
+    """Return a gain that is a number already, or raise."""
+    if isinstance(gain, str):
+        raise PolicyError(
+            f"gain={gain!r} is known in a plan, where the data flow has been read; "
+            "call resolve(Context(...)) first, or write a number"
+        )
+    return gain
+
+
+def fitting(owner: object, shape: Sequence[int], axes: Layout) -> Axes:
+    """Return the axes of a tensor that has inputs and outputs, or raise where it has none."""
+    try:
+        layout = conventional(shape) if axes is None else axes
+        check(shape, layout)
+        for block in range(len(layout.blocks)):
+            part(shape, layout, block)
+    except ValueError as error:
+        raise PolicyError(f"{owner} does not fit: {error}") from None
+    return layout
+
+
+def parts(shape: Sequence[int], axes: Axes) -> list[tuple[tuple[int, ...], Axes]]:
+    """Return shape and axes of each packed block, or of the whole tensor."""
+    if axes.packed is None:
+        return [(tuple(shape), axes)]
+    return [part(shape, axes, block) for block in range(len(axes.blocks))]
+
+
+def joined(shape: Sequence[int], axes: Axes, blocks: Sequence[Tensor]) -> Tensor:
+    """Put packed blocks together again."""
+    if axes.packed is None:
+        return blocks[0]
+    whole = blocks[0].new_empty(tuple(shape))
+    for block, ranges in zip(blocks, block_ranges(shape, axes), strict=True):
+        positions = [position for positions in ranges for position in positions]
+        index = torch.tensor(positions, dtype=torch.int64, device=whole.device)
+        whole.index_copy_(axes.packed, index, block)
+    return whole
+
+
+def unchanged(self: Self, context: Context) -> Self:
+    """Return the initializer itself: all its fields are numbers."""
+    return self

@@ -1,0 +1,346 @@
+"""Initializers that need the whole tensor at once.
+
+Knows the linear maps that a weight holds; random numbers come as standard normals.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.tensors.axes import conventional
+from torch_initpolicy.tensors.interface import (
+    Context,
+    Gain,
+    Layout,
+    Normals,
+    Spread,
+    Spreads,
+    Structured,
+    alike,
+    fitting,
+    joined,
+    known,
+    parts,
+    require_gain,
+    require_number,
+    resolved,
+    unchanged,
+    working_dtype,
+)
+from torch_initpolicy.tensors.maps import Maps, maps
+from torch_initpolicy.tensors.samplers import haar
+
+
+@torch.no_grad()
+def write_whole_(
+    self: Structured,
+    tensor: Tensor,
+    axes: Layout = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill `tensor` in place.
+
+    Args:
+        self: The initializer.
+        tensor: Any floating-point or complex tensor. Nothing is drawn on the meta device.
+        axes: What its axes mean; None for torch's own layout, `(out, in, *kernel)`.
+        generator: Where random numbers come from; None for torch's own.
+
+    Raises:
+        PolicyError: If the initializer fits neither the tensor's shape and axes nor its dtype.
+    """
+    dtype = working_dtype(tensor.dtype)
+    self.spread(tensor.shape, axes)
+    if tensor.is_meta or not tensor.numel():
+        return
+
+    def normal(shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), dtype=dtype, device=tensor.device, generator=generator)
+
+    tensor.copy_(self.build(tensor.shape, axes, normal))
+
+
+def _by_block(
+    shape: Sequence[int],
+    axes: Layout,
+    normal: Normals,
+    write_: Callable[[Maps, Normals], None],
+) -> Tensor:
+    """Build a tensor, starting from zeros, by writing the linear maps of each packed block."""
+    layout = conventional(shape) if axes is None else axes
+    blocks = []
+    for block_shape, block_axes in parts(shape, layout):
+        block = normal((0,)).new_zeros(block_shape)
+        if block.numel():
+            write_(maps(block, block_axes), normal)
+        blocks.append(block)
+    return joined(shape, layout, blocks)
+
+
+def _metas(owner: object, shape: Sequence[int], axes: Layout) -> Iterator[Maps]:
+    """Yield the linear maps of each packed block without their numbers, to look at their sizes."""
+    for block_shape, block_axes in parts(shape, fitting(owner, shape, axes)):
+        yield maps(torch.empty(block_shape, device="meta"), block_axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Orthogonal:
+    """Draw a random orthogonal matrix, uniform (Haar) among all such, times `gain`.
+
+    Each packed block, each group and each copy is a matrix of its own, `(out, in * kernel)`. Its
+    rows are orthonormal if it is wide, its columns if it is tall. Complex tensors become unitary;
+    half precision is rounded from float32. For a convolution this is orthogonal as a matrix but
+    keeps no norms; `DeltaOrthogonal` does.
+
+    Args:
+        gain: Multiplies the matrix; `"meets"` or `"fed_by"` for that of an activation.
+
+    Reference:
+        Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in
+        deep linear neural networks*, 2013, arXiv:1312.6120.
+
+    Examples:
+        >>> weight = torch.empty(3, 5)
+        >>> Orthogonal()(weight)
+        >>> torch.allclose(weight @ weight.mT, torch.eye(3), atol=1e-6)
+        True
+    """
+
+    gain: Gain = 1.0
+
+    def __post_init__(self) -> None:
+        require_gain(self, self.gain)
+
+    def resolve(self, context: Context) -> "Orthogonal":
+        """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
+        return Orthogonal(resolved(self.gain, context))
+
+    def scaled(self, factor: float) -> "Orthogonal":
+        """Return the initializer with `factor` times the gain."""
+        return Orthogonal(known(self.gain) * abs(factor))
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
+        """Say what the numbers will be: normal, almost, for all but tiny matrices."""
+        gain = known(self.gain)
+        longest = (max(_matrix(each)[1:]) for each in _metas(self, shape, axes))
+        return alike([Spread(0.0, gain / math.sqrt(n) if n else 0.0) for n in longest])
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor."""
+        return _by_block(shape, axes, normal, _haar_).mul_(known(self.gain))
+
+    __call__ = write_whole_
+
+
+def _matrix(each: Maps) -> tuple[int, int, int]:
+    """Return count, rows and columns of the maps as matrices `(out, in * kernel)`."""
+    count, outputs, inputs = each.sizes
+    return count, outputs, inputs * math.prod(each.kernel)
+
+
+def _orthonormal(normal: Normals, count: int, rows: int, columns: int) -> Tensor:
+    matrices = haar(normal((count, min(rows, columns), max(rows, columns))))
+    return matrices if rows <= columns else matrices.mT
+
+
+def _haar_(each: Maps, normal: Normals) -> None:
+    each.view.copy_(_orthonormal(normal, *_matrix(each)).reshape(each.view.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOrthogonal:
+    """Put a random orthogonal matrix at the middle of a kernel of zeros, times `gain`.
+
+    A convolution so initialised keeps the norm of its input. It needs at least as many outputs as
+    inputs, and a kernel of odd extents, which has a middle.
+
+    Args:
+        gain: Multiplies the matrix; `"meets"` or `"fed_by"` for that of an activation.
+
+    Reference:
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393,
+        algorithm 2.
+    """
+
+    gain: Gain = 1.0
+
+    def __post_init__(self) -> None:
+        require_gain(self, self.gain)
+
+    def resolve(self, context: Context) -> "DeltaOrthogonal":
+        """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
+        return DeltaOrthogonal(resolved(self.gain, context))
+
+    def scaled(self, factor: float) -> "DeltaOrthogonal":
+        """Return the initializer with `factor` times the gain."""
+        return DeltaOrthogonal(known(self.gain) * abs(factor))
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
+        """Say what the numbers will be, zeros included."""
+        return alike([self._spread(each) for each in _metas(self, shape, axes)])
+
+    def _spread(self, each: Maps) -> Spread:
+        _, outputs, inputs = each.sizes
+        taps = math.prod(each.kernel)
+        if inputs > outputs:
+            raise PolicyError(
+                f"{self} needs as many outputs as inputs, got {inputs} inputs and {outputs} "
+                "outputs; use Orthogonal()"
+            )
+        if any(extent % 2 == 0 for extent in each.kernel):
+            raise PolicyError(f"{self} needs odd extents, got {each.kernel}; use Orthogonal()")
+        std = known(self.gain) / math.sqrt(outputs * taps) if outputs else 0.0
+        return Spread(0.0, std, kurtosis=3.0 * taps)
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor."""
+        return _by_block(shape, axes, normal, _haar_at_centre_).mul_(known(self.gain))
+
+    __call__ = write_whole_
+
+
+def _haar_at_centre_(each: Maps, normal: Normals) -> None:
+    each.centre.copy_(_orthonormal(normal, *each.sizes).reshape(each.centre.shape))
+
+
+def _eye_(each: Maps, normal: Normals) -> None:
+    """Write identities at the middle tap; surplus rows or columns stay zero."""
+    _, outputs, inputs = each.sizes
+    eye = torch.eye(outputs, inputs, dtype=each.view.dtype, device=each.view.device)
+    shape = each.centre.shape[each.batch :]
+    each.centre.copy_(eye.reshape(shape).expand(each.centre.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Dirac:
+    """Let a convolution copy its inputs: an identity at the middle of a kernel of zeros.
+
+    Outputs beyond the number of inputs are zero. Each group, copy and packed block copies its own
+    inputs. Outside their middle tap, and where there are fewer inputs than outputs, units are
+    alike; training tells them apart only where their neighbours differ.
+
+    Args:
+        gain: Multiplies the identity.
+
+    Reference:
+        Zagoruyko and Komodakis, *DiracNets*, 2017, arXiv:1706.00388.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number(self, "gain", self.gain)
+
+    def scaled(self, factor: float) -> "Dirac":
+        """Return the initializer with `factor` times the gain."""
+        return Dirac(self.gain * factor)
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> None:
+        """Say nothing: these numbers are not random."""
+        for each in _metas(self, shape, axes):
+            if not each.kernel:
+                raise PolicyError(f"{self} needs a kernel, got {tuple(shape)}; use Identity()")
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor."""
+        return _by_block(shape, axes, normal, _eye_).mul_(self.gain)
+
+    resolve = unchanged
+    __call__ = write_whole_
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Let a linear map copy its inputs: ones on the diagonal, zeros elsewhere.
+
+    Each copy and packed block is an identity of its own.
+
+    Args:
+        gain: Multiplies the identity.
+
+    Reference:
+        Le, Jaitly and Hinton, *A Simple Way to Initialize Recurrent Networks of Rectified Linear
+        Units*, 2015, arXiv:1504.00941.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number(self, "gain", self.gain)
+
+    def scaled(self, factor: float) -> "Identity":
+        """Return the initializer with `factor` times the gain."""
+        return Identity(self.gain * factor)
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> None:
+        """Say nothing: these numbers are not random."""
+        for each in _metas(self, shape, axes):
+            if math.prod(each.kernel) > 1:
+                raise PolicyError(f"{self} needs a matrix, got a {each.kernel} kernel; use Dirac()")
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor."""
+        return _by_block(shape, axes, normal, _eye_).mul_(self.gain)
+
+    resolve = unchanged
+    __call__ = write_whole_
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Connect each output unit to the same number of inputs, chosen at random, the rest by zeros.
+
+    The incoming connections are limited, as in the paper; `torch.nn.init.sparse_` limits the
+    outgoing ones of `(out, in)` weights, which leaves some units with hardly any input.
+
+    Args:
+        sparsity: Share of each unit's incoming weights that is zero, from 0 to 1; the number of
+            zeros is rounded up.
+        std: Standard deviation of the weights that are not zero.
+
+    Reference:
+        Martens, *Deep learning via Hessian-free optimization*, 2010, section 5.
+    """
+
+    sparsity: float
+    std: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_number(self, "sparsity", self.sparsity, 0.0)
+        require_number(self, "std", self.std, 0.0)
+        if self.sparsity > 1:
+            raise PolicyError(f"Sparse: sparsity is a share from 0 to 1, got {self.sparsity}")
+
+    def scaled(self, factor: float) -> "Sparse":
+        """Return the initializer with `factor` times the standard deviation."""
+        return Sparse(self.sparsity, self.std * abs(factor))
+
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
+        """Say what the numbers will be, zeros included."""
+        return alike([self._spread(_matrix(each)[2]) for each in _metas(self, shape, axes)])
+
+    def _zeros(self, incoming: int) -> int:
+        return math.ceil(self.sparsity * incoming)
+
+    def _spread(self, incoming: int) -> Spread:
+        kept = 1 - self._zeros(incoming) / incoming if incoming else 0.0
+        return Spread(0.0, self.std * math.sqrt(kept), kurtosis=3 / kept if kept else 1.0)
+
+    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
+        """Return the whole tensor."""
+        return _by_block(shape, axes, normal, self._scatter_).mul_(self.std)
+
+    def _scatter_(self, each: Maps, normal: Normals) -> None:
+        sizes = _matrix(each)
+        lots = normal(sizes).real
+        zeros = lots.topk(self._zeros(sizes[2]), dim=-1, sorted=False).indices
+        values = normal(sizes).scatter_(-1, zeros, 0.0)
+        each.view.copy_(values.reshape(each.view.shape))
+
+    resolve = unchanged
+    __call__ = write_whole_
