@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, nearest
+from torch_initpolicy.tensors.initializers import From
 
 Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | None"
 """What JSON can say."""
@@ -38,6 +39,8 @@ Classes: TypeAlias = Mapping[str, type]
 """The classes that may occur in a file, by name."""
 
 Function: TypeAlias = Callable[..., object]
+
+Substitute: TypeAlias = Callable[[object], object]
 
 FUNCTIONS: Mapping[str, Function] = types.MappingProxyType({
     f"torch.nn.init.{name}": function
@@ -51,19 +54,21 @@ FUNCTIONS: Mapping[str, Function] = types.MappingProxyType({
 #
 
 
-def encode(value: object, otherwise: Callable[[object], object] | None = None) -> Data:
+def encode(value: object, classes: Classes, substitute: Substitute | None = None) -> Data:
     """Turn a value into what JSON can say.
 
     Args:
-        value: A dataclass, or anything a field of one holds.
-        otherwise: Asked for a substitute of what has no notation; None refuses it.
+        value: An instance of one of the classes, or anything that a field of one holds.
+        classes: The classes that may occur.
+        substitute: Asked for a value to write in place of one that has no notation; without it
+            there is none.
 
     Raises:
         PolicyError: Something has no notation: a list, a function of your own, a module.
 
     Examples:
-        >>> from torch_initpolicy.policy.match import name
-        >>> encode(name("head.*"))
+        >>> from torch_initpolicy.policy.match import Name
+        >>> encode(Name(("head.*",)), {"Name": Name})
         {'class': 'Name', 'globs': ['head.*']}
     """
     if isinstance(value, (bool, int, str)):
@@ -71,24 +76,25 @@ def encode(value: object, otherwise: Callable[[object], object] | None = None) -
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, tuple):
-        return [encode(item, otherwise) for item in value]
-    return _object(value, otherwise)
+        return [encode(item, classes, substitute) for item in value]
+    return _object(value, classes, substitute)
 
 
-def _object(value: object, otherwise: Callable[[object], object] | None) -> Data:
+def _object(value: object, classes: Classes, substitute: Substitute | None) -> Data:
     """Turn a value into an object of JSON."""
+    name = type(value).__name__
     if value is None:
         return {}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        stated = {key: encode(item, otherwise) for key, item in _stated(value)}
-        return {"class": type(value).__name__, **stated}
-    function = next((name for name, known in FUNCTIONS.items() if known is value), None)
+    if classes.get(name) is type(value):
+        stated = {key: encode(item, classes, substitute) for key, item in _stated(value)}
+        return {"class": name, **stated}
+    function = next((path for path, known in FUNCTIONS.items() if known is value), None)
     if function is not None:
         return {"function": function}
-    if otherwise is not None:
-        return encode(otherwise(value))
+    if substitute is not None:
+        return encode(substitute(value), classes)
     raise PolicyError(
         f"{value!r} cannot be written to a file, which holds matchers, initializers, tuples, "
         "numbers, words and functions of torch.nn.init; keep such a policy in Python"
@@ -188,11 +194,19 @@ def _needed(field: "dataclasses.Field[Any]") -> bool:
 def _constructed(kind: type, values: Mapping[str, object], where: str) -> object:
     """Call a constructor; what it refuses is an error of the file, at this place."""
     try:
-        return kind(**values)
+        return _MAKERS.get(kind, kind)(**values)
     except UnknownNameError as error:
         raise UnknownNameError(f"{where}: {error}") from error
     except (ValueError, TypeError) as error:
         raise PolicyError(f"{where}: {error}") from error
+
+
+def _from(function: Callable[..., object], arguments: tuple[tuple[str, Any], ...] = ()) -> From:
+    return From(function, **dict(arguments))
+
+
+_MAKERS: Mapping[type, Callable[..., object]] = types.MappingProxyType({From: _from})
+"""How a class is called where its constructor takes something else than its fields."""
 
 
 def fits(value: object, hint: Any) -> bool:

@@ -504,6 +504,11 @@ class Predicate(Matcher):
         return f"predicate({getattr(self.function, '__qualname__', self.function)})"
 
 
+SERIALISABLE: tuple[type[Matcher], ...] = (
+    AllOf, AnyOf, Not, Name, Kind, HasRole, Meets, FedBy, Op, Is, Offset, Fan, Shape, Anything,
+)  # fmt: skip
+"""The classes of matchers that a file may hold: all but `Predicate`."""
+
 #
 # What the classes above share
 #

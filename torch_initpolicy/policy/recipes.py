@@ -1,0 +1,173 @@
+"""Recipes: what a rule may hold in place of an initializer where the site decides the numbers.
+
+Knows layers one at a time; has never heard of rules. A recipe is asked once for each site and
+answers with an initializer.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.initializers import (
+    Constant,
+    Initializer,
+    Keep,
+    Normal,
+    Ones,
+    Uniform,
+    Zeros,
+)
+from torch_initpolicy.trace.facts import Facts
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """Anything that chooses an initializer for a site."""
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the initializer of one site."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitScale:
+    """Let a normalisation's scale start at one in total.
+
+    That is a weight of 1, and of 0 where the operator computes `1 + weight` (Gemma's RMSNorm).
+    """
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the constant that makes `offset + weight` one."""
+        return _PLAIN.get(facts.offset, Constant(1.0 - facts.offset))
+
+
+_PLAIN: Mapping[float, Initializer] = MappingProxyType({0.0: Ones(), 1.0: Zeros()})
+
+
+@dataclass(frozen=True, slots=True)
+class TorchDefault:
+    """Draw what the constructor of torch's own layer draws; keep what no such layer holds."""
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the distribution that the owner's constructor uses."""
+        return default_of(site.owner, site.attribute)
+
+
+#
+# What torch's constructors draw
+#
+
+
+def _within(fan: float) -> Initializer:
+    """Return `U(-1/sqrt(fan), 1/sqrt(fan))`, which is He's uniform at a slope of sqrt(5)."""
+    bound = 1 / math.sqrt(fan) if fan else 0.0
+    return Uniform(-bound, bound)
+
+
+def _xavier(fan_in: int, fan_out: int) -> Initializer:
+    bound = math.sqrt(6 / (fan_in + fan_out)) if fan_in + fan_out else 0.0
+    return Uniform(-bound, bound)
+
+
+@functools.singledispatch
+def default_of(module: nn.Module, name: str) -> Initializer:
+    """Say how the constructor of one of torch's layers fills its parameter `name`.
+
+    Torch counts its own fans there: a transposed convolution's `fan_in` is `out / groups * kernel`,
+    and packed projections are one matrix. So does this.
+
+    Args:
+        module: The parameter's owner.
+        name: The parameter's name there.
+
+    Returns:
+        The initializer; `Keep()` where the owner is no layer of torch's.
+
+    Examples:
+        >>> default_of(nn.Linear(4, 8), "bias")
+        Uniform(low=-0.5, high=0.5)
+    """
+    return Keep()
+
+
+@default_of.register(nn.Linear)
+def _(module: nn.Linear, name: str) -> Initializer:
+    return _affine(name, module.in_features)
+
+
+@default_of.register(NonDynamicallyQuantizableLinear)
+def _(module: nn.Linear, name: str) -> Initializer:
+    # The output projection of nn.MultiheadAttention, which sets its bias to zero.
+    return Zeros() if name == "bias" else _affine(name, module.in_features)
+
+
+@default_of.register(nn.Bilinear)
+def _(module: nn.Bilinear, name: str) -> Initializer:
+    return _affine(name, module.in1_features)
+
+
+@default_of.register(_ConvNd)
+def _(module: nn.Conv2d, name: str) -> Initializer:
+    return _affine(name, module.in_channels // module.groups * math.prod(module.kernel_size))
+
+
+@default_of.register(_ConvTransposeNd)
+def _(module: nn.ConvTranspose2d, name: str) -> Initializer:
+    return _affine(name, module.out_channels // module.groups * math.prod(module.kernel_size))
+
+
+def _affine(name: str, fan: int) -> Initializer:
+    return _within(fan) if name in ("weight", "bias") else Keep()
+
+
+@default_of.register(nn.RNNBase)
+@default_of.register(nn.RNNCellBase)
+def _(module: nn.RNNBase, name: str) -> Initializer:
+    return _within(module.hidden_size)
+
+
+@default_of.register(nn.Embedding)
+@default_of.register(nn.EmbeddingBag)
+def _(module: nn.Embedding, name: str) -> Initializer:
+    return Normal(1.0) if name == "weight" else Keep()
+
+
+_NORM: Mapping[str, Initializer] = MappingProxyType({"weight": Ones(), "bias": Zeros()})
+
+
+@default_of.register(_BatchNorm)
+@default_of.register(_InstanceNorm)
+@default_of.register(nn.LayerNorm)
+@default_of.register(nn.GroupNorm)
+@default_of.register(nn.RMSNorm)
+def _(module: nn.Module, name: str) -> Initializer:
+    return _NORM.get(name, Keep())
+
+
+@default_of.register(nn.PReLU)
+def _(module: nn.PReLU, name: str) -> Initializer:
+    return Constant(module.init) if name == "weight" else Keep()
+
+
+@default_of.register(nn.MultiheadAttention)
+def _(module: nn.MultiheadAttention, name: str) -> Initializer:
+    width = module.embed_dim
+    fillings: dict[str, Initializer] = {
+        "in_proj_weight": _xavier(width, 3 * width),
+        "q_proj_weight": _xavier(width, width),
+        "k_proj_weight": _xavier(module.kdim, width),
+        "v_proj_weight": _xavier(module.vdim, width),
+        "in_proj_bias": Zeros(),
+        "bias_k": Normal(1 / math.sqrt(width)),
+        "bias_v": Normal(1 / math.sqrt(width)),
+    }
+    return fillings.get(name, Keep())

@@ -1,0 +1,376 @@
+"""Rules and policies: what the user wants, as values.
+
+Knows matchers, initializers and the files a policy is kept in; has never heard of a model.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeAlias, cast
+
+from torch import Tensor
+
+from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.policy import codec, match
+from torch_initpolicy.policy.match import Anything, Matcher
+from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer
+from torch_initpolicy.trace.facts import Facts
+
+Filler: TypeAlias = Initializer | Recipe | Callable[[Tensor], object]
+"""What a rule takes: an initializer, a recipe, or any function that fills a tensor in place."""
+
+FORMAT = 1
+"""Version of the layout of policy files."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rule:
+    """A matcher, and the initializer for the sites that it matches.
+
+    Attributes:
+        matcher: Says which sites the rule is meant for.
+        initializer: Fills them. A function of `torch.nn.init`, or any other that fills a tensor in
+            place, becomes `From(function)`.
+        note: Why, for people; it appears in the plan.
+        optional: Whether the rule may match nothing; otherwise that is an error of the plan.
+
+    Raises:
+        PolicyError: The matcher is none, or the initializer is no filled-in value.
+
+    Examples:
+        >>> from torch_initpolicy.tensors.initializers import Zeros
+        >>> Rule(match.name("head.*"), Zeros())
+        Rule(name('head.*'), Zeros())
+    """
+
+    matcher: Matcher
+    initializer: Initializer | Recipe
+    note: str = ""
+    optional: bool = False
+
+    def __init__(
+        self, matcher: Matcher, initializer: Filler, note: str = "", *, optional: bool = False
+    ) -> None:
+        if not isinstance(matcher, Matcher):
+            raise PolicyError(f"a rule starts with a matcher like name('head.*'), got {matcher!r}")
+        object.__setattr__(self, "matcher", matcher)
+        object.__setattr__(self, "initializer", filling(initializer))
+        object.__setattr__(self, "note", note)
+        object.__setattr__(self, "optional", optional)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the rule is meant for a site."""
+        return self.matcher.matches(site, facts)
+
+    def __repr__(self) -> str:
+        words = [repr(self.matcher), repr(self.initializer)]
+        words += [repr(self.note)] if self.note else []
+        words += ["optional=True"] if self.optional else []
+        return f"Rule({', '.join(words)})"
+
+
+def filling(filler: Filler) -> Initializer | Recipe:
+    """Return what a rule holds as an initializer or a recipe.
+
+    Raises:
+        PolicyError: It is neither, or the class or function that makes one is given in its place.
+    """
+    name = getattr(filler, "__name__", "")
+    is_maker = getattr(filler, "__module__", "").startswith("torch_initpolicy.") and name
+    if isinstance(filler, type) or is_maker:
+        raise PolicyError(f"{name} makes initializers, it is none; call it: {name}(...)")
+    if isinstance(filler, (Recipe, *BUILTIN)):
+        return cast("Initializer | Recipe", filler)
+    if not callable(filler):
+        meant = f"; write Constant({filler})" if isinstance(filler, (int, float)) else ""
+        raise PolicyError(f"a rule needs an initializer such as Zeros(), got {filler!r}{meant}")
+    return From(filler)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class InitPolicy:
+    """Rules in order; for each site the first that matches decides.
+
+    Attributes:
+        rules: The rules.
+        name: What it is called in plans and receipts, or None.
+
+    Raises:
+        PolicyError: Something among the rules is none.
+
+    Examples:
+        >>> from torch_initpolicy.tensors.initializers import Normal, Zeros
+        >>> policy = InitPolicy([Rule(match.role("bias"), Zeros())]).otherwise(Normal(0.02))
+        >>> policy
+        InitPolicy([
+            Rule(role('bias'), Zeros()),
+            Rule(anything(), Normal(std=0.02, mean=0.0), optional=True),
+        ])
+        >>> InitPolicy.from_json(policy.to_json()) == policy
+        True
+    """
+
+    rules: tuple[Rule, ...]
+    name: str | None = None
+
+    def __init__(self, rules: Iterable[Rule] = (), name: str | None = None) -> None:
+        object.__setattr__(self, "rules", tuple(rules))
+        object.__setattr__(self, "name", name)
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise PolicyError(
+                    f"a policy is made of rules: Rule(matcher, initializer), {rule!r}"
+                )
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def __repr__(self) -> str:
+        rules = "".join(f"    {rule!r},\n" for rule in self.rules)
+        name = f", name={self.name!r}" if self.name else ""
+        return f"InitPolicy([\n{rules}]{name})" if rules else f"InitPolicy([]{name})"
+
+    def first(self, site: Site, facts: Facts) -> Rule | None:
+        """Return the rule that decides for a site, or None where none matches."""
+        return next((rule for rule in self.rules if rule.matches(site, facts)), None)
+
+    def otherwise(self, rest: "InitPolicy | Filler") -> "InitPolicy":
+        """Return this policy with another, or one initializer, for what no rule matches."""
+        return InitPolicy((*self.rules, *_rules_of(rest, "otherwise")), self.name)
+
+    def override(self, front: "InitPolicy | Rule") -> "InitPolicy":
+        """Return this policy with other rules before its own."""
+        rules = (front,) if isinstance(front, Rule) else _rules_of(front, "override")
+        return InitPolicy((*rules, *self.rules), self.name)
+
+    def renamed(self, name: str | None) -> "InitPolicy":
+        """Return this policy under another name."""
+        return InitPolicy(self.rules, name)
+
+    @property
+    def hash(self) -> str:
+        """What identifies the policy in every process and on every machine, 32 hex digits.
+
+        Raises:
+            PolicyError: The policy holds functions of your own, which no text identifies.
+        """
+        return codec.digest(_data(self))
+
+    def to_json(self) -> str:
+        """Write the policy as JSON.
+
+        Raises:
+            PolicyError: The policy holds functions of your own, which no file can hold.
+        """
+        return codec.write_json(_data(self))
+
+    def to_toml(self) -> str:
+        """Write the policy as TOML; this needs the extra `torch-initpolicy[toml]`.
+
+        Raises:
+            PolicyError: The policy holds functions of your own, which no file can hold.
+            MissingExtraError: `tomli_w` is not installed.
+        """
+        return codec.write_toml(_data(self))
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy to a `.json` or `.toml` file.
+
+        Raises:
+            PolicyError: The file has another ending, or the policy holds functions of your own.
+        """
+        text = _language(path).write(_data(self))
+        Path(path).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, text: str) -> "InitPolicy":
+        """Read a policy from JSON; nothing in the text can run.
+
+        Raises:
+            UnknownNameError: A class, field, preset or version does not exist.
+            PolicyError: The text is no policy.
+        """
+        return _policy(codec.read_json(text))
+
+    @classmethod
+    def from_toml(cls, text: str) -> "InitPolicy":
+        """Read a policy from TOML; nothing in the text can run.
+
+        Raises:
+            UnknownNameError: A class, field, preset or version does not exist.
+            PolicyError: The text is no policy.
+        """
+        return _policy(codec.read_toml(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "InitPolicy":
+        """Read a policy from a `.json` or `.toml` file; nothing in the file can run.
+
+        Raises:
+            UnknownNameError: A class, field, preset or version does not exist.
+            PolicyError: The file is not there, or is no policy.
+        """
+        language = _language(path)
+        try:
+            return _policy(language.read(Path(path).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyError(f"{path} cannot be read: {error}") from error
+        except PolicyError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+def _rules_of(policy: "InitPolicy | Rule | Filler | str", verb: str) -> tuple[Rule, ...]:
+    """Return the rules of a policy; one initializer is a rule for everything."""
+    if isinstance(policy, InitPolicy):
+        return policy.rules
+    if isinstance(policy, (str, Rule)):
+        meant = f"presets.{policy}()" if isinstance(policy, str) else f"InitPolicy([{policy!r}])"
+        raise PolicyError(f"{verb}() takes a policy or an initializer; write {verb}({meant})")
+    return (Rule(Anything(), policy, optional=True),)
+
+
+#
+# Presets, by name
+#
+
+Arguments = ParamSpec("Arguments")
+
+PRESETS: dict[str, Callable[..., InitPolicy]] = {}
+"""The functions of `torch_initpolicy.policy.presets`, which `preset` puts here under their names;
+they live above the policies they make, and files, which may name them, are read here."""
+
+
+def preset(function: Callable[Arguments, InitPolicy]) -> Callable[Arguments, InitPolicy]:
+    """Make a function known under its name to whoever reads a name, and name its policy.
+
+    Raises:
+        PolicyError: There is a preset of that name.
+    """
+    name = function.__name__
+    if name in PRESETS:
+        raise PolicyError(f"there is a preset {name!r} already")
+
+    @functools.wraps(function)
+    def named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> InitPolicy:
+        return function(*args, **kwargs).renamed(name)
+
+    PRESETS[name] = named
+    return named
+
+
+def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> InitPolicy:
+    """Make the policy of a preset.
+
+    Args:
+        name: Name of the preset.
+        arguments: What it is called with.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+        PolicyError: It does not take these arguments.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError(
+            f"no preset is called {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}"
+        )
+    try:
+        return PRESETS[name](**(arguments or {}))
+    except TypeError as error:
+        raise PolicyError(f"preset {name!r}: {error}") from error
+
+
+#
+# Files
+#
+
+CLASSES: codec.Classes = types.MappingProxyType({
+    kind.__name__: kind
+    for kind in (*match.SERIALISABLE, *BUILTIN, UnitScale, TorchDefault, Rule)
+})  # fmt: skip
+"""The classes that a policy file may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """How data becomes text, and text data."""
+
+    write: Callable[[codec.Data], str]
+    read: Callable[[str], codec.Data]
+
+
+_LANGUAGES: Mapping[str, Language] = types.MappingProxyType({
+    ".json": Language(codec.write_json, codec.read_json),
+    ".toml": Language(codec.write_toml, codec.read_toml),
+})  # fmt: skip
+
+
+def _language(path: str | Path) -> Language:
+    suffix = Path(path).suffix
+    if suffix not in _LANGUAGES:
+        raise PolicyError(f"a policy file ends with {' or '.join(_LANGUAGES)}, got {str(path)!r}")
+    return _LANGUAGES[suffix]
+
+
+def _data(policy: InitPolicy) -> codec.Data:
+    """Write a policy as an object: `format`, `name` and `rules`."""
+    name: dict[str, codec.Data] = {"name": policy.name} if policy.name else {}
+    return {"format": FORMAT, **name, "rules": [_rule_data(rule) for rule in policy.rules]}
+
+
+def _rule_data(rule: Rule) -> codec.Data:
+    """Write a rule as an object; its class is understood."""
+    data: dict[str, codec.Data] = {
+        "matcher": codec.encode(rule.matcher, CLASSES),
+        "initializer": codec.encode(rule.initializer, CLASSES),
+    }
+    if rule.note:
+        data["note"] = rule.note
+    if rule.optional:
+        data["optional"] = True
+    return data
+
+
+_FIELDS = ("format", "name", "rules", "otherwise")
+
+
+def _policy(data: codec.Data) -> InitPolicy:
+    """Read the object that `_data` writes; `otherwise` may name a preset for what is left."""
+    if not isinstance(data, dict):
+        raise PolicyError(f"a policy file holds an object with the fields {_FIELDS}, got {data!r}")
+    if data.get("format") != FORMAT:
+        raise PolicyError(
+            f"this version reads policy files of format = {FORMAT}, got {data.get('format')!r}"
+        )
+    for field in data:
+        if field not in _FIELDS:
+            raise UnknownNameError(f"a policy has no field {field!r}{nearest(field, _FIELDS)}")
+    name, rules = data.get("name"), data.get("rules", [])
+    if not isinstance(rules, list) or not isinstance(name, (str, types.NoneType)):
+        raise PolicyError(f"rules is an array and name a string, got {rules!r} and {name!r}")
+    policy = InitPolicy((_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules)), name)
+    return policy.otherwise(_rest(data["otherwise"])) if "otherwise" in data else policy
+
+
+def _rule(data: codec.Data, where: str) -> Rule:
+    if not isinstance(data, dict):
+        raise PolicyError(f"{where} is an object with a matcher and an initializer, got {data!r}")
+    rule: Rule = codec.decode({"class": "Rule", **data}, CLASSES, where)
+    return rule
+
+
+def _rest(data: codec.Data) -> "InitPolicy | Initializer":
+    """Read what `otherwise` holds: a preset's name, one with arguments, or an initializer."""
+    if isinstance(data, str):
+        return preset_named(data)
+    if isinstance(data, dict) and "preset" in data:
+        arguments = {key: value for key, value in data.items() if key != "preset"}
+        return preset_named(str(data["preset"]), arguments)
+    rest: Initializer = codec.decode(data, CLASSES, "otherwise")
+    return rest
