@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -24,76 +26,89 @@ from torch_initpolicy.tensors.initializers import Initializer
 # What a call does with the values of its first argument
 #
 
-_PROPERTIES = (
-    "shape device dtype layout ndim is_leaf is_meta is_cuda is_cpu is_mps is_xpu is_sparse "
-    "is_quantized is_nested itemsize nbytes names requires_grad retains_grad grad grad_fn _grad "
-    "_grad_fn _version _base _backward_hooks output_nr"
-).split()
-
-_METHODS = (
-    "size dim ndimension numel nelement stride storage_offset element_size get_device "
-    "is_contiguous is_floating_point is_complex is_signed is_inference is_same_size is_set_to "
-    "is_pinned is_shared has_names requires_grad_ retain_grad register_hook "
-    "register_post_accumulate_grad_hook new_empty new_zeros new_ones new_full new_tensor "
-    "__len__ __hash__"
-).split()
-
-_FUNCTIONS = (
-    "empty_like zeros_like ones_like full_like rand_like randn_like is_floating_point is_complex "
-    "numel is_same_size result_type _has_compatible_shallow_copy_type"
-).split()
+Function = Callable[..., Any]
+"""A function or method of torch; its signature is torch's own."""
 
 
-def _members(names: Iterable[str]) -> Iterator[Callable[..., Any]]:
-    """Yield those members of `Tensor` that this version of torch has."""
-    return (member for name in names if (member := getattr(Tensor, name, None)) is not None)
+def _methods(names: str) -> Iterator[Function]:
+    """Yield those methods of `Tensor` that this version of torch has."""
+    return (method for name in names.split() if (method := getattr(Tensor, name, None)) is not None)
 
 
-HARMLESS: frozenset[Callable[..., Any]] = frozenset(
-    [
-        torch._C._set_grad_enabled,  # noqa: SLF001 - how `no_grad` arrives at a function mode
-        torch.set_grad_enabled,
-        *(member.__get__ for member in _members(_PROPERTIES)),  # type: ignore[attr-defined]
-        *(getattr(Tensor, name).__set__ for name in ("requires_grad", "grad")),
-        Tensor.grad.__delete__,  # type: ignore[attr-defined]
-        *_members(_METHODS),
-        *(getattr(torch, name) for name in _FUNCTIONS),
-    ]
+def _functions(module: ModuleType, names: str) -> Iterator[Function]:
+    return (getattr(module, name) for name in names.split())
+
+
+def _getters(names: str) -> Iterator[Function]:
+    """Yield the functions that read properties of `Tensor`."""
+    return (member.__get__ for member in _methods(names))
+
+
+def getter(name: str) -> Function:
+    """Return the function that reads a property of `Tensor`."""
+    function: Function = getattr(Tensor, name).__get__
+    return function
+
+
+def setter(name: str) -> Function:
+    """Return the function that assigns a property of `Tensor`."""
+    function: Function = getattr(Tensor, name).__set__
+    return function
+
+
+HARMLESS: frozenset[Function] = frozenset(
+    chain(
+        _getters(
+            "shape device dtype layout ndim is_leaf is_meta is_cuda is_cpu is_mps is_xpu is_sparse "
+            "is_quantized is_nested itemsize nbytes names requires_grad retains_grad grad grad_fn "
+            "_grad _grad_fn _version _base _backward_hooks output_nr",
+        ),
+        map(setter, ("requires_grad", "grad")),
+        _methods(
+            "size dim ndimension numel nelement stride storage_offset element_size get_device "
+            "is_contiguous is_floating_point is_complex is_signed is_inference is_same_size "
+            "is_set_to is_pinned is_shared has_names requires_grad_ retain_grad register_hook "
+            "register_post_accumulate_grad_hook new_empty new_zeros new_ones new_full new_tensor "
+            "__len__ __hash__"
+        ),
+        _functions(
+            torch,
+            "empty_like zeros_like ones_like full_like rand_like randn_like is_floating_point "
+            "is_complex numel is_same_size result_type _has_compatible_shallow_copy_type",
+        ),
+        # How `no_grad` arrives at a function mode.
+        _functions(torch._C, "_set_grad_enabled"),  # noqa: SLF001
+    )
 )
-"""Functions that look at what a tensor is and not at what it holds."""
+"""Functions that ask what a tensor is and not what it holds."""
 
-VIEWS: frozenset[Callable[..., Any]] = frozenset(
-    [
-        *(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH")),
-        *_members(
+VIEWS: frozenset[Function] = frozenset(
+    chain(
+        _getters("data T mT H mH"),
+        _methods(
             "detach detach_ view view_as as_strided reshape reshape_as flatten unflatten ravel "
             "select narrow unbind chunk split tensor_split diagonal t t_ transpose transpose_ "
             "permute movedim swapaxes swapdims squeeze squeeze_ unsqueeze unsqueeze_ expand "
-            "expand_as contiguous __getitem__ to type type_as cpu cuda half "
-            "float double bfloat16 pin_memory".split()
+            "expand_as contiguous __getitem__ to type type_as cpu cuda half float double bfloat16 "
+            "pin_memory"
         ),
-        *(
-            getattr(torch, name)
-            for name in (
-                "detach select narrow unbind chunk split diagonal transpose permute movedim "
-                "squeeze unsqueeze flatten reshape t as_strided".split()
-            )
+        _functions(
+            torch,
+            "detach select narrow unbind chunk split diagonal transpose permute movedim squeeze "
+            "unsqueeze flatten reshape t as_strided",
         ),
-    ]
+    )
 )
 """Functions whose result is another view of the same bytes, or a plain copy of them."""
 
-OVERWRITES: frozenset[Callable[..., Any]] = frozenset(
-    [
-        *_members(
+OVERWRITES: frozenset[Function] = frozenset(
+    chain(
+        _methods(
             "zero_ fill_ copy_ normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ "
-            "bernoulli_ random_".split()
+            "bernoulli_ random_"
         ),
-        *(
-            getattr(nn.init, name)
-            for name in "uniform_ normal_ constant_ kaiming_uniform_ kaiming_normal_".split()
-        ),
-    ]
+        _functions(nn.init, "uniform_ normal_ constant_ kaiming_uniform_ kaiming_normal_"),
+    )
 )
 """Functions that write all of their first argument without reading it."""
 
@@ -101,7 +116,7 @@ OVERWRITES: frozenset[Callable[..., Any]] = frozenset(
 class Call(NamedTuple):
     """One call of torch, as `__torch_function__` sees it."""
 
-    func: Callable[..., Any]
+    func: Function
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -136,16 +151,28 @@ def tensors(arguments: Any) -> Iterator[Tensor]:
 #
 
 
+class Pending(NamedTuple):
+    """What a constructor would have filled a parameter with.
+
+    Attributes:
+        initializer: The distribution.
+        padding: The row that it set to zero, or None.
+    """
+
+    initializer: Initializer
+    padding: int | None = None
+
+
 @dataclass(eq=False)
 class Skipped:
     """What is remembered of one undrawn storage.
 
     Attributes:
-        initializer: What the constructor would have drawn.
+        pending: What the constructor would have drawn.
         holders: Everything guarded because it lives on this storage.
     """
 
-    initializer: Initializer
+    pending: Pending
     holders: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     @property
@@ -172,7 +199,7 @@ class SkippedTensor(Tensor):
     @classmethod
     def __torch_function__(
         cls,
-        func: Callable[..., Any],
+        func: Function,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -182,7 +209,7 @@ class SkippedTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - as torch's subclasses do
             return _answer(call)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is missing."""
         return f"Tensor skipped: {_description(self)}"
 
@@ -194,10 +221,10 @@ class SkippedTensor(Tensor):
 class SkippedParameter(nn.Parameter):
     """A parameter whose fill was skipped; once filled it is a plain parameter."""
 
-    __torch_function__ = SkippedTensor.__torch_function__  # type: ignore[assignment]
-    __reduce_ex__ = SkippedTensor.__reduce_ex__  # type: ignore[assignment]
+    __torch_function__ = SkippedTensor.__torch_function__
+    __reduce_ex__ = SkippedTensor.__reduce_ex__
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is missing."""
         return f"Parameter skipped: {_description(self)}"
 
@@ -205,7 +232,7 @@ class SkippedParameter(nn.Parameter):
         """Copy what is known; the copy is to be filled on its own."""
         copy = nn.Parameter(torch.empty_like(self), requires_grad=self.requires_grad)
         memo[id(self)] = copy
-        Skipped(vars(self)["_skipped"].initializer).hold(copy)
+        Skipped(vars(self)["_skipped"].pending).hold(copy)
         return copy
 
 
@@ -234,11 +261,11 @@ def _answer(call: Call) -> Any:
         _refuse(next(filter(_skipped, (target, *others))))
     if call.func in VIEWS:
         return _viewed(call.run(), target, skipped)
-    if call.func in OVERWRITES and covers_storage(target):
-        result = call.run()
-        skipped.release()
-        return result
-    _refuse(target)
+    if call.func not in OVERWRITES or not covers_storage(target):
+        _refuse(target)
+    result = call.run()
+    skipped.release()
+    return result
 
 
 def _viewed(result: Any, target: Tensor, skipped: Skipped) -> Any:
@@ -247,11 +274,11 @@ def _viewed(result: Any, target: Tensor, skipped: Skipped) -> Any:
         if tensor is target:
             continue
         shared = same_storage(tensor, target)
-        (skipped if shared else Skipped(skipped.initializer)).hold(tensor)
+        (skipped if shared else Skipped(skipped.pending)).hold(tensor)
     return result
 
 
-_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the C class
+_SET_DATA = setter("data")
 
 
 def _set_data(call: Call) -> None:
@@ -266,7 +293,7 @@ def _set_data(call: Call) -> None:
 
 
 def _description(tensor: Tensor) -> str:
-    return f"{pending_of(tensor)}, shape {tuple(tensor.shape)}"
+    return f"{vars(tensor)['_skipped'].pending.initializer}, shape {tuple(tensor.shape)}"
 
 
 def _refuse(tensor: Tensor) -> NoReturn:
@@ -300,19 +327,19 @@ def _named_parameters(wanted: Sequence[Tensor]) -> dict[str, nn.Parameter]:
 def guard(entries: Iterable[Entry]) -> None:
     """Guard the parameters of the given entries; fill at once what is no plain parameter."""
     for entry in entries:
-        initializer, parameters = entry.initializer, entry.living
+        initializer, parameters = entry.draw.initializer, entry.living
         if initializer is None or not parameters or not all(map(entry.fits, parameters)):
             entry.settle()
             continue
-        skipped = Skipped(initializer)
+        skipped = Skipped(Pending(initializer, entry.padding))
         for parameter in parameters:
             skipped.hold(parameter)
 
 
-def pending_of(tensor: Tensor) -> Initializer | None:
+def pending_of(tensor: Tensor) -> Pending | None:
     """Return what a skipped parameter would have been filled with; None for any other tensor."""
     skipped = _skipped(tensor)
-    return None if skipped is None else skipped.initializer
+    return None if skipped is None else skipped.pending
 
 
 @contextmanager
@@ -321,15 +348,15 @@ def opened(model: nn.Module) -> Iterator[None]:
 
     Whatever is not `mark_filled` when the block ends is guarded again.
     """
-    parameters = [p for p in model.parameters() if type(p) is SkippedParameter]
+    parameters = [p for p in model.parameters() if isinstance(p, SkippedParameter)]
     for parameter in parameters:
-        parameter.__class__ = nn.Parameter
+        parameter.__class__ = _PLAIN[SkippedParameter]
     try:
         yield
     finally:
         for parameter in parameters:
             if _skipped(parameter) is not None:
-                parameter.__class__ = SkippedParameter
+                parameter.__class__ = _GUARDED[nn.Parameter]
 
 
 def mark_filled(tensor: Tensor) -> None:

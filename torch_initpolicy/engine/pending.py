@@ -6,18 +6,17 @@ behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) sha
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_initpolicy.tensors import initializers
-from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.initializers import Context, Elementwise, Initializer, Spread
+from torch_initpolicy.tensors.initializers import Initializer
 
 NEGLIGIBLE = 1e-9
 """Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
@@ -207,61 +206,6 @@ def _erfinv(value: float) -> float:
 #
 
 
-class Patch(NamedTuple):
-    """Elements `start` to `stop` of a flattened tensor, overwritten with `value`."""
-
-    start: int
-    stop: int
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Patched:
-    """Fill by `base`, then overwrite the patches; elementwise, as `base` is."""
-
-    base: Elementwise
-    patches: tuple[Patch, ...]
-
-    def __call__(
-        self, tensor: Tensor, axes: Axes | None = None, *, generator: torch.Generator | None = None
-    ) -> None:
-        """Fill `tensor` in place."""
-        self.base(tensor, axes, generator=generator)
-        flat = tensor.detach().reshape(-1)
-        self._patch_(flat, 0)
-        tensor.detach().copy_(flat.view(tensor.shape))
-
-    def resolve(self, context: Context) -> "Patched":
-        """Resolve the base."""
-        return replace(self, base=self.base.resolve(context))
-
-    def scaled(self, factor: float) -> "Patched":
-        """Scale the base and the patches."""
-        patches = (Patch(start, stop, value * factor) for start, stop, value in self.patches)
-        return Patched(self.base.scaled(factor), tuple(patches))
-
-    def spread(self, shape: Sequence[int], axes: Axes | None) -> Spread | tuple[Spread, ...]:
-        """Return the base's; the patches are too few to matter."""
-        return self.base.spread(shape, axes)
-
-    def fill_(
-        self,
-        flat: Tensor,
-        shape: Sequence[int],
-        axes: Axes | None,
-        *,
-        start: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Fill elements `start, start + 1, ...` of the flattened tensor."""
-        self.base.fill_(flat, shape, axes, start=start, generator=generator)
-        self._patch_(flat, start)
-
-    def _patch_(self, flat: Tensor, offset: int) -> None:
-        for start, stop, value in self.patches:
-            flat[max(start - offset, 0) : max(stop - offset, 0)] = value
-
-
 @dataclass
 class Entry:
     """One storage whose fill has been put off.
@@ -272,7 +216,7 @@ class Entry:
         shape: Shape of the tensor that was to be filled; it covers the storage.
         dtype: Its dtype.
         storage: The storage, without keeping it alive.
-        patches: Constants written over parts of it since (the padding row of an embedding).
+        padding: The row that was zeroed since, as an embedding does with its padding, or None.
         parameters: The parameters seen there, without keeping them alive.
     """
 
@@ -281,16 +225,8 @@ class Entry:
     shape: torch.Size
     dtype: torch.dtype
     storage: StorageWeakRef
-    patches: list[Patch] = field(default_factory=list)
+    padding: int | None = None
     parameters: list[weakref.ref[nn.Parameter]] = field(default_factory=list)
-
-    @property
-    def initializer(self) -> Initializer | None:
-        """The initializer that draws the same, patches included; None where there is none."""
-        initializer = self.draw.initializer
-        if not self.patches or initializer is None:
-            return initializer
-        return Patched(initializer, tuple(self.patches))
 
     @property
     def living(self) -> list[nn.Parameter]:
@@ -303,17 +239,24 @@ class Entry:
         rows_agree = parameter.shape[:1] == self.shape[:1] or isinstance(self.draw, (Flat, Bell))
         return type(parameter) is nn.Parameter and covers_storage(parameter) and rows_agree
 
+    def row(self, view: Tensor) -> int | None:
+        """Return which row of the filled tensor a view is, or None where it is something else."""
+        size = self.shape[1:].numel()
+        is_row = view.dtype == self.dtype and view.is_contiguous() and view.numel() == size
+        row, rest = divmod(int(view.storage_offset()), size)
+        return row if is_row and len(self.shape) > 1 and rest == 0 else None
+
     @torch.no_grad()
     def settle(self) -> None:
         """Fill the storage now, if anybody still holds it."""
-        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        storage: torch.UntypedStorage | None = _revived(self.storage)
         if storage is None:
             return
         tensor = torch.empty(0, dtype=self.dtype, device=storage.device)
         tensor.set_(storage, 0, self.shape)  # type: ignore[call-overload]  # untyped in the stubs
         self.draw.draw_(tensor, self.generator)
-        for start, stop, value in self.patches:
-            tensor.view(-1)[start:stop].fill_(value)
+        if self.padding is not None:
+            tensor[self.padding] = 0
 
 
 class Ledger:
@@ -364,12 +307,9 @@ class Ledger:
 
 
 def covers_storage(tensor: Tensor) -> bool:
-    """Say whether `tensor` is all of its storage, in order, and holds floating-point bytes."""
+    """Say whether a tensor is all of its storage, in order."""
     return (
-        not tensor.is_meta
-        and tensor.numel() > 0
-        and (tensor.is_floating_point() or tensor.is_complex())
-        and tensor.is_contiguous()
+        tensor.is_contiguous()
         and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     )
 
@@ -379,9 +319,18 @@ def same_storage(tensor: Tensor, other: Tensor) -> bool:
     return _key(tensor) == _key(other)
 
 
+# Storages have no public identity and no public weak references; `torch.multiprocessing` keeps
+# its own books by the same means.
+
+
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 - a storage's only identity
+    number: int = tensor.untyped_storage()._cdata  # noqa: SLF001
+    return number
 
 
 def _weak(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _revived(reference: StorageWeakRef) -> torch.UntypedStorage | None:
+    return torch.UntypedStorage._new_with_weak_ptr(reference.cdata)  # noqa: SLF001

@@ -15,14 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_initpolicy.engine.guard import HARMLESS, OVERWRITES, VIEWS, Call, guard, tensors
+from torch_initpolicy.engine.guard import (
+    HARMLESS,
+    OVERWRITES,
+    VIEWS,
+    Call,
+    Function,
+    getter,
+    guard,
+    setter,
+    tensors,
+)
 from torch_initpolicy.engine.pending import (
     Bell,
     Draw,
-    Entry,
     Flat,
     Ledger,
-    Patch,
     Thinned,
     Turned,
     covers_storage,
@@ -76,7 +84,9 @@ def skip_init() -> Iterator[None]:
 
 
 def _active_modes() -> list[TorchFunctionMode]:
-    modes: list[TorchFunctionMode] = torch.overrides._get_current_function_mode_stack()  # type: ignore[attr-defined]  # noqa: SLF001 - no public view of the stack
+    # Torch has no public view of the stack of modes.
+    modes: list[TorchFunctionMode]
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
     return modes
 
 
@@ -89,18 +99,23 @@ class _SkipMode(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Function,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         call = Call(func, args, dict(kwargs or {}))
-        return call.run() if func in HARMLESS else RULES.get(func, _read)(self._ledger, call)
+        return RULES.get(func, _read)(self._ledger, call)
 
 
 #
 # What each kind of call means for tensors whose fill has been put off
 #
+
+
+def _run(ledger: Ledger, call: Call) -> Any:
+    """Run a call that asks what a tensor is and not what it holds."""
+    return call.run()
 
 
 def _read(ledger: Ledger, call: Call) -> Any:
@@ -130,7 +145,7 @@ def _view(ledger: Ledger, call: Call) -> Any:
 def _fill(ledger: Ledger, call: Call) -> Any:
     """Put off a random fill of a whole storage."""
     target, kwargs = call.target, call.kwargs.copy()
-    if type(target) not in (Tensor, nn.Parameter) or not covers_storage(target):
+    if not _can_wait(target):
         return _overwrite(ledger, call)
     generator = kwargs.pop("generator", None)
     draw = FILLS[call.func](*call.args, **{_ARGUMENTS.get(k, k): v for k, v in kwargs.items()})
@@ -138,6 +153,13 @@ def _fill(ledger: Ledger, call: Call) -> Any:
         return _overwrite(ledger, call)
     ledger.put_off(target, draw, generator)
     return target
+
+
+def _can_wait(tensor: Tensor) -> bool:
+    """Say whether a tensor is an ordinary one that can be filled at any time later."""
+    is_ordinary = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+    is_number = tensor.is_floating_point() or tensor.is_complex()
+    return is_ordinary and is_number and tensor.numel() > 0 and covers_storage(tensor)
 
 
 def _overwrite(ledger: Ledger, call: Call) -> Any:
@@ -150,20 +172,16 @@ def _overwrite(ledger: Ledger, call: Call) -> Any:
 
 
 def _fill_constant(ledger: Ledger, call: Call) -> Any:
-    """Run a constant fill; one of a part of an undrawn storage is repeated after the draw."""
+    """Run a constant fill; a row of an undrawn table that becomes zero does so after the draw."""
     target, value = call.target, (*call.arguments[1:], 0.0)[0]
     entry = ledger.find(target)
-    if entry is None or covers_storage(target) or not _is_part(target, entry):
+    if entry is None or covers_storage(target) or isinstance(value, Tensor) or value != 0:
         return _overwrite(ledger, call)
-    if not isinstance(value, (int, float)):
+    row = entry.row(target)
+    if row is None or entry.padding not in (None, row):
         return _overwrite(ledger, call)
-    start = target.storage_offset()
-    entry.patches.append(Patch(start, start + target.numel(), float(value)))
+    entry.padding = row
     return call.run()
-
-
-def _is_part(tensor: Tensor, entry: Entry) -> bool:
-    return tensor.dtype == entry.dtype and tensor.is_contiguous()
 
 
 def _set_item(ledger: Ledger, call: Call) -> Any:
@@ -186,9 +204,13 @@ def _transform(ledger: Ledger, call: Call) -> Any:
     """Apply scalar arithmetic in place to what is remembered, where it can be said."""
     target, operands = call.target, call.arguments[1:]
     entry = ledger.find(target)
-    if entry is None or entry.patches or not covers_storage(target):
+    if entry is None or entry.padding is not None or not covers_storage(target):
         return _read(ledger, call)
-    if isinstance(entry.draw, Turned) and isinstance(operands[0], Tensor) and _locals_of("orthogonal_"):
+    if (
+        isinstance(entry.draw, Turned)
+        and isinstance(operands[0], Tensor)
+        and _locals_of("orthogonal_")
+    ):
         return target
     if not all(isinstance(operand, (int, float, NoneType)) for operand in operands):
         return _read(ledger, call)
@@ -267,25 +289,25 @@ def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Draw | None:
 
 def _kaiming_uniform(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
-    return std and Flat(-math.sqrt(3.0) * std, math.sqrt(3.0) * std)
+    return Flat(-math.sqrt(3.0) * std, math.sqrt(3.0) * std) if std else None
 
 
 def _kaiming_normal(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
-    return std and Bell(0.0, std)
+    return Bell(0.0, std) if std else None
 
 
 def _kaiming_std(
-    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: Any = "leaky_relu"
 ) -> float | None:
     if tensor.dim() < 2:
         return None
     fan_in, fan_out = fans(tensor.shape, Axes(inputs=(1,), outputs=(0,)))
     fan = {"fan_in": fan_in, "fan_out": fan_out}.get(mode.lower())
-    return fan and nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    return nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else None
 
 
-FILLS: Mapping[Callable[..., Any], Callable[..., Draw | None]] = {
+FILLS: Mapping[Function, Callable[..., Draw | None]] = {
     Tensor.uniform_: _uniform,
     Tensor.normal_: _normal,
     nn.init.uniform_: _uniform,
@@ -318,7 +340,7 @@ def _clamp(draw: Draw, min: float | None = None, max: float | None = None) -> Dr
     return draw.clamped(-math.inf if min is None else min, math.inf if max is None else max)
 
 
-TRANSFORMS: Mapping[Callable[..., Any], Callable[..., Draw | None]] = {
+TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
     Tensor.mul_: lambda draw, other: draw.scaled(other),
     Tensor.multiply_: lambda draw, other: draw.scaled(other),
     Tensor.div_: _divide,
@@ -334,7 +356,8 @@ TRANSFORMS: Mapping[Callable[..., Any], Callable[..., Draw | None]] = {
 """What happens to a distribution when its tensor is changed in place."""
 
 
-RULES: Mapping[Callable[..., Any], Callable[[Ledger, Call], Any]] = {
+RULES: Mapping[Function, Callable[[Ledger, Call], Any]] = {
+    **dict.fromkeys(HARMLESS, _run),
     **dict.fromkeys(OVERWRITES, _overwrite),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(FILLS, _fill),
@@ -344,7 +367,7 @@ RULES: Mapping[Callable[..., Any], Callable[[Ledger, Call], Any]] = {
     Tensor.__setitem__: _set_item,
     Tensor.copy_: _copy,
     torch.linalg.qr: _factorise,
-    Tensor.grad_fn.__get__: _see,  # type: ignore[attr-defined]  # how a module registers it
-    Tensor.data.__set__: _see,  # type: ignore[attr-defined]
+    setter("data"): _see,
+    getter("grad_fn"): _see,  # what a module asks for when it registers a parameter
 }
 """What each function of torch means here; all others read their arguments."""
