@@ -1,0 +1,130 @@
+"""Assertions that a test-suite of your own can call; fixtures are in `pytest_plugin`."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.api import Inputs, InitPolicy, Names, plan_policy
+from torch_initpolicy.errors import listing
+
+__all__ = ["assert_initialized", "assert_untouched"]
+
+
+def assert_initialized(
+    model: nn.Module,
+    policy: str | InitPolicy = "auto",
+    *,
+    example_inputs: Inputs | None = None,
+    only: Names | None = None,
+    skip: Names | None = None,
+) -> None:
+    """Assert that a model's weights look as a policy leaves them, whatever the seed.
+
+    Each tensor's mean, standard deviation and bounds are measured against its step of the plan,
+    with a tolerance that follows from its number of elements.
+
+    Args:
+        model: The model, not yet trained.
+        policy: Name of a preset, or a policy.
+        example_inputs: What its forward takes; looked for where None.
+        only: Names of the sites to look at; globs.
+        skip: Names of the sites not to look at; globs.
+
+    Raises:
+        VerifyError: Some tensors are not what the policy draws; the message lists them.
+
+    Examples:
+        >>> from torch_initpolicy import apply_policy
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> _ = apply_policy(model, "he", seed=0)
+        >>> assert_initialized(model, "he")
+    """
+    plan_policy(model, policy, example_inputs=example_inputs, only=only, skip=skip).verify(model)
+
+
+@contextmanager
+def assert_untouched(model: nn.Module) -> Iterator[None]:
+    """Assert that a block of code leaves a model and the random states exactly as they were.
+
+    Compared bit for bit: parameters, their gradients, buffers and torch's and Python's global
+    random states. Compared by identity: parameters, buffers, hooks and the attributes of every
+    module. And the flags `training` and `requires_grad`. Tensors without memory are compared by
+    identity alone.
+
+    Args:
+        model: The model.
+
+    Raises:
+        AssertionError: Something is different afterwards, also where the block itself raises; the
+            message lists what.
+
+    Examples:
+        >>> model = nn.Linear(2, 2)
+        >>> with assert_untouched(model):
+        ...     _ = model(torch.ones(1, 2))
+        >>> with assert_untouched(model):
+        ...     _ = model.eval()
+        Traceback (most recent call last):
+        AssertionError: 1 not as before:
+          - training of the model
+    """
+    before = dict(_state(model))
+    try:
+        yield
+    finally:
+        after = dict(_state(model))
+        changed = [label for label in before | after if not _same(before, after, label)]
+        if changed:
+            raise AssertionError(f"{len(changed)} not as before:\n{listing(changed)}")
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield everything that must stay, each under a name for people."""
+    yield "torch's random state", torch.random.get_rng_state()
+    yield "Python's random state", repr(random.getstate())
+    for name, module in model.named_modules():
+        place = name or "the model"
+        for attribute, value in vars(module).items():
+            yield f"{attribute} of {place}", _contents(value)
+    for name, tensor in _tensors(model):
+        yield f"requires_grad of {name}", tensor.requires_grad
+        yield f"values of {name}", _bits(tensor)
+        if tensor.grad is not None:
+            yield f"gradient of {name}", _bits(tensor.grad)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return ((name, tensor) for name, tensor in tensors if not (is_lazy(tensor) or tensor.is_meta))
+
+
+def _contents(value: object) -> object:
+    """Copy a container, so that what is put into it or taken out later can be seen."""
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return tuple(value) if isinstance(value, list | set) else value
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Copy a tensor's bits; bits compare equal also where values are no numbers."""
+    return tensor.detach().clone().contiguous().flatten().view(torch.uint8)
+
+
+def _same(before: Mapping[str, object], after: Mapping[str, object], label: str) -> bool:
+    if label not in before or label not in after:
+        return False
+    old, new = before[label], after[label]
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return old.shape == new.shape and torch.equal(old, new)
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        return len(old) == len(new) and all(map(_is_same, old, new))
+    return _is_same(old, new)
+
+
+def _is_same(old: object, new: object) -> bool:
+    """Compare by identity, words and numbers by value."""
+    return old is new or (isinstance(old, str | int | float) and old == new)
