@@ -6,7 +6,7 @@ Knows how to run a model without touching it; has never heard what an operator d
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,72 @@ class Call(NamedTuple):
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = {}
+
+
+class Ran(NamedTuple):
+    """One operator that has just run, with its tensors.
+
+    Attributes:
+        graph: All that has been recorded so far; `node` is its last node.
+        node: The operator.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        outputs: The tensors it returned or changed, as `node.outputs` numbers them.
+    """
+
+    graph: Graph
+    node: Node
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Tensor, ...]
+
+
+class Observer(Protocol):
+    """Looks on while a forward pass runs for real; what it computes itself is not recorded."""
+
+    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Return what to run with in place of the parameter of canonical name `name`."""
+
+    def see(self, ran: Ran) -> None:
+        """Look at an operator that has just run. Its outputs may be written to."""
+
+    def end(self, results: Any) -> None:
+        """Look at what the model returned, while the stand-ins are still in place."""
+
+
+def observe(
+    model: nn.Module,
+    call: Call,
+    observer: Observer,
+    *,
+    names: Mapping[int, str],
+    with_grad: bool = False,
+) -> None:
+    """Run the forward pass of `model` as it is, under the eyes of an observer.
+
+    Every module runs in the mode it is in, on copies of the buffers and from a fixed random state.
+    The model is left as it was, as `capture` leaves it.
+
+    Args:
+        model: The model, without wrappers.
+        call: What to call it with.
+        observer: Who looks on.
+        names: Canonical name of each parameter, by its `id`.
+        with_grad: Whether gradients can be taken.
+
+    Raises:
+        Exception: Whatever the model's forward or the observer raises.
+    """
+    made = {
+        id(parameter): observer.stand_in(names[id(parameter)], parameter)
+        for parameter in model.parameters()
+        if id(parameter) in names
+    }
+    with _untouched(model), torch.set_grad_enabled(with_grad):
+        _seed_everywhere(model)
+        recorder = _Recorder({}, on_meta=False, see=observer.see)
+        results = _run(model, call, recorder, names, dict(_stand_ins(model, made, on_meta=False)))
+        observer.end(results)
 
 
 def capture(
@@ -58,20 +124,34 @@ def capture(
     with _untouched(model), torch.no_grad():
         for module in model.modules():
             module.training = training
-        stand_ins = dict(_stand_ins(model, on_meta=on_meta))
         recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) in names:
-                recorder.enter_parameter(stand_ins[name], parameter, names[id(parameter)])
-        args, kwargs = recorder.enter_inputs(call)
-        with recorder.inside_modules(model), recorder:
-            results = torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
+        results = _run(model, call, recorder, names, dict(_stand_ins(model, {}, on_meta=on_meta)))
         return recorder.graph(results)
 
 
-def _stand_ins(model: nn.Module, *, on_meta: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield what to run with in place of each parameter and buffer; ties stay ties."""
-    made: dict[int, Tensor] = {}
+def _run(
+    model: nn.Module,
+    call: Call,
+    recorder: "_Recorder",
+    names: Mapping[int, str],
+    stand_ins: dict[str, Tensor],
+) -> Any:
+    """Run the forward pass on stand-ins for parameters and buffers, and return its results."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in names:
+            recorder.enter_parameter(stand_ins[name], parameter, names[id(parameter)])
+    args, kwargs = recorder.enter_inputs(call)
+    with recorder.inside_modules(model), recorder:
+        return torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
+
+
+def _stand_ins(
+    model: nn.Module, made: dict[int, Tensor], *, on_meta: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what to run with in place of each parameter and buffer; ties stay ties.
+
+    `made` are stand-ins that exist already, by the `id` of what they stand for.
+    """
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in made:
             made[id(parameter)] = _plain_meta(parameter) if on_meta else parameter
@@ -101,6 +181,13 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         random.setstate(python_state)
         for module, saved in attributes:
             _restore(vars(module), saved)
+
+
+def _seed_everywhere(model: nn.Module) -> None:
+    """Start the forked generators from one fixed state: dropout is the same in every run."""
+    torch.default_generator.manual_seed(0)
+    for index in _cuda_devices(model):
+        torch.cuda.default_generators[index].manual_seed(0)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
@@ -177,15 +264,23 @@ def op_name(function: Callable[..., Any]) -> str:
 class _Recorder(TorchFunctionMode):
     """Writes down every operator that returns or changes a tensor."""
 
-    def __init__(self, shape_rules: Mapping[str, ShapeRule], *, on_meta: bool) -> None:
+    def __init__(
+        self,
+        shape_rules: Mapping[str, ShapeRule],
+        *,
+        on_meta: bool,
+        see: Callable[[Ran], None] | None = None,
+    ) -> None:
         super().__init__()
         self.shape_rules = shape_rules
         self.on_meta = on_meta
+        self.see = see
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.current: dict[int, int] = {}
         self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
         self.running: list[str] = [""]
+        self.so_far = Graph(self.values, self.nodes, results=(), consumers=())
 
     def __torch_function__(
         self,
@@ -221,9 +316,11 @@ class _Recorder(TorchFunctionMode):
         node_args, node_kwargs = _map(self._ref, (args, dict(kwargs)))
         bases = tuple(self._changed_bases(outputs))
         made = tuple(self._new_value(tensor, producer=index) for tensor in (*outputs, *bases))
-        self.nodes.append(
-            Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
-        )
+        node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
+        self.nodes.append(node)
+        if self.see is not None:
+            with torch._C.DisableTorchFunction():  # noqa: SLF001 - the bridge below is recorded too
+                self.see(Ran(self.so_far, node, args, kwargs, (*outputs, *bases)))
 
     def enter_parameter(self, stand_in: Tensor, parameter: Tensor, name: str) -> None:
         """Make known a parameter under both its stand-in and itself.

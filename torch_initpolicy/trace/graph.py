@@ -3,7 +3,7 @@
 Knows that tensors go into operators and come out; has never heard what an operator does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A recorded forward pass.
+    """A recorded forward pass, or as much of it as has run.
 
     Attributes:
         values: All values, by index.
@@ -81,7 +81,7 @@ class Graph:
         consumers: For each value, the nodes that read it.
     """
 
-    values: tuple[Value, ...]
-    nodes: tuple[Node, ...]
+    values: Sequence[Value]
+    nodes: Sequence[Node]
     results: tuple[int, ...]
     consumers: tuple[tuple[int, ...], ...] = field(repr=False)

@@ -40,7 +40,7 @@ class Uses:
 
     Attributes:
         graph: The recorded forward pass.
-        ops: What each node does.
+        table: What operators do, by name.
         signals: Values that depend on the model's input, or come out of a weight.
         sources: Parameters inside each expression of parameters.
         kinds: Steps of normalisations that are written out in primitives.
@@ -49,7 +49,7 @@ class Uses:
     """
 
     graph: Graph
-    ops: tuple[Op, ...]
+    table: Mapping[str, Op]
     signals: set[int] = field(default_factory=set)
     sources: dict[int, tuple[Source, ...]] = field(default_factory=dict)
     kinds: dict[int, Kind] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Uses:
 
     def role(self, node: Node) -> OpRole:
         """Return the role of a node's operator."""
-        return self.ops[node.index].role
+        return self.table.get(node.op, UNKNOWN).role
 
     def slots(self, node: Node) -> tuple[tuple[str, int], ...]:
         """Return the values that a node reads, each with the argument it stands in."""
-        return tuple(slots_of(node, self.ops[node.index]))
+        return tuple(slots_of(node, self.table.get(node.op, UNKNOWN)))
 
     def carried(self, node: Node) -> Iterator[int]:
         """Yield the signals whose numbers go into a node's output."""
@@ -82,18 +82,16 @@ def uses(graph: Graph, table: Mapping[str, Op] = OPS) -> Uses:
         graph: The recorded forward pass.
         table: What operators do, by name.
     """
-    result = Uses(graph, tuple(table.get(node.op, UNKNOWN) for node in graph.nodes))
-    for value in graph.values:
-        if value.is_input:
-            result.signals.add(value.index)
-        if value.parameter is not None:
-            result.sources[value.index] = (whole(value.parameter, value.shape),)
+    result = Uses(graph, table)
     for node in graph.nodes:
-        _read(result, node)
+        advance(result, node)
     return result
 
 
-def _read(result: Uses, node: Node) -> None:
+def advance(result: Uses, node: Node) -> None:
+    """Read the next node, in order of execution: also of a forward pass that is still running."""
+    for value in node.inputs:
+        _enter(result, result.graph.values[value])
     role = result.role(node)
     if role is OpRole.CREATES:
         return
@@ -107,6 +105,13 @@ def _read(result: Uses, node: Node) -> None:
     if signals or _weighs(role, expressions):
         result.signals.update(node.outputs)
         _note_kind(result, node, signals, expressions)
+
+
+def _enter(result: Uses, value: Value) -> None:
+    if value.is_input:
+        result.signals.add(value.index)
+    if value.parameter is not None and value.index not in result.sources:
+        result.sources[value.index] = (whole(value.parameter, value.shape),)
 
 
 def _weighs(role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
@@ -129,7 +134,7 @@ def _meet(
 
 def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
     """Follow the parameters of an operator that reads no signal into its outputs."""
-    op = result.ops[node.index]
+    op = result.table.get(node.op, UNKNOWN)
     for output in node.outputs:
         result.sources[output] = tuple({
             source.site: through(
