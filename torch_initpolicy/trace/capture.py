@@ -310,17 +310,22 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any],
         outputs: tuple[Tensor, ...],
     ) -> None:
-        """Add one node; a tensor that it changed in place has a new value from here on."""
+        """Add one node; a tensor that it changed in place has a new value from here on.
+
+        Where that tensor is a view, a second node writes it into its base.
+        """
         index = len(self.nodes)
         read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
         node_args, node_kwargs = _map(self._ref, (args, dict(kwargs)))
-        bases = tuple(self._changed_bases(outputs))
-        made = tuple(self._new_value(tensor, producer=index) for tensor in (*outputs, *bases))
+        changed = tuple(self._changed_views(outputs))
+        made = tuple(self._new_value(tensor, producer=index) for tensor in outputs)
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
         self.nodes.append(node)
         if self.see is not None:
             with torch._C.DisableTorchFunction():  # noqa: SLF001 - the bridge below is recorded too
-                self.see(Ran(self.so_far, node, args, kwargs, (*outputs, *bases)))
+                self.see(Ran(self.so_far, node, args, kwargs, outputs))
+        for base, view in changed:
+            self.record("setitem", torch.Tensor.__setitem__, (base, ..., view), {}, (base,))
 
     def enter_parameter(self, stand_in: Tensor, parameter: Tensor, name: str) -> None:
         """Make known a parameter under both its stand-in and itself.
@@ -407,12 +412,12 @@ class _Recorder(TorchFunctionMode):
             self.record(type(module).__name__, module, args, {}, unseen)
         self.running.pop()
 
-    def _changed_bases(self, outputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        """Yield the known tensors of which `outputs` that were there before are views."""
+    def _changed_views(self, outputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield those of `outputs` that were there before and are views, with their bases."""
         for tensor in outputs:
             base = tensor._base  # noqa: SLF001 - the only way from a view to its base
             if id(tensor) in self.current and base is not None and id(base) in self.current:
-                yield base
+                yield base, tensor
 
     def _ref(self, tensor: Tensor) -> Ref:
         return Ref(self._value_of(tensor))

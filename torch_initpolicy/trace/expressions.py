@@ -31,7 +31,8 @@ class Source:
         dims: Where its axes have gone.
         contracted: Its axes that were summed over in a product with another parameter.
         shift: What has been added to it: 1.0 for `1 + weight`.
-        gated: Whether a saturating activation has been applied to it.
+        gated: Whether an activation has been applied to it.
+        indexed: Whether rows have been picked out of it by a table of indices.
     """
 
     site: str
@@ -40,6 +41,7 @@ class Source:
     contracted: tuple[int, ...] = ()
     shift: float = 0.0
     gated: bool = False
+    indexed: bool = False
 
 
 def whole(site: str, shape: Sequence[int]) -> Source:
@@ -54,6 +56,8 @@ def through(source: Source, node: Node, op: Op, before: Value, after: Value) -> 
     moved = replace(source, dims=_moved(source.dims, op, before, after))
     if op.role is OpRole.ADDS:
         return replace(moved, shift=moved.shift + _added_number(node))
+    if op.role is OpRole.PICKS:
+        return replace(moved, indexed=moved.indexed or len(node.inputs) > 1)
     return replace(moved, gated=moved.gated or op.role is OpRole.ACTIVATES)
 
 

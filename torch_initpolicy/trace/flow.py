@@ -149,6 +149,8 @@ def _ahead(use: Use, flow: Flow) -> Walk:
         return _INSIDE[use.node.op]
     if flow.uses.role(use.node) is OpRole.PROJECTS_AND_ATTENDS and "out_proj" not in use.slot:
         return NOTHING if use.slot == "v_proj_weight" else Walk(((1, SOFTMAX),))
+    if flow.uses.role(use.node) is OpRole.ATTENDS and use.slot != "value":
+        return Walk(((1, SOFTMAX),))
     return flow.ahead.get(use.node.outputs[0], NOTHING)
 
 
@@ -184,7 +186,7 @@ def _role_beside(use: Use, flow: Flow, role: Role, *, in_norm: bool) -> Role:
     if in_norm and kind in ("normalised", "scaled"):
         return "norm_bias"
     met = _ahead(use, flow).nearest
-    if role == "position" and met == SOFTMAX:
+    if role == "position" and (met == SOFTMAX or use.source.indexed):
         return "table"
     return role
 
@@ -208,6 +210,8 @@ _ROLES: Mapping[OpRole, Mapping[str, Role]] = {
     OpRole.JOINS: {"input": "token"},
     OpRole.MOVES: {"input": "token"},
     OpRole.CASTS: {"input": "token"},
+    OpRole.MIXES: {"input": "token"},
+    OpRole.PICKS: {"input": "table"},
     OpRole.SUMMARISES: {"input": "scale"},
 }  # fmt: skip
 """What a parameter does, by the role of its operator and the argument it stands in."""
@@ -221,33 +225,46 @@ def _role(use: Use, flow: Flow) -> Role:
         return "norm_weight" if kind == "normalised" and not use.source.gated else "scale"
     if role is OpRole.ADDS:
         return _role_of_summand(use, flow)
-    if role is OpRole.MIXES:
-        return "table" if use.node.op in _LOOK_UPS else "token"
     found = _ROLES.get(role, {}).get(use.slot, "unknown")
     return found if found != "weight" else _role_of_weight(use, flow)
 
 
-_LOOK_UPS = frozenset({"getitem", "index_select", "gather", "take", "take_along_dim", "index"})
-
-
 def _role_of_summand(use: Use, flow: Flow) -> Role:
-    """A vector added to the output of a weight of the same owner is its bias."""
+    """A vector added to what a parameter of the same owner has just made is its bias."""
     extents = [size for size in use.value.shape if size > 1]
-    if len(extents) > 1:
-        return "position"
-    if not extents:
+    if not extents or use.slot == "factor":
         return "scale"
+    alone = len(extents) > 1 or use.source.indexed
+    return "position" if alone or not _follows_its_owner(use, flow) else "bias"
+
+
+_FOLLOWED = frozenset({OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES})
+
+
+def _follows_its_owner(use: Use, flow: Flow) -> bool:
+    """Say whether the signal that a parameter is added to comes from a parameter beside it."""
     owner = use.source.site.rpartition(".")[0]
-    weighed = any(
-        other.source.site.rpartition(".")[0] == owner and other.node.index in flow.uses.weighers
+    made_by = {
+        other.node.index
         for other in flow.uses.found
-        if other.node.index < use.node.index
-    )
-    return "bias" if weighed else "position"
+        if other.source.site.rpartition(".")[0] == owner and other.source.site != use.source.site
+    }
+    values, nodes = flow.uses.graph.values, flow.uses.graph.nodes
+    value = use.partner
+    while value is not None:
+        producer = values[value].producer
+        if producer is None or use.node.index in made_by or producer in made_by:
+            return producer is not None or use.node.index in made_by
+        carried = tuple(flow.uses.carried(nodes[producer]))
+        follows = flow.uses.role(nodes[producer]) in _FOLLOWED and len(carried) == 1
+        value = carried[0] if follows else None
+    return False
 
 
 def _role_of_weight(use: Use, flow: Flow) -> Role:
     """Tell the weight itself from what only scales it, and from tables of whole kernels."""
+    if use.source.indexed:
+        return "table"
     together = flow.uses.sources[use.value.index]
     largest = max(source.size for source in together)
     if use.source.size < largest and not use.source.contracted:

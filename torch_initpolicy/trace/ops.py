@@ -33,6 +33,7 @@ class OpRole(enum.Enum):
     NORMALISES = "normalisation, with or without an affine map"
     CASTS = "the same numbers, in another type or place"
     MOVES = "the same numbers, in other positions"
+    PICKS = "some of the numbers, by slice or index"
     MIXES = "weighted sums, maxima or selections of the input"
     JOINS = "several inputs side by side"
     SUMMARISES = "a statistic of the input"
@@ -83,7 +84,8 @@ OPS: Mapping[str, Op] = MappingProxyType(
             "clamp_min clamp_max floor ceil round frac logit sinc float_power nan_to_num rdiv "
             "heaviside fix trunc", OpRole.COMPUTES)
     | _each("mul multiply div divide true_divide floor_divide", OpRole.MULTIPLIES)
-    | _each("add sub subtract rsub lerp addcmul addcdiv", OpRole.ADDS)
+    | _each("add sub subtract rsub lerp", OpRole.ADDS)
+    | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
     | _each("batch_norm instance_norm", OpRole.NORMALISES, "input", "state", "state", "weight",
             "bias")
     | _each("layer_norm group_norm", OpRole.NORMALISES, "input", "size", "weight", "bias")
@@ -102,7 +104,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
             "view_as reshape_as expand_as repeat repeat_interleave tile", OpRole.MOVES, "input",
             "like")
     | _each("getitem index_select gather take take_along_dim masked_select index",
-            OpRole.MIXES, "input", "index", "index", "index")
+            OpRole.PICKS, "input", "index", "index", "index")
     | _each("mean sum nanmean nansum amax amin max min maximum minimum median cumsum cumprod prod "
             "logcumsumexp topk sort kthvalue "
             "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d "

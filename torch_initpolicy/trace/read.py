@@ -101,7 +101,7 @@ class _Attempt:
         """Record with inputs that are looked for."""
         calls = list(candidates(self.model))
         for call in calls:
-            reading = self._on_meta(call)
+            reading = self._on_meta(call, calls)
             if reading is not None:
                 return reading
         if self._is_on_meta():
@@ -115,11 +115,13 @@ class _Attempt:
     def _is_on_meta(self) -> bool:
         return any(site.device.type == "meta" for site in self.sites)
 
-    def _on_meta(self, call: Call) -> Reading | None:
+    def _on_meta(self, call: Call, others: Sequence[Call] = ()) -> Reading | None:
+        """Record in evaluation mode; what it leaves out, look for in training mode."""
         reading = self._record(call, "traced")
         if reading is None or all(found.used for found in reading.facts.values()):
             return reading
-        training = self._record(call, "traced", training=True)
+        attempts = (self._record(c, "traced", training=True) for c in (call, *others))
+        training = next((attempt for attempt in attempts if attempt is not None), None)
         return reading if training is None else _joined(reading, training)
 
     def _for_real(self, call: Call) -> Reading | None:

@@ -13,8 +13,8 @@ from torch_initpolicy.trace.ops import OpRole, activation_of
 from torch_initpolicy.trace.uses import Uses
 
 CARRIERS = frozenset({
-    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.MIXES,
-    OpRole.JOINS,
+    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
+    OpRole.MIXES, OpRole.JOINS,
 })  # fmt: skip
 """Roles of operators that only carry the signal: what lies behind them is still met."""
 
@@ -123,19 +123,23 @@ def _beyond(found: Mapping[int, Walk], node: Node) -> Iterator[Walk]:
     yield from (_further(found[output]) for output in node.outputs if output in found)
 
 
+_BOUNDS = frozenset({"clamp", "clip", "clamp_min", "clamp_max", "nan_to_num"})
+"""Functions that leave most numbers as they are, if their bounds are not known numbers."""
+
+
 def _through_function(
     uses: Uses, found: Mapping[int, Walk], node: Node, value: int
 ) -> Iterator[Walk]:
-    """An unnamed function activates, unless it is a step on the way to a statistic."""
+    """A function that could not be evaluated stops the walk, unless it only bounds or measures."""
     is_step = value in uses.kinds or all(
         uses.kinds.get(output) == "statistic"
         for index in uses.graph.consumers[node.outputs[0]]
         for output in uses.graph.nodes[index].outputs
     )
-    if is_step:
-        yield NOTHING
-    else:
-        yield Walk(((1, Activation(node.op)),))
+    if node.op in _BOUNDS:
+        yield from _beyond(found, node)
+    elif not is_step:
+        yield Walk(stopped_by=(node.op,))
 
 
 def behind(uses: Uses, composites: Mapping[int, Composite]) -> Mapping[int, Walk]:
