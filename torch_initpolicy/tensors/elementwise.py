@@ -3,6 +3,7 @@
 Knows distributions and fans; any piece of a tensor can be drawn alone.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.tensors.axes import Axes, Fans, block_index, fans
+from torch_initpolicy.tensors.axes import Axes, Fans, fans
 from torch_initpolicy.tensors.interface import (
     Context,
     Distribution,
@@ -46,34 +47,77 @@ def _spread(self: Elementwise, shape: Sequence[int], axes: Layout) -> Spreads:
     return alike([draw.spread for draw in self.draws(shape, axes)])
 
 
-def _index(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> Tensor:
-    """Return the packed block of each of the elements from `start` on."""
-    axis = cast("int", axes.packed)
-    inner = math.prod(shape[axis + 1 :])
-    position = torch.arange(start, start + flat.numel(), device=flat.device)
-    blocks = torch.tensor(block_index(shape, axes), device=flat.device)
-    return blocks[position.div(inner, rounding_mode="floor") % shape[axis]]
-
-
-def _mixed(draws: Sequence[Draw], index: Tensor, draw: Callable[[Standard], Tensor]) -> Tensor:
-    """Give each element the distribution of its block."""
-    columns = {standard: draw(standard) for standard in dict.fromkeys(d.standard for d in draws)}
-    of_block = torch.tensor([list(columns).index(d.standard) for d in draws], device=index.device)
-    drawn = torch.stack(tuple(columns.values()))
-    chosen = drawn.gather(0, of_block[index].unsqueeze(0)).squeeze(0)
-    scales, locs = (
-        torch.tensor(numbers, dtype=drawn.real.dtype, device=index.device)[index]
-        for numbers in ([d.scale for d in draws], [d.loc for d in draws])
-    )
-    return chosen * scales + locs
-
-
 def _standard_(standard: Standard, flat: Tensor, generator: torch.Generator | None) -> Tensor:
     """Fill with a standard distribution; complex numbers have half the variance in each part."""
     if not flat.is_complex():
         return standard.fill_(flat, generator)
     standard.fill_(torch.view_as_real(flat).view(-1), generator)
     return flat.mul_(math.sqrt(0.5))
+
+
+def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
+    """Fill with one distribution."""
+    if flat.is_complex():
+        _standard_(draw.standard, flat, generator).mul_(draw.scale).add_(draw.loc)
+    else:
+        draw.standard.fill_(flat, generator, draw.loc, draw.scale)
+
+
+def _runs(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the elements from `start` on into runs of one packed block each.
+
+    Returns:
+        The number of each run's block, and its length.
+    """
+    axis, stop = cast("int", axes.packed), start + flat.numel()
+    inner = math.prod(shape[axis + 1 :])
+    first, last = start // inner, -(-stop // inner)
+    positions = torch.arange(first, last, device=flat.device)
+    edges = torch.tensor(list(itertools.accumulate(axes.blocks)), device=flat.device)
+    lengths = torch.full_like(positions, inner)
+    lengths[0] -= start - first * inner
+    lengths[-1] -= last * inner - stop
+    return torch.bucketize(positions % sum(axes.blocks), edges, right=True), lengths
+
+
+def _mix_(
+    draws: Sequence[Draw],
+    flat: Tensor,
+    runs: tuple[Tensor, Tensor],
+    generator: torch.Generator | None,
+) -> None:
+    """Fill each run with the distribution of its block."""
+    blocks, lengths = runs
+
+    def each(values: Sequence[float]) -> Tensor:
+        column = torch.tensor(values, dtype=flat.real.dtype, device=flat.device)
+        return column[blocks].repeat_interleave(lengths, output_size=flat.numel())
+
+    first, *others = dict.fromkeys(draw.standard for draw in draws)
+    _standard_(first, flat, generator)
+    for standard in others:
+        drawn = _standard_(standard, torch.empty_like(flat), generator)
+        theirs = each([draw.standard == standard for draw in draws])
+        flat.copy_(torch.where(theirs == 1, drawn, flat))
+    flat.mul_(each([draw.scale for draw in draws])).add_(each([draw.loc for draw in draws]))
+
+
+def fill_with(
+    draws: Sequence[Draw],
+    flat: Tensor,
+    shape: Sequence[int],
+    axes: Layout,
+    *,
+    start: int = 0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill `flat` as `fill_` does, with distributions that are known already."""
+    if not flat.numel():
+        return
+    if draws.count(draws[0]) == len(draws):
+        _draw_(draws[0], flat, generator)
+    else:
+        _mix_(draws, flat, _runs(shape, cast("Axes", axes), start, flat), generator)
 
 
 def fill_(
@@ -96,11 +140,7 @@ def fill_(
         generator: Where random numbers come from; None for torch's own.
     """
     draws = self.draws(shape, axes)
-    if len(set(draws)) == 1:
-        _standard_(draws[0].standard, flat, generator).mul_(draws[0].scale).add_(draws[0].loc)
-        return
-    index = _index(shape, cast("Axes", axes), start, flat)
-    flat.copy_(_mixed(draws, index, lambda s: _standard_(s, torch.empty_like(flat), generator)))
+    fill_with(draws, flat, shape, axes, start=start, generator=generator)
 
 
 @torch.no_grad()

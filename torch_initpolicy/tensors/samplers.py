@@ -33,8 +33,14 @@ class Standard(Protocol):
     def kurtosis(self) -> float:
         """Its fourth moment over its squared variance."""
 
-    def fill_(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Fill a contiguous real floating-point tensor and return it."""
+    def fill_(
+        self,
+        flat: Tensor,
+        generator: torch.Generator | None,
+        loc: float = 0.0,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Fill a contiguous real tensor with `loc + scale * x`, and return it."""
 
     def of_normal(self, normal: Tensor) -> Tensor:
         """Turn standard normals into this distribution."""
@@ -48,9 +54,15 @@ class Zero:
     reach = 0.0
     kurtosis = 1.0
 
-    def fill_(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Fill with zeros."""
-        return flat.zero_()
+    def fill_(
+        self,
+        flat: Tensor,
+        generator: torch.Generator | None,
+        loc: float = 0.0,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Fill with one value."""
+        return flat.fill_(loc)
 
     def of_normal(self, normal: Tensor) -> Tensor:
         """Return zeros."""
@@ -65,9 +77,15 @@ class StandardUniform:
     reach = 1.0
     kurtosis = 9 / 5
 
-    def fill_(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
+    def fill_(
+        self,
+        flat: Tensor,
+        generator: torch.Generator | None,
+        loc: float = 0.0,
+        scale: float = 1.0,
+    ) -> Tensor:
         """Fill with uniform numbers."""
-        return flat.uniform_(-1.0, 1.0, generator=generator)
+        return flat.uniform_(loc - scale, loc + scale, generator=generator)
 
     def of_normal(self, normal: Tensor) -> Tensor:
         """Apply the normal's distribution function."""
@@ -120,21 +138,36 @@ class StandardNormal:
         """At most that of the normal."""
         return 3.0
 
-    def fill_(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Fill with numbers whose absolute values are less than `cut`."""
+    def fill_(
+        self,
+        flat: Tensor,
+        generator: torch.Generator | None,
+        loc: float = 0.0,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Fill with numbers that lie less than `cut * scale` from `loc`."""
         if self.cut >= UNCUT:
-            return flat.normal_(generator=generator)
+            return flat.normal_(loc, scale, generator=generator)
         if self.cut <= _INVERTIBLE:
-            inside = math.erf(self.cut / math.sqrt(2))
-            flat.uniform_(-inside, inside, generator=generator).erfinv_().mul_(math.sqrt(2))
-            return flat.clamp_(-self.cut * _INSIDE, self.cut * _INSIDE)
-        flat.normal_(generator=generator)
-        outside = (flat.abs() >= self.cut * _INSIDE).nonzero().squeeze(1)
+            self._invert_(flat, generator, scale)
+        else:
+            self._reject_(flat, generator, scale)
+        return flat.add_(loc) if loc else flat
+
+    def _invert_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
+        inside = math.erf(self.cut / math.sqrt(2))
+        bound = self.cut * scale * _INSIDE
+        flat.uniform_(-inside, inside, generator=generator)
+        flat.erfinv_().mul_(math.sqrt(2) * scale).clamp_(-bound, bound)
+
+    def _reject_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
+        bound = self.cut * scale * _INSIDE
+        flat.normal_(std=scale, generator=generator)
+        outside = (flat.abs() > bound).nonzero().squeeze(1)
         while len(outside):
-            fresh = flat.new_empty(len(outside)).normal_(generator=generator)
+            fresh = flat.new_empty(len(outside)).normal_(std=scale, generator=generator)
             flat[outside] = fresh
-            outside = outside[fresh.abs() >= self.cut * _INSIDE]
-        return flat
+            outside = outside[fresh.abs() > bound]
 
     def of_normal(self, normal: Tensor) -> Tensor:
         """Map the normal's quantiles to those of the cut normal."""
