@@ -54,7 +54,11 @@ def flow(
     """
     used = uses(graph, table)
     roles = {node.index: used.role(node) for node in graph.nodes}
-    activated = composites(graph, roles, numbers or {})
+    activated = {
+        start: composite
+        for start, composite in composites(graph, roles, numbers or {}).items()
+        if start not in used.kinds or any(roles[i] is OpRole.ACTIVATES for i in composite.inner)
+    }  # the root of a variance is a step of a normalisation
     return Flow(
         uses=used,
         ahead=ahead(used, activated),
@@ -158,7 +162,7 @@ def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     """Join what the type says of the axes with what the operator says."""
     axes = site.axes or _axes_at(site, use, flow)
     pack = flow.packs.get(use.node.index)
-    if axes is None or pack is None or axes.blocks or not axes.outputs:
+    if axes is None or pack is None or axes.blocks or not axes.outputs or axes.groups > 1:
         return axes
     fits = sum(pack.blocks) * pack.repeats == site.shape[axes.outputs[0]]
     return replace(axes, blocks=pack.blocks, repeats=pack.repeats) if fits else axes

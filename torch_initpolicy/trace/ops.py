@@ -83,7 +83,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
             "absolute sin cos tan asin acos atan sinh cosh erf erfc erfinv sign clamp clip "
             "clamp_min clamp_max floor ceil round frac logit sinc float_power nan_to_num rdiv "
             "heaviside fix trunc", OpRole.COMPUTES)
-    | _each("mul multiply div divide true_divide floor_divide", OpRole.MULTIPLIES)
+    | _each("mul multiply div divide true_divide", OpRole.MULTIPLIES)
     | _each("add sub subtract rsub lerp", OpRole.ADDS)
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
     | _each("batch_norm instance_norm", OpRole.NORMALISES, "input", "state", "state", "weight",
@@ -129,7 +129,8 @@ OPS: Mapping[str, Op] = MappingProxyType(
             "zero argmax argmin argsort nonzero eq ne lt le gt ge isnan isinf isfinite logical_and "
             "logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor "
             "and or xor nms batched_nms one_hot searchsorted bucketize unique bincount "
-            "remainder fmod mod scalar_tensor from_numpy device dtype grad cauchy geometric "
+            "remainder fmod mod floordiv rfloordiv floor_divide lshift rshift scalar_tensor "
+            "from_numpy device dtype grad cauchy geometric "
             "isin multinomial is_nonzero shape size stft_window hann_window tril_indices "
             "triu_indices equal allclose isclose set_detect_anomaly", OpRole.CREATES)
 )  # fmt: skip
@@ -214,6 +215,14 @@ def _gru_shapes(*args: Any) -> tuple[Tensor, Tensor]:
     return output, hidden[0]
 
 
+def _grouped_shapes(left: Tensor, right: Tensor, *rest: Any, **others: Any) -> Tensor:
+    """Return what a product with a stack of matrices returns; torch's kernel wants bfloat16."""
+    del rest, others
+    if right.dim() < 3:
+        raise ValueError(f"grouped_mm wants a stack of matrices, got shape {tuple(right.shape)}")
+    return left.new_empty((*left.shape[:-1], right.shape[-1]))
+
+
 def _recurrent_shapes(args: tuple[Any, ...], states: int) -> tuple[Tensor, list[Tensor]]:
     """Return what a recurrent layer returns: its output has the width of all directions.
 
@@ -233,5 +242,8 @@ SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
     "gru": _gru_shapes,
     "rnn_tanh": _gru_shapes,
     "rnn_relu": _gru_shapes,
+    "_grouped_mm": _grouped_shapes,
+    "grouped_mm": _grouped_shapes,
 })  # fmt: skip
-"""Answers for recurrent layers on meta tensors: torch's own meta kernels loop over time."""
+"""Answers on meta tensors, by the name of the function, where torch's own meta kernels loop over
+time or take one dtype only."""

@@ -134,7 +134,7 @@ class _Follower:
         values = self.uses.graph.values
         parts: set[_Part] = set()
         for value in self.uses.carried(node):
-            if value in self.views:
+            if value in self.views and 0 not in values[value].shape:
                 parts.add(self.views[value].part(values[value]))
             parts |= self.parts.get(value, frozenset())
         return frozenset(parts)
@@ -167,7 +167,7 @@ def _channel_axis(node: Node, value: Value) -> int | None:
     return len(value.shape) - 1 if node.op in _UNITS_LAST else None
 
 
-_UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"})
+_UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
 
 
 def _largest(parts: set[int]) -> list[int]:

@@ -151,13 +151,13 @@ def _note_kind(
     signals: Sequence[int],
     expressions: Sequence[tuple[str, int]],
 ) -> None:
-    kinds = {result.kinds[value] for value in signals if value in result.kinds}
+    kinds = [result.kinds.get(value) for value in signals]
     kind = _kind(node, result.role(node), kinds, scaled=bool(expressions))
     if kind is not None:
         result.kinds.update(dict.fromkeys(node.outputs, kind))
 
 
-def _kind(node: Node, role: OpRole, kinds: set[Kind], *, scaled: bool) -> Kind | None:
+def _kind(node: Node, role: OpRole, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
     """Say which step of a normalisation a node's output is, given those of what it reads."""
     if role is OpRole.SUMMARISES or node.op in ("mean", "sum"):
         return "statistic"
@@ -169,16 +169,17 @@ def _kind(node: Node, role: OpRole, kinds: set[Kind], *, scaled: bool) -> Kind |
         inverts = node.op in ("rsqrt", "reciprocal", "rdiv") or _is_negative_power(node)
         return ("inverse" if inverts else "statistic") if "statistic" in kinds else None
     if role in (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES):
-        return next(iter(kinds)) if len(kinds) == 1 else None
+        return kinds[0] if len(set(kinds)) == 1 else None
     return None
 
 
-def _kind_of_product(node: Node, kinds: set[Kind], *, scaled: bool) -> Kind | None:
-    if "normalised" in kinds and scaled:
+def _kind_of_product(node: Node, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
+    if scaled and "normalised" in kinds:
         return "scaled"
-    if "inverse" in kinds or ("statistic" in kinds and node.op.startswith("div")):
-        return "normalised" if len(set(node.inputs)) == 2 and len(kinds) == 1 else None
-    return next(iter(kinds)) if len(kinds) == 1 and len(set(node.inputs)) == 1 else None
+    if len(kinds) == 1:
+        return kinds[0]  # times a number
+    divides = node.op.startswith("div") and kinds[-1] == "statistic"
+    return "normalised" if divides or "inverse" in kinds else None
 
 
 def _is_negative_power(node: Node) -> bool:

@@ -180,8 +180,11 @@ def _behind(uses: Uses, found: Mapping[int, Walk], node: Node) -> Walk | None:
 
 
 def _feeding(uses: Uses, node: Node) -> Iterator[int]:
-    """Yield the values whose size goes on through a node: attention averages, it does not scale."""
+    """Yield the values whose numbers go on: not what attention or a norm weighs them by."""
     if uses.role(node) is OpRole.ATTENDS:
         yield from (value for slot, value in uses.slots(node) if slot == "value")
-    else:
-        yield from uses.carried(node)
+        return
+    carried = tuple(uses.carried(node))
+    weighed_by = ("inverse", "statistic") if uses.role(node) is OpRole.MULTIPLIES else ()
+    main = tuple(value for value in carried if uses.kinds.get(value) not in weighed_by)
+    yield from main or carried
