@@ -115,7 +115,8 @@ class Piece:
 
     def blocks(self, size: int) -> Iterator[int]:
         """Yield the numbers of the blocks of `size` elements that the piece has a part in."""
-        numbers = range(self.run.start // size, -(-self.run.stop // size))
+        first, last = self.run.start // size, -(-self.run.stop // size)
+        numbers = range(first, last if self.run else first)
         if self.is_run:
             return iter(numbers)
         return (number for number in numbers if self._touches(number * size, size))
@@ -154,7 +155,7 @@ class Piece:
 
 def whole(tensor: Tensor) -> Piece:
     """Return a plain tensor as the only piece of itself."""
-    return _piece(tensor.detach(), tuple(tensor.shape), tuple(map(range, tensor.shape)))
+    return _piece(_plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
 
 
 def pieces(parameter: Tensor) -> tuple[Piece, ...]:
@@ -190,8 +191,16 @@ def pieces(parameter: Tensor) -> tuple[Piece, ...]:
 
 def full(parameter: Tensor) -> Tensor:
     """Return a parameter's whole logical tensor; a sharded one is gathered by its whole mesh."""
+    if not is_sharded(parameter):
+        return _plain(parameter)
     with torch.no_grad():
-        return parameter.full_tensor() if is_sharded(parameter) else parameter.detach()
+        return parameter.full_tensor()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A parameter that `skip_init` left undrawn refuses to be read; its memory may be written.
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - torch's own way round a subclass
+        return tensor.detach()
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":

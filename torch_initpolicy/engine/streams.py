@@ -12,7 +12,8 @@ import functools
 import hashlib
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -156,3 +157,20 @@ def _unknown_layout() -> ApplyError:
         f"streams contract v{CONTRACT} does not know; expected {_WORDS} words from int64 {_FIRST} "
         "of get_state() on. Nothing was written. Use an older torch, or report this."
     )
+
+
+@contextmanager
+def isolated(device: torch.device, key: int) -> Iterator[None]:
+    """Let code that draws from torch's global generators draw from a stream of its own.
+
+    Within the block the generators of the CPU and of `device` start at `key`; after it they are
+    where they were, also where the block raises.
+    """
+    elsewhere = [device] if device.type != "cpu" else []
+    kind = device.type if elsewhere else "cuda"  # fork_rng asks for a name also where none is
+    with torch.random.fork_rng(elsewhere, device_type=kind):
+        torch.random.set_rng_state(seeker(torch.device("cpu"))(key).get_state())
+        for accelerator in elsewhere:
+            state = seeker(accelerator)(key).get_state()
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
+        yield
