@@ -1,0 +1,128 @@
+"""Facts that follow from a forward pass, against networks that carry their own answers."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models import ANSWERING, Answering
+from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.read import Reading, read
+
+
+@functools.cache
+def reading(network: type[Answering]) -> Reading:
+    model = network()
+    return read(model, sites(model), model.example())
+
+
+def fact(found: Facts, path: str) -> object:
+    """Follow a dotted path; activations are compared by name."""
+    value = functools.reduce(getattr, path.split("."), found)
+    return value.name if isinstance(value, Activation) else value
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [(network, name) for network in ANSWERING for name in network.answers],
+    ids=lambda item: item if isinstance(item, str) else item.__name__,
+)
+def test_facts_are_those_written_by_hand(network, name):
+    """Every fact that a network writes down about a parameter must be found."""
+    found = reading(network).facts[name]
+
+    assert network.answers[name] == {path: fact(found, path) for path in network.answers[name]}
+
+
+@pytest.mark.parametrize("network", ANSWERING, ids=lambda network: network.__name__)
+def test_every_parameter_is_seen_and_no_operator_unknown(network):
+    """A forward pass that runs on meta leaves nothing unused, unknown or guessed."""
+    found = reading(network)
+
+    assert {} == dict(found.unknown_operators)
+    assert {("traced", True)} == {(f.evidence, f.used) for f in found.facts.values()}
+    assert "unknown" not in {f.role for f in found.facts.values()}
+
+
+class Strange(nn.Module):
+    """An operator that nobody knows stands between a weight and a relu."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(torch.linalg.matrix_exp(self.first(x)[:4])))
+
+
+class TestUnknownOperators:
+    def test_stop_the_walk_and_are_counted(self):
+        """What lies behind an operator without a role is not taken for met."""
+        model = Strange()
+        found = read(model, sites(model), torch.zeros(4, 4))
+
+        assert {"linalg_matrix_exp": 1} == dict(found.unknown_operators)
+        assert found.facts["first.weight"].meets is None
+        assert found.facts["first.weight"].stopped_by == "linalg_matrix_exp"
+        assert found.facts["second.weight"].fed_by == Activation("relu")
+
+    def test_can_be_given_a_role(self):
+        """A table with one more row makes the operator a carrier."""
+        model = Strange()
+        table = {**OPS, "linalg_matrix_exp": Op(OpRole.MIXES)}
+        found = read(model, sites(model), torch.zeros(4, 4), table=table)
+
+        assert {} == dict(found.unknown_operators)
+        assert found.facts["first.weight"].meets == Activation("relu")
+
+
+class Slopes(nn.Module):
+    """Activations with a parameter of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaky, self.learnt, self.elu = (nn.Linear(4, 4) for _ in range(3))
+        self.prelu = nn.PReLU(init=0.3)
+        self.beta = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.leaky(x), 0.2)
+        x = self.prelu(self.learnt(x))
+        return F.elu(self.elu(x), alpha=0.5)
+
+
+def test_slopes_are_read_from_the_call_or_the_parameter():
+    """The slope in the facts is the call's own, or the value a learnt one starts from."""
+    model = Slopes()
+    found = read(model, sites(model), torch.zeros(2, 4)).facts
+
+    assert found["leaky.weight"].meets == Activation("leaky_relu", 0.2)
+    assert found["elu.weight"].meets == Activation("elu", 0.5)
+    met = found["learnt.weight"].meets
+    assert met is not None
+    assert met.parameter == pytest.approx(0.3)
+
+
+class Paths(nn.Module):
+    """One weight whose output takes two paths, the tanh nearer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.weight(x)
+        return torch.tanh(x) + F.relu(F.layer_norm(x, (4,)))
+
+
+def test_the_nearest_activation_is_met_and_the_others_are_kept():
+    """Where paths differ the nearest counts; what the others meet stays in the facts."""
+    model = Paths()
+    found = read(model, sites(model), torch.zeros(2, 4)).facts["weight.weight"]
+
+    assert (found.meets, found.also_meets) == (Activation("tanh"), (Activation("relu"),))
