@@ -85,7 +85,7 @@ def observe(
         for parameter in model.parameters()
         if id(parameter) in names
     }
-    with _untouched(model), torch.set_grad_enabled(with_grad):
+    with untouched(model), torch.set_grad_enabled(with_grad):
         _seed_everywhere(model)
         recorder = _Recorder({}, on_meta=False, see=observer.see)
         results = _run(model, call, recorder, names, dict(_stand_ins(model, made, on_meta=False)))
@@ -121,7 +121,7 @@ def capture(
     Raises:
         Exception: Whatever the model's forward raises.
     """
-    with _untouched(model), torch.no_grad():
+    with untouched(model), torch.no_grad():
         for module in model.modules():
             module.training = training
         recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
@@ -168,7 +168,7 @@ def _plain_meta(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every attribute, hook, flag and random state of `model` on the way out."""
     attributes = [(module, _shallow(vars(module))) for module in model.modules()]
     python_state = random.getstate()
@@ -316,7 +316,7 @@ class _Recorder(TorchFunctionMode):
         """
         index = len(self.nodes)
         read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
-        node_args, node_kwargs = _map(self._ref, (args, dict(kwargs)))
+        node_args, node_kwargs = map_tensors(self._ref, (args, dict(kwargs)))
         changed = tuple(self._changed_views(outputs))
         made = tuple(self._new_value(tensor, producer=index) for tensor in outputs)
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
@@ -338,7 +338,7 @@ class _Recorder(TorchFunctionMode):
 
     def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of the forward pass known and return their stand-ins."""
-        args, kwargs = _map(self._enter_input, (tuple(call.args), dict(call.kwargs)))
+        args, kwargs = map_tensors(self._enter_input, (tuple(call.args), dict(call.kwargs)))
         return args, kwargs
 
     @contextlib.contextmanager
@@ -381,7 +381,7 @@ class _Recorder(TorchFunctionMode):
         devices = {tensor.device.type for tensor in tensors_in((args, kwargs))}
         if len(devices) < 2 or "meta" not in devices:
             return args, kwargs
-        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = _map(self._to_meta, (args, dict(kwargs)))
+        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(self._to_meta, (args, dict(kwargs)))
         return on_meta
 
     def _to_meta(self, tensor: Tensor) -> Tensor:
@@ -462,15 +462,15 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _map(function: Callable[[Tensor], Any], tree: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """Apply `function` to the tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, (tuple, list)):
-        items = [_map(function, item) for item in tree]
+        items = [map_tensors(function, item) for item in tree]
         if getattr(tree, "_fields", None):  # a named tuple
             return type(tree)(*items)
         return items if isinstance(tree, list) else tuple(items)
     if isinstance(tree, dict):
-        return {key: _map(function, item) for key, item in tree.items()}
+        return {key: map_tensors(function, item) for key, item in tree.items()}
     return tree

@@ -1,0 +1,78 @@
+"""Real inputs for a model that is to be run: the user's own, or random ones of a fitting shape.
+
+Knows shapes and dtypes; what the inputs mean is beyond it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import Site
+from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
+from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.read import read
+
+BATCH = 16
+"""How many inputs are drawn."""
+
+
+def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> Iterator[Call]:
+    """Yield inputs to try, the best first.
+
+    Args:
+        model: The model, without wrappers.
+        sites: Its parameters.
+        inputs: The user's own, which are then the only ones; None to look for some and draw them:
+            standard normals for floating-point arguments, random indices for integers.
+
+    Raises:
+        TraceError: No inputs were given and none can be found.
+    """
+    if inputs is not None:
+        yield as_call(inputs)
+        return
+    found = read(model, sites).call
+    if found is None:
+        raise TraceError(
+            f"no inputs were found with which the forward pass of {type(model).__name__} runs; "
+            "give some: a tensor, a tuple of arguments or a dict of keyword arguments"
+        )
+    yield _drawn(model, found, BATCH)
+    yield _drawn(model, found, None)
+
+
+def batch_size(call: Call) -> int:
+    """Return how many inputs a call holds: the length of its first tensor's first axis."""
+    first = next((t for t in tensors_in((call.args, dict(call.kwargs))) if t.ndim), None)
+    return max(first.shape[0], 1) if first is not None else 1
+
+
+def _drawn(model: nn.Module, call: Call, batch: int | None) -> Call:
+    """Return random arguments like those of `call`, `batch` in place of its number of inputs."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    before, rows = batch_size(call), _vocabulary(model)
+
+    def draw(like: Tensor) -> Tensor:
+        shape = list(like.shape)
+        if batch is not None and shape and shape[0] == before:
+            shape[0] = batch
+        if like.is_floating_point() or like.is_complex():
+            drawn = torch.randn(shape, generator=generator)
+        elif like.dtype == torch.bool:
+            drawn = torch.ones(shape)
+        else:
+            drawn = torch.randint(rows, shape, generator=generator)
+        return drawn.to(device, like.dtype)
+
+    args, kwargs = map_tensors(draw, (tuple(call.args), dict(call.kwargs)))
+    return Call(args, kwargs)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Return how many indices every table of the model holds; tables of types are too small."""
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return min((n for n in rows if n >= BATCH), default=min(rows, default=2))

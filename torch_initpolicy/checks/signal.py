@@ -1,0 +1,353 @@
+"""Follows the signal through a model: one forward pass, one backward pass, and what they say.
+
+Looks, never writes: parameters, buffers, gradients, flags and random states are as they were.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.checks.inputs import batch_size, real_inputs
+from torch_initpolicy.checks.measure import (
+    Sketch,
+    dead_units,
+    deviation,
+    number,
+    second_moment,
+    sketch,
+)
+from torch_initpolicy.checks.points import Point, Update
+from torch_initpolicy.checks.verdicts import Verdict, verdicts
+from torch_initpolicy.engine.storage import full
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.trace.capture import Ran, observe, tensors_in
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.uses import Uses, advance
+
+if TYPE_CHECKING:
+    from torch_initpolicy.report.plots import Figure, Writer
+
+Loss = Callable[[Any], Tensor]
+"""What the model returned, to a scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one forward and one backward pass say.
+
+    Attributes:
+        points: What operators made, in order of execution.
+        updates: One for each parameter that took part, in order of registration.
+        verdicts: What goes wrong, in words, with the first place where it does.
+        inputs: How many inputs the batch held.
+        loss: Value of the loss; None where there was no backward pass.
+    """
+
+    points: tuple[Point, ...]
+    updates: tuple[Update, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    inputs: int = 1
+    loss: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing goes wrong; a signal that merely wanders is said, and is ok."""
+        return all(verdict.mild for verdict in self.verdicts)
+
+    @property
+    def weighted(self) -> tuple[Point, ...]:
+        """The points that apply a weight."""
+        return tuple(point for point in self.points if point.site is not None)
+
+    def to_json(self) -> str:
+        """Write everything that was measured as JSON; what is not finite becomes null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
+
+    def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> "Figure":
+        """Draw the profiles over the depth, those of other signals over them.
+
+        Args:
+            others: Signals of the same model under other policies.
+            labels: What to call them all, this one first.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        from torch_initpolicy.report.plots import plot_signals  # noqa: PLC0415 - above this module
+
+        return plot_signals((self, *others), labels)
+
+    def log_to(self, writer: "Writer", step: int = 0, *, prefix: str = "signal") -> None:
+        """Write the moments of each weighted operator to a TensorBoard writer.
+
+        Args:
+            writer: A `torch.utils.tensorboard.SummaryWriter`, or anything with its `add_scalar`.
+            step: The training step.
+            prefix: Put before each tag: `signal/second/layer1.0.conv1.weight`.
+        """
+        for point in self.weighted:
+            writer.add_scalar(f"{prefix}/second/{point.name}", point.second, step)
+            if point.gradient is not None:
+                writer.add_scalar(f"{prefix}/gradient/{point.name}", point.gradient, step)
+        for update in self.updates:
+            if update.ratio is not None:
+                writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
+
+    def __str__(self) -> str:
+        rows = [_row(point) for point in self.weighted]
+        table = "\n".join(_aligned([_HEAD, *rows])) if rows else "no operator applies a weight"
+        words = [str(verdict) for verdict in self.verdicts] or ["the signal keeps its size"]
+        return "\n".join((table, "", *words))
+
+
+_HEAD = ("weight", "op", "mean", "std", "dead", "likeness", "gradient")
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    numbers = (point.mean, point.std, point.dead, point.likeness, point.gradient)
+    return (point.name, point.op, *("-" if x is None else f"{x:.3g}" for x in numbers))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        yield "  ".join((*left, *right))
+
+
+def _finite(data: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and data - data != 0 else data
+
+
+def audit_signal(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    loss_fn: Loss | None = None,
+    table: Mapping[str, Op] = OPS,
+) -> Signal:
+    """Follow the signal through a model, forward and back.
+
+    The model runs once in the mode it is in, on copies of its buffers, and is left untouched.
+    Gradients are taken of `loss_fn`, or of a random direction of the outputs with about one unit of
+    length for each input; without a `loss_fn` only their course over the depth means something.
+
+    Args:
+        model: The model, its weights initialised; wrappers are looked through.
+        inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword
+            arguments; a batch of some ten different inputs says most. None draws random ones for a
+            forward pass that can be found.
+        loss_fn: Makes a scalar of what the model returns.
+        table: What operators do, by name.
+
+    Returns:
+        The points in order of execution and the verdicts.
+
+    Raises:
+        TraceError: The forward pass raises with these inputs, or none could be found; or the loss
+            is no scalar.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> signal = audit_signal(model, torch.eye(16, 64))
+        >>> [point.name for point in signal.points]
+        ['0.weight', '1:relu', '2.weight']
+        >>> signal.ok
+        True
+    """
+    inner = next(module for _, module in canonical_modules(model))
+    found = sites(model)
+    names = {id(p): site.name for site in found for p in site.parameters}
+    failure: Exception | None = None
+    for call in real_inputs(inner, found, inputs):
+        audit = _Audit(batch_size(call), loss_fn, table)
+        try:
+            observe(inner, call, audit, names=names, with_grad=True)
+        except TraceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything
+            failure = failure or error
+        else:
+            return audit.signal()
+    raise TraceError(
+        f"the forward pass of {type(inner).__name__} raises with these inputs: "
+        f"{type(failure).__name__}: {failure}; give what forward takes: a tensor, a tuple of "
+        "arguments or a dict of keyword arguments"
+    ) from failure
+
+
+class _Measured(NamedTuple):
+    node: Node
+    site: str | None
+    activates: bool
+    shape: tuple[int, ...]
+    sketch: Sketch
+    dead: Tensor | None
+
+
+@dataclass(slots=True)
+class _Audit:
+    """Looks on while the model runs, then takes the gradients."""
+
+    inputs: int
+    loss_fn: Loss | None
+    table: Mapping[str, Op]
+    uses: Uses | None = None
+    stand_ins: dict[str, list[tuple[Tensor, nn.Parameter]]] = field(default_factory=dict)
+    measured: list[_Measured] = field(default_factory=list)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    moved: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    loss: Tensor | None = None
+
+    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Return an alias of a parameter that has none of its hooks."""
+        alias = full(parameter).detach().requires_grad_(parameter.requires_grad)
+        self.stand_ins.setdefault(name, []).append((alias, parameter))
+        return alias
+
+    def see(self, ran: Ran) -> None:
+        """Measure what an operator made, and wait for its gradient."""
+        if self.uses is None:
+            self.uses = Uses(ran.graph, self.table)
+        advance(self.uses, ran.node)
+        output = ran.outputs[0]
+        if not self._is_signal(self.uses, ran.node, output):
+            return
+        activates = self.uses.role(ran.node) in (OpRole.ACTIVATES, OpRole.GATES)
+        with torch.no_grad():
+            dead = dead_units(output, _unit_axis(output)) if activates else None
+            measured = sketch(output.detach(), self.inputs)
+        self.measured.append(
+            _Measured(
+                ran.node, self._weight(ran.node), activates, tuple(output.shape), measured, dead
+            )
+        )
+        if output.requires_grad:
+            output.register_hook(self._remember(ran.node.index))
+
+    def _is_signal(self, uses: Uses, node: Node, output: Tensor) -> bool:
+        made = uses.role(node) not in _UNCHANGED and node.outputs[0] in uses.signals
+        return made and output.is_floating_point() and output.numel() > 0
+
+    def _weight(self, node: Node) -> str | None:
+        """Name the largest weight that a node applies."""
+        if self.uses is None or node.index not in self.uses.weighers:
+            return None
+        applied = itertools.takewhile(
+            lambda use: use.node.index == node.index, reversed(self.uses.found)
+        )
+        return max((use.source for use in applied), key=lambda source: source.size).site
+
+    def _remember(self, index: int) -> Callable[[Tensor], None]:
+        def remember(gradient: Tensor) -> None:
+            self.gradients[index] = second_moment(gradient)
+
+        return remember
+
+    def end(self, results: Any) -> None:
+        """Take the gradients of the loss."""
+        loss = self._loss(results)
+        # Recurrent layers run on the parameters themselves, which no swapping reaches.
+        wanted = [t for pairs in self.stand_ins.values() for pair in pairs for t in pair]
+        wanted = [tensor for tensor in wanted if tensor.requires_grad]
+        taken: dict[int, Tensor | None] = {}
+        if loss is not None and loss.requires_grad and wanted:
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            taken = dict(zip(map(id, wanted), gradients, strict=True))
+            self.loss = loss.detach()
+        with torch.no_grad():
+            for name, pairs in self.stand_ins.items():
+                self.moved[name] = _moments(pairs, taken)
+
+    def _loss(self, results: Any) -> Tensor | None:
+        if self.loss_fn is not None:
+            loss = self.loss_fn(results)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise TraceError(f"loss_fn returns a scalar tensor, got {_described(loss)}")
+            return loss.squeeze()
+        outputs = [t for t in tensors_in(results) if t.is_floating_point() and t.requires_grad]
+        directed = [_in_random_direction(output, self.inputs) for output in outputs]
+        return torch.stack(directed).sum() if directed else None
+
+    def signal(self) -> Signal:
+        """Read all numbers and judge them."""
+        points = tuple(map(self._point, self.measured))
+        updates = tuple(_update(name, *pair) for name, pair in self.moved.items())
+        return Signal(
+            points=points,
+            updates=updates,
+            verdicts=verdicts(points, self.inputs),
+            inputs=self.inputs,
+            loss=number(self.loss),
+        )
+
+    def _point(self, measured: _Measured) -> Point:
+        node, found = measured.node, measured.sketch
+        mean, second = float(found.mean.item()), float(found.second.item())
+        likeness, rank = (None, None) if found.likeness is None else found.likeness.tolist()
+        return Point(
+            index=node.index,
+            module=node.module,
+            op=node.op,
+            site=measured.site,
+            activates=measured.activates,
+            shape=measured.shape,
+            mean=mean,
+            std=deviation(mean, second),
+            second=second,
+            zeros=float(found.zeros.item()),
+            dead=number(measured.dead),
+            likeness=likeness,
+            rank=rank,
+            gradient=number(self.gradients.get(node.index)),
+        )
+
+
+_UNCHANGED = frozenset({OpRole.MOVES, OpRole.CASTS, OpRole.CREATES, OpRole.SUMMARISES})
+"""Roles of operators behind which the numbers are the same, or no signal."""
+
+
+def _unit_axis(output: Tensor) -> int:
+    """Return the axis of the units: channels of images and videos, else the last one."""
+    return 1 if output.ndim in (4, 5) else -1
+
+
+def _described(value: object) -> str:
+    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
+    generator = torch.Generator(output.device).manual_seed(0)
+    direction = torch.randn(
+        output.shape, generator=generator, device=output.device, dtype=torch.float32
+    )
+    return (output.float() * direction).sum() * (inputs / max(output.numel(), 1)) ** 0.5
+
+
+def _moments(
+    pairs: list[tuple[Tensor, nn.Parameter]], taken: Mapping[int, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the second moments of the tensors behind one site, and of what arrived at them."""
+    values = [alias for alias, _ in pairs]
+    arrived = [g for pair in pairs for t in pair if (g := taken.get(id(t))) is not None]
+    return second_moment(*values), second_moment(*arrived) if arrived else None
+
+
+def _update(site: str, second: Tensor, gradient: Tensor | None) -> Update:
+    size, arrived = float(second.item()), number(gradient)
+    ratio = (arrived / size) ** 0.5 if arrived is not None and size > 0 else None
+    return Update(site, size, arrived, ratio)
