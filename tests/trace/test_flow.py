@@ -17,6 +17,7 @@ from torch_initpolicy.trace.read import Reading, read
 
 @functools.cache
 def reading(network: type[Answering]) -> Reading:
+    """Read a network once for all tests."""
     model = network()
     return read(model, sites(model), model.example())
 
@@ -44,7 +45,7 @@ def test_every_parameter_is_seen_and_no_operator_unknown(network):
     """A forward pass that runs on meta leaves nothing unused, unknown or guessed."""
     found = reading(network)
 
-    assert {} == dict(found.unknown_operators)
+    assert dict(found.unknown_operators) == {}
     assert {("traced", True)} == {(f.evidence, f.used) for f in found.facts.values()}
     assert "unknown" not in {f.role for f in found.facts.values()}
 
@@ -66,7 +67,7 @@ class TestUnknownOperators:
         model = Strange()
         found = read(model, sites(model), torch.zeros(4, 4))
 
-        assert {"linalg_matrix_exp": 1} == dict(found.unknown_operators)
+        assert dict(found.unknown_operators) == {"linalg_matrix_exp": 1}
         assert found.facts["first.weight"].meets is None
         assert found.facts["first.weight"].stopped_by == "linalg_matrix_exp"
         assert found.facts["second.weight"].fed_by == Activation("relu")
@@ -77,7 +78,7 @@ class TestUnknownOperators:
         table = {**OPS, "linalg_matrix_exp": Op(OpRole.MIXES)}
         found = read(model, sites(model), torch.zeros(4, 4), table=table)
 
-        assert {} == dict(found.unknown_operators)
+        assert dict(found.unknown_operators) == {}
         assert found.facts["first.weight"].meets == Activation("relu")
 
 

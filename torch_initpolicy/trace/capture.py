@@ -318,7 +318,10 @@ class _Recorder(TorchFunctionMode):
         read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
         node_args, node_kwargs = map_tensors(self._ref, (args, dict(kwargs)))
         changed = tuple(self._changed_views(outputs))
-        made = tuple(self._new_value(tensor, producer=index) for tensor in outputs)
+        made = tuple(
+            self._new_value(tensor, producer=index, constant=self._constant(tensor))
+            for tensor in outputs
+        )
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
         self.nodes.append(node)
         if self.see is not None:
@@ -426,6 +429,10 @@ class _Recorder(TorchFunctionMode):
         if id(tensor) not in self.current:
             self._new_value(tensor, constant=_number(tensor))
         return self.current[id(tensor)]
+
+    def _constant(self, tensor: Tensor) -> float | None:
+        """On meta, what still has numbers does not depend on the model's input."""
+        return _number(tensor) if self.on_meta else None
 
     def _new_value(self, tensor: Tensor, **known: Any) -> int:
         strided = tensor.layout is torch.strided

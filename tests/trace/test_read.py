@@ -1,0 +1,180 @@
+"""How a model is read: inputs that are found, fallbacks that say so, errors that help."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.trace.read import Reading, read
+
+
+def reading(model: nn.Module, example_inputs: object = None) -> Reading:
+    """Read a model."""
+    return read(model, sites(model), example_inputs)
+
+
+class Branching(nn.Module):
+    """A forward whose path depends on its numbers: it cannot run on meta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(F.relu(x) if x.sum() < torch.inf else torch.tanh(x))
+
+
+class Hopeless(nn.Module):
+    """A forward that nothing suits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("not today")
+
+
+class Auxiliary(nn.Module):
+    """A head that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.auxiliary = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(x)
+        return self.head(x) + torch.tanh(self.auxiliary(x)) if self.training else self.head(x)
+
+
+class TestEvidence:
+    def test_traced(self):
+        """What runs on meta is traced."""
+        found = reading(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+        assert found.evidence == "traced"
+        assert found.facts["0.weight"].meets == Activation("relu")
+
+    @pytest.mark.parametrize("example", [None, torch.zeros(2, 4)], ids=["searched", "given"])
+    def test_ran(self, example):
+        """What does not run on meta runs on small real tensors, and says why it had to."""
+        found = reading(Branching(), example)
+
+        assert {fact.evidence for fact in found.facts.values()} == {"ran"}
+        assert found.facts["first.weight"].meets == Activation("relu")
+        assert found.failure is not None
+
+    def test_order(self):
+        """What runs on nothing is read in the order of registration, and says so."""
+        found = reading(Hopeless())
+
+        assert {fact.evidence for fact in found.facts.values()} == {"order"}
+        assert found.facts["first.weight"].meets == Activation("leaky_relu", 0.2)
+        assert found.facts["second.weight"].meets is None
+        assert "not today" in str(found.failure)
+
+    def test_training_only_parts_are_found(self):
+        """What evaluation mode leaves out is looked for in training mode."""
+        model = Auxiliary()
+        found = reading(model)
+
+        assert found.facts["auxiliary.weight"].meets == Activation("tanh")
+        assert found.facts["auxiliary.weight"].used
+        assert model.training
+
+    def test_unused_parameters_are_said_to_be_unused(self):
+        """A parameter that no forward pass reads is found, and not used."""
+        model = nn.Sequential(nn.Linear(4, 4))
+        model.register_parameter("spare", nn.Parameter(torch.zeros(3)))
+        found = reading(model)
+
+        assert (found.facts["spare"].used, found.facts["spare"].role) == (False, "unknown")
+
+
+class TestErrors:
+    def test_given_inputs_that_do_not_fit(self):
+        """Inputs that the user gave are not replaced: the error shows what forward said."""
+        with pytest.raises(TraceError, match="Sequential raises with the given example_inputs"):
+            reading(nn.Sequential(nn.Linear(4, 4)), torch.zeros(2, 5))
+
+    def test_a_forward_that_raises(self):
+        """The message carries the model's own words and says what to give."""
+        with pytest.raises(TraceError, match=r"not today.*give what forward takes"):
+            reading(Hopeless(), torch.zeros(2, 4))
+
+
+class Keywords(nn.Module):
+    """A forward with keyword arguments and a nested result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, *, x: Tensor, scale: float = 1.0) -> dict[str, list[Tensor]]:
+        return {"out": [torch.sigmoid(self.linear(x)) * scale]}
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (nn.Linear(4, 2), torch.zeros(3, 4)),
+        (nn.Bilinear(4, 3, 2), (torch.zeros(2, 4), torch.zeros(2, 3))),
+        (Keywords(), {"x": torch.zeros(2, 4)}),
+    ],
+    ids=["tensor", "tuple", "mapping"],
+)
+def test_example_inputs_come_as_a_tensor_a_tuple_or_a_mapping(model, example):
+    """Each way of giving inputs leads to a traced forward pass."""
+    assert reading(model, example).evidence == "traced"
+
+
+FOUND_BY_THEMSELVES = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8)),
+    "lenet": lambda: nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(256, 10),
+    ),
+    "convolution_1d": lambda: nn.Sequential(nn.Conv1d(2, 4, 9), nn.ReLU()),
+    "convolution_3d": lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()),
+    "embedding": lambda: nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 2)),
+    "bag": lambda: nn.Sequential(nn.EmbeddingBag(7, 4), nn.Linear(4, 2)),
+    "lstm": lambda: nn.LSTM(3, 4, batch_first=True),
+    "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16),
+    "transformer": lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 2),
+    "norm_first": lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND_BY_THEMSELVES)
+def test_inputs_are_found_from_the_first_layer(name):
+    """A model that declares nothing is traced with inputs its first layer has the shape for."""
+    found = reading(FOUND_BY_THEMSELVES[name]())
+
+    assert found.evidence == "traced"
+    assert all(fact.used for fact in found.facts.values())
+
+
+class TestWrappers:
+    def test_compiled_and_parallel_models_are_read_inside(self):
+        """Wrappers change neither names nor facts."""
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        plain = reading(model)
+
+        for wrapped in (nn.DataParallel(model), torch.compile(model)):
+            found = reading(wrapped)
+            assert dict(found.facts) == dict(plain.facts)
+
+    def test_models_built_on_meta_are_read_alike(self):
+        """A model without memory has the same facts as a real one."""
+        with torch.device("meta"):
+            built = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())
+
+        assert dict(reading(built).facts) == dict(
+            reading(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())).facts
+        )
