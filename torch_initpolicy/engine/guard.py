@@ -10,7 +10,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.engine.pending import Entry, covers_storage, same_storage
+from torch_initpolicy.engine.pending import Entry, Known, covers_storage, same_storage
+from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.errors import SkippedInitError, listing
-from torch_initpolicy.tensors.initializers import Initializer
+from torch_initpolicy.tensors.initializers import Spread
 
 #
 # What a call does with the values of its first argument
@@ -159,7 +160,7 @@ class Pending(NamedTuple):
         padding: The row that it set to zero, or None.
     """
 
-    initializer: Initializer
+    initializer: Known
     padding: int | None = None
 
 
@@ -342,11 +343,32 @@ def pending_of(tensor: Tensor) -> Pending | None:
     return None if skipped is None else skipped.pending
 
 
-@contextmanager
-def opened(model: nn.Module) -> Iterator[None]:
-    """Let the skipped parameters of `model` be planned and written like any other.
+def as_constructed(step: Step, pending: Pending, source: str = "the constructor") -> Step:
+    """Return the step that draws what a constructor would have drawn, where a policy says `Keep()`.
 
-    Whatever is not `mark_filled` when the block ends is guarded again.
+    Its axes are torch's own, which is what the constructor went by.
+
+    Args:
+        step: The step of a kept site.
+        pending: What was to be drawn.
+        source: Who says so.
+    """
+    spread = pending.initializer.spread(step.shape, None)
+    return replace(
+        step,
+        initializer=pending.initializer,
+        std=spread.std if isinstance(spread, Spread) else None,
+        axes=None,
+        padding=pending.padding,
+        reason=f"kept: what {source} would have drawn, from a stream of its own",
+    )
+
+
+@contextmanager
+def unguarded(model: nn.Module) -> Iterator[None]:
+    """Let the skipped parameters of `model` be read and written like any other.
+
+    Those that are not `mark_filled` when the block ends are guarded again.
     """
     parameters = [p for p in model.parameters() if isinstance(p, SkippedParameter)]
     for parameter in parameters:

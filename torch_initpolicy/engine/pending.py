@@ -6,7 +6,7 @@ behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) sha
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Protocol
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_initpolicy.tensors import initializers
-from torch_initpolicy.tensors.initializers import Initializer
+from torch_initpolicy.tensors.initializers import Elementwise, Structured
 
 NEGLIGIBLE = 1e-9
 """Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
 
 UNBOUNDED = 8.0
 """Standard deviations beyond which a bound cuts nothing off (one value in 10^15)."""
+
+Known = Elementwise | Structured
+"""An initializer of this package."""
 
 #
 # Distributions
@@ -56,7 +59,7 @@ class Draw(Protocol):
         return None
 
     @property
-    def initializer(self) -> Initializer | None:
+    def initializer(self) -> Known | None:
         """The initializer that draws from it; None where there is none."""
         return None
 
@@ -87,7 +90,7 @@ class Flat(Draw):
         return Bell(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
 
     @property
-    def initializer(self) -> Initializer:
+    def initializer(self) -> Known:
         """The uniform initializer."""
         return initializers.Uniform(_tidy(self.low), _tidy(self.high))
 
@@ -137,7 +140,7 @@ class Bell(Draw):
         return (self.mean - self.low) / self.std, (self.high - self.mean) / self.std
 
     @property
-    def initializer(self) -> Initializer | None:
+    def initializer(self) -> Known | None:
         """The normal or truncated normal initializer; None where the bounds are lopsided."""
         mean, (low, high) = _tidy(self.mean), self.cuts
         if min(low, high) >= UNBOUNDED:
@@ -163,7 +166,7 @@ class Turned(Draw):
         return Turned(self.gain * abs(factor))
 
     @property
-    def initializer(self) -> Initializer:
+    def initializer(self) -> Known:
         """The orthogonal initializer."""
         return initializers.Orthogonal(gain=self.gain)
 
@@ -184,7 +187,7 @@ class Thinned(Draw):
         return Thinned(self.sparsity, self.std * abs(factor))
 
     @property
-    def initializer(self) -> Initializer:
+    def initializer(self) -> Known:
         """The sparse initializer."""
         return initializers.Sparse(sparsity=self.sparsity, std=self.std)
 
@@ -300,8 +303,17 @@ class Ledger:
             del self._entries[_key(tensor)]
             entry.settle()
 
+    def take(self, tensors: Iterable[Tensor]) -> Iterator[Entry]:
+        """Hand out the entries of some tensors and drop them."""
+        for tensor in tensors:
+            self.see(tensor)
+            entry = self.find(tensor)
+            if entry is not None:
+                self.forget(tensor)
+                yield entry
+
     def close(self) -> Iterator[Entry]:
-        """Hand out all entries, in the order in which they were put off."""
+        """Hand out all entries, in the order in which they were put off, and drop them."""
         while self._entries:
             yield self._entries.pop(next(iter(self._entries)))
 

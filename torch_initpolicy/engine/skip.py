@@ -25,6 +25,7 @@ from torch_initpolicy.engine.guard import (
     guard,
     setter,
     tensors,
+    unguarded,
 )
 from torch_initpolicy.engine.pending import (
     Bell,
@@ -72,30 +73,48 @@ def skip_init() -> Iterator[None]:
         >>> layer.weight.sum().item()
         0.0
     """
-    if any(isinstance(mode, _SkipMode) for mode in _active_modes()):
+    if any(not mode.paused for mode in _active_modes()):
         yield
         return
     ledger = Ledger()
     try:
-        with _SkipMode(ledger):
+        with recording(ledger):
             yield
     finally:
         guard(ledger.close())
 
 
-def _active_modes() -> list[TorchFunctionMode]:
-    # Torch has no public view of the stack of modes.
-    modes: list[TorchFunctionMode]
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    return modes
+@contextmanager
+def opened(model: nn.Module) -> Iterator[None]:
+    """Let a model be planned and written, whatever of it is skipped.
+
+    Within the block its skipped parameters are plain ones, about which `pending_of` still tells;
+    those that are not marked as filled are guarded again when it ends. Nothing is skipped in it,
+    so that weights can be drawn also within a `skip_init` block.
+    """
+    modes = _active_modes()
+    before = [mode.paused for mode in modes]
+    for mode in modes:
+        guard(mode.ledger.take(model.parameters()))
+        mode.paused = True
+    try:
+        with unguarded(model):
+            yield
+    finally:
+        for mode, paused in zip(modes, before, strict=True):
+            mode.paused = paused
 
 
-class _SkipMode(TorchFunctionMode):
-    """Look every call up in the table of rules; a call without a rule reads its arguments."""
+class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like torch's own modes
+    """Note random fills in a ledger instead of carrying them out.
+
+    Every call is looked up in the table of rules; one without a rule reads its arguments.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self._ledger = ledger
+        self.ledger = ledger
+        self.paused = False
 
     def __torch_function__(
         self,
@@ -105,7 +124,13 @@ class _SkipMode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         call = Call(func, args, dict(kwargs or {}))
-        return RULES.get(func, _read)(self._ledger, call)
+        return call.run() if self.paused else RULES.get(func, _read)(self.ledger, call)
+
+
+def _active_modes() -> list[recording]:
+    # Torch has no public view of the stack of modes.
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return [mode for mode in modes if isinstance(mode, recording)]
 
 
 #
