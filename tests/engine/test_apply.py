@@ -1,0 +1,632 @@
+"""Apply: what is written where, that nothing else changes, and that errors change nothing."""
+
+import contextlib
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from tests.engine.helpers import fill, pairs, same, state
+from torch_initpolicy.engine import apply as applying
+from torch_initpolicy.engine.apply import apply_steps
+from torch_initpolicy.engine.streams import BLOCK, key, seeker
+from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.initializers import (
+    Blocks,
+    Constant,
+    Dirac,
+    From,
+    Identity,
+    Keep,
+    Normal,
+    Ones,
+    Orthogonal,
+    Sparse,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+    he_normal,
+    xavier_normal,
+)
+
+INITIALIZERS = [
+    Normal(0.02),
+    Uniform(-1.0, 2.0),
+    TruncatedNormal(0.5),
+    TruncatedNormal(0.5, cut=4.0),
+    he_normal(),
+    Orthogonal(),
+    Sparse(0.5),
+    Identity(),
+    From(nn.init.xavier_uniform_),
+    From(nn.init.orthogonal_),
+]
+EACH = pytest.mark.parametrize("initializer", INITIALIZERS, ids=repr)
+
+
+def layer(rows=300, columns=400, **options):
+    """A matrix of two blocks, the second of them not full."""
+    return nn.Linear(columns, rows, bias=False, **options)
+
+
+def tied():
+    """Two names for one tensor, and a tensor of its own."""
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 8)})
+    model["b"].weight = model["a"].weight
+    return model
+
+
+def grown():
+    """A model with a bit of everything: norms, embeddings, recurrence, packed projections."""
+    return nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(50, 16, padding_idx=3),
+            "convolution": nn.Conv2d(3, 8, 3, groups=1),
+            "norm": nn.BatchNorm2d(8),
+            "lstm": nn.LSTM(16, 8),
+            "attention": nn.MultiheadAttention(16, 2),
+            "head": nn.Linear(16, 4),
+        }
+    )
+
+
+class TestContract:
+    """Contract v1, seen from outside: which bits, and on what they do not depend."""
+
+    def test_blocks_by_hand(self):
+        """Each block of 2^16 elements is what a generator at the block's key draws."""
+        model = layer()
+        fill(model, Normal(1.0))
+        seek = seeker(torch.device("cpu"))
+        first = torch.randn(BLOCK, generator=seek(key(0, "weight", 0)))
+        second = torch.randn(300 * 400 - BLOCK, generator=seek(key(0, "weight", 1)))
+
+        assert torch.equal(torch.cat([first, second]), model.weight.detach().flatten())
+
+    @EACH
+    @pytest.mark.parametrize("threads", [2, 3, 7])
+    def test_threads(self, initializer, threads):
+        """Any number of threads draws the same bits."""
+        models = [nn.Sequential(*(layer(600, 600) for _ in range(2))) for _ in range(2)]
+        fill(models[0], initializer, threads=1)
+        fill(models[1], initializer, threads=threads)
+
+        assert same(state(models[0]), state(models[1]))
+
+    @EACH
+    def test_alone(self, initializer):
+        """A site has the same values whether others are written or not."""
+        models = [nn.ModuleDict({"a": layer(60, 70), "b": layer(60, 70)}) for _ in range(2)]
+        fill(models[0], initializer)
+        fill(models[1], initializer, "b.weight")
+
+        assert torch.equal(models[0]["b"].weight, models[1]["b"].weight)
+
+    @EACH
+    def test_order(self, initializer):
+        """The order in which sites are given changes nothing."""
+        models = [nn.ModuleDict({"a": layer(60, 70), "b": layer(60, 70)}) for _ in range(2)]
+        given = [pairs(model, lambda site: initializer) for model in models]
+        apply_steps(given[0], 0)
+        apply_steps(given[1][::-1], 0)
+
+        assert same(state(models[0]), state(models[1]))
+
+    @EACH
+    @pytest.mark.parametrize(
+        ("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)], ids=str
+    )
+    def test_rounded(self, initializer, dtype, digits):
+        """A narrow dtype holds the rounded values of float32."""
+        wide, narrow = layer(60, 70), layer(60, 70, dtype=dtype)
+        fill(wide, initializer)
+        fill(narrow, initializer)
+
+        assert torch.equal(wide.weight.to(dtype), narrow.weight)
+        torch.testing.assert_close(wide.weight, narrow.weight.float(), rtol=2.0**-digits, atol=1e-6)
+
+    @EACH
+    def test_memory_format(self, initializer):
+        """A transposed tensor holds the values of its logical shape and stays transposed."""
+        model, transposed = layer(60, 70), layer(60, 70)
+        transposed.weight = nn.Parameter(torch.empty(70, 60).t())
+        fill(model, initializer)
+        fill(transposed, initializer)
+
+        assert torch.equal(model.weight, transposed.weight)
+        assert transposed.weight.stride() == (1, 60)
+
+    @EACH
+    def test_seeds(self, initializer):
+        """Another seed draws other values, except where nothing is drawn."""
+        models = [layer(60, 70) for _ in range(3)]
+        for model, seed in zip(models, (0, 0, 1), strict=True):
+            fill(model, initializer, seed=seed)
+
+        assert torch.equal(models[0].weight, models[1].weight)
+        assert torch.equal(models[0].weight, models[2].weight) == isinstance(initializer, Identity)
+
+    def test_names_matter(self):
+        """Two layers alike but for their names are drawn independently."""
+        model = nn.Sequential(layer(300, 300), layer(300, 300))
+        fill(model, Normal(1.0))
+        rows = torch.stack([model[0].weight.flatten(), model[1].weight.flatten()])
+
+        assert abs(torch.corrcoef(rows)[0, 1]) < 5 / math.sqrt(90_000)
+
+    def test_blocks_differ(self):
+        """No two of 40 blocks share a value's place: the keys of blocks are independent."""
+        model = layer(40, BLOCK)
+        fill(model, Normal(1.0))
+
+        assert torch.corrcoef(model.weight).fill_diagonal_(0).abs().max() < 6 / math.sqrt(BLOCK)
+
+    @pytest.mark.parametrize(
+        "initializer", [Normal(1.0), TruncatedNormal(1.0), Orthogonal()], ids=repr
+    )
+    def test_float64(self, initializer):
+        """float64 parameters are drawn in float64: their low bits are not zeros."""
+        model = layer(60, 70, dtype=torch.float64)
+        fill(model, initializer)
+
+        assert (model.weight != model.weight.float()).float().mean() > 0.99
+
+    def test_complex(self):
+        """A complex standard deviation is split between both parts."""
+        model = layer(400, 400, dtype=torch.complex64)
+        fill(model, Normal(1.0))
+        parts = torch.view_as_real(model.weight.detach())
+
+        assert parts.square().mean().item() == pytest.approx(0.5, rel=0.02)
+        assert model.weight.abs().square().mean().item() == pytest.approx(1.0, rel=0.02)
+
+    def test_none(self):
+        """`seed=None` takes one number from torch's global generator and says which."""
+        models = [layer(3, 4) for _ in range(2)]
+        torch.manual_seed(3)
+        written = fill(models[0], Normal(1.0), seed=None)
+        after = torch.random.get_rng_state()
+        torch.manual_seed(3)
+        torch.empty((), dtype=torch.int64).random_()
+        fill(models[1], Normal(1.0), seed=written.seed)
+
+        assert torch.equal(after, torch.random.get_rng_state())
+        assert same(state(models[0]), state(models[1]))
+
+
+class TestPlaces:
+    """Where values land."""
+
+    def test_constants_need_no_stream(self):
+        """What is one value everywhere is filled without drawing a block."""
+        model = grown()
+        written = apply_steps(pairs(model, lambda site: Constant(0.25)), 0)
+
+        assert written.blocks == 0
+        assert model["head"].weight.eq(0.25).all()
+
+    def test_packed(self):
+        """Packed blocks have their own initializers, drawn in one stream or none."""
+        model = nn.LSTM(4, 8)
+        gates = Blocks((Zeros(), Ones(), Zeros(), Normal(1.0)))
+        fill(model, gates, "bias_ih_l0")
+        blocks = model.bias_ih_l0.view(4, 8)
+
+        assert blocks[:3].tolist() == [[0.0] * 8, [1.0] * 8, [0.0] * 8]
+        assert blocks[3].std() > 0.3
+
+    def test_unequal_packs(self):
+        """Packed matrices of different size have the standard deviation of their own fans."""
+        model = layer(800, 512)
+        (site, step), *_ = pairs(model, lambda site: xavier_normal())
+        axes = Axes((1,), (0,), blocks=(512, 144, 144))
+        apply_steps([(site, replace(step, axes=axes))], 0)
+        found = [part.std().item() for part in model.weight.split([512, 144, 144])]
+        expected = [math.sqrt(2 / (512 + rows)) for rows in (512, 144, 144)]
+
+        assert found == pytest.approx(expected, rel=0.01)
+
+    def test_padding(self):
+        """The padding row of an embedding is zero, whatever fills the others."""
+        for initializer in (Normal(1.0), Constant(2.0), Orthogonal(), From(nn.init.normal_)):
+            model = nn.Embedding(50, 16, padding_idx=3)
+            fill(model, initializer)
+
+            assert model.weight[3].eq(0).all()
+            assert model.weight.ne(0).any(1).sum() == 49
+
+    def test_ties(self):
+        """A tied tensor is one site, written once, and stays tied."""
+        model = tied()
+        written = fill(model, Normal(1.0))
+
+        assert written.names == ("a.weight", "a.bias", "b.bias", "c.weight", "c.bias")
+        assert model["a"].weight is model["b"].weight
+
+    def test_keep(self):
+        """What is kept is not touched."""
+        model = grown()
+        before = state(model)
+        written = fill(model, Keep())
+
+        assert written.names == ()
+        assert same(before, state(model))
+
+    def test_statistics(self):
+        """New weights of a norm reset its running statistics; kept ones keep them."""
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
+        for _ in range(3):
+            model(torch.randn(8, 4))
+        kept = state(model[1])
+        apply_steps(
+            pairs(model, lambda site: Ones() if site.name.startswith("0.") else Keep()),
+            0,
+            norms=[model[2]],
+        )
+
+        for norm in (model[0], model[2]):
+            assert norm.running_mean.eq(0).all()
+            assert norm.running_var.eq(1).all()
+            assert norm.num_batches_tracked == 0
+        assert same(kept, state(model[1]))
+
+    @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,)], ids=str)
+    def test_empty(self, shape):
+        """Tensors without elements are written without complaint."""
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.empty(shape))
+
+        assert fill(model, Normal(1.0)).names == ("weight",)
+
+    def test_scalar(self):
+        """A tensor without axes is one element."""
+        model = nn.Module()
+        model.scale = nn.Parameter(torch.tensor(0.0))
+        fill(model, Normal(1.0))
+
+        assert model.scale != 0
+
+    def test_dirac(self):
+        """A structured initializer is written as it is built."""
+        model = nn.Conv2d(3, 3, 3, bias=False)
+        fill(model, Dirac())
+
+        assert torch.equal(nn.init.dirac_(torch.empty(3, 3, 3, 3)), model.weight)
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_within_modes(self, threads):
+        """Inference mode, a default device and gradients around the call change nothing."""
+        models = [layer(700, 700) for _ in range(2)]
+        fill(models[0], Normal(1.0), threads=threads)
+        with torch.inference_mode(), torch.device("meta"):
+            fill(models[1], Normal(1.0), threads=threads)
+
+        assert same(state(models[0]), state(models[1]))
+
+    def test_graph(self):
+        """A parameter used in a graph may be written; it stays a leaf that requires gradients."""
+        model = layer(5, 5)
+        loss = model(torch.ones(1, 5)).sum()
+        fill(model, Normal(1.0))
+
+        assert model.weight.is_leaf
+        assert model.weight.requires_grad
+        assert loss.requires_grad
+
+
+class Doubled(nn.Module):
+    """A parametrisation with an inverse: the weight is twice the original."""
+
+    def forward(self, original):
+        return 2 * original
+
+    def right_inverse(self, weight):
+        return weight / 2
+
+
+class Squared(nn.Module):
+    """A parametrisation without an inverse."""
+
+    def forward(self, original):
+        return original * original
+
+
+class TestParametrised:
+    """Parametrised weights read as what their step says, or are refused."""
+
+    @pytest.mark.parametrize(
+        ("register", "initializer"),
+        [
+            pytest.param(
+                lambda m: parametrize.register_parametrization(m, "weight", Doubled()),
+                Normal(1.0),
+                id="own",
+            ),
+            pytest.param(parametrizations.weight_norm, Normal(1.0), id="weight_norm"),
+            pytest.param(nn.utils.weight_norm, Normal(1.0), id="legacy weight_norm"),
+            pytest.param(nn.utils.weight_norm, Zeros(), id="legacy weight_norm to zero"),
+            pytest.param(parametrizations.orthogonal, Orthogonal(), id="orthogonal"),
+            pytest.param(parametrizations.spectral_norm, Orthogonal(), id="spectral_norm"),
+            pytest.param(nn.utils.spectral_norm, Orthogonal(), id="legacy spectral_norm"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+    def test_reads(self, register, initializer):
+        """The weight reads as that of a plain layer, now and in the next forward pass."""
+        plain, model = nn.Linear(9, 9), nn.Linear(9, 9)
+        model.load_state_dict(plain.state_dict())
+        register(model)
+        fill(plain, initializer, "weight")
+        fill(model, initializer, "weight")
+        inputs = torch.randn(2, 9)
+
+        torch.testing.assert_close(model.weight.detach(), plain.weight.detach())
+        torch.testing.assert_close(model(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+
+    def test_originals_stay(self):
+        """The parameters behind a parametrised weight stay the same objects in the same memory."""
+        model = parametrizations.weight_norm(nn.Linear(4, 4))
+        before = [(id(p), p.data_ptr()) for p in model.parameters()]
+        fill(model, Normal(1.0))
+
+        assert before == [(id(p), p.data_ptr()) for p in model.parameters()]
+
+    @pytest.mark.parametrize(
+        ("register", "initializer", "words"),
+        [
+            pytest.param(parametrizations.spectral_norm, Normal(1.0), "_SpectralNorm", id="sigma"),
+            pytest.param(nn.utils.spectral_norm, Normal(1.0), "spectral_norm", id="legacy sigma"),
+            pytest.param(parametrizations.orthogonal, Normal(1.0), "_Orthogonal", id="orthogonal"),
+            pytest.param(parametrizations.weight_norm, Zeros(), "_WeightNorm", id="zero"),
+            pytest.param(
+                lambda m: parametrize.register_parametrization(m, "weight", Squared()),
+                Normal(1.0),
+                "has no right_inverse",
+                id="no inverse",
+            ),
+        ],
+    )
+    def test_unreachable(self, register, initializer, words):
+        """A weight that cannot read as its target is refused, by the name of what forbids it."""
+        model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
+        register(model[1])
+        before, generator = state(model), torch.random.get_rng_state()
+
+        with pytest.raises(ApplyError, match=words) as error:
+            fill(model, initializer)
+
+        assert "match.name('1.weight')" in str(error.value)
+        assert same(before, state(model))
+        assert torch.equal(generator, torch.random.get_rng_state())
+
+
+class TestCallables:
+    """Code of the user runs first, aside, and with generators of its own."""
+
+    @pytest.mark.parametrize("module", [torch, nn.init], ids=["torch", "init"])
+    def test_global_generator(self, module):
+        """A function that draws from the global generator draws from a stream, and it stays."""
+        draw = {torch: lambda t: t.copy_(torch.randn_like(t)), nn.init: nn.init.normal_}[module]
+        models = [layer(30, 30) for _ in range(2)]
+        for model in models:
+            before = torch.random.get_rng_state()
+            fill(model, From(draw))
+            assert torch.equal(before, torch.random.get_rng_state())
+            torch.rand(1)
+
+        assert same(state(models[0]), state(models[1]))
+
+    def test_sees_values(self):
+        """A function gets what the tensor holds now, and changes a copy until all is well."""
+        model = layer(3, 4)
+        before = model.weight.detach().clone()
+        fill(model, From(lambda tensor: tensor.mul_(2)))
+
+        assert torch.equal(2 * before, model.weight)
+
+    def test_half(self):
+        """A function that knows no half precision works on float32, which is rounded."""
+        model = layer(8, 8, dtype=torch.bfloat16)
+        fill(model, From(nn.init.orthogonal_))
+
+        torch.testing.assert_close(
+            model.weight.float() @ model.weight.float().t(), torch.eye(8), rtol=0, atol=0.02
+        )
+
+    def test_own_class(self):
+        """An initializer class of the user is called with axes and a generator."""
+
+        class Mine:
+            def __call__(self, tensor, axes=None, *, generator=None):
+                assert axes == Axes((1,), (0,))
+                tensor.normal_(generator=generator)
+
+        models = [layer(8, 8) for _ in range(2)]
+        for model in models:
+            fill(model, Mine())
+
+        assert same(state(models[0]), state(models[1]))
+
+
+def _raises(tensor):
+    tensor.fill_(7.0)
+    raise ZeroDivisionError("no luck")
+
+
+def _outside(tensor):
+    return torch.zeros_like(tensor)
+
+
+class TestErrors:
+    """On any error the model is exactly as before, and the error names every case."""
+
+    @pytest.mark.parametrize(
+        ("broken", "words"),
+        [
+            pytest.param(From(_raises), "no luck", id="raises"),
+            pytest.param(From(_outside), "must fill its argument in place", id="not in place"),
+            pytest.param(
+                From(lambda tensor: tensor.resize_(2, 2)), r"made \(2, 2\) of it", id="resizes"
+            ),
+            pytest.param(he_normal(gain="meets"), "is known in a plan", id="unresolved"),
+            pytest.param(Blocks((Zeros(), Ones())), "2 initializers for 0", id="no blocks"),
+        ],
+    )
+    def test_atomic(self, broken, words):
+        """One site that fails, the last one, keeps all others from being written."""
+        model = grown()
+        before = state(model)
+        chosen = pairs(model, lambda site: broken if site.name == "head.weight" else Normal(1.0))
+
+        with pytest.raises(ApplyError, match=words) as error:
+            apply_steps(chosen, 0)
+
+        assert "'head.weight'" in str(error.value)
+        assert same(before, state(model))
+
+    def test_cause(self):
+        """The exception of a user's function is the cause of the cause."""
+        with pytest.raises(ApplyError) as error:
+            fill(layer(3, 3), From(_raises))
+
+        assert isinstance(error.value.__cause__.__cause__, ZeroDivisionError)
+
+    def test_all_cases(self):
+        """Every site that fails is listed."""
+        with pytest.raises(ApplyError) as error:
+            fill(grown(), From(_raises))
+
+        assert str(error.value).count("no luck") == 10
+        assert "... and 5 more" in str(error.value)
+
+    def test_meta(self):
+        """A model without memory is told what to call instead."""
+        with pytest.raises(ApplyError, match="materialize"):
+            fill(layer(device="meta"), Normal(1.0))
+
+    def test_inference(self):
+        """A model made in inference mode cannot be written, and says so."""
+        with torch.inference_mode():
+            model = grown()
+
+        with pytest.raises(ApplyError, match="make the model outside it"):
+            fill(model, Normal(1.0))
+
+    def test_other_shape(self):
+        """A step for another shape asks for a new plan."""
+        (site, step), *_ = pairs(layer(3, 4), lambda site: Normal(1.0))
+
+        with pytest.raises(ApplyError, match="make a new plan"):
+            apply_steps([(site, replace(step, shape=(4, 3)))], 0)
+
+    def test_integers(self):
+        """Integer parameters hold nothing that could be drawn."""
+        model = nn.Module()
+        model.table = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+
+        with pytest.raises(ApplyError, match="holds no real or complex numbers"):
+            fill(model, Zeros())
+
+    def test_seed(self):
+        """A seed that does not fit is refused before anything is written."""
+        model = layer(3, 4)
+        before = state(model)
+
+        with pytest.raises(ApplyError, match="64 bits"):
+            fill(model, Normal(1.0), seed=2**64)
+
+        assert same(before, state(model))
+
+
+class TestUntouched:
+    """Everything that is not asked for stays as it is."""
+
+    def test_model(self):
+        """Hooks, training flags, gradients, `requires_grad` and memory stay; only values change."""
+        model = grown()
+        model["norm"].eval()
+        model["head"].weight.requires_grad_(requires_grad=False)
+        model["head"].bias.grad = torch.ones(4)
+        model["norm"].register_forward_hook(lambda *_: None)
+
+        def facts():
+            return [
+                [(m.training, len(m._forward_hooks)) for m in model.modules()],
+                [(id(p), p.data_ptr(), p.requires_grad, p.grad) for p in model.parameters()],
+            ]
+
+        before = facts()
+        fill(model, Normal(1.0))
+
+        assert before == facts()
+
+    def test_cores(self):
+        """Torch computes on as many cores as before, in this thread and in new ones."""
+        before = torch.get_num_threads()
+        fill(layer(2000, 2000), Normal(1.0), threads=3)
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+
+        assert [before, before] == [torch.get_num_threads(), *seen]
+
+    def test_cores_after_an_error(self, monkeypatch):
+        """Also where a task raises."""
+        before = torch.get_num_threads()
+
+        def broken(job):
+            raise MemoryError
+
+        monkeypatch.setattr(applying, "_tasks", broken)
+        with contextlib.suppress(MemoryError):
+            fill(layer(2000, 2000), Normal(1.0), threads=3)
+
+        assert before == torch.get_num_threads()
+
+    @EACH
+    def test_generators(self, initializer):
+        """Torch's global generator stays where it is."""
+        model = layer()
+        before = torch.random.get_rng_state()
+        fill(model, initializer)
+
+        assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestDevices:
+    """The same code on CUDA."""
+
+    @EACH
+    def test_same_bits_from_the_cpu(self, initializer):
+        """`draw_on="cpu"` gives a model on CUDA the bits of one on the CPU."""
+        model, there = layer(), layer(device="cuda")
+        fill(model, initializer)
+        fill(there, initializer, draw_on="cpu")
+
+        assert torch.equal(model.weight, there.weight.cpu())
+
+    @EACH
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_repeats(self, initializer, dtype):
+        """Drawn on CUDA, the same seed gives the same bits."""
+        models = [layer(device="cuda", dtype=dtype) for _ in range(2)]
+        for model in models:
+            fill(model, initializer)
+
+        assert same(state(models[0]), state(models[1]))
+
+    def test_moments(self):
+        """What CUDA draws has the moments that were asked for."""
+        model = layer(2000, 2000, device="cuda")
+        written = fill(model, Normal(0.5))
+
+        assert written.devices == ("cuda",)
+        assert model.weight.std().item() == pytest.approx(0.5, rel=5e-3)
