@@ -3,6 +3,7 @@
 Knows initializers and shapes; has never heard of rules, or of how a step is carried out.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,8 @@ class Step:
         reason: One sentence for people.
         axes: What its axes mean, or None.
         padding: Row that stays zero, or None.
+        feeds_output: Whether its output is the model's own, with no weight behind it.
+        ends_residual: Whether it is the last weight of a residual branch.
     """
 
     name: str
@@ -59,8 +62,15 @@ class Step:
     reason: str
     axes: Axes | None = None
     padding: int | None = None
+    feeds_output: bool = False
+    ends_residual: bool = False
 
     @property
     def keeps(self) -> bool:
         """Whether the site is left as it is."""
         return isinstance(self.initializer, Keep)
+
+    @property
+    def elements(self) -> int:
+        """How many elements the site has."""
+        return math.prod(self.shape)

@@ -6,7 +6,7 @@ unpickles nothing. The notation is the same in both languages:
 
 ===============================  =================================================================
 a value of class `C`             an object, `{"class": "C", field: value, ...}`
-None                             left out where it is the default, else `{}`
+None                             left out where it is the default, else null; `{}` in TOML
 tuple                            array
 infinite float                   `{"float": "inf"}`; any other number is itself, to the last digit
 dtype                            `{"dtype": "float32"}`
@@ -71,7 +71,7 @@ def encode(value: object, classes: Classes, substitute: Substitute | None = None
         >>> encode(Name(("head.*",)), {"Name": Name})
         {'class': 'Name', 'globs': ['head.*']}
     """
-    if isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
@@ -83,8 +83,6 @@ def encode(value: object, classes: Classes, substitute: Substitute | None = None
 def _object(value: object, classes: Classes, substitute: Substitute | None) -> Data:
     """Turn a value into an object of JSON."""
     name = type(value).__name__
-    if value is None:
-        return {}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if classes.get(name) is type(value):
@@ -320,7 +318,15 @@ def write_toml(data: Data) -> str:
         raise MissingExtraError("writing TOML", "toml") from error
     if not isinstance(data, dict):
         raise PolicyError(f"a TOML file is one object, got {data!r}")
-    return tomli_w.dumps(data)
+    return tomli_w.dumps(_without_null(data))
+
+
+def _without_null(data: Data) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_null(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [_without_null(item) for item in data]
+    return {} if data is None else data
 
 
 def read_toml(text: str) -> Data:

@@ -497,8 +497,15 @@ class Predicate(Matcher):
             raise PolicyError(f"predicate() takes a function of (site, facts): {self.function!r}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Ask the function."""
-        return bool(self.function(site, facts))
+        """Ask the function.
+
+        Raises:
+            PolicyError: The function raises.
+        """
+        try:
+            return bool(self.function(site, facts))
+        except Exception as error:
+            raise PolicyError(f"{self!r} raised {error!r} at {site.name!r}") from error
 
     def __repr__(self) -> str:
         return f"predicate({getattr(self.function, '__qualname__', self.function)})"

@@ -1,0 +1,445 @@
+"""Planning: from rules and facts to one step for each site.
+
+Everything that can be wrong is found here, before a tensor is touched, and raised once.
+"""
+
+import types
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import nn
+
+from torch_initpolicy.engine.parametrized import behind
+from torch_initpolicy.engine.plan import Plan
+from torch_initpolicy.engine.steps import Number, Step
+from torch_initpolicy.engine.storage import obstacles
+from torch_initpolicy.engine.streams import isolated
+from torch_initpolicy.engine.words import figure, told
+from torch_initpolicy.errors import (
+    ApplyError,
+    PlanError,
+    PolicyError,
+    UnusedRuleWarning,
+    listing,
+    nearest,
+)
+from torch_initpolicy.policy.match import Name, fans_of
+from torch_initpolicy.policy.recipes import Recipe
+from torch_initpolicy.policy.rules import InitPolicy, Rule, filling
+from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.gains import Activation, gain
+from torch_initpolicy.tensors.initializers import (
+    BranchScaled,
+    Context,
+    Elementwise,
+    From,
+    Initializer,
+    Keep,
+    Spread,
+    Structured,
+    working_dtype,
+)
+from torch_initpolicy.trace.facts import Facts
+
+Gains: TypeAlias = Mapping[Activation | None, float]
+"""The gain of every activation that a model's facts name; 1 where there is none."""
+
+_NONE: Mapping[str, int] = types.MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What has been decided about a site.
+
+    Attributes:
+        site: The site.
+        facts: What is known about it.
+        rule: The first rule that matches, or None.
+        kept: Why it is left alone whatever the rule says (the argument, and in words), or None.
+    """
+
+    site: Site
+    facts: Facts
+    rule: Rule | None
+    kept: tuple[str, str] | None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what becomes of the site."""
+        return self.rule is not None or self.kept is not None
+
+    @property
+    def axes(self) -> Axes | None:
+        """What the site's axes mean: what the trace says, else what the owner's type says."""
+        return self.facts.axes or self.site.axes
+
+    def __str__(self) -> str:
+        return f"{self.site.name!r} ({self.site.kind}, {self.facts.role}, {self.site.shape})"
+
+
+def make_plan(
+    model: nn.Module | Sequence[Site],
+    facts: Mapping[str, Facts],
+    policy: InitPolicy,
+    *,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+    unknown_operators: Mapping[str, int] = _NONE,
+) -> Plan:
+    """Decide what a policy writes to each site of a model.
+
+    Args:
+        model: The model, or its sites; from sites alone the plan is bound to no model.
+        facts: What the trace says about each site, by canonical name.
+        policy: The policy.
+        only: Globs; other sites are kept.
+        skip: Globs; these sites are kept.
+        frozen: Whether parameters that require no gradient are written too.
+        strict: Whether a rule that decides about no site is an error; otherwise a warning.
+        unknown_operators: Operators of unknown role that the trace met, with their number.
+
+    Returns:
+        A plan with exactly one step for each site.
+
+    Raises:
+        PlanError: Something is wrong or missing; the message lists every case.
+        PolicyError: A glob of `only` or `skip` is malformed.
+
+    Examples:
+        >>> from torch_initpolicy.policy.presets import auto
+        >>> print(make_plan(nn.Linear(2, 3), {}, auto())["bias"].reason)
+        bias: zeros
+    """
+    found = sites(model) if isinstance(model, nn.Module) else tuple(model)
+    filters = Filters(_globs(only), _globs(skip), frozen)
+    choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
+    idle = list(_idle(policy, choices))
+    steps, cases = _steps(choices)
+    _raise_all([
+        *([] if found else ["the model has no parameters"]),
+        *filters.idle(found),
+        *(f"no rule matches {c}" for c in choices if not c.is_settled),
+        *(idle if strict else []),
+        *cases,
+    ], policy)  # fmt: skip
+    if idle:
+        warnings.warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning, stacklevel=2)
+    return Plan(
+        steps=tuple(steps),
+        policy=_title(policy),
+        policy_hash=_hash(policy),
+        unknown_operators=tuple(unknown_operators.items()),
+        model=model if isinstance(model, nn.Module) else None,
+    )
+
+
+def _raise_all(cases: Sequence[str], policy: InitPolicy) -> None:
+    if cases:
+        raise PlanError(f"policy {_title(policy)} makes no plan:\n{listing(cases)}")
+
+
+def _title(policy: InitPolicy) -> str:
+    return policy.name or "custom"
+
+
+def _hash(policy: InitPolicy) -> str | None:
+    try:
+        return policy.hash
+    except PolicyError:
+        return None
+
+
+#
+# What is left alone
+#
+
+
+def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the caller wants left alone, whatever the policy says.
+
+    Attributes:
+        only: Globs of the sites that may be written; empty for all.
+        skip: Globs of the sites that may not.
+        frozen: Whether sites that require no gradient may be written.
+    """
+
+    only: tuple[str, ...]
+    skip: tuple[str, ...]
+    frozen: bool
+
+    def kept(self, site: Site) -> tuple[str, str] | None:
+        """Say why a site is left alone: which argument says so, and in words; None if it is not."""
+        skipped = next((glob for glob in self.skip if _fits(glob, site)), None)
+        if skipped is not None:
+            return "skip", f"kept: skip={skipped!r}"
+        if self.only and not any(_fits(glob, site) for glob in self.only):
+            return "only", "kept: not among only=..."
+        if not (site.requires_grad or self.frozen):
+            return "frozen", "kept: frozen (requires_grad=False)"
+        return None
+
+    def idle(self, found: Sequence[Site]) -> Iterator[str]:
+        """Yield the globs that match no site."""
+        for argument, globs in ("only", self.only), ("skip", self.skip):
+            for glob in globs:
+                if not any(_fits(glob, site) for site in found):
+                    yield f"{argument}={glob!r} matches nothing{nearest(glob, _patterns(found))}"
+
+
+def _fits(glob: str, site: Site) -> bool:
+    return Name((glob,)).matches(site, _UNKNOWN)
+
+
+_UNKNOWN = Facts("unknown")
+
+
+def _patterns(found: Iterable[Site]) -> set[str]:
+    """Return what somebody may have meant: names, and `module.*` for each module."""
+    names = {name for site in found for name in site.names}
+    parts = [name.split(".") for name in names]
+    return names | {".".join([*part[:end], "*"]) for part in parts for end in range(1, len(part))}
+
+
+#
+# Which rule decides
+#
+
+
+def _choice(site: Site, facts: Facts | None, policy: InitPolicy, filters: Filters) -> Choice:
+    known = facts or Facts(site.role, site.axes)
+    return Choice(site, known, policy.first(site, known), filters.kept(site))
+
+
+def _idle(policy: InitPolicy, choices: Sequence[Choice]) -> Iterator[str]:
+    """Yield the rules that decide about no site, though they should."""
+    deciding = {id(choice.rule) for choice in choices}
+    for number, rule in enumerate(policy.rules):
+        if rule.optional or id(rule) in deciding:
+            continue
+        hidden = any(rule.matches(choice.site, choice.facts) for choice in choices)
+        why = (
+            "comes too late, earlier rules match all of its sites" if hidden else "matches nothing"
+        )
+        yield f"rule {number}, {rule.matcher!r}, {why}{'' if hidden else _meant(rule, choices)}"
+
+
+def _meant(rule: Rule, choices: Sequence[Choice]) -> str:
+    """Suggest names where a rule goes by one."""
+    if not isinstance(rule.matcher, Name) or not rule.matcher.globs:
+        return ""
+    return nearest(rule.matcher.globs[0], _patterns(choice.site for choice in choices))
+
+
+#
+# What the rule comes to
+#
+
+
+def _steps(choices: Sequence[Choice]) -> tuple[list[Step], list[str]]:
+    """Make the step of each choice that is settled, and list what is wrong with the others."""
+    gains = dict(_gains(choice.facts for choice in choices))
+    made = [_attempt(choice, gains) for choice in choices if choice.is_settled]
+    steps = [step for step in made if isinstance(step, Step)]
+    return steps, [case for case in made if isinstance(case, str)]
+
+
+def _attempt(choice: Choice, gains: Gains) -> Step | str:
+    try:
+        return _step(choice, gains)
+    except (ApplyError, PolicyError) as error:
+        return f"{choice}: {error}"
+
+
+def _gains(known: Iterable[Facts]) -> Iterator[tuple[Activation | None, float]]:
+    for activation in {activation for facts in known for activation in (facts.meets, facts.fed_by)}:
+        yield activation, _gain(activation)
+
+
+def _gain(activation: Activation | None) -> float:
+    """Return the gain of an activation; 1 where there is none, or nobody knows it."""
+    try:
+        return 1.0 if activation is None else gain(activation)
+    except ValueError:
+        return 1.0
+
+
+def _step(choice: Choice, gains: Gains) -> Step:
+    """Work out what a rule comes to at its site.
+
+    Raises:
+        PolicyError: The initializer does not fit the site.
+        ApplyError: The site cannot be written, or not with these values.
+    """
+    site, facts, rule = choice.site, choice.facts, choice.rule
+    fans = _fans(choice)
+    if choice.kept is not None or rule is None:
+        argument, reason = choice.kept or ("", "")
+        return _described(choice, Keep(), fans, argument, reason)
+    chosen = rule.initializer
+    if isinstance(chosen, Recipe):
+        chosen = cast("Initializer", filling(chosen.for_site(site, facts)))
+    resolved = _known(chosen).resolve(_context(facts, gains))
+    if not isinstance(resolved, Keep):
+        _check_memory(site)
+    reason = _reason(choice, rule, chosen, told(resolved, *fans))
+    step = _described(choice, resolved, fans, repr(rule.matcher), reason)
+    if site.storage != "plain":
+        _check_reachable(site, step)
+    return step
+
+
+def _known(initializer: Initializer) -> Elementwise | Structured:
+    """Return an initializer as what all of the package's own are: rules hold no others."""
+    return cast("Elementwise | Structured", initializer)
+
+
+def _context(facts: Facts, gains: Gains) -> Context:
+    return Context(
+        meets_gain=gains[facts.meets],
+        fed_gain=gains[facts.fed_by],
+        residual_branches=facts.residual_branches,
+        branch_depth=facts.branch_depth,
+    )
+
+
+def _described(
+    choice: Choice, initializer: Initializer, fans: tuple[Number, Number], rule: str, reason: str
+) -> Step:
+    site, facts = choice.site, choice.facts
+    fan_in, fan_out = fans
+    return Step(
+        name=site.name,
+        names=site.names,
+        shape=site.shape,
+        dtype=site.dtype,
+        owner=site.kind,
+        role=facts.role,
+        op=facts.op,
+        meets=None if facts.meets is None else facts.meets.name,
+        fed_by=None if facts.fed_by is None else facts.fed_by.name,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        initializer=initializer,
+        std=_std(choice, initializer),
+        rule=rule,
+        evidence=facts.evidence,
+        reason=reason,
+        axes=choice.axes,
+        padding=site.padding,
+        feeds_output=facts.feeds_output,
+        ends_residual=facts.ends_residual,
+    )
+
+
+def _fans(choice: Choice) -> tuple[Number, Number]:
+    """Count a site's fans; what has no shape yet has none."""
+    try:
+        blocks = () if choice.site.lazy else fans_of(choice.site, choice.facts)
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
+    return _merged(fan.fan_in for fan in blocks), _merged(fan.fan_out for fan in blocks)
+
+
+def _merged(numbers: Iterable[float]) -> Number:
+    """Return one number where all blocks have the same, else all of them."""
+    each = tuple(numbers)
+    return (each[0] if len(set(each)) == 1 else each) if each else None
+
+
+def _std(choice: Choice, initializer: Initializer) -> Number:
+    spread = _known(initializer).spread(choice.site.shape, choice.axes)
+    if spread is None:
+        return None
+    return _merged(each.std for each in ((spread,) if isinstance(spread, Spread) else spread))
+
+
+#
+# Why
+#
+
+_RECURS = ("lstm", "gru", "rnn")
+
+
+def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
+    """Say in one sentence why a site is filled as it is."""
+    if isinstance(chosen, Keep):
+        return f"{_role(choice.facts)}: {rule.note or what}"
+    words = ", ".join([what, *_details(choice, chosen)])
+    return f"{_cause(choice.facts, chosen)}: {words}" + (f" ({rule.note})" if rule.note else "")
+
+
+def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
+    if isinstance(chosen, BranchScaled):
+        yield f"scaled for {choice.facts.residual_branches} residual branches"
+    if choice.facts.offset:
+        yield f"as {figure(choice.facts.offset)} is added to it"
+    if choice.site.padding is not None:
+        yield f"row {choice.site.padding} zero"
+
+
+def _cause(facts: Facts, chosen: Initializer) -> str:
+    """Say which fact about a site matters."""
+    if facts.role != "weight":
+        return _role(facts)
+    if (facts.op or "").startswith(_RECURS):
+        return f"input of {facts.op}"
+    if getattr(chosen, "gain", None) == "fed_by":
+        return f"fed by {'the input' if facts.reads_input else _activation(facts.fed_by)}"
+    if facts.stopped_by is not None:
+        return f"meets {facts.stopped_by}, of unknown role"
+    return f"meets {_activation(facts.meets)}"
+
+
+def _role(facts: Facts) -> str:
+    return facts.role.replace("_", " ")
+
+
+def _activation(activation: Activation | None) -> str:
+    if activation is None:
+        return "nothing"
+    if activation.parameter is None:
+        return activation.name
+    return f"{activation.name}({figure(activation.parameter)})"
+
+
+#
+# What could fail
+#
+
+
+def _check_memory(site: Site) -> None:
+    """Raise where a site cannot be written; one without memory can still be planned for."""
+    if site.lazy or site.device.type != "meta":
+        found = list(obstacles(site))
+        if found:
+            raise ApplyError(found[0])
+    try:
+        working_dtype(site.dtype)
+    except PolicyError as error:
+        raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+def _check_reachable(site: Site, step: Step) -> None:
+    """Raise where the parametrisation of a site cannot be given such values.
+
+    Raises:
+        ApplyError: A sample drawn for the site does not read back.
+    """
+    if site.device.type == "meta" or isinstance(step.initializer, (Keep, From)):
+        return
+    with torch.inference_mode(mode=False), torch.no_grad(), isolated(site.device, 0):
+        sample = torch.empty(site.shape, dtype=working_dtype(site.dtype), device=site.device)
+        generator = torch.Generator(site.device).manual_seed(0)
+        step.initializer(sample, step.axes, generator=generator)
+        behind(site, sample.to(site.dtype))

@@ -1,0 +1,229 @@
+"""Plans in words: what a step does and why, and the table that people read.
+
+Knows steps and initializers; decides nothing.
+"""
+
+import functools
+import itertools
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch_initpolicy.engine.steps import Number, Step
+from torch_initpolicy.tensors.initializers import (
+    Blocks,
+    Constant,
+    Initializer,
+    Keep,
+    Normal,
+    Ones,
+    Orthogonal,
+    TruncatedNormal,
+    Uniform,
+    VarianceScaling,
+    Zeros,
+)
+
+
+def figure(number: Number, digits: int = 6) -> str:
+    """Write a number for people; those of packed blocks with a stroke between.
+
+    Examples:
+        >>> figure(1.4142135), figure(576), figure((768.0, 256.0)), figure(None)
+        ('1.41421', '576', '768/256', '-')
+    """
+    if isinstance(number, tuple):
+        return "/".join(figure(part, digits) for part in number)
+    return "-" if number is None else f"{number:.{digits}g}"
+
+
+def extent(shape: Sequence[int]) -> str:
+    """Write a shape for people: `64x3x7x7`, and `1` for a single number."""
+    return "x".join(map(str, shape)) or "1"
+
+
+#
+# What an initializer does
+#
+
+
+@functools.singledispatch
+def told(initializer: Initializer, fan_in: Number, fan_out: Number) -> str:
+    """Say in a few words how an initializer fills a weight of these fans.
+
+    Examples:
+        >>> told(VarianceScaling(2.0), 576, 64)
+        'He normal, fan_in 576, gain 1.41421'
+    """
+    return repr(initializer)
+
+
+@told.register
+def _(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
+    gain = initializer.scale**0.5 * float(initializer.gain)
+    name, fan = {
+        "fan_in": ("He" if gain != 1 else "LeCun", f"fan_in {figure(fan_in)}"),
+        "fan_out": ("He", f"fan_out {figure(fan_out)}"),
+        "fan_avg": ("Xavier", f"fans {figure(fan_in)} + {figure(fan_out)}"),
+        "fan_geo": ("geometric", f"fans {figure(fan_in)} * {figure(fan_out)}"),
+    }[initializer.mode]
+    distribution = initializer.distribution.replace("_", " ")
+    return f"{name} {distribution}, {fan}" + (f", gain {figure(gain)}" if gain != 1 else "")
+
+
+@told.register
+def _(initializer: Orthogonal, fan_in: Number, fan_out: Number) -> str:
+    gain = float(initializer.gain)
+    return "orthogonal" + (f", gain {figure(gain)}" if gain != 1 else "")
+
+
+@told.register
+def _(initializer: Blocks, fan_in: Number, fan_out: Number) -> str:
+    return " | ".join(told(inner, fan_in, fan_out) for inner in initializer.initializers)
+
+
+@told.register
+def _(initializer: Normal, fan_in: Number, fan_out: Number) -> str:
+    return f"normal, std {figure(initializer.std)}" + _around(initializer.mean)
+
+
+@told.register
+def _(initializer: TruncatedNormal, fan_in: Number, fan_out: Number) -> str:
+    cut = f"normal cut at {figure(initializer.cut)} std, std {figure(initializer.std)}"
+    return cut + _around(initializer.mean)
+
+
+def _around(mean: float) -> str:
+    return f", mean {figure(mean)}" if mean else ""
+
+
+@told.register
+def _(initializer: Uniform, fan_in: Number, fan_out: Number) -> str:
+    return f"uniform in [{figure(initializer.low)}, {figure(initializer.high)}]"
+
+
+@told.register
+def _(initializer: Constant, fan_in: Number, fan_out: Number) -> str:
+    return f"constant {figure(initializer.value)}"
+
+
+@told.register
+def _(initializer: Zeros, fan_in: Number, fan_out: Number) -> str:
+    return "zeros"
+
+
+@told.register
+def _(initializer: Ones, fan_in: Number, fan_out: Number) -> str:
+    return "ones"
+
+
+@told.register
+def _(initializer: Keep, fan_in: Number, fan_out: Number) -> str:
+    return "kept as it is"
+
+
+#
+# The table
+#
+
+
+def table(steps: Sequence[Step]) -> str:
+    """Write steps as an aligned table, rows that say the same of numbered modules in one line.
+
+    Examples:
+        >>> print(table([]))
+        parameter  shape  std  from  why
+    """
+    rows = [(step.name, _cells(step)) for step in steps]
+    lines: list[tuple[str, ...]] = [("parameter", "shape", "std", "from", "why")]
+    lines += [(name, *cells) for name, cells in folded(rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cells(step: Step) -> tuple[str, ...]:
+    ties = f" (tied: {', '.join(step.names[1:])})" if len(step.names) > 1 else ""
+    return extent(step.shape), figure(step.std, 4), step.evidence, f"{step.reason}{ties}"
+
+
+Row = tuple[str, tuple[str, ...]]
+
+_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+_SLOT = "\N{NULL}"
+
+
+def folded(rows: Iterable[Row]) -> list[Row]:
+    """Fold rows whose names differ in one number, and whose cells do not differ, into one.
+
+    Args:
+        rows: Names, each with its cells.
+
+    Returns:
+        The rows in the order in which they were first seen.
+
+    Examples:
+        >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
+        [('{0-1}.weight', ('a',)), ('0.bias', ('b',))]
+    """
+    alike: dict[tuple[str, tuple[str, ...]], list[tuple[int, ...]]] = {}
+    for name, cells in rows:
+        numbers = tuple(map(int, _NUMBER.findall(name)))
+        alike.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append(numbers)
+    return [
+        (_filled(template, slots), cells)
+        for (template, cells), members in alike.items()
+        for slots in _slots(members)
+    ]
+
+
+def _slots(members: list[tuple[int, ...]]) -> Iterator[list[str]]:
+    """Yield what stands for the numbers of some names, those of one varying place together."""
+    columns = list(zip(*members, strict=True))
+    varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    place = varying[-1] if varying else None
+    rest: dict[tuple[int, ...], list[int]] = {}
+    for numbers in members:
+        kept = tuple(n for at, n in enumerate(numbers) if at != place)
+        rest.setdefault(kept, []).extend([] if place is None else [numbers[place]])
+    for kept, values in rest.items():
+        slots = list(map(str, kept))
+        if place is not None:
+            slots.insert(place, _ranges(values))
+        yield slots
+
+
+def _filled(template: str, slots: Sequence[str]) -> str:
+    left = iter(slots)
+    return re.sub(_SLOT, lambda _: next(left), template)
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Write whole numbers as ranges: `{0-2,5}`; a single one stands for itself."""
+    if len(values) == 1:
+        return str(values[0])
+    runs = itertools.groupby(enumerate(sorted(values)), key=lambda pair: pair[1] - pair[0])
+    ends = [[value for _, value in run] for _, run in runs]
+    return "{" + ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ends) + "}"
+
+
+def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, int]) -> str:
+    """Say what a plan is about, and what it does not know."""
+    elements = sum(step.elements for step in steps)
+    kept = sum(step.keeps for step in steps)
+    known = Counter(step.evidence for step in steps)
+    unknown = folded((step.name, ()) for step in steps if step.role == "unknown")
+    lines = [
+        f"policy {policy}: {len(steps)} parameters, {elements:,} elements; {kept} kept",
+        f"known from: {_counts(known)}",
+    ]
+    if unknown_operators:
+        lines.append(f"operators of unknown role, nothing guessed: {_counts(unknown_operators)}")
+    if unknown:
+        lines.append(f"parameters of unknown role: {', '.join(name for name, _ in unknown)}")
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+
+
+def _counts(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{word} {count}" for word, count in counts.items())
