@@ -37,24 +37,19 @@ class TestConvolutions:
     """Fans of convolutions are connections counted in the middle of a map."""
 
     def test_ordinary(self, dims, groups, kernel, stride):
-        """Weights into an output are counted as they are; the way out is that of stride 1.
-
-        An input of a strided convolution meets one in `stride` taps; torch and He et al. count the
-        whole kernel, and so the same convolution without stride is counted.
-        """
+        """Outputs of an input are averaged over the positions that the stride tells apart."""
         channels = CHANNELS[groups]
         module = CONVS[dims](*channels, kernel, stride=stride, groups=groups, bias=False)
-        dense = CONVS[dims](*channels, kernel, groups=groups, bias=False)
-        values = torch.ones(1, channels[0], *[3 * kernel] * dims)
+        values = torch.ones(1, channels[0], *[3 * kernel * stride] * dims)
         make_positive(module)
-        make_positive(dense)
+        units = centre(values.shape, side=stride)
 
         expected = Fans(
             incoming(lambda: module(values), module.weight, centre(module(values).shape)),
-            outgoing(dense, values, centre(values.shape).item()),
+            sum(outgoing(module, values, unit) for unit in units.tolist()) / len(units),
         )
 
-        assert fans_of(module) == expected
+        assert fans_of(module) == pytest.approx(expected, rel=1e-12)
 
     def test_transposed(self, dims, groups, kernel, stride):
         """Weights into an output are averaged over the positions that the stride tells apart."""

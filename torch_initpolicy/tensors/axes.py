@@ -6,22 +6,22 @@ Knows shapes only: no tensor, no layer, no model.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 
 class Fans(NamedTuple):
     """Connections into one output unit and out of one input unit.
 
-    Whole numbers, except where a transposed convolution's stride does not divide its kernel: there
-    the number of taps differs between output positions and the fan is their mean.
+    Whole numbers, except where a convolution's stride does not divide its kernel: there the number
+    of taps differs between positions and the fan is their mean.
     """
 
     fan_in: float
     fan_out: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Axes:
     """Which axes of a weight face its inputs and which face its outputs.
 
@@ -37,18 +37,9 @@ class Axes:
             LSTM). Empty when nothing is packed. They sum to the axis' size over `repeats`.
         repeats: How often the pattern of `blocks` recurs along the axis: 1 for `[q | k | v]`, the
             number of heads for `[q1 k1 v1 | q2 k2 v2 | ...]`.
-        stride: Product of the strides of a transposed convolution: one output meets only one in
-            `stride` taps of the kernel. 1 everywhere else.
-
-    Raises:
-        ValueError: If an axis is negative or named twice, a count is less than one, or blocks are
-            named without an output axis to lie along.
-
-    Examples:
-        The packed `(3 * dim, dim)` projection of q, k and v:
-
-        >>> Axes(inputs=(1,), outputs=(0,), blocks=(64, 64, 64)).packed
-        0
+        stride: Product of the strides of a convolution. An input of a strided convolution meets
+            one in `stride` taps of the kernel, as does an output of a transposed one.
+        transposed: Whether it is the outputs that meet one in `stride` taps.
     """
 
     inputs: tuple[int, ...]
@@ -58,6 +49,7 @@ class Axes:
     blocks: tuple[int, ...] = ()
     repeats: int = 1
     stride: int = 1
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         named = Counter((*self.inputs, *self.outputs, *self.copies))
@@ -69,6 +61,11 @@ class Axes:
             raise ValueError(
                 f"{self}: blocks are sizes along the first output axis, which must be named"
             )
+
+    def __repr__(self) -> str:
+        """Write the call that makes it, without what is left at its default."""
+        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Axes({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
 
     @property
     def packed(self) -> int | None:
@@ -87,7 +84,7 @@ def conventional(shape: Sequence[int]) -> Axes:
 
     Examples:
         >>> conventional((64, 3, 7, 7))
-        Axes(inputs=(1,), outputs=(0,), copies=(), groups=1, blocks=(), repeats=1, stride=1)
+        Axes(inputs=(1,), outputs=(0,))
     """
     if len(shape) < 2:
         raise ValueError(
@@ -152,9 +149,9 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
     """Count a weight's connections from its shape alone.
 
     An interior unit is counted: padding is not (a 3x3 kernel sees fewer inputs at the rim). The
-    stride of a transposed convolution divides `fan_in`, because an output meets one in `stride`
-    taps. That of an ordinary convolution would likewise divide `fan_out`; torch and He et al. keep
-    the whole kernel there, and so do we.
+    stride of a convolution divides `fan_out`, because an input meets one in `stride` taps; that of
+    a transposed convolution divides `fan_in`. torch keeps the whole kernel in both, and so gives a
+    ViT's patches of 16x16 pixels a `fan_out` 256 times too large.
 
     Args:
         shape: Shape of the weight, as stored.
@@ -180,7 +177,7 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
         A transposed convolution stores `(in, out, *kernel)`; with stride 2 an output pixel meets
         a quarter of the sixteen taps:
 
-        >>> fans((64, 32, 4, 4), Axes(inputs=(0,), outputs=(1,), stride=4))
+        >>> fans((64, 32, 4, 4), Axes(inputs=(0,), outputs=(1,), stride=4, transposed=True))
         Fans(fan_in=256, fan_out=512)
 
         Grouped queries: q has 256 units, k and v have 64 each:
@@ -198,10 +195,14 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
     named = {*axes.inputs, *axes.outputs, *axes.copies}
     extent = math.prod(size for axis, size in enumerate(sizes) if axis not in named)
     taps = math.prod(sizes[axis] for axis in axes.inputs) * extent
-    return Fans(
-        fan_in=taps / axes.stride if taps % axes.stride else taps // axes.stride,
-        fan_out=math.prod(sizes[axis] for axis in axes.outputs) * extent,
-    )
+    reach = math.prod(sizes[axis] for axis in axes.outputs) * extent
+    if axes.transposed:
+        return Fans(_share(taps, axes.stride), reach)
+    return Fans(taps, _share(reach, axes.stride))
+
+
+def _share(taps: int, stride: int) -> float:
+    return taps / stride if taps % stride else taps // stride
 
 
 def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], ...]:

@@ -197,7 +197,7 @@ _REACH = 12  # standard deviations; what lies beyond has probability 4e-33
 _PANELS = 4 * _REACH  # half a standard deviation wide, so that the usual kinks lie on their edges
 _NODES = 12
 _DEPTH = 24  # bisections around a kink or jump: the last panel is 3e-8 wide
-_BUSIEST = 1024  # panels in one round; more of them are noise that no bisection resolves
+_BUSIEST = 2048  # rough panels, halved each round down to 128; more are noise, not kinks
 _TOLERANCE = 1e-9
 
 
@@ -254,14 +254,14 @@ def _integrate(function: Function, mean: float, std: float) -> Moments:
         whole = _panel_moments(function, mean, std, low, width)
         allowed = _tolerances(whole.sum(0), std)
         total = torch.zeros(3, dtype=torch.float64)
-        for _ in range(_DEPTH):
+        for depth in range(_DEPTH):
             if not len(low):
                 break
             width /= 2
             halves = torch.stack((low, low + width), 1)
             parts = _panel_moments(function, mean, std, halves.flatten(), width).view(-1, 2, 3)
             rough = ((whole - parts.sum(1)).abs() > allowed).any(1)
-            if rough.sum() > _BUSIEST:
+            if rough.sum() > max(_BUSIEST >> depth, 128):
                 rough.zero_()
             total += parts[~rough].sum((0, 1))
             low, whole = halves[rough].flatten(), parts[rough].flatten(0, 1)

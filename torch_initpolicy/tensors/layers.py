@@ -102,7 +102,7 @@ def axes_of(module: nn.Module, name: str) -> Axes | None:
 
     Examples:
         >>> axes_of(nn.Conv2d(8, 32, 3, groups=4), "weight")
-        Axes(inputs=(1,), outputs=(0,), copies=(), groups=4, blocks=(), repeats=1, stride=1)
+        Axes(inputs=(1,), outputs=(0,), groups=4)
 
         Teach it a layer of your own:
 
@@ -136,7 +136,10 @@ def _(module: nn.Bilinear, name: str) -> Axes | None:
 
 @axes_of.register(_ConvNd)
 def _(module: nn.Conv2d, name: str) -> Axes | None:
-    return Axes(inputs=(1,), outputs=(0,), groups=module.groups) if name == "weight" else None
+    if name != "weight":
+        return None
+    stride = math.prod(module.stride)
+    return Axes(inputs=(1,), outputs=(0,), groups=module.groups, stride=stride)
 
 
 @axes_of.register(_ConvTransposeNd)
@@ -144,7 +147,7 @@ def _(module: nn.ConvTranspose2d, name: str) -> Axes | None:
     if name != "weight":
         return None
     stride = math.prod(module.stride)
-    return Axes(inputs=(0,), outputs=(1,), groups=module.groups, stride=stride)
+    return Axes((0,), (1,), groups=module.groups, stride=stride, transposed=True)
 
 
 @axes_of.register(nn.Embedding)
