@@ -203,7 +203,7 @@ class RawOperands(Answering):
             "axes.copies": (0,), "axes.inputs": (1,), "axes.outputs": (2,), "role": "weight",
         },
         "kernel": {"axes.inputs": (1,), "axes.outputs": (0,), "axes.groups": 2, "role": "weight"},
-        "up": {"axes.inputs": (0,), "axes.outputs": (1,), "axes.stride": 4, "role": "weight"},
+        "up": {"axes.inputs": (0,), "axes.outputs": (1,), "axes.stride": 4, "axes.transposed": True},
         "bias": {"role": "bias"},
     }  # fmt: skip
 

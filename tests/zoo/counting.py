@@ -20,7 +20,8 @@ def _transposed(layer, name):
 
 def _convolution(layer, name):
     taps = math.prod(layer.kernel_size)
-    return layer.in_channels / layer.groups * taps, layer.out_channels / layer.groups * taps
+    out = layer.out_channels / layer.groups * taps / math.prod(layer.stride)
+    return layer.in_channels / layer.groups * taps, out
 
 
 def _attention(layer, name):

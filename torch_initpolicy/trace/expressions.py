@@ -147,7 +147,8 @@ def axes_at(
         outputs=of.get("out", ()),
         copies=of.get("copy", ()),
         groups=groups_of(node),
-        stride=_transposed_stride(node, len(shape) - 2),
+        stride=_stride(node, len(shape) - 2),
+        transposed=node.op.startswith("conv_transpose"),
     )
 
 
@@ -156,10 +157,8 @@ def groups_of(node: Node) -> int:
     return int(argument(node, 6, "groups", 1)) if node.op.startswith("conv") else 1
 
 
-def _transposed_stride(node: Node, dimensions: int) -> int:
-    if not node.op.startswith("conv_transpose"):
-        return 1
-    stride = argument(node, 3, "stride", 1)
+def _stride(node: Node, dimensions: int) -> int:
+    stride = argument(node, 3, "stride", 1) if node.op.startswith("conv") else 1
     return int(math.prod(stride) if isinstance(stride, (tuple, list)) else stride**dimensions)
 
 
