@@ -70,6 +70,14 @@ class Plan:
     Iterating yields the steps; `plan[name]` is the step of a site, by any of its names; `print`
     writes a table.
 
+    Examples:
+        >>> from torch_initpolicy import plan_policy
+        >>> plan = plan_policy(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+        >>> plan["0.weight"].reason
+        'meets relu: He normal, fan_in 8, gain 1.41421'
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+
     Attributes:
         steps: One step per site, in the order of `model.named_parameters()`.
         policy: Name of the policy.

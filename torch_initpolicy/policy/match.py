@@ -22,6 +22,27 @@ from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.ops import OPS, OpRole
 
+__all__ = [
+    "Matcher",
+    "anything",
+    "ends_residual",
+    "fan",
+    "fed_by",
+    "feeds_output",
+    "frozen",
+    "kind",
+    "meets",
+    "name",
+    "offset",
+    "op",
+    "predicate",
+    "reads_input",
+    "role",
+    "shape",
+    "tied",
+    "used",
+]
+
 Bounds = tuple[float | None, float | None]
 """Lowest and highest value allowed, both included; None leaves a side open."""
 
@@ -32,7 +53,12 @@ Question = Callable[[Site, Facts], bool]
 
 
 class Matcher(ABC):
-    """A question about a site and its facts, answered with yes or no."""
+    """A question about a site and its facts, answered with yes or no.
+
+    Examples:
+        >>> name("head.*") & ~(role("bias") | tied())
+        name('head.*') & ~(role('bias') | tied())
+    """
 
     __slots__ = ()
 
@@ -581,8 +607,16 @@ def kind(*classes: type[nn.Module] | str) -> Matcher:
 def role(*roles: Role) -> Matcher:
     """Match sites by what they do: `"weight"`, `"bias"`, `"norm_weight"`, `"embedding"`, ...
 
+    Args:
+        roles: Any of those in `torch_initpolicy.tensors.layers.Role`.
+
     Raises:
         UnknownNameError: A role does not exist.
+
+    Examples:
+        >>> role("wieght")
+        Traceback (most recent call last):
+        torch_initpolicy.errors.UnknownNameError: no role is called 'wieght'; did you mean 'weight'?
     """
     return HasRole(roles)
 
@@ -605,47 +639,97 @@ def fed_by(*activations: str) -> Matcher:
 
     Args:
         activations: Names, families, `"nothing"` or `"input"` (the model's own input).
+
+    Examples:
+        >>> fed_by("rectifier", "input")
+        fed_by('rectifier', 'input')
     """
     return FedBy(activations)
 
 
 def op(*names: str) -> Matcher:
-    """Match sites by the operator that consumes them: `"conv2d"`, `"matmul"`, ..."""
+    """Match sites by the operator that consumes them: `"conv2d"`, `"matmul"`, ...
+
+    Args:
+        names: Names of operators, as the plan's steps have them.
+
+    Examples:
+        >>> op("matmul", "einsum")
+        op('matmul', 'einsum')
+    """
     return Op(names)
 
 
 def ends_residual() -> Matcher:
-    """Match the last parameters of residual branches."""
+    """Match the last parameters of residual branches.
+
+    Examples:
+        >>> role("weight") & ends_residual()
+        role('weight') & ends_residual()
+    """
     return Is("ends_residual")
 
 
 def reads_input() -> Matcher:
-    """Match sites whose input is the model's own."""
+    """Match sites whose input is the model's own.
+
+    Examples:
+        >>> role("weight") & reads_input()
+        role('weight') & reads_input()
+    """
     return Is("reads_input")
 
 
 def feeds_output() -> Matcher:
-    """Match sites whose output is the model's own, with no other weight behind them: heads."""
+    """Match sites whose output is the model's own, with no other weight behind them: heads.
+
+    Examples:
+        >>> role("weight") & feeds_output()
+        role('weight') & feeds_output()
+    """
     return Is("feeds_output")
 
 
 def used() -> Matcher:
-    """Match sites that took part in the forward pass."""
+    """Match sites that took part in the forward pass.
+
+    Examples:
+        >>> role("weight") & used()
+        role('weight') & used()
+    """
     return Is("used")
 
 
 def frozen() -> Matcher:
-    """Match sites that are not trained (`requires_grad=False`)."""
+    """Match sites that are not trained (`requires_grad=False`).
+
+    Examples:
+        >>> role("weight") & frozen()
+        role('weight') & frozen()
+    """
     return Is("frozen")
 
 
 def tied() -> Matcher:
-    """Match tensors that the model holds under several names."""
+    """Match tensors that the model holds under several names.
+
+    Examples:
+        >>> role("weight") & tied()
+        role('weight') & tied()
+    """
     return Is("tied")
 
 
 def offset(value: float = 1.0) -> Matcher:
-    """Match parameters that the operator adds `value` to, as norms do that compute `1 + weight`."""
+    """Match parameters that the operator adds `value` to, as norms do that compute `1 + weight`.
+
+    Args:
+        value: What is added; 0 for what every other operator does.
+
+    Examples:
+        >>> role("norm_weight") & offset(1.0)
+        role('norm_weight') & offset(1.0)
+    """
     return Offset(value)
 
 
@@ -681,10 +765,22 @@ def shape(*sizes: int | None, ndim: int | None = None) -> Matcher:
 
 
 def predicate(function: Question) -> Matcher:
-    """Match where `function(site, facts)` is true. Such a policy cannot be written to a file."""
+    """Match where a function of your own is true. Such a policy cannot be written to a file.
+
+    Args:
+        function: Called with the `Site` and its `Facts`.
+
+    Examples:
+        >>> long = predicate(lambda site, facts: site.name.count(".") > 3)
+    """
     return Predicate(function)
 
 
 def anything() -> Matcher:
-    """Match every site."""
+    """Match every site.
+
+    Examples:
+        >>> ~anything()
+        ~anything()
+    """
     return Anything()

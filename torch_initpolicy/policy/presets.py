@@ -11,6 +11,7 @@ that is no weight of a layer:
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from torch_initpolicy.policy.match import (
     Matcher,
@@ -63,7 +64,11 @@ __all__ = [
 ]
 
 
-def policy(given: "InitPolicy | Rule | Iterable[Rule] | Filler | str | Path") -> InitPolicy:
+Policyish: TypeAlias = InitPolicy | Rule | Iterable[Rule] | Filler | str | Path
+"""What may stand for a policy: one, rules, an initializer, a preset's name, or a file's path."""
+
+
+def policy(given: Policyish) -> InitPolicy:
     """Return the policy that somebody means.
 
     Args:
