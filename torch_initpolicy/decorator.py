@@ -11,20 +11,22 @@ only where `type(self)` is that class, which is to say in the outermost construc
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import InitPolicy, Inputs, Names, apply_policy
+from torch_initpolicy.api import apply_policy
+from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.policy.presets import policy as policy_of
 
 __all__ = ["init_policy"]
 
 ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 
-_READY = "__init_policy_ready__"
+_POLICY, _READY = "__init_policy__", "__init_policy_ready__"
 _READYING = threading.Lock()
 
 
@@ -50,7 +52,7 @@ class _FirstForward:
     def __init__(self, module: nn.Module) -> None:
         self.handles = (
             module.register_forward_pre_hook(self.before_forward, with_kwargs=True),
-            module.register_load_state_dict_post_hook(self.after_load),
+            module.register_load_state_dict_post_hook(self.after_load),  # type: ignore[no-untyped-call]
         )
 
     def before_forward(
@@ -74,7 +76,7 @@ class _FirstForward:
 
 def _policy_of(module: nn.Module) -> Callable[[nn.Module], object]:
     """Find the policy of the most derived decorated class."""
-    policy: Callable[[nn.Module], object] = type(module).__init_policy__  # type: ignore[attr-defined]
+    policy: Callable[[nn.Module], object] = getattr(type(module), _POLICY)
     return policy
 
 
@@ -120,8 +122,12 @@ def _ready(cls: type[nn.Module]) -> None:
     """Wrap the constructor of `cls` once; its subclasses are wrapped on their own."""
     with _READYING:
         if _READY not in vars(cls):
-            cls.__init__ = _ending_with_policy(cls)  # type: ignore[method-assign]
-            setattr(cls, _READY, True)
+            _set(cls, {"__init__": _ending_with_policy(cls), _READY: True})
+
+
+def _set(cls: type[nn.Module], attributes: dict[str, object]) -> None:
+    for name, value in attributes.items():
+        setattr(cls, name, value)
 
 
 class _New:
@@ -139,8 +145,9 @@ class _New:
         if self.own is not None:
             return self.own.__get__(None, cls)
         # Looked up by place: a decorator that copies the class (`dataclass(slots=True)`) moves it.
-        holder = next(base for base in cls.__mro__ if vars(base).get("__new__") is self)
-        following = super(holder, cls).__new__
+        bases: tuple[type[nn.Module], ...] = cls.__mro__
+        holder = next(base for base in bases if vars(base).get("__new__") is self)
+        following: Callable[..., nn.Module] = super(holder, cls).__new__
         if following is object.__new__:
             return lambda built, *_, **__: object.__new__(built)  # which takes no arguments
         return following
@@ -154,52 +161,53 @@ class _New:
         return new
 
 
-def _decorate(cls: ModuleClass, *, apply: Callable[[nn.Module], object]) -> ModuleClass:
+def _decorate(cls: ModuleClass, apply: Callable[[nn.Module], object]) -> ModuleClass:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(
             f"init_policy decorates classes derived from torch.nn.Module, not {cls!r}; "
             "what a function builds is initialised by apply_policy(model)"
         )
     own = vars(cls).get("__new__")
-    cls.__init_policy__ = staticmethod(apply)
-    cls.__new__ = own if isinstance(own, _New) else _New(own)
+    new = own if isinstance(own, _New) else _New(own)
+    _set(cls, {_POLICY: staticmethod(apply), "__new__": new})
     return cls
 
 
+# A class could also be taken for a function that fills a tensor; a module's class never is one.
 @overload
-def init_policy(policy: ModuleClass, /) -> ModuleClass: ...
+def init_policy(policy: ModuleClass, /) -> ModuleClass: ...  # type: ignore[overload-overlap]
 
 
 @overload
 def init_policy(
-    policy: str | InitPolicy = "auto",
+    policy: Policyish = "auto",
     /,
     *,
     seed: int | None = None,
-    example_inputs: Inputs | None = None,
-    only: Names | None = None,
-    skip: Names | None = None,
+    example_inputs: Any = None,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
     frozen: bool = False,
     strict: bool = True,
-    calibrate: Inputs | None = None,
+    calibrate: Any = None,
     threads: int | None = None,
-    draw_on: str | None = None,
+    draw_on: torch.device | str | None = None,
 ) -> Callable[[ModuleClass], ModuleClass]: ...
 
 
 def init_policy(
-    policy: ModuleClass | str | InitPolicy = "auto",
+    policy: ModuleClass | Policyish = "auto",
     /,
     *,
     seed: int | None = None,
-    example_inputs: Inputs | None = None,
-    only: Names | None = None,
-    skip: Names | None = None,
+    example_inputs: Any = None,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
     frozen: bool = False,
     strict: bool = True,
-    calibrate: Inputs | None = None,
+    calibrate: Any = None,
     threads: int | None = None,
-    draw_on: str | None = None,
+    draw_on: torch.device | str | None = None,
 ) -> ModuleClass | Callable[[ModuleClass], ModuleClass]:
     """Initialise every object of a model class by a policy, at the end of its construction.
 
@@ -256,9 +264,11 @@ def init_policy(
         >>> torch.equal(Net(64)[0].weight, Net(64)[0].weight)
         True
     """
+    if isinstance(policy, type):
+        return _decorate(policy, functools.partial(apply_policy, policy="auto"))
     apply = functools.partial(
         apply_policy,
-        policy=policy if isinstance(policy, str | InitPolicy) else "auto",
+        policy=policy_of(policy),
         seed=seed,
         example_inputs=example_inputs,
         only=only,
@@ -269,5 +279,4 @@ def init_policy(
         threads=threads,
         draw_on=draw_on,
     )
-    decorate = functools.partial(_decorate, apply=apply)
-    return decorate if isinstance(policy, str | InitPolicy) else decorate(policy)
+    return lambda cls: _decorate(cls, apply)

@@ -3,13 +3,12 @@
 import sys
 
 import pytest
-import torch
 
 from torch_initpolicy.errors import MissingExtraError, UnknownNameError
 from torch_initpolicy.integrations.models import build
 
 OWN = """
-import torch
+from torch import nn
 
 class Net(nn.Module):
     def __init__(self):
@@ -20,11 +19,6 @@ class Factory:
     @staticmethod
     def small():
         return nn.Linear(1, 1)
-
-def stubborn():
-    layer = nn.Linear(2, 2)
-    layer.bias.sum().item()  # reads its memory
-    return layer
 
 def text():
     return "no model"
@@ -58,7 +52,7 @@ class TestBuild:
     )
     def test_address(self, source, kind):
         """A zoo's name or a dotted path builds an untrained model of its kind."""
-        assert type(build(source, with_memory=False)).__name__ == kind
+        assert type(build(source)).__name__ == kind
 
     @pytest.mark.parametrize(
         ("path", "kind"), [("Net", "Net"), ("Factory.small", "Linear")], ids=lambda value: value
@@ -69,26 +63,6 @@ class TestBuild:
 
         assert type(build(f"{own_module}:{path}")).__name__ == kind
         assert sys.path == before
-
-
-class TestMemory:
-    """With and without memory for the weights."""
-
-    def test_with_memory(self):
-        """By default the weights are real."""
-        assert not build("timm:test_resnet").conv1[0].weight.is_meta
-
-    def test_without_memory(self):
-        """On request the model is built on the meta device."""
-        model = build("timm:test_resnet", with_memory=False)
-
-        assert all(parameter.is_meta for parameter in model.parameters())
-
-    def test_a_constructor_that_reads_its_tensors(self, own_module):
-        """Where a constructor cannot do without memory, it gets it."""
-        model = build(f"{own_module}:stubborn", with_memory=False)
-
-        assert model.weight.device == torch.device("cpu")
 
 
 class TestErrors:

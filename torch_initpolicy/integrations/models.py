@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, UnknownNameError, nearest
@@ -90,15 +89,13 @@ def _builder(source: str) -> Callable[[], nn.Module]:
     return ZOOS[place](name) if place in ZOOS else _own(place, name)
 
 
-def build(source: str, *, with_memory: bool = True) -> nn.Module:
+def build(source: str) -> nn.Module:
     """Build an untrained model from its address.
 
     Args:
         source: `timm:NAME`, `torchvision:NAME`, or `package.module:callable`, where the callable
             takes no arguments (a class or a function) and the module is found in the working
             directory or the environment.
-        with_memory: Build it as its library does; else on the meta device, without memory for the
-            weights, where the constructor can do without.
 
     Returns:
         The model.
@@ -112,16 +109,7 @@ def build(source: str, *, with_memory: bool = True) -> nn.Module:
         >>> build("torch.nn:Identity")
         Identity()
     """
-    builder = _builder(source)
-    model = builder() if with_memory else _on_meta(builder)
+    model = _builder(source)()
     if not isinstance(model, nn.Module):
         raise TypeError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _on_meta(builder: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return builder()
-    except Exception:  # noqa: BLE001 - a constructor that reads its tensors may fail in any way
-        return builder()
