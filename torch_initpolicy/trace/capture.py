@@ -295,6 +295,8 @@ class _Recorder(TorchFunctionMode):
         if self.on_meta:
             args, kwargs = self._on_one_device(args, kwargs)
         rule = self.shape_rules.get(getattr(func, "__name__", ""))
+        if rule is not None and not _begins_on_meta(args):
+            rule = None
         result = (rule or func)(*args, **kwargs)
         changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else ()
         outputs = (*tensors_in(result), *changed)
@@ -384,7 +386,9 @@ class _Recorder(TorchFunctionMode):
         devices = {tensor.device.type for tensor in tensors_in((args, kwargs))}
         if len(devices) < 2 or "meta" not in devices:
             return args, kwargs
-        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(self._to_meta, (args, dict(kwargs)))
+        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+            self._to_meta, (args, dict(kwargs))
+        )
         return on_meta
 
     def _to_meta(self, tensor: Tensor) -> Tensor:
@@ -449,6 +453,10 @@ class _Recorder(TorchFunctionMode):
         self.current[id(tensor)] = value.index
         self.alive.append(tensor)
         return value.index
+
+
+def _begins_on_meta(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
 
 
 def _number(tensor: Tensor) -> float | None:

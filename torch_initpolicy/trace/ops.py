@@ -4,13 +4,10 @@ Knows operators one at a time; has never heard of a graph. Extend it by passing 
 """
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.graph import Node, Ref
@@ -203,47 +200,3 @@ def argument(node: Node, position: int, keyword: str, default: Any) -> Any:
     """Return an argument of a call, however it was passed."""
     positional = node.args[position] if len(node.args) > position else default
     return node.kwargs.get(keyword, positional)
-
-
-def _lstm_shapes(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    output, hidden = _recurrent_shapes(args, states=2)
-    return output, hidden[0], hidden[1]
-
-
-def _gru_shapes(*args: Any) -> tuple[Tensor, Tensor]:
-    output, hidden = _recurrent_shapes(args, states=1)
-    return output, hidden[0]
-
-
-def _grouped_shapes(left: Tensor, right: Tensor, *rest: Any, **others: Any) -> Tensor:
-    """Return what a product with a stack of matrices returns; torch's kernel wants bfloat16."""
-    del rest, others
-    if right.dim() < 3:
-        raise ValueError(f"grouped_mm wants a stack of matrices, got shape {tuple(right.shape)}")
-    return left.new_empty((*left.shape[:-1], right.shape[-1]))
-
-
-def _recurrent_shapes(args: tuple[Any, ...], states: int) -> tuple[Tensor, list[Tensor]]:
-    """Return what a recurrent layer returns: its output has the width of all directions.
-
-    Called as `(input, hx, ...)`, or as `(data, batch_sizes, hx, ...)` for packed sequences.
-    """
-    packed = isinstance(args[2], (Tensor, tuple, list)) and isinstance(args[1], Tensor)
-    packed = packed and args[1].dtype == torch.int64
-    hx = args[2 if packed else 1]
-    hidden = [hx] if states == 1 else list(hx)
-    directions = 2 if args[8 if packed else 7] else 1
-    shape = (*args[0].shape[:-1], hidden[0].shape[-1] * directions)
-    return args[0].new_empty(shape), [state.new_empty(state.shape) for state in hidden]
-
-
-SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
-    "lstm": _lstm_shapes,
-    "gru": _gru_shapes,
-    "rnn_tanh": _gru_shapes,
-    "rnn_relu": _gru_shapes,
-    "_grouped_mm": _grouped_shapes,
-    "grouped_mm": _grouped_shapes,
-})  # fmt: skip
-"""Answers on meta tensors, by the name of the function, where torch's own meta kernels loop over
-time or take one dtype only."""

@@ -13,8 +13,9 @@ from torch_initpolicy.trace.capture import Call, capture
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
-from torch_initpolicy.trace.ops import OPS, SHAPE_RULES, Op
+from torch_initpolicy.trace.ops import OPS, Op
 from torch_initpolicy.trace.order import ordered_facts
+from torch_initpolicy.trace.shapes import SHAPE_RULES
 
 
 @dataclass(frozen=True, slots=True)

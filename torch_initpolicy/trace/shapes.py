@@ -1,0 +1,110 @@
+"""What shape an operator returns, for the operators whose own meta kernels are slow.
+
+Torch writes many meta kernels in Python, and those of recurrent layers loop over time. A rule
+gives the same shapes and refuses the same misfits; it is for tensors on meta alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 - torch's name
+    del bias
+    _check(input.shape[-1] == weight.shape[-1], input, weight)
+    return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
+
+
+def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor:  # noqa: A002 - torch's name
+    del approximate
+    return torch.empty_like(input)
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 - torch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    del weight, bias, eps
+    size = tuple(normalized_shape)
+    _check(tuple(input.shape[-len(size) :]) == size, input, size)
+    return torch.empty_like(input)
+
+
+def _batch_norm(
+    input: Tensor,  # noqa: A002 - torch's name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Any,
+    **others: Any,
+) -> Tensor:
+    del rest, others
+    for channels in (running_mean, running_var, weight, bias):
+        _check(channels is None or channels.shape[0] == input.shape[1], input, channels)
+    return torch.empty_like(input)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **others: Any) -> Tensor:
+    del rest, others
+    _check(query.shape[-1] == key.shape[-1], query, key)
+    _check(key.shape[-2] == value.shape[-2], key, value)
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _grouped(left: Tensor, right: Tensor, *rest: Any, **others: Any) -> Tensor:
+    """A product with a stack of matrices; torch's kernel takes bfloat16 only."""
+    del rest, others
+    _check(right.dim() > 2 and left.shape[-1] == right.shape[-2], left, right)
+    return left.new_empty((*left.shape[:-1], right.shape[-1]))
+
+
+def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    output, hidden = _recurrent(args, states=2)
+    return output, hidden[0], hidden[1]
+
+
+def _gru(*args: Any) -> tuple[Tensor, Tensor]:
+    output, hidden = _recurrent(args, states=1)
+    return output, hidden[0]
+
+
+def _recurrent(args: tuple[Any, ...], states: int) -> tuple[Tensor, list[Tensor]]:
+    """The output of a recurrent layer has the width of all directions.
+
+    Called as `(input, hx, ...)`, or as `(data, batch_sizes, hx, ...)` for packed sequences.
+    """
+    packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64
+    hx = args[2 if packed else 1]
+    hidden = [hx] if states == 1 else list(hx)
+    directions = 2 if args[8 if packed else 7] else 1
+    shape = (*args[0].shape[:-1], hidden[0].shape[-1] * directions)
+    return args[0].new_empty(shape), [torch.empty_like(state) for state in hidden]
+
+
+def _check(fits: bool, *what: Any) -> None:  # noqa: FBT001 - the condition, as in torch._check
+    if not fits:
+        shapes = (tuple(x.shape) if isinstance(x, Tensor) else x for x in what)
+        raise RuntimeError(f"shapes do not fit: {', '.join(map(str, shapes))}")
+
+
+SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
+    "linear": _linear,
+    "gelu": _gelu,
+    "layer_norm": _layer_norm,
+    "batch_norm": _batch_norm,
+    "scaled_dot_product_attention": _attention,
+    "_grouped_mm": _grouped,
+    "grouped_mm": _grouped,
+    "lstm": _lstm,
+    "gru": _gru,
+    "rnn_tanh": _gru,
+    "rnn_relu": _gru,
+})  # fmt: skip
+"""Answers for operators on meta tensors, by the name of the function."""
