@@ -44,13 +44,13 @@ from torch_initpolicy.tensors.axes import Axes, fans
 def skip_init() -> Iterator[None]:
     """Run constructors without their random draws.
 
-    Inside the block everything a constructor does is real, except that in-place random fills
-    (`uniform_`, `normal_`, every function of `torch.nn.init`, timm's truncated normal and other
-    hand-written ones) leave their tensor undrawn. What was skipped is remembered: scalar
-    arithmetic that follows (`weight.mul_(0.5)`) is applied to what is remembered, a constant
-    written over all of it replaces it, and whatever else reads the tensor (`weight.norm()`,
-    `clone`, `copy.deepcopy`) has it drawn first, so that no value is ever wrong. Random tensors
-    that are allocated and filled in one (`torch.randn(8)`) are drawn as usual.
+    Inside the block everything a constructor does is real, except that random fills (`uniform_`,
+    `normal_`, every function of `torch.nn.init`, timm's truncated normal and other hand-written
+    ones, a bare `torch.randn`) leave their tensor undrawn. What was skipped is remembered:
+    arithmetic in place that follows (`weight.mul_(0.5)`) is applied to what is remembered, a
+    constant written over all of it replaces it, and whatever else reads the tensor
+    (`weight.norm()`, `2 * weight`, `copy.deepcopy`) has it drawn first, so that no value is ever
+    wrong. What is no parameter in the end is drawn when the block ends.
 
     After the block the undrawn parameters refuse to be used or saved, with a
     [`SkippedInitError`][torch_initpolicy.errors.SkippedInitError] that lists them, until
@@ -178,6 +178,16 @@ def _fill(ledger: Ledger, call: Call) -> Any:
         return _overwrite(ledger, call)
     ledger.put_off(target, draw, generator)
     return target
+
+
+def _allocate(ledger: Ledger, call: Call) -> Any:
+    """Put off the draw of a tensor that is allocated and filled in one."""
+    kwargs = {name: value for name, value in call.kwargs.items() if name != "generator"}
+    tensor = torch.empty(*call.args, **kwargs)
+    if kwargs.get("out") is not None or tensor.requires_grad or not _can_wait(tensor):
+        return call.run()
+    ledger.put_off(tensor, DRAWN[call.func], call.kwargs.get("generator"))
+    return tensor
 
 
 def _can_wait(tensor: Tensor) -> bool:
@@ -344,6 +354,10 @@ FILLS: Mapping[Function, Callable[..., Draw | None]] = {
 timm arrive here."""
 
 
+DRAWN: Mapping[Function, Draw] = {torch.randn: Bell(), torch.rand: Flat()}
+"""What a tensor that is allocated and filled in one is filled with."""
+
+
 #
 # Arithmetic in place
 #
@@ -386,6 +400,7 @@ RULES: Mapping[Function, Callable[[Ledger, Call], Any]] = {
     **dict.fromkeys(OVERWRITES, _overwrite),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(FILLS, _fill),
+    **dict.fromkeys(DRAWN, _allocate),
     **dict.fromkeys(TRANSFORMS, _transform),
     **dict.fromkeys((Tensor.zero_, Tensor.fill_, nn.init.constant_), _fill_constant),
     **dict.fromkeys((Tensor.lt, Tensor.gt), _reject),
