@@ -1,0 +1,256 @@
+"""The verbs: the one place where sites, trace, policy, plan and apply come together."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_initpolicy.engine.apply import apply_steps
+from torch_initpolicy.engine.guard import as_constructed, pending_of
+from torch_initpolicy.engine.materialize import materialize_steps
+from torch_initpolicy.engine.origins import Build
+from torch_initpolicy.engine.plan import Plan
+from torch_initpolicy.engine.planning import make_plan
+from torch_initpolicy.engine.receipt import Receipt
+from torch_initpolicy.engine.skip import opened
+from torch_initpolicy.errors import SymmetricInitWarning, UnknownOperatorWarning, listing
+from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.trace.read import Reading, read
+
+
+def plan_policy(
+    model: nn.Module,
+    policy: Policyish = "auto",
+    *,
+    example_inputs: Any = None,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+) -> Plan:
+    """Decide what a policy would write to each parameter of a model, and write nothing.
+
+    Args:
+        model: Any module, also one built on the meta device, under `skip_init`, sharded, or
+            wrapped by DDP or `torch.compile`.
+        policy: A policy, rules, one initializer for everything, the name of a preset, or the path
+            of a `.json` or `.toml` file.
+        example_inputs: What the forward pass takes: a tensor, a tuple of arguments or a mapping of
+            keyword arguments; None to look for some. Only shapes matter, so meta tensors serve.
+        only: Globs of canonical names; other sites are kept.
+        skip: Globs of canonical names; these sites are kept.
+        frozen: Whether parameters that require no gradient are written too.
+        strict: Whether a rule that decides about no site is an error; otherwise a warning.
+
+    Returns:
+        A plan with exactly one step per parameter tensor. Print it for a table.
+
+    Raises:
+        PlanError: Something would be wrong or missing; the message lists every case.
+        PolicyError: The policy is malformed.
+        TraceError: The forward pass raises with the given `example_inputs`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> plan = plan_policy(model)
+        >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
+        [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
+    """
+    with opened(model):
+        return _plan(
+            model,
+            policy,
+            example_inputs=example_inputs,
+            only=only,
+            skip=skip,
+            frozen=frozen,
+            strict=strict,
+        )
+
+
+def _plan(model: nn.Module, policy: Policyish, *, example_inputs: Any, **options: Any) -> Plan:
+    given = policy_of(policy)
+    found = sites(model)
+    reading = _reading(model, found, example_inputs)
+    plan = make_plan(
+        model, reading.facts, given, unknown_operators=reading.unknown_operators, **options
+    )
+    if reading.unknown_operators:
+        counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]
+        warnings.warn(
+            f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
+            UnknownOperatorWarning,
+            stacklevel=4,
+        )
+    return _with_skipped(plan, found)
+
+
+def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:
+    """Read the data flow, unless planning is about to say that there is nothing to plan for."""
+    if not found or any(site.lazy for site in found):
+        return Reading({}, "type")
+    return read(model, found, example_inputs)
+
+
+def _with_skipped(plan: Plan, found: Sequence[Site]) -> Plan:
+    """Where a kept site was skipped by `skip_init`, plan what its constructor would have drawn."""
+    pending = {site.name: pending_of(site.parameters[0]) for site in found}
+    steps = (
+        as_constructed(step, skipped)
+        if step.keeps and (skipped := pending[step.name]) is not None
+        else step
+        for step in plan.steps
+    )
+    return replace(plan, steps=tuple(steps))
+
+
+def apply_policy(
+    model: nn.Module,
+    policy: Policyish = "auto",
+    *,
+    seed: int | None = None,
+    example_inputs: Any = None,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+    calibrate: Any = None,
+    threads: int | None = None,
+    draw_on: torch.device | str | None = None,
+) -> Receipt:
+    """Initialise a model by a policy.
+
+    Everything that can be wrong is found before the first write, and raised once. The values
+    depend on the seed, the canonical names, the logical shapes, the initializers and the type of
+    the device that draws, and on nothing else: not on the order of modules, threads, dtype (beyond
+    rounding), or sharding.
+
+    Args:
+        model: As for `plan_policy`.
+        policy: As for `plan_policy`.
+        seed: Seed of the random streams, up to 64 bits; None takes one from torch's global
+            generator, so that `torch.manual_seed` governs. Nothing else reads or moves that.
+        example_inputs: As for `plan_policy`.
+        only: As for `plan_policy`.
+        skip: As for `plan_policy`.
+        frozen: As for `plan_policy`.
+        strict: As for `plan_policy`.
+        calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
+            standard deviation on it (LSUV), after the policy has been applied.
+        threads: Threads that draw on the CPU; None for as many as torch computes with.
+        draw_on: Device that draws: `"cpu"` for the same bits on every device; None for the device
+            that each tensor lives on.
+
+    Returns:
+        The receipt: the plan, the seed, versions and timings. It can be saved and reproduced.
+
+    Raises:
+        PlanError: As for `plan_policy`; the model is as it was.
+        ApplyError: Something cannot be written; the model is as it was.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
+        >>> receipt = apply_policy(model, seed=0)
+        >>> abs(float(model[0].weight.std()) * (784 / 2) ** 0.5 - 1) < 0.01
+        True
+    """
+    with opened(model):
+        plan = _plan(
+            model,
+            policy,
+            example_inputs=example_inputs,
+            only=only,
+            skip=skip,
+            frozen=frozen,
+            strict=strict,
+        )
+        written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on)
+    if plan.symmetric:
+        _warn_of_symmetry(plan)
+    return Receipt.of(plan, written)
+
+
+def _warn_of_symmetry(plan: Plan) -> None:
+    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
+    warnings.warn(
+        f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
+        f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
+        SymmetricInitWarning,
+        stacklevel=3,
+    )
+
+
+def materialize(
+    model: nn.Module,
+    policy: Policyish = "auto",
+    *,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+    example_inputs: Any = None,
+    rebuild: Build | None = None,
+    frozen: bool = False,
+    strict: bool = True,
+    threads: int | None = None,
+    draw_on: torch.device | str | None = None,
+) -> Receipt:
+    """Make a real model of one that was built on the meta device.
+
+    Memory is allocated, parameters are filled by the policy, buffers that no checkpoint holds are
+    computed as the constructor would have, and ties stay ties. The result has the weights of a
+    model that was built for real and initialised by the same policy from the same seed. A sharded
+    model (`fully_shard`, `parallelize_module`) gets the shards that this process owns.
+
+    Args:
+        model: A model built under `torch.device("meta")`.
+        policy: As for `plan_policy`.
+        device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
+            CPU.
+        seed: As for `apply_policy`.
+        example_inputs: As for `plan_policy`.
+        rebuild: A function without arguments that builds the model once more; it is asked only for
+            tensors that nothing else can tell the values of.
+        frozen: As for `plan_policy`.
+        strict: As for `plan_policy`.
+        threads: As for `apply_policy`.
+        draw_on: As for `apply_policy`.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        MaterializeError: Lists every tensor that nobody can tell the values of. The model is as it
+            was.
+        PlanError: As for `plan_policy`. The model is as it was.
+        ApplyError: As for `apply_policy`. The model is as it was.
+
+    Examples:
+        >>> with torch.device("meta"):
+        ...     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
+        >>> receipt = materialize(model, seed=0)
+        >>> model[0].weight.device.type, model[1].running_var.sum().item()
+        ('cpu', 16.0)
+    """
+    plan = _plan(
+        model,
+        policy,
+        example_inputs=example_inputs,
+        only=None,
+        skip=None,
+        frozen=frozen,
+        strict=strict,
+    )
+    steps, written = materialize_steps(
+        plan.pairs(),
+        model,
+        device=device,
+        seed=seed,
+        rebuild=rebuild,
+        threads=threads,
+        draw_on=draw_on,
+    )
+    return Receipt.of(replace(plan, steps=steps), written)
