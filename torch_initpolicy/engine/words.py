@@ -129,16 +129,27 @@ def _(initializer: Keep, fan_in: Number, fan_out: Number) -> str:
 #
 
 
-def table(steps: Sequence[Step]) -> str:
+HEADINGS = ("parameter", "shape", "std", "from", "why")
+
+
+def rows(steps: Iterable[Step]) -> list[tuple[str, ...]]:
+    """Write the rows of the table, one cell for each heading.
+
+    Examples:
+        >>> rows([])
+        []
+    """
+    return [(name, *cells) for name, cells in folded((s.name, _cells(s)) for s in steps)]
+
+
+def table(steps: Iterable[Step]) -> str:
     """Write steps as an aligned table, rows that say the same of numbered modules in one line.
 
     Examples:
         >>> print(table([]))
         parameter  shape  std  from  why
     """
-    rows = [(step.name, _cells(step)) for step in steps]
-    lines: list[tuple[str, ...]] = [("parameter", "shape", "std", "from", "why")]
-    lines += [(name, *cells) for name, cells in folded(rows)]
+    lines = [HEADINGS, *rows(steps)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
