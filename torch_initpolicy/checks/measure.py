@@ -129,7 +129,7 @@ def dead_units(tensor: Tensor, axis: int) -> Tensor | None:
     if seen < ENOUGH:
         return None
     others = [dim for dim in range(tensor.ndim) if dim != axis % tensor.ndim]
-    largest = torch.linalg.vector_norm(tensor.detach(), math.inf, others)
+    largest: Tensor = torch.linalg.vector_norm(tensor.detach(), math.inf, others)
     return (largest == 0).double().mean()
 
 

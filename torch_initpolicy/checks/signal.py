@@ -237,7 +237,8 @@ class _Audit:
             )
         )
         if output.requires_grad:
-            output.register_hook(self._remember(ran.node.index))
+            hook = self._remember(ran.node.index)
+            output.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _is_signal(self, uses: Uses, node: Node, output: Tensor) -> bool:
         made = uses.role(node) not in _UNCHANGED and node.outputs[0] in uses.signals
@@ -250,7 +251,8 @@ class _Audit:
         applied = itertools.takewhile(
             lambda use: use.node.index == node.index, reversed(self.uses.found)
         )
-        return max((use.source for use in applied), key=lambda source: source.size).site
+        sources = [use.source for use in applied if "bias" not in use.slot][::-1]
+        return max(sources, key=lambda source: source.size).site
 
     def _remember(self, index: int) -> Callable[[Tensor], None]:
         def remember(gradient: Tensor) -> None:
@@ -335,7 +337,8 @@ def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
     direction = torch.randn(
         output.shape, generator=generator, device=output.device, dtype=torch.float32
     )
-    return (output.float() * direction).sum() * (inputs / max(output.numel(), 1)) ** 0.5
+    length: float = (inputs / max(output.numel(), 1)) ** 0.5
+    return (output.float() * direction).sum() * length
 
 
 def _moments(

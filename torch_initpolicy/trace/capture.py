@@ -282,6 +282,10 @@ class _Recorder(TorchFunctionMode):
         self.running: list[str] = [""]
         self.so_far = Graph(self.values, self.nodes, results=(), consumers=())
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Recorder":
+        """Stay one: copying a module while it runs copies the hooks that tell where it is."""
+        return self
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -1,0 +1,214 @@
+"""Layer-sequential unit variance: scales each weight as its operator runs, in one forward pass.
+
+Runs the model on copies of its parameters; the model itself is written to once, at the end.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from torch_initpolicy.engine.apply import apply_steps
+from torch_initpolicy.engine.operators import HANDLERS
+from torch_initpolicy.engine.planning import Filters, make_plan
+from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes
+from torch_initpolicy.engine.storage import is_sharded, obstacles
+from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, listing
+from torch_initpolicy.policy.match import anything, predicate, role
+from torch_initpolicy.policy.rules import InitPolicy, Rule
+from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.tensors.initializers import Keep, Orthogonal
+from torch_initpolicy.trace.capture import observe
+from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.ops import OPS, Op
+from torch_initpolicy.trace.read import read
+
+ROUNDS = 20
+"""Forward passes that weights shared by several operators may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was scaled, and what was not.
+
+    Attributes:
+        std: The standard deviation that was wanted.
+        scaled: Weights that were scaled, in order of execution.
+        left: Weights that were left as they were, with the reason.
+        passes: Forward passes that it took: one, unless operators share weights.
+    """
+
+    std: float
+    scaled: tuple[Scaled, ...]
+    left: tuple[Left, ...]
+    passes: int = 1
+
+    @property
+    def worst(self) -> float:
+        """Largest relative deviation from what was wanted; 0 where nothing was scaled."""
+        return max((abs(scaled.after / self.std - 1) for scaled in self.scaled), default=0.0)
+
+    def __str__(self) -> str:
+        names = [*(scaled.site for scaled in self.scaled), *(left.site for left in self.left)]
+        width = max(map(len, names), default=0)
+        rows = [f"{scaled.site:{width}}  {scaled}" for scaled in self.scaled]
+        rows += [f"{left.site:{width}}  left: {left.reason}" for left in self.left]
+        head = f"{len(self.scaled)} weights scaled to std {self.std:g}, {len(self.left)} left"
+        return "\n".join((head, *rows))
+
+
+def lsuv_(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    std: float = 1.0,
+    per_channel: bool = False,
+    orthogonal: bool = True,
+    seed: int | None = 0,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
+    frozen: bool = False,
+    table: Mapping[str, Op] = OPS,
+) -> Calibration:
+    """Scale each weight so that what its operator makes of real inputs has one standard deviation.
+
+    The weights are scaled within a single forward pass, each when its operator runs, so that later
+    ones see the corrected signal. Linear and (transposed) convolutional layers, products with raw
+    parameters, attention projections, and the gates of recurrent layers are scaled. A weight shared
+    by several operators gets one scale for all of them, in further passes. Dropout and
+    normalisation act as in the mode the model is in.
+
+    Where the model is a `DistributedDataParallel` or holds sharded parameters, every process calls
+    this with its own inputs, and standard deviations are those of all processes' inputs together;
+    sharded parameters are gathered for the time of the call.
+
+    Args:
+        model: The model.
+        inputs: What its forward takes: a tensor, a tuple of arguments or a mapping of keyword
+            arguments; a batch like those of the training.
+        std: The standard deviation that is wanted, positive.
+        per_channel: Also shift the mean of each output unit to zero, where there is a bias.
+        orthogonal: Draw orthogonal weights first, as the paper does; otherwise the weights keep
+            their direction.
+        seed: Seed of the orthogonal weights.
+        only: Globs; other sites are left alone.
+        skip: Globs; these sites are left alone.
+        frozen: Whether parameters that require no gradient are scaled too.
+        table: What operators do, by name.
+
+    Returns:
+        Each weight's standard deviation before and after, and which weights were left, and why.
+
+    Raises:
+        ApplyError: A parameter cannot be written. The model is as it was.
+        TraceError: The forward pass raises with these inputs. The model is as it was.
+        ValueError: `std` is not positive.
+
+    Reference:
+        Mishkin and Matas, *All you need is a good init*, 2015, arXiv:1511.06422, algorithm 1; here
+        each scale is solved for in closed form, where the paper divides until it fits.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> batch = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+        >>> report = lsuv_(model, batch)
+        >>> [scaled.site for scaled in report.scaled], report.worst < 1e-3
+        (['0.weight', '2.weight'], True)
+        >>> round(model(batch).std(correction=0).item(), 3)
+        1.0
+    """
+    if not (std > 0 and math.isfinite(std)):
+        raise ValueError(f"std is a positive number, got {std}")
+    found = sites(model)
+    filters = Filters(_globs(only), _globs(skip), frozen)
+    with torch.no_grad():
+        scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
+        if not orthogonal:
+            return _scaled(model, inputs, scaler)
+        with _undone_on_error(found):
+            _orthogonalise(model, found, inputs, filters, seed)
+            return _scaled(model, inputs, scaler)
+
+
+_START = InitPolicy([
+    Rule(
+        role("weight", "recurrent") & predicate(lambda site, _: site.storage == "plain"),
+        Orthogonal(),
+        optional=True,
+    ),
+    Rule(anything(), Keep(), optional=True),
+])  # fmt: skip
+
+
+def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+
+
+def _orthogonalise(
+    model: nn.Module, found: Sequence[Site], inputs: Any, filters: Filters, seed: int | None
+) -> None:
+    """Write orthogonal weights; what is parametrised keeps its direction."""
+    facts = read(model, found, inputs).facts
+    plan = make_plan(
+        model, facts, _START, only=filters.only, skip=filters.skip, frozen=filters.frozen
+    )
+    apply_steps(plan.pairs(), seed)
+
+
+@contextlib.contextmanager
+def _undone_on_error(found: Iterable[Site]) -> Iterator[None]:
+    """Put back the values of all weights where something raises."""
+    weights = [p for site in found if site.axes is not None for p in site.parameters]
+    saved = [(parameter, parameter.detach().clone()) for parameter in weights]
+    try:
+        yield
+    except BaseException:
+        for parameter, values in saved:
+            parameter.copy_(values)
+        raise
+
+
+def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
+    """Run the model until the weights that several operators share have settled too, then write."""
+    cases = [f"{site.name!r} {why}" for site in scaler.sites.values() for why in obstacles(site)]
+    if cases:
+        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
+    inner = next(module for _, module in canonical_modules(model))
+    scaler.groups = _groups(model, scaler.sites.values())
+    names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}
+    passes = 0
+    while passes == 0 or (passes < ROUNDS and not scaler.has_settled()):
+        passes += 1
+        scaler.begin()
+        _run(inner, inputs, scaler, names)
+    scaler.write()
+    return Calibration(scaler.wishes.std, *scaler.report(), passes)
+
+
+def _run(model: nn.Module, inputs: Any, scaler: Scaler, names: Mapping[int, str]) -> None:
+    try:
+        observe(model, as_call(inputs), scaler, names=names)
+    except InitPolicyError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the forward pass of {type(model).__name__} raises with these inputs: "
+            f"{type(error).__name__}: {error}; give what forward takes: a tensor, a tuple of "
+            "arguments or a dict of keyword arguments"
+        ) from error
+
+
+def _groups(model: nn.Module, found: Iterable[Site]) -> tuple[distributed.ProcessGroup, ...]:
+    """Return the process groups over which inputs are spread."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return (model.process_group,)
+    parameters = (parameter for site in found for parameter in site.parameters)
+    sharded = next(filter(is_sharded, parameters), None)
+    if sharded is None:
+        return ()
+    mesh = sharded.device_mesh
+    return tuple(mesh.get_group(dim) for dim in range(mesh.ndim))
