@@ -3,6 +3,7 @@
 Knows steps, and the model that they were made for; decides nothing.
 """
 
+import itertools
 import math
 import types
 from collections.abc import Iterator, Sequence
@@ -123,10 +124,9 @@ class Plan:
         a residual branch, is no such case: it comes apart at the first steps of training.
         """
         weights = [step for step in self.steps if step.role in ("weight", "recurrent")]
-        following = [*weights[1:], None]
         return tuple(
             step
-            for step, after in zip(weights, following, strict=True)
+            for step, after in itertools.zip_longest(weights, weights[1:])
             if _is_hidden_constant(step) and (_is_dead(step) or (after and _is_constant(after)))
         )
 

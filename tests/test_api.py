@@ -1,0 +1,356 @@
+"""The verbs, end to end: what a user is promised of planning, applying and materialising."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import torch_initpolicy
+from torch_initpolicy import InitPolicy, Rule, apply_policy, initializers, match, plan_policy
+from torch_initpolicy.errors import (
+    PlanError,
+    PolicyError,
+    SymmetricInitWarning,
+    TraceError,
+    UnknownNameError,
+    UnknownOperatorWarning,
+    UnusedRuleWarning,
+)
+
+
+def small() -> nn.Sequential:
+    """Return a network with a convolution, a norm, a linear layer and an embedding-free head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a model's state."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Compare two states bit by bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+class TestSameSeedSameWeights:
+    """Values depend on seed, name, shape and initializer, and on nothing else."""
+
+    def test_threads(self):
+        """One thread or three draw the same bits."""
+        models = [small() for _ in range(2)]
+        for model, threads in zip(models, (1, 3), strict=True):
+            apply_policy(model, seed=1, example_inputs=X, threads=threads)
+
+        assert equal(*map(bits, models))
+
+    def test_order_of_modules(self):
+        """Registering the same layers in another order changes nothing."""
+
+        class Net(nn.Module):
+            def __init__(self, names: tuple[str, ...]) -> None:
+                super().__init__()
+                for name in names:
+                    self.add_module(name, nn.Linear(4, 4))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.get_submodule("b")(torch.relu(self.get_submodule("a")(x)))
+
+        first, second = Net(("a", "b")), Net(("b", "a"))
+        for model in (first, second):
+            apply_policy(model, seed=1, example_inputs=torch.zeros(1, 4))
+
+        assert equal(bits(first), {name: bits(second)[name] for name in bits(first)})
+
+    def test_a_part_is_like_the_whole(self):
+        """A site gets the same values whether or not others are written."""
+        whole, part = small(), small()
+        before = bits(part)
+        apply_policy(whole, seed=1, example_inputs=X)
+        apply_policy(part, seed=1, example_inputs=X, only=["4.*"])
+
+        assert torch.equal(whole[4].weight, part[4].weight)
+        assert torch.equal(part[0].weight, before["0.weight"])
+
+    def test_half_precision_is_the_rounded_single(self):
+        """bfloat16 weights are the float32 weights, rounded."""
+        single, half = small(), small().to(torch.bfloat16)
+        for model in (single, half):
+            apply_policy(model, seed=1)
+
+        for name, tensor in single.state_dict().items():
+            assert torch.equal(tensor.to(half.state_dict()[name].dtype), half.state_dict()[name])
+
+    def test_memory_format(self):
+        """channels_last holds the same logical tensor."""
+        plain, last = small(), small().to(memory_format=torch.channels_last)
+        for model in (plain, last):
+            apply_policy(model, seed=1, example_inputs=X)
+
+        assert equal(bits(plain), bits(last))
+
+    def test_another_process(self):
+        """Another process draws the same bits."""
+        code = (
+            "import torch; from torch import nn; from torch_initpolicy import apply_policy;"
+            "m = nn.Sequential(nn.Linear(7, 5), nn.ReLU()); apply_policy(m, seed=2**63 + 11);"
+            "print(m[0].weight.view(torch.int32).flatten().tolist())"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        model = nn.Sequential(nn.Linear(7, 5), nn.ReLU())
+        apply_policy(model, seed=2**63 + 11)
+
+        assert run.stdout.strip() == str(model[0].weight.view(torch.int32).flatten().tolist())
+
+    def test_other_seeds_give_other_weights(self):
+        """The comparison above can fail; also for seeds that differ above 32 bits only."""
+        models = [small() for _ in range(3)]
+        for model, seed in zip(models, (1, 2, 1 + 2**32), strict=True):
+            apply_policy(model, seed=seed, example_inputs=X)
+
+        assert not torch.equal(models[0][0].weight, models[1][0].weight)
+        assert not torch.equal(models[0][0].weight, models[2][0].weight)
+
+    def test_without_a_seed_torch_governs(self):
+        """`torch.manual_seed` decides where no seed is given; the receipt tells which it was."""
+        receipts = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            receipts.append(apply_policy(small(), example_inputs=X))
+        receipts.append(apply_policy(small(), example_inputs=X))
+
+        assert receipts[0].seed == receipts[1].seed != receipts[2].seed
+
+
+class TestWhatIsWritten:
+    def test_norms_and_their_buffers_are_reset(self):
+        """Running statistics start anew together with the weights."""
+        model = small()
+        with torch.no_grad():
+            model[1].running_mean.fill_(3)
+            model[1].num_batches_tracked.fill_(7)
+            model[1].weight.fill_(0.5)
+        apply_policy(model, seed=0, example_inputs=X)
+
+        assert model[1].running_mean.eq(0).all()
+        assert model[1].num_batches_tracked.item() == 0
+        assert model[1].weight.eq(1).all()
+
+    def test_ties_are_written_once_and_stay(self):
+        """A tied tensor is written by the rule of its first name."""
+        model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 50, bias=False))
+        model[1].weight = model[0].weight
+        receipt = apply_policy(model, seed=0)
+
+        assert model[1].weight is model[0].weight
+        assert receipt.plan["1.weight"].name == "0.weight"
+        assert model[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    def test_padding_rows_are_zero(self):
+        """The padding row of an embedding is zero, the others are not."""
+        model = nn.Embedding(10, 4, padding_idx=2)
+        apply_policy(model, seed=0)
+
+        assert model.weight.abs().sum(1).eq(0).nonzero().flatten().tolist() == [2]
+
+    def test_frozen_parameters_are_kept_unless_asked_for(self):
+        """`requires_grad=False` is respected, and stays."""
+        model = nn.Linear(4, 4)
+        model.weight.requires_grad_(requires_grad=False)
+        before = model.weight.clone()
+        apply_policy(model, seed=0)
+        assert torch.equal(model.weight, before)
+
+        apply_policy(model, seed=0, frozen=True)
+
+        assert not torch.equal(model.weight, before)
+        assert not model.weight.requires_grad
+
+    def test_parametrised_weights_come_out_as_drawn(self):
+        """Behind weight norm stands what a plain layer would have got."""
+        plain, normed = nn.Linear(6, 5), parametrizations.weight_norm(nn.Linear(6, 5))
+        for model in (plain, normed):
+            apply_policy(model, seed=0)
+
+        assert torch.allclose(plain.weight, normed.weight, atol=1e-6)
+
+    def test_what_is_kept_is_said(self):
+        """Raw parameters keep the constructor's value, and the plan says so."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = nn.Parameter(torch.full((1, 1, 4), 0.3))
+                self.linear = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1))
+
+        model = Net()
+        receipt = apply_policy(model, seed=0, example_inputs=torch.zeros(2, 3, 4))
+
+        assert model.token.eq(0.3).all()
+        assert receipt.plan["token"].keeps
+        assert receipt.plan["token"].role == "token"
+
+    def test_only_and_skip(self):
+        """`only` and `skip` are globs; what they leave out stays."""
+        model = small()
+        before = bits(model)
+        apply_policy(model, "zeros", seed=0, only=["0.*", "4.*"], skip="0.weight", example_inputs=X)
+
+        changed = {
+            name for name, tensor in bits(model).items() if not torch.equal(tensor, before[name])
+        }
+
+        assert changed == {"0.bias", "4.weight", "4.bias"}
+
+
+class TestBadInput:
+    """One clear error, and the model is as it was."""
+
+    @pytest.mark.parametrize(
+        ("make", "options", "error", "says"),
+        [
+            (nn.ReLU, {}, PlanError, "no parameters"),
+            (small, {"policy": "hee"}, UnknownNameError, "he"),
+            (small, {"policy": "he", "only": ["nope.*"]}, PlanError, "nope"),
+            (small, {"example_inputs": torch.zeros(2, 4, 8, 8)}, TraceError, "example_inputs"),
+            (lambda: nn.LazyLinear(3), {}, PlanError, "forward"),
+            (small, {"policy": InitPolicy([Rule(match.role("bias"), initializers.Zeros())])},
+             PlanError, "0.weight"),
+            (small, {"policy": InitPolicy([Rule(match.name("9.*"), initializers.Zeros())])
+                     .otherwise(initializers.Zeros())}, PlanError, "9"),
+        ],
+        ids=["no parameters", "preset", "only", "inputs", "lazy", "incomplete", "unused"],
+    )  # fmt: skip
+    def test_one_error_and_nothing_changed(self, make, options, error, says):
+        """Each mistake is one error of the package that names what is wrong."""
+        model = make()
+        before = [] if isinstance(model, nn.LazyLinear) else bits(model)
+        with pytest.raises(error, match=says):
+            apply_policy(model, seed=0, **options)
+
+        assert isinstance(before, list) or equal(before, bits(model))
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda: initializers.Normal(-1.0),
+            lambda: initializers.Normal(float("nan")),
+            lambda: initializers.Uniform(1.0, 0.0),
+            lambda: match.name("[unclosed"),
+            lambda: match.name(regex="("),
+            lambda: match.role("wait"),
+        ],
+        ids=["negative", "nan", "bounds", "glob", "regex", "role"],
+    )
+    def test_mistakes_are_found_where_they_are_written(self, build):
+        """A value that cannot be is refused by its constructor, before any model is seen."""
+        with pytest.raises(PolicyError):
+            build()
+
+    def test_every_unmatched_site_is_listed(self):
+        """The error lists all sites, not the first."""
+        with pytest.raises(PlanError) as caught:
+            plan_policy(small(), InitPolicy([Rule(match.role("bias"), initializers.Zeros())]))
+
+        assert all(name in str(caught.value) for name in ("0.weight", "1.weight", "4.weight"))
+
+    def test_integer_parameters(self):
+        """A rule that would draw integers is an error; frozen ones are kept."""
+        model = nn.Linear(2, 2)
+        model.index = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+        assert plan_policy(model)["index"].keeps
+
+        with pytest.raises(PlanError, match=r"index.*int64"):
+            plan_policy(model, initializers.Normal(1.0), frozen=True)
+
+    def test_inference_mode(self):
+        """Parameters made in inference mode cannot be written, and the error says so."""
+        with torch.inference_mode():
+            model = nn.Linear(2, 2)
+
+        with pytest.raises(PlanError, match="inference"):
+            apply_policy(model, seed=0)
+
+    def test_a_callable_that_raises(self):
+        """A user's function runs before the first write: when it raises nothing has changed."""
+        model = small()
+        before = bits(model)
+
+        def fails(tensor: Tensor) -> None:
+            raise RuntimeError("no idea")
+
+        policy = InitPolicy([Rule(match.name("4.weight"), fails)]).otherwise(initializers.Ones())
+        with pytest.raises(torch_initpolicy.errors.ApplyError, match=r"4\.weight.*no idea"):
+            apply_policy(model, policy, seed=0)
+
+        assert equal(before, bits(model))
+
+
+class TestWarnings:
+    def test_constants_on_hidden_weights(self):
+        """The zeros preset says what it does to a hidden layer."""
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        with pytest.warns(SymmetricInitWarning, match=r"0\.weight"):
+            apply_policy(model, "zeros", seed=0)
+
+    def test_unknown_operators(self):
+        """An operator without a role is named, with the plan still complete."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.linalg.matrix_exp(self.linear(x))
+
+        with pytest.warns(UnknownOperatorWarning, match="linalg_matrix_exp"):
+            plan = plan_policy(Net(), example_inputs=torch.zeros(4, 4))
+
+        assert "linalg_matrix_exp" in str(plan)
+
+    def test_unused_rules_warn_when_not_strict(self):
+        """`strict=False` makes a rule that matches nothing a warning."""
+        policy = InitPolicy([Rule(match.name("9.*"), initializers.Zeros())]).otherwise(
+            initializers.Ones()
+        )
+        with pytest.warns(UnusedRuleWarning, match="9"):
+            plan_policy(small(), policy, strict=False)
+
+
+class TestReceipt:
+    def test_reproduces_the_same_bits(self):
+        """A receipt that went through JSON writes the same weights to another model."""
+        first, second = small(), small()
+        receipt = apply_policy(first, seed=3, example_inputs=X)
+        torch_initpolicy.Receipt.from_json(receipt.to_json()).reproduce(second)
+
+        assert equal(bits(first), bits(second))
+
+
+class TestMaterialize:
+    def test_a_meta_built_model_becomes_the_real_one(self):
+        """State and output are those of a model that was built for real."""
+        real = small()
+        apply_policy(real, seed=4, example_inputs=X)
+        with torch.device("meta"):
+            built = small()
+        torch_initpolicy.materialize(built, seed=4, example_inputs=X)
+        x = torch.linspace(-1, 1, X.numel()).view_as(X)
+
+        assert equal(bits(real), bits(built))
+        assert torch.equal(real.eval()(x), built.eval()(x))
