@@ -225,7 +225,7 @@ def _is_a(value: object, hint: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if getattr(hint, "_is_protocol", False):
         return dataclasses.is_dataclass(value)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    return hint is Any or isinstance(value, hint)
 
 
 def _is_word(value: object, words: tuple[Any, ...]) -> bool:
