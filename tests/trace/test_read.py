@@ -170,6 +170,18 @@ class TestWrappers:
             found = reading(wrapped)
             assert dict(found.facts) == dict(plain.facts)
 
+    def test_compiled_blocks_are_run_plainly_and_stay_compiled(self):
+        """A compiled block inside a model is seen through, and compiled again afterwards."""
+        block = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+        model = nn.Sequential(nn.Linear(4, 4), block)
+        model.compile()
+        compiled = (model._compiled_call_impl, vars(block).get("forward"))
+        found = reading(model)
+
+        assert found.evidence == "traced"
+        assert found.facts["1.0.weight"].meets == Activation("tanh")
+        assert compiled == (model._compiled_call_impl, vars(block).get("forward"))
+
     def test_models_built_on_meta_are_read_alike(self):
         """A model without memory has the same facts as a real one."""
         with torch.device("meta"):

@@ -174,6 +174,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     python_state = random.getstate()
     for module, _ in attributes:
         _drop_distributed_hooks(module)
+        _drop_compilation(module)
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)):
             yield
@@ -235,6 +236,14 @@ def _drop_distributed_hooks(module: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
                 del hooks[key]
+
+
+def _drop_compilation(module: nn.Module) -> None:
+    """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
+    vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
+    wrapped = module._modules.get("_orig_mod")  # noqa: SLF001 - `torch.compile(module)` inside a model
+    if wrapped is not None:
+        vars(module)["forward"] = wrapped
 
 
 _OF_REFLECTED = {
