@@ -46,6 +46,16 @@ class TestAxes:
         assert Axes(inputs=(0,), outputs=(1,), blocks=(2, 2)).packed == 1
         assert MATRIX.packed is None
 
+    @pytest.mark.parametrize(
+        "axes",
+        [MATRIX, Axes((0,), (1,), (2,), 2, (3, 4), 5, 6, transposed=True)],
+        ids=["plain", "everything"],
+    )
+    def test_repr(self, axes):
+        """The repr is the call that makes it, without what is left at its default."""
+        assert eval(repr(axes)) == axes
+        assert repr(MATRIX) == "Axes(inputs=(1,), outputs=(0,))"
+
 
 class TestCheck:
     """Axes that do not fit a shape are refused, saying which part does not."""
@@ -90,6 +100,8 @@ SHAPES = {
     "heads apart": ((32, 4, 8), Axes((0,), (1, 2)), (32, 32)),
     "depthwise": ((64, 1, 3, 3), Axes((1,), (0,), groups=64), (9, 9)),
     "grouped": ((128, 16, 3, 3), Axes((1,), (0,), groups=4), (144, 288)),
+    "patches": ((64, 3, 16, 16), Axes((1,), (0,), stride=256), (768, 64)),
+    "strided": ((64, 32, 3, 3), Axes((1,), (0,), stride=4), (288, 144)),
     "transposed": ((16, 64, 4, 4), Axes((0,), (1,), stride=4, transposed=True), (64, 1024)),
     "uneven stride": ((16, 64, 3), Axes((0,), (1,), stride=2, transposed=True), (24, 192)),
     "fractional": ((1, 64, 3), Axes((0,), (1,), stride=2, transposed=True), (1.5, 192)),

@@ -40,6 +40,16 @@ class Axes:
         stride: Product of the strides of a convolution. An input of a strided convolution meets
             one in `stride` taps of the kernel, as does an output of a transposed one.
         transposed: Whether it is the outputs that meet one in `stride` taps.
+
+    Raises:
+        ValueError: If an axis is negative or named twice, a count is less than one, or blocks are
+            named without an output axis to lie along.
+
+    Examples:
+        The packed `(3 * dim, dim)` projection of q, k and v:
+
+        >>> Axes(inputs=(1,), outputs=(0,), blocks=(64, 64, 64)).packed
+        0
     """
 
     inputs: tuple[int, ...]

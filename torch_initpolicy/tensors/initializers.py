@@ -167,7 +167,8 @@ class ICNR:
             raise PolicyError(
                 f"{self} needs a multiple of {repeats} output channels, got {shape[axis]}"
             )
-        return (*shape[:axis], shape[axis] // repeats, *shape[axis + 1 :]), layout
+        patches = (*shape[:axis], shape[axis] // repeats, *shape[axis + 1 :])
+        return patches, fitting(self, patches, layout)
 
     def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
         """Return the whole tensor."""
