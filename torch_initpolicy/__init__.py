@@ -2,8 +2,7 @@
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
 from torch_initpolicy.decorator import init_policy
-from torch_initpolicy.engine.plan import Plan
-from torch_initpolicy.engine.receipt import Receipt
+from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.skip import skip_init
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule

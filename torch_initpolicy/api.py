@@ -12,9 +12,8 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
 from torch_initpolicy.engine.materialize import materialize_steps
 from torch_initpolicy.engine.origins import Build
-from torch_initpolicy.engine.plan import Plan
+from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
-from torch_initpolicy.engine.receipt import Receipt
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.errors import SymmetricInitWarning, UnknownOperatorWarning, listing
 from torch_initpolicy.policy.presets import Policyish

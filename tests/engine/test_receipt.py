@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.engine.helpers import pairs, same, state, usual
 from torch_initpolicy.engine.apply import apply_steps
-from torch_initpolicy.engine.plan import Plan
-from torch_initpolicy.engine.receipt import Receipt, Versions
+from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.engine.versions import Versions
 from torch_initpolicy.errors import ApplyError, InitPolicyWarning, PlanError, PolicyError
 from torch_initpolicy.tensors.initializers import From, Keep, Normal, Orthogonal
 

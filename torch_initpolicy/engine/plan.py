@@ -1,67 +1,30 @@
-"""A plan: one step for each site, as a value that can be printed, compared and saved.
+"""A plan, one step for each site, and the receipt of its having been carried out.
 
 Knows steps, and the model that they were made for; decides nothing.
 """
 
-import itertools
-import math
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, cast
+from types import MappingProxyType
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from torch_initpolicy.engine.steps import Step
-from torch_initpolicy.engine.words import extent, folded, header, table, told
+from torch_initpolicy.engine.apply import Written, apply_steps
+from torch_initpolicy.engine.differences import Difference, difference
+from torch_initpolicy.engine.notation import outcome, step_data, step_of
+from torch_initpolicy.engine.skip import opened
+from torch_initpolicy.engine.steps import Step, symmetric
+from torch_initpolicy.engine.verify import Verification, verify_steps
+from torch_initpolicy.engine.versions import Versions
+from torch_initpolicy.engine.words import header, table
 from torch_initpolicy.errors import PlanError, PolicyError, UnknownNameError, listing, nearest
 from torch_initpolicy.policy import codec
-from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.sites import Site, sites
-from torch_initpolicy.tensors.axes import Axes, conventional
-from torch_initpolicy.tensors.initializers import Zeros
 
 FORMAT = 1
-"""Version of the layout of a plan's JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """In what the outcome of two plans differs; false where it does not.
-
-    Attributes:
-        added: Steps for sites that only the second plan has.
-        removed: Steps for sites that only the first plan has.
-        changed: Both steps for each site that they fill differently.
-    """
-
-    added: tuple[Step, ...] = ()
-    removed: tuple[Step, ...] = ()
-    changed: tuple[tuple[Step, Step], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed)
-
-    def __str__(self) -> str:
-        lines = [
-            *(f"+ {name}  {what}" for name, (what,) in folded(map(_summary, self.added))),
-            *(f"- {name}  {what}" for name, (what,) in folded(map(_summary, self.removed))),
-            *(f"~ {name}  {what}" for name, (what,) in folded(map(_change, self.changed))),
-        ]
-        return "\n".join(lines) or "no difference"
-
-
-def _summary(step: Step) -> tuple[str, tuple[str, ...]]:
-    return step.name, (f"{extent(step.shape)}: {_filling(step)}",)
-
-
-def _change(pair: tuple[Step, Step]) -> tuple[str, tuple[str, ...]]:
-    first, second = pair
-    return first.name, (f"{_summary(first)[1][0]} -> {_summary(second)[1][0]}",)
-
-
-def _filling(step: Step) -> str:
-    return told(step.initializer, step.fan_in, step.fan_out)
+"""Version of the layout of the JSON of plans and receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,43 +76,20 @@ class Plan:
     @property
     def hash(self) -> str:
         """What identifies the outcome, 32 hex digits: equal for plans that do not differ."""
-        return codec.digest([_outcome(step) for step in self.steps])
+        return codec.digest([outcome(step) for step in self.steps])
 
     @property
     def symmetric(self) -> tuple[Step, ...]:
-        """Steps that would make the units of a hidden layer alike, for ever or nearly so.
-
-        These are constant weights whose output goes on into other constant weights, and weights of
-        zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of
-        a residual branch, is no such case: it comes apart at the first steps of training.
-        """
-        weights = [step for step in self.steps if step.role in ("weight", "recurrent")]
-        return tuple(
-            step
-            for step, after in itertools.zip_longest(weights, weights[1:])
-            if _is_hidden_constant(step) and (_is_dead(step) or (after and _is_constant(after)))
-        )
+        """Steps that would make the units of a hidden layer alike, and leave them so."""
+        return symmetric(self.steps)
 
     def diff(self, other: "Plan") -> Difference:
         """Compare what this plan and another would leave behind, whatever their reasons.
 
         Args:
             other: Another plan, of the same model or of one with other parameters.
-
-        Examples:
-            >>> print(Plan(()).diff(Plan(())))
-            no difference
         """
-        before, after = ({step.name: step for step in plan.steps} for plan in (self, other))
-        return Difference(
-            added=tuple(step for name, step in after.items() if name not in before),
-            removed=tuple(step for name, step in before.items() if name not in after),
-            changed=tuple(
-                (step, after[name])
-                for name, step in before.items()
-                if name in after and _outcome(step) != _outcome(after[name])
-            ),
-        )
+        return difference(self.steps, other.steps)
 
     def on(self, model: nn.Module) -> "Plan":
         """Return this plan for another model that has the same sites.
@@ -162,29 +102,69 @@ class Plan:
             raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
         return replace(self, model=model)
 
-    def pairs(self) -> tuple[tuple[Site, Step], ...]:
+    def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
         """Return each site of the model, as it is now, with its step.
 
+        Args:
+            model: Another model with the same sites; None for the plan's own.
+
         Raises:
-            PlanError: The plan is for no model, or the model has changed its shape since.
+            PlanError: The plan is for no model, or the model has other sites.
         """
-        if self.model is None:
+        target = self.model if model is None else model
+        if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        found = sites(self.model)
-        self.on(self.model)
-        return tuple((site, self[site.name]) for site in found)
+        steps = {step.name: step for step in self.on(target).steps}
+        return tuple((site, steps[site.name]) for site in sites(target))
+
+    def apply(
+        self,
+        model: nn.Module | None = None,
+        *,
+        seed: int | None = None,
+        threads: int | None = None,
+        draw_on: torch.device | str | None = None,
+    ) -> "Receipt":
+        """Write what the plan says; see `apply_policy`.
+
+        Args:
+            model: Another model with the same sites; None for the plan's own.
+            seed: Seed of the random streams; None takes one from torch's global generator.
+            threads: Threads that draw on the CPU; None for as many as torch computes with.
+            draw_on: Device that draws; None for the device that each tensor lives on.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            PlanError: The plan is for no model, or the model has other sites.
+            ApplyError: Something cannot be written; the model is as it was.
+        """
+        bound = self if model is None else self.on(model)
+        if bound.model is None:
+            raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
+        with opened(bound.model):
+            written = apply_steps(bound.pairs(), seed, threads=threads, draw_on=draw_on)
+        return Receipt.of(bound, written)
+
+    def verify(self, model: nn.Module | None = None) -> Verification:
+        """Measure every tensor of a model against its step.
+
+        Args:
+            model: A model with the same sites; None for the plan's own.
+
+        Returns:
+            What was measured.
+
+        Raises:
+            VerifyError: A tensor is not what its step says; lists every case.
+            PlanError: The plan is for no model, or the model has other sites.
+        """
+        return verify_steps(self.pairs(model))
 
     def to_json(self) -> str:
         """Write the plan as JSON; functions of the user's are kept as their names."""
-        return codec.write_json(
-            {
-                "format": FORMAT,
-                "policy": self.policy,
-                "policy_hash": self.policy_hash,
-                "unknown_operators": dict(self.unknown_operators),
-                "steps": [_step_data(step) for step in self.steps],
-            }
-        )
+        return codec.write_json(_plan_data(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -194,120 +174,183 @@ class Plan:
             UnknownNameError: A class or field does not exist.
             PolicyError: The text is no plan.
         """
-        data = codec.read_json(text)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PolicyError(f"this is no plan of format = {FORMAT}")
-        steps = data.get("steps")
-        if not isinstance(steps, list):
-            raise PolicyError(f"steps is an array, got {steps!r}")
-        rest = {key: value for key, value in data.items() if key not in ("format", "steps")}
-        plan: Plan = codec.decode(
-            {
-                **rest,
-                "class": "Plan",
-                "steps": [_typed_step(step) for step in steps],
-                "unknown_operators": _listed(rest.get("unknown_operators", {})),
-            },
-            _CLASSES,
-            "plan",
-        )
-        return plan
-
-
-#
-# What is the same, what is alike
-#
-
-
-def _outcome(step: Step) -> codec.Data:
-    """Return what decides about the numbers that a step leaves behind."""
-    parts = (step.name, step.shape, step.dtype, step.initializer, step.axes, step.padding)
-    return codec.encode(parts, _CLASSES, _opaque)
-
-
-def _is_constant(step: Step) -> bool:
-    stds = step.std if isinstance(step.std, tuple) else (step.std,)
-    return step.elements > 0 and all(std == 0 for std in stds)
-
-
-def _is_hidden_constant(step: Step) -> bool:
-    return (
-        _is_constant(step) and _units(step) > 1 and not step.feeds_output and not step.ends_residual
-    )
-
-
-def _units(step: Step) -> int:
-    """Count the output units of a weight, all copies and blocks together."""
-    axes = conventional(step.shape) if step.axes is None else step.axes
-    return math.prod(step.shape[axis] for axis in axes.outputs)
-
-
-_SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
-"""Activations of which torch takes the derivative at 0 to be 0."""
-
-
-def _is_dead(step: Step) -> bool:
-    return step.meets in _SHUT_AT_ZERO and step.initializer == Zeros()
+        return _plan(codec.read_json(text))
 
 
 def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
     """Yield in what the sites of a model are not those that steps were made for."""
     wanted, held = {step.name: step for step in steps}, {site.name: site for site in found}
-    for name in wanted.keys() - held.keys():
+    for name in (name for name in wanted if name not in held):
         yield f"the model has no parameter {name!r}{nearest(name, held)}"
-    for name in held.keys() - wanted.keys():
+    for name in (name for name in held if name not in wanted):
         yield f"the plan has no step for {name!r}{nearest(name, wanted)}"
-    for name, step in wanted.items():
-        if name in held and held[name].shape != step.shape:
-            yield f"{name!r} has shape {held[name].shape}, its step is for {step.shape}"
-        elif name in held and held[name].names != step.names:
-            yield f"{name!r} is tied as {held[name].names}, its step is for {step.names}"
+    for site, step in ((held[name], wanted[name]) for name in wanted if name in held):
+        if site.shape != step.shape:
+            yield f"{site.name!r} has shape {site.shape}, its step is for {step.shape}"
+        elif site.names != step.names:
+            yield f"{site.name!r} is tied as {site.names}, its step is for {step.names}"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was written to a model.
+
+    Examples:
+        >>> from torch_initpolicy import apply_policy
+        >>> receipt = apply_policy(nn.Linear(8, 4), seed=0)
+        >>> receipt.seed, receipt.written, receipt.kept
+        (0, 2, 0)
+        >>> Receipt.from_json(receipt.to_json()) == receipt
+        True
+
+    Attributes:
+        plan: The plan that was carried out.
+        seed: Seed of the random streams, also where none was given.
+        devices: Types of the devices that drew.
+        versions: What else the bits depend on.
+        seconds: What it took, from the first check to the last write.
+    """
+
+    plan: Plan
+    seed: int
+    devices: tuple[str, ...]
+    versions: Versions
+    seconds: float
+
+    @classmethod
+    def of(cls, plan: Plan, written: Written) -> "Receipt":
+        """Return the receipt of a plan that was carried out in this process."""
+        seconds = written.staging + written.writing
+        return cls(plan, written.seed, written.devices, Versions.here(), seconds)
+
+    @property
+    def policy_hash(self) -> str | None:
+        """Hash of the policy; None where it holds functions of the user's."""
+        return self.plan.policy_hash
+
+    @property
+    def written(self) -> int:
+        """How many tensors were written."""
+        return len(self.plan) - self.kept
+
+    @property
+    def kept(self) -> int:
+        """How many tensors were left as they were."""
+        return sum(step.keeps for step in self.plan)
+
+    def reproduce(
+        self,
+        model: nn.Module,
+        *,
+        threads: int | None = None,
+        draw_on: torch.device | str | None = None,
+    ) -> "Receipt":
+        """Write the same bits to another model that has the same parameters.
+
+        What the plan kept is kept here too: it is not part of the receipt.
+
+        Args:
+            model: A model with the same parameters, spread over processes as it may be.
+            threads: As for `apply_policy`.
+            draw_on: Device that draws; None: one of the type that drew the first time.
+
+        Returns:
+            The receipt of the second time.
+
+        Raises:
+            PlanError: The model has other parameters; lists every case.
+            ApplyError: The streams are of another version of their contract, or something cannot be
+                written.
+
+        Warns:
+            InitPolicyWarning: Torch is another version, or computes with other instructions, so
+                that the bits may be others.
+        """
+        self.versions.check()
+        drawn_on = self.devices[0] if len(self.devices) == 1 else None
+        return self.plan.apply(model, seed=self.seed, threads=threads, draw_on=draw_on or drawn_on)
+
+    def __str__(self) -> str:
+        drawn = f" on {', '.join(self.devices)}" if self.devices else ""
+        return (
+            f"{self.written} tensors written, {self.kept} kept: policy {self.plan.policy!r}, "
+            f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"
+        )
+
+    def to_json(self) -> str:
+        """Write the receipt as JSON."""
+        return codec.write_json(
+            {
+                "format": FORMAT,
+                "policy_hash": self.policy_hash,
+                "written": self.written,
+                "kept": self.kept,
+                **{name: codec.encode(getattr(self, name), _CLASSES) for name in _OF_RECEIPTS},
+                "plan": _plan_data(self.plan),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Receipt":
+        """Read a receipt from JSON; nothing in the text can run.
+
+        Raises:
+            UnknownNameError: A class or field does not exist.
+            PolicyError: The text is no receipt.
+        """
+        data = _current(codec.read_json(text), "receipt")
+        return cls(_plan(data.get("plan")), **_read(data, "receipt", _OF_RECEIPTS))
 
 
 #
 # JSON
 #
 
+Types = Mapping[str, Any]  # annotations, which have no type of their own
 
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """Stands for something of the user's that a file cannot hold.
+_CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
 
-    Attributes:
-        text: How it was called.
-    """
-
-    text: str
-
-    def __call__(self, tensor: Tensor) -> NoReturn:
-        """Refuse to fill a tensor."""
-        raise PolicyError(
-            f"a plan read from a file knows {self.text} by name only; make the plan anew"
-        )
-
-
-def _opaque(value: object) -> Opaque:
-    """Call a function by its full name, which says more than its address."""
-    names = (getattr(value, attribute, None) for attribute in ("__module__", "__qualname__"))
-    return Opaque(".".join(filter(None, names)) or repr(value))
-
-
-def _step_data(step: Step) -> codec.Data:
-    data = cast("dict[str, codec.Data]", codec.encode(step, _CLASSES, _opaque))
-    del data["class"]
-    return {**data, "dtype": str(step.dtype).removeprefix("torch.")}
-
-
-def _typed_step(data: codec.Data) -> codec.Data:
-    if not isinstance(data, dict):
-        raise PolicyError(f"a step is an object, got {data!r}")
-    return {**data, "class": "Step", "dtype": {"dtype": data.get("dtype")}}
-
-
-def _listed(counts: codec.Data) -> codec.Data:
-    return [list(pair) for pair in counts.items()] if isinstance(counts, dict) else counts
-
-
-_CLASSES: codec.Classes = types.MappingProxyType(
-    {**CLASSES, "Axes": Axes, "Opaque": Opaque, "Plan": Plan, "Step": Step}
+_OF_RECEIPTS: Types = MappingProxyType(
+    {"seed": int, "devices": tuple[str, ...], "versions": Versions, "seconds": float}
 )
+_OF_PLANS: Types = MappingProxyType({"policy": str, "policy_hash": str | None})
+
+
+def _plan_data(plan: Plan) -> codec.Data:
+    return {
+        "format": FORMAT,
+        "policy": plan.policy,
+        "policy_hash": plan.policy_hash,
+        "unknown_operators": dict(plan.unknown_operators),
+        "steps": [step_data(step) for step in plan.steps],
+    }
+
+
+def _plan(data: codec.Data) -> Plan:
+    known = _current(data, "plan")
+    steps, counts = known.get("steps"), known.get("unknown_operators", {})
+    if not isinstance(steps, list) or not isinstance(counts, dict):
+        raise PolicyError(f"steps is an array, unknown_operators an object: {steps!r}, {counts!r}")
+    return Plan(
+        steps=tuple(step_of(step, f"plan.steps[{i}]") for i, step in enumerate(steps)),
+        unknown_operators=tuple(
+            _read(counts, "unknown_operators", dict.fromkeys(counts, int)).items()
+        ),
+        **_read(known, "plan", _OF_PLANS),
+    )
+
+
+def _current(data: codec.Data, what: str) -> dict[str, codec.Data]:
+    """Return an object of the one format that this version reads."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PolicyError(f"this is no {what} of format = {FORMAT}")
+    return data
+
+
+def _read(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str, Any]:
+    """Decode the fields of an object, each of its type."""
+    values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
+    for name, value in values.items():
+        if not codec.fits(value, types[name]):
+            raise PolicyError(f"{where}.{name} must be {types[name]}, got {data.get(name)!r}")
+    return values

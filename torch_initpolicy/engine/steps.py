@@ -3,13 +3,15 @@
 Knows initializers and shapes; has never heard of rules, or of how a step is carried out.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.initializers import Initializer, Keep
+from torch_initpolicy.tensors.axes import Axes, conventional
+from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence
 
@@ -74,3 +76,49 @@ class Step:
     def elements(self) -> int:
         """How many elements the site has."""
         return math.prod(self.shape)
+
+
+def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return the steps that would make the units of a hidden layer alike, and leave them so.
+
+    These are constant weights whose output goes on into other constant weights, and weights of
+    zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
+    residual branch, is no such case: it comes apart at the first steps of training.
+
+    Args:
+        steps: The steps of a whole model, in order.
+
+    Examples:
+        >>> symmetric([])
+        ()
+    """
+    weights = [step for step in steps if step.role in ("weight", "recurrent")]
+    return tuple(
+        step
+        for step, after in itertools.zip_longest(weights, weights[1:])
+        if _is_hidden_constant(step) and (_is_dead(step) or (after and _is_constant(after)))
+    )
+
+
+def _is_hidden_constant(step: Step) -> bool:
+    hidden = not (step.feeds_output or step.ends_residual)
+    return hidden and _is_constant(step) and _units(step) > 1
+
+
+def _is_constant(step: Step) -> bool:
+    stds = step.std if isinstance(step.std, tuple) else (step.std,)
+    return step.elements > 0 and all(std == 0 for std in stds)
+
+
+def _units(step: Step) -> int:
+    """Count the output units of a weight, all blocks together."""
+    axes = conventional(step.shape) if step.axes is None else step.axes
+    return math.prod(step.shape[axis] for axis in axes.outputs)
+
+
+_SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
+"""Activations of which torch takes the derivative at 0 to be 0."""
+
+
+def _is_dead(step: Step) -> bool:
+    return step.meets in _SHUT_AT_ZERO and step.initializer in (Zeros(), Constant(0.0))

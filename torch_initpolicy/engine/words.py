@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch_initpolicy.engine.steps import Number, Step
+from torch_initpolicy.engine.steps import Number, Step, symmetric
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     Constant,
@@ -232,8 +232,15 @@ def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, i
     if unknown_operators:
         lines.append(f"operators of unknown role, nothing guessed: {_counts(unknown_operators)}")
     if unknown:
-        lines.append(f"parameters of unknown role: {', '.join(name for name, _ in unknown)}")
+        lines.append(f"parameters of unknown role: {_names(unknown)}")
+    alike = folded((step.name, ()) for step in symmetric(steps))
+    if alike:
+        lines.append(f"hidden units left identical, so that they learn as one: {_names(alike)}")
     return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+
+
+def _names(rows: Iterable[Row]) -> str:
+    return ", ".join(name for name, _ in rows)
 
 
 def _counts(counts: Mapping[Any, int]) -> str:
