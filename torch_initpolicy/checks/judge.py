@@ -1,0 +1,361 @@
+"""Turns what became of equal units into findings, one for each parameter or module.
+
+Knows which units belong together (a row and its bias) and how to say it; runs nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.checks.findings import Finding, Verdict
+from torch_initpolicy.checks.probe import AnyTrack, Track, TwinTrack, idle_parts
+from torch_initpolicy.checks.scan import Likeness
+from torch_initpolicy.checks.trial import Values
+from torch_initpolicy.checks.units import View, views
+from torch_initpolicy.sites import Site
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a probe has found out.
+
+    Attributes:
+        sites: All parameters of the model.
+        keys: For each site the names of its trained tensors in the trial.
+        tracks: Units that were equal or zero at the start.
+        twins: Modules that were.
+        reach: Which elements get a gradient where what never moved is made random.
+        stirred: For each tensor that got a gradient the first step at which it did.
+        steps: Number of steps taken.
+    """
+
+    sites: Sequence[Site]
+    keys: Mapping[str, Sequence[str]]
+    tracks: Sequence[Track]
+    twins: Sequence[TwinTrack]
+    reach: Values
+    stirred: Mapping[str, int]
+    steps: int
+    by_site: Mapping[str, Sequence[Track]] = field(init=False)
+    relations: Mapping[str, Sequence["Relation"]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_site: dict[str, list[Track]] = {}
+        for track in self.tracks:
+            by_site.setdefault(track.likeness.site.name, []).append(track)
+        object.__setattr__(self, "by_site", by_site)
+        relations = {name: [Relation(t) for t in tracks] for name, tracks in by_site.items()}
+        object.__setattr__(self, "relations", relations)
+
+    def has_moved(self, site: Site) -> bool:
+        """Whether any tensor behind a site has got a gradient."""
+        return any(key in self.stirred for key in self.keys[site.name])
+
+    def is_reachable(self, site: Site) -> bool:
+        """Whether any tensor behind a site would get a gradient from another start."""
+        return any(bool(self.reach[key].any()) for key in self.keys[site.name])
+
+
+class Relation:
+    """Which units of a track are still equal, by unit number."""
+
+    def __init__(self, track: Track) -> None:
+        self.view = track.likeness.view
+        self.units = track.units.tolist()
+        self.label = dict(zip(self.units, track.labels.tolist(), strict=True))
+
+    def holds(self, first: int, second: int) -> bool:
+        """Whether two units are still equal."""
+        return first in self.label and self.label[first] == self.label.get(second, -1)
+
+
+def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
+    """Yield a finding for each site and module that is tied, dead or was suspected.
+
+    Args:
+        outcome: What the probe has found out.
+        suspects: Names of the sites that are to be cleared by name where nothing is wrong.
+    """
+    named = set(suspects)
+    for site in outcome.sites:
+        if site.name in outcome.keys:
+            finding = _tied(outcome, site) or _dead(outcome, site)
+            if finding is None and site.name in named:
+                finding = _harmless(outcome, site)
+            if finding is not None:
+                yield finding
+    for twin in outcome.twins:
+        yield _of_modules(outcome, twin)
+
+
+#
+# Tied
+#
+
+
+def _tied(outcome: Outcome, site: Site) -> Finding | None:
+    """Say which units of a site are tied; None where none are."""
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for track in outcome.by_site.get(site.name, ()):
+        for group in _tied_groups(outcome, site, track):
+            found.setdefault(track.likeness.view.along, set()).add(group)
+    if not found:
+        return None
+    along = next(iter(found))
+    units = tuple(sorted(found[along]))
+    others = "".join(f"; so do {n} {other}" for other, n in _others(found, along))
+    return Finding(
+        name=site.name,
+        units=units,
+        verdict="tied",
+        along=along,
+        step=outcome.steps,
+        reason=(
+            f"{sum(map(len, units))} {along} in {len(units)} group{'s' * (len(units) > 1)} start "
+            f"equal and get equal gradients at every step, whatever the batch{others}"
+        ),
+        remedy=_remedy(site),
+    )
+
+
+def _others(found: Mapping[str, set[tuple[int, ...]]], along: str) -> Iterator[tuple[str, int]]:
+    return ((o, sum(map(len, groups))) for o, groups in found.items() if o != along)
+
+
+def _tied_groups(outcome: Outcome, site: Site, track: Track) -> Iterator[tuple[int, ...]]:
+    """Yield the groups of units of one track that move together."""
+    for positions in track.groups():
+        moved = bool(track.alive[list(positions)].any())
+        elsewhere = len(outcome.keys[site.name]) > 1 and outcome.has_moved(site)
+        if moved or elsewhere:
+            group = tuple(track.units[list(positions)].tolist())
+            signs = track.signs[list(positions)].tolist()
+            for part in _same_sign_or_met(outcome, track, group, signs):
+                yield from _joint(outcome, site, track, part) if _is_vector(track) else (part,)
+
+
+def _is_vector(track: Track) -> bool:
+    return track.likeness.is_vector
+
+
+def _same_sign_or_met(
+    outcome: Outcome, track: Track, group: tuple[int, ...], signs: Sequence[int]
+) -> Iterator[tuple[int, ...]]:
+    """Yield a group whole, or, where its negative members negate nothing else, by sign.
+
+    A unit that is another's negative computes nothing new only if what it feeds is negated too.
+    Two logits under a softmax are always opposite, and mean no loss.
+    """
+    turned = [unit for unit, sign in zip(group, signs, strict=True) if sign < 0]
+    straight = [unit for unit, sign in zip(group, signs, strict=True) if sign >= 0]
+    if not turned or not straight or _met(outcome, track, straight[0], turned[0]):
+        yield group
+        return
+    for part in (straight, turned):
+        if len(part) > 1:
+            yield tuple(part)
+
+
+def _met(outcome: Outcome, track: Track, first: int, second: int) -> bool:
+    """Whether what the units feed, or are fed by, is equal up to its sign as well."""
+    own = track.likeness.view
+    side = "outputs" if own.along == "entries" else own.along
+    return any(
+        relation.holds(first, second)
+        for name, relations in outcome.relations.items()
+        for relation in relations
+        if relation.view.count == own.count
+        and relation.view.features > 1
+        and relation.view.along != side
+        and (name != track.likeness.site.name or relation.view.axes != own.axes)
+    )
+
+
+def _joint(
+    outcome: Outcome, site: Site, track: Track, group: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """Yield the parts of a group of vector entries whose units are equal in the owner's matrices.
+
+    The bias of a unit is no unit of its own: equal biases beside unequal rows mean nothing.
+    """
+    companions = [other for other in outcome.sites if _is_companion(other, site, track)]
+    if not companions:
+        yield group
+        return
+    relations = [r for c in companions for r in outcome.relations.get(c.name, ())]
+    fitting = [r for r in relations if r.view.count == track.likeness.view.count]
+    parts = (_refined(group, relation) for relation in fitting)
+    yield from next((found for found in parts if found), ())
+
+
+def _is_companion(other: Site, site: Site, track: Track) -> bool:
+    if other.owner is not site.owner or other.name == site.name:
+        return False
+    return any(v.count == track.likeness.view.count for v in _views(other))
+
+
+def _views(site: Site) -> tuple[View, ...]:
+    return views(site.shape, site.axes)
+
+
+def _refined(group: tuple[int, ...], relation: Relation) -> Groups:
+    """Split a group by another relation; units that the relation does not know stand alone."""
+    parts: dict[int, list[int]] = {}
+    for unit in group:
+        if unit in relation.label:
+            parts.setdefault(relation.label[unit], []).append(unit)
+    return tuple(tuple(units) for units in parts.values() if len(units) > 1)
+
+
+#
+# Dead
+#
+
+
+def _dead(outcome: Outcome, site: Site) -> Finding | None:
+    """Say which units of a site never get a gradient by fault of their start; None where none."""
+    if not outcome.has_moved(site):
+        if not outcome.is_reachable(site):
+            return None
+        view = _views(site)[0]
+        units = tuple(range(view.count))
+        return _dead_finding(outcome, site, view.along, units)
+    parts = idle_parts(outcome.by_site.get(site.name, ()), outcome.reach)
+    for track, dead in parts:
+        numbers = set(track.units[dead].tolist())
+        if _is_vector(track):
+            numbers &= _dead_rows(outcome, site, track)
+        if numbers:
+            along = track.likeness.view.along
+            return _dead_finding(outcome, site, along, tuple(sorted(numbers)))
+    return None
+
+
+def _dead_rows(outcome: Outcome, site: Site, track: Track) -> set[int]:
+    """Return the units whose rows in the owner's matrices are dead."""
+    companions = [other for other in outcome.sites if _is_companion(other, site, track)]
+    tracks = [t for c in companions for t in outcome.by_site.get(c.name, ()) if not _is_vector(t)]
+    fitting = [t for t in tracks if t.likeness.view.count == track.likeness.view.count]
+    return {
+        unit for t, dead in idle_parts(fitting, outcome.reach) for unit in t.units[dead].tolist()
+    }
+
+
+def _dead_finding(
+    outcome: Outcome, site: Site, along: str, units: tuple[int, ...]
+) -> Finding:
+    causes = [name for name in _idle_suspects(outcome) if name != site.name]
+    rest = f" and {len(causes) - 3} more" if len(causes) > 3 else ""
+    own = site.name in outcome.by_site
+    cause = f" as long as {', '.join(causes[:3])}{rest} stay as they are" if causes else ""
+    return Finding(
+        name=site.name,
+        units=(units,),
+        verdict="dead",
+        along=along,
+        step=outcome.steps,
+        reason=(
+            f"no gradient arrives at {len(units)} {along}{cause}; it would if "
+            f"{'they' if own else 'those'} did not start at a constant"
+        ),
+        remedy=_remedy(site) if own else "",
+    )
+
+
+def _idle_suspects(outcome: Outcome) -> list[str]:
+    """Name the suspects of which some unit never moved."""
+    return list(
+        dict.fromkeys(
+            track.likeness.site.name
+            for track in outcome.tracks
+            if track.likeness.is_suspect and not bool(track.alive.any())
+        )
+    )
+
+
+def _remedy(site: Site) -> str:
+    if site.role in ("weight", "recurrent", "embedding", "bias"):
+        return f"apply_policy(model, only=[{site.name!r}])"
+    return f"torch.nn.init.normal_(model.get_parameter({site.name!r}), std=0.02)"
+
+
+#
+# Harmless
+#
+
+
+def _harmless(outcome: Outcome, site: Site) -> Finding:
+    tracks = [t for t in outcome.by_site.get(site.name, ()) if not t.likeness.shuffled]
+    first = tracks[0]
+    return Finding(
+        name=site.name,
+        units=groups_of(first.likeness),
+        verdict="harmless",
+        along=first.likeness.view.along,
+        step=max((t.parted or t.stirred or 0 for t in tracks), default=0) or None,
+        reason=_why_harmless(outcome, site, tracks),
+    )
+
+
+def groups_of(like: Likeness) -> Groups:
+    """List the units that were equal at the start, by group; a row of zeros may stand alone."""
+    members: dict[int, list[int]] = {}
+    for unit, label in zip(like.units.tolist(), like.labels.tolist(), strict=True):
+        members.setdefault(label, []).append(unit)
+    return tuple(map(tuple, members.values()))
+
+
+def _why_harmless(outcome: Outcome, site: Site, tracks: Sequence[Track]) -> str:
+    stirred = min((t.stirred for t in tracks if t.stirred), default=None)
+    if stirred is None:
+        return (
+            "no gradient arrives, nor would it from another start: unused, or without effect on "
+            "the loss (as the bias before a batch norm, or rows of padding)"
+        )
+    before = [
+        name
+        for name in outcome.by_site
+        if any(outcome.stirred.get(key) == stirred - 1 for key in outcome.keys[name])
+    ]
+    waited = f"waits for {', '.join(before[:3])}, and moves from step {stirred} on; " * (stirred > 1)
+    parted = max((t.parted for t in tracks if t.parted), default=None)
+    if parted is None:
+        return f"{waited}gets a gradient from step {stirred} on"
+    return f"{waited}its units get different gradients, and are apart after step {parted}"
+
+
+#
+# Modules
+#
+
+
+def _of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
+    names = twin.twins.names
+    moving = [g for g in twin.groups() if bool(twin.alive[list(g)].any())]
+    tied = tuple(tuple(names[member] for member in group) for group in moving)
+    verdict: Verdict = "tied" if tied else "harmless"
+    return Finding(
+        name=names[moving[0][0]] if tied else names[0],
+        units=tied or (names,),
+        verdict=verdict,
+        along="modules",
+        step=outcome.steps if tied else twin.parted,
+        reason=_TIED_MODULES if tied else _parted_modules(twin),
+        remedy=f"apply_policy(model, only=[{names[moving[0][1]] + '.*'!r}])" if tied else "",
+    )
+
+
+_TIED_MODULES = (
+    "these modules are copies: they start equal, see the same inputs and get equal gradients at "
+    "every step, whatever the batch"
+)
+
+
+def _parted_modules(twin: TwinTrack) -> str:
+    if twin.stirred is None:
+        return "copies of one another that get no gradient"
+    return f"copies at the start; their gradients differ, and they are apart after step {twin.parted}"

@@ -1,0 +1,275 @@
+"""Follows equal units through a few steps of training on copies, until nothing changes any more.
+
+The theorem behind it: where the loss does not change when units are exchanged, neither does a step
+of training make them differ, whatever the batch. So gradients on generic inputs tell; but a gradient
+that is zero tells nothing yet, which is why steps are taken.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.checks.scan import Likeness, Twins
+from torch_initpolicy.checks.trial import Trial, Values
+from torch_initpolicy.checks.units import alike, groups
+
+PATIENCE = 3
+"""Steps without change that end a probe: once a point is generic among those that share its
+symmetry, one more gradient decides (the function being piecewise analytic); two are for luck."""
+
+NOISY_PATIENCE = 24
+"""The same where random numbers are drawn: the masks of two units may agree by accident."""
+
+MOST_STEPS = 60
+"""Steps after which a probe ends in any case."""
+
+
+class Track:
+    """Units of one parameter that were equal or zero at the start, and what became of them.
+
+    Attributes:
+        likeness: What was found at the start.
+        key: Name of the parameter in the trial.
+        labels: For each of the likeness' units the number of the first it still equals.
+        signs: Their signs relative to one another.
+        alive: Whether a gradient has arrived at them.
+        stirred: The first step at which one has.
+        parted: The last step at which units have been told apart.
+    """
+
+    def __init__(self, likeness: Likeness, key: str) -> None:
+        self.likeness = likeness
+        self.key = key
+        self.labels = likeness.labels.cpu()
+        self.signs = likeness.signs.cpu().clone()
+        self.units = likeness.units.cpu()
+        self.alive = torch.zeros(len(self.labels), dtype=torch.bool)
+        self.stirred: int | None = None
+        self.parted: int | None = None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all units are told apart and have moved."""
+        moved = self.alive.any() if self.likeness.is_vector else self.alive.all()
+        return bool(moved) and not self.has_groups
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether any units are still equal."""
+        return bool((self.labels.bincount() > 1).any())
+
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """List the positions, among the likeness' units, of those that are still equal."""
+        return groups(self.labels)
+
+    def snap(self, values: Values) -> None:
+        """Make units that are nearly equal exactly so: a near-tie is a tie for a long while."""
+        self._level(values)
+
+    def see(self, gradients: Values, step: int, same: float) -> bool:
+        """Compare the gradients of equal units; tell whether anything is new."""
+        rows = self._rows(gradients[self.key])
+        stirs = (rows != 0).any(1)
+        if not bool(stirs.any()):
+            return False
+        woken = bool((stirs & ~self.alive).any())
+        self.alive |= stirs
+        self.stirred = self.stirred or step
+        return self._part(rows, step, same) or woken
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        rows = self.likeness.view.select(tensor, self.units.to(tensor.device)).cpu()
+        return rows.sort(1).values if self.likeness.shuffled else rows
+
+    def _part(self, rows: Tensor, step: int, same: float) -> bool:
+        """Split groups whose gradients differ; tell whether any did."""
+        if not self.likeness.shuffled:
+            # The sign of a row of zeros is that of its first gradient.
+            own = alike(lambda: [rows], signed=True)[1]
+            self.signs = torch.where(self.signs == 0, own, self.signs)
+            rows = rows * torch.where(self.signs == 0, 1, self.signs).to(rows)[:, None]
+        gradient_labels = alike(lambda: [rows], near=same)[0]
+        labels = _meet(self.labels, gradient_labels, self.units)
+        changed = not torch.equal(labels, self.labels)
+        if changed:
+            self.labels, self.parted = labels, step
+        return changed
+
+    def level(self, gradients: Values) -> None:
+        """Make the gradients of equal units exactly equal, so that rounding cannot grow."""
+        self._level(gradients)
+
+    def _level(self, tensors: Values) -> None:
+        if self.likeness.shuffled or not self.has_groups:
+            return
+        tensor = tensors[self.key]
+        units = self.units.to(tensor.device)
+        rows = self.likeness.view.select(tensor, units)
+        leaders, signs = _leaders(self.labels).to(rows.device), self.signs.to(rows)
+        turn = torch.where(signs * signs[leaders] < 0, -1.0, 1.0).to(rows)
+        level = rows[leaders] * turn[:, None]
+        if not torch.equal(level, rows):
+            tensors[self.key] = self.likeness.view.put(tensor, units, level)
+
+
+def _meet(first: Tensor, second: Tensor, units: Tensor) -> Tensor:
+    """Label units that share both labels by the first of them."""
+    pairs = torch.stack((first, second), 1)
+    inverse = torch.unique(pairs, dim=0, return_inverse=True)[1]
+    return units[_leaders(inverse)]
+
+
+def _leaders(labels: Tensor) -> Tensor:
+    """Return, for each position, the first position with the same label."""
+    dense = torch.unique(labels, return_inverse=True)[1]
+    first = torch.full((int(dense.max()) + 1,), len(labels), dtype=torch.int64)
+    first.scatter_reduce_(0, dense, torch.arange(len(labels)), "amin")
+    return first[dense]
+
+
+class TwinTrack:
+    """Modules that were equal at the start, and what became of them.
+
+    Attributes:
+        twins: What was found at the start.
+        keys: For each module the names of its parameters in the trial.
+        labels: For each module the number of the first it still equals.
+        alive: Whether a gradient has arrived at them.
+        stirred: The first step at which one has.
+        parted: The last step at which modules have been told apart.
+    """
+
+    def __init__(self, twins: Twins, keys: Sequence[Sequence[str]]) -> None:
+        self.twins = twins
+        self.keys = keys
+        self.labels = torch.zeros(len(keys), dtype=torch.int64)
+        self.alive = torch.zeros(len(keys), dtype=torch.bool)
+        self.stirred: int | None = None
+        self.parted: int | None = None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all modules are told apart."""
+        return not self.has_groups
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether any modules are still equal."""
+        return bool((self.labels.bincount() > 1).any())
+
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """List the numbers of the modules that are still equal."""
+        return groups(self.labels)
+
+    def see(self, gradients: Values, step: int, same: float) -> bool:
+        """Compare the gradients of equal modules; tell whether anything is new."""
+        labels, woken = self.labels, False
+        for keys in zip(*self.keys, strict=True):
+            stirs = torch.tensor([bool(gradients[key].any()) for key in keys])
+            if bool(stirs.any()):
+                woken |= bool((stirs & ~self.alive).any())
+                self.alive |= stirs
+                rows = torch.stack([gradients[key].flatten() for key in keys])
+                rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+                apart = alike(lambda rows=rows: [rows], near=same)[0].cpu()  # type: ignore[misc]
+                labels = _meet(labels, apart, torch.arange(len(labels)))
+        self.stirred = self.stirred or (step if bool(self.alive.any()) else None)
+        changed = not torch.equal(labels, self.labels)
+        if changed:
+            self.labels, self.parted = labels, step
+        return changed or woken
+
+    def snap(self, values: Values) -> None:
+        """Make modules that are nearly equal exactly so."""
+        self.level(values)
+
+    def level(self, gradients: Values) -> None:
+        """Make the gradients of equal modules exactly equal, so that rounding cannot grow."""
+        for member, leader in enumerate(_leaders(self.labels).tolist()):
+            for key, source in zip(self.keys[member], self.keys[leader], strict=True):
+                gradients[key] = gradients[source]
+
+
+AnyTrack = Track | TwinTrack
+
+
+def follow(trial: Trial, tracks: Sequence[AnyTrack]) -> tuple[int, Mapping[str, int]]:
+    """Train the copies until all tracks are resolved, or nothing has changed for a while.
+
+    Args:
+        trial: The copies.
+        tracks: What to look at, changed in place.
+
+    Returns:
+        The number of steps, and for each parameter the first step at which it got a gradient.
+    """
+    for track in tracks:
+        track.snap(trial.values)
+    quiet, stirred = 0, dict[str, int]()
+    for step in range(1, MOST_STEPS + 1):
+        gradients = trial.gradients(step)
+        woken = [k for k, g in gradients.items() if k not in stirred and bool(g.any())]
+        stirred.update(dict.fromkeys(woken, step))
+        changed = [track.see(gradients, step, trial.precision.same) for track in tracks]
+        if all(track.is_resolved for track in tracks):
+            return step, stirred
+        quiet = 0 if any(changed) or woken else quiet + 1
+        if quiet >= (NOISY_PATIENCE if trial.noisy else PATIENCE):
+            return step, stirred
+        for track in tracks:
+            track.level(gradients)
+        trial.descend(gradients)
+    return MOST_STEPS, stirred
+
+
+DRAWS = 4
+"""How often zeros are replaced by random numbers, to see what then gets a gradient."""
+
+
+def awakened(trial: Trial, tracks: Iterable[Track]) -> Values:
+    """Tell which elements would get a gradient if the units that never moved were random.
+
+    What gets none even so is out of the reach of any initialisation: unused, frozen or without
+    effect on the loss (the bias before a batch norm, the key bias of attention, rows of padding).
+
+    Returns:
+        For each trained parameter the largest gradient seen.
+    """
+    idle = [track for track in tracks if track.likeness.is_suspect and not bool(track.alive.all())]
+    kept = dict(trial.values)
+    reach = {name: torch.zeros_like(kept[name]).abs() for name in trial.trained}
+    for draw in range(DRAWS if idle else 0):
+        for track in idle:
+            noise = 2.0 ** (draw + 1) * _usual(track, trial.starts[track.key])
+            trial.values[track.key] = _shaken(track, trial.values[track.key], noise, draw)
+        for step in (1, 2):
+            gradients = trial.gradients(step + 2 * draw)
+            reach = {name: torch.maximum(reach[name], g.abs()) for name, g in gradients.items()}
+        trial.values = dict(kept)
+    return reach
+
+
+def _usual(track: Track, start: Tensor) -> float:
+    """Return a parameter's size at the start; that of zeros is what is usual for the shape."""
+    size = float(start.abs().double().pow(2).mean().sqrt())
+    return size or float(track.likeness.view.features**-0.5)
+
+
+def _shaken(track: Track, value: Tensor, noise: float, draw: int) -> Tensor:
+    """Add noise to the units that never moved."""
+    generator = torch.Generator().manual_seed(draw)
+    units = track.units[~track.alive].to(value.device)
+    view = track.likeness.view
+    rows = view.select(value, units)
+    drawn = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
+    return view.put(value, units, rows + noise * drawn.to(rows))
+
+
+def idle_parts(tracks: Iterable[Track], reach: Values) -> Iterator[tuple[Track, Tensor]]:
+    """Yield tracks with the positions of units that never moved, though another start moves them."""
+    for track in tracks:
+        rows = track.likeness.view.select(reach[track.key], track.units.to(reach[track.key].device))
+        dead = ~track.alive & (rows != 0).any(1).cpu()
+        if bool(dead.any()):
+            yield track, dead

@@ -1,0 +1,300 @@
+"""Finds equal units in the weights of a model: static, one pass, no inputs.
+
+What it finds are suspects. Whether they stay equal is for the probe, or for the training, to say.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.checks.units import NEAR, View, alike, views
+from torch_initpolicy.engine.storage import full, is_sharded
+from torch_initpolicy.sites import Site, canonical_modules
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.layers import Role
+
+#
+# Units of one parameter
+#
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Likeness:
+    """Units of one parameter that are zero or equal another.
+
+    Attributes:
+        site: The parameter.
+        part: Which of the tensors behind it.
+        view: How its units lie.
+        units: The units in question, in order.
+        labels: For each of them the number of the first unit that it equals.
+        signs: For each of them its sign relative to the others of its label; 0 if it is zero.
+        shuffled: Whether units are equal only when their elements are sorted.
+    """
+
+    site: Site
+    part: int
+    view: View
+    units: Tensor
+    labels: Tensor
+    signs: Tensor
+    shuffled: bool = False
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether each unit is a single number."""
+        return self.view.features == 1
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether all units there are, are zero."""
+        return len(self.units) == self.view.count and not bool(self.signs.any())
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is out of the ordinary: not a plain bias or a neutral norm.
+
+        Entries of a vector are told apart by the matrices around them, so equal ones mean nothing.
+        A vector of zeros may be a closed gate, and a constant bias may switch its units off.
+        """
+        if not self.is_vector:
+            return True
+        site = self.site
+        is_token = len(site.shape) > 2 and site.shape[:2] == (1, 1)
+        if len(self.units) < self.view.count or site.role == "norm_bias" or is_token:
+            return False
+        if len(site.shape) > 1 and site.role in _MATRICES:
+            return True
+        return self.is_zero != (site.role == "bias")
+
+
+_MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
+
+_SAMPLE = 24
+"""Elements of each unit that are looked at first; random units differ in the first few."""
+
+
+def scan(
+    sites: Sequence[Site], axes: Mapping[str, Axes | None] | None = None, *, thorough: bool = False
+) -> tuple[Likeness, ...]:
+    """Find the units of each trained parameter that are zero or equal another.
+
+    Args:
+        sites: The parameters.
+        axes: What their axes mean, by name, where more is known than their owners' types say.
+        thorough: Look also for single equal entries of vectors, and for units that are equal only
+            up to a permutation of their elements.
+
+    Returns:
+        One likeness for each parameter and each way to lay it out in which something was found.
+    """
+    return tuple(itertools.chain.from_iterable(_scan_site(s, axes or {}, thorough) for s in sites))
+
+
+def _scan_site(
+    site: Site, axes: Mapping[str, Axes | None], thorough: bool  # noqa: FBT001 - as `scan` has it
+) -> Iterator[Likeness]:
+    if site.lazy or not (site.dtype.is_floating_point or site.dtype.is_complex):
+        return
+    known = axes.get(site.name) or site.axes
+    for part, parameter in enumerate(site.parameters):
+        if parameter.numel() == 0 or not parameter.requires_grad:
+            continue
+        tensor = full(parameter).detach() if is_sharded(parameter) else parameter.detach()
+        fitting = known if tuple(tensor.shape) == site.shape else None
+        for view in views(tensor.shape, fitting):
+            yield from _scan_view(site, part, tensor, view, thorough)
+
+
+def _scan_view(
+    site: Site, part: int, tensor: Tensor, view: View, thorough: bool  # noqa: FBT001
+) -> Iterator[Likeness]:
+    if view.features == 1 and not (thorough or site.role in _MATRICES):
+        found = _constant(tensor, view)
+    else:
+        found = _equal(tensor, view)
+    if found is not None:
+        yield Likeness(site, part, view, *found)
+    if thorough and view.features > 1:
+        shuffled = _shuffled(tensor, view)
+        if shuffled is not None:
+            yield Likeness(site, part, view, *shuffled, shuffled=True)
+
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""Units, labels and signs of a likeness."""
+
+
+def _constant(tensor: Tensor, view: View) -> Found | None:
+    """Look whether a tensor holds one number only."""
+    first = tensor[(0,) * tensor.ndim]
+    if not bool((tensor == first).all()):
+        return None
+    if view.count == 1 and bool(first != 0):
+        return None
+    units = torch.arange(view.count, device=tensor.device)
+    sign = (first != 0).to(torch.int8).expand(view.count)
+    return units, torch.zeros_like(units), sign
+
+
+def _equal(tensor: Tensor, view: View) -> Found | None:
+    """Find equal units, by a sample of each first."""
+    sample = next(iter(view.blocks(tensor, None, _SAMPLE)))
+    if not _might_be_alike(sample):
+        return None
+    labels, signs = alike(lambda: [sample], signed=True)
+    units = _in_company(labels, signs)
+    if len(units) and sample.shape[1] < view.features:
+        return _equal_wholly(tensor, view, units)
+    return (units, labels[units], signs[units]) if len(units) else None
+
+
+def _equal_wholly(tensor: Tensor, view: View, units: Tensor) -> Found | None:
+    """Find those that are equal in all their elements among units that are in a few."""
+    everything = len(units) == view.count
+    constant = _constant(tensor, view) if everything else None
+    if constant is not None:
+        return constant
+    chosen = None if everything else units
+    piece = max(1, _PIECE // len(units))
+    labels, signs = alike(lambda: view.blocks(tensor, chosen, piece), signed=True)
+    kept = _in_company(labels, signs)
+    return (units[kept], units[labels[kept]], signs[kept]) if len(kept) else None
+
+
+_PIECE = 1 << 20
+"""Elements that are copied at once."""
+
+
+def _might_be_alike(sample: Tensor) -> bool:
+    """Tell at little cost whether rows could be equal, or zero; rarely yes where they are not."""
+    generator = torch.Generator().manual_seed(1)
+    vector = torch.rand(sample.shape[1], generator=generator, dtype=torch.float64) * 2 - 1
+    wide = sample.double() if sample.device.type != "mps" else sample.float()
+    key = (wide @ vector.to(wide)).abs().sort().values
+    scale = wide.abs().amax()
+    # A difference of NEAR in every element, and room for a key that is small by accident.
+    close = NEAR * torch.minimum(scale, 64 * key[1:] + 1e-30) * sample.shape[1]
+    return bool((key[:1] <= 1e-9 * scale).any() | (key.diff() <= close).any() | key.isnan().any())
+
+
+def _in_company(labels: Tensor, signs: Tensor) -> Tensor:
+    """Return the rows that are zero or share their label."""
+    return ((labels.bincount(minlength=1)[labels] > 1) | (signs == 0)).nonzero().flatten()
+
+
+def _shuffled(tensor: Tensor, view: View) -> Found | None:
+    """Find units that are equal once sorted, and not without: their sums are equal first."""
+    sums = [part for part in _sums(tensor, view)]
+    totals = torch.stack(sums).sum(0)[:, None]
+    candidates = _in_company(*alike(lambda: [totals], near=1e-5))
+    if not len(candidates):
+        return None
+    rows = view.select(tensor, candidates).sort(1).values
+    labels, signs = alike(lambda: [rows])
+    kept = _in_company(labels, torch.ones_like(signs))
+    if not len(kept):
+        return None
+    ordered = view.select(tensor, candidates[kept])
+    plain = alike(lambda: [ordered])[0]
+    if torch.equal(plain, torch.unique(labels[kept], return_inverse=True)[1]):
+        return None
+    return candidates[kept], candidates[labels[kept]], torch.ones_like(signs[kept])
+
+
+def _sums(tensor: Tensor, view: View) -> Iterator[Tensor]:
+    for block in view.blocks(tensor, None, max(1, _PIECE // view.count)):
+        yield block.sum(1, dtype=torch.float64)
+
+
+#
+# Whole modules
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Modules of one class that hold equal parameters.
+
+    Attributes:
+        names: Their canonical names, in order.
+        parameters: For each module its parameters, in one order.
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[tuple[nn.Parameter, ...], ...] = field(repr=False)
+
+
+def twins(model: nn.Module) -> tuple[Twins, ...]:
+    """Find modules with a matrix that are copies of one another: the largest there are.
+
+    Modules that share a parameter are no copies, and modules that are not trained cannot be told
+    apart by training.
+    """
+    kinds: dict[object, dict[str, nn.Module]] = {}
+    for name, module in canonical_modules(model):
+        if name and module not in kinds.setdefault(_kind(module), {}).values():
+            kinds[_kind(module)][name] = module
+    found: list[Twins] = []
+    for kind, modules in kinds.items():
+        if kind is not None and len(modules) > 1:
+            found.extend(g for g in _equal_modules(modules) if not _inside(g, found))
+    return tuple(found)
+
+
+def _kind(module: nn.Module) -> object:
+    """Return what modules must have in common to be compared; None where they are not."""
+    parameters = list(module.named_parameters())
+    if not any(p.ndim > 1 for _, p in parameters):
+        return None
+    if not all(p.requires_grad and not is_lazy(p) for _, p in parameters):
+        return None
+    return type(module), tuple((name, p.shape, p.dtype) for name, p in parameters)
+
+
+def _equal_modules(modules: Mapping[str, nn.Module]) -> Iterator[Twins]:
+    """Group modules of one kind by what they hold: by a few elements first."""
+    by_start: dict[object, list[str]] = {}
+    held = {name: tuple(module.parameters()) for name, module in modules.items()}
+    for name, parameters in held.items():
+        by_start.setdefault(tuple(map(_start, parameters)), []).append(name)
+    for names in by_start.values():
+        rest = names
+        while len(rest) > 1:
+            first, *others = rest
+            same = [first, *(n for n in others if _copies(held[first], held[n]))]
+            if len(same) > 1:
+                yield Twins(tuple(same), tuple(held[name] for name in same))
+            rest = [name for name in others if name not in same]
+
+
+def _start(parameter: Tensor) -> tuple[float, ...]:
+    """Return the first few elements, rounded as far as noise could reach."""
+    local = parameter.detach()
+    if is_sharded(local):
+        local = local.to_local()
+    start = local[(0,) * (local.ndim - 1)][:4] if local.numel() else local.flatten()
+    return tuple(float(f"{number:.4g}") for number in start.abs().double().tolist())
+
+
+def _copies(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(a is not b for a, b in pairs) and all(_near(a, b) for a, b in pairs)
+
+
+def _near(first: Tensor, second: Tensor) -> bool:
+    a, b = full(first), full(second)
+    return torch.equal(a, b) or bool((a - b).abs().amax() <= NEAR * a.abs().amax())
+
+
+def _inside(group: Twins, found: Sequence[Twins]) -> bool:
+    """Tell whether modules are twins only as parts of larger ones."""
+    return any(
+        len({o for n in group.names for o in larger.names if n.startswith(f"{o}.")})
+        == len(group.names)
+        for larger in found
+    )

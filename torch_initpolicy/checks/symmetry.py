@@ -1,0 +1,361 @@
+"""Finds units that start equal and stay equal, and parameters that can never move.
+
+The one verb of this file composes the scan of the weights, the probe and the judge.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.checks.findings import Finding, Report, sort
+from torch_initpolicy.checks.judge import Outcome, findings, groups_of
+from torch_initpolicy.checks.probe import AnyTrack, Track, TwinTrack, awakened, follow, idle_parts
+from torch_initpolicy.checks.scan import Likeness, Twins, scan, twins
+from torch_initpolicy.checks.trial import Batches, Loss, Trial, laboratory, vocabulary
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.trace.capture import Call, map_tensors
+from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.read import Reading, read
+
+
+def find_symmetry(
+    model: nn.Module, example_inputs: Any = None, loss_fn: Callable[[Any], Tensor] | None = None
+) -> Report:
+    """Find units that are identical and will stay identical, and parameters that cannot move.
+
+    Equal values alone mean little: zero-initialised last layers, LoRA's B, adaLN-zero, norms and
+    identity kernels break by themselves. So the weights are scanned for equal units first; only
+    where there are any, copies of the parameters are trained for a few steps of gradient descent
+    on generic inputs, in float64, and what is then still equal is `tied`, what never got a
+    gradient though another start would give it one is `dead`, and the rest `harmless`. The model
+    itself, its buffers, gradients, hooks and the random states are untouched.
+
+    Args:
+        model: Any module, wrapped or not, in the mode it is to be trained in: dropout can tell
+            units apart.
+        example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of
+            keyword arguments. New numbers like these are drawn at every step. None to look for
+            inputs; where none are found, what is equal is only `suspect`.
+        loss_fn: From the model's output to a scalar. By default every element of every output
+            has a random weight of its own, as if it had a target of its own.
+
+    Returns:
+        The report: `report.ok`, `report.findings`, and a table as its text.
+
+    Raises:
+        TraceError: The forward pass raises with the given inputs, or parameters have no memory.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> find_symmetry(model).ok
+        True
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.constant_(layer.weight, 0.5)
+        >>> [finding.name for finding in find_symmetry(model).of("tied")]
+        ['0.weight', '0.bias', '2.weight']
+    """
+    inner = next(module for _, module in canonical_modules(model))
+    found = sites(model)
+    _require_memory(found)
+    suspects = Suspects.of(inner, found, {}, asked=example_inputs is not None)
+    if not suspects:
+        return Report((), "scanned", "no weight holds equal units")
+    search = _Search(inner, found, suspects, loss_fn)
+    if example_inputs is not None:
+        return search.with_inputs(as_call(example_inputs))
+    return search.with_found_inputs()
+
+
+def _require_memory(found: Sequence[Site]) -> None:
+    on_meta = [site.name for site in found if site.device.type == "meta"]
+    if on_meta:
+        raise TraceError(
+            f"{len(on_meta)} parameters ({', '.join(on_meta[:3])}, ...) are on the meta device and "
+            "hold no values to compare; call materialize(model) first"
+        )
+
+
+class Suspects(NamedTuple):
+    """What is equal or zero at the start, and out of the ordinary."""
+
+    likenesses: tuple[Likeness, ...]
+    twins: tuple[Twins, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        found: Sequence[Site],
+        axes: Mapping[str, Axes | None],
+        *,
+        asked: bool,
+    ) -> "Suspects":
+        """Scan a model; where somebody asks, constant vectors of unknown use are suspects too."""
+        likenesses = scan(found, axes)
+        kept = (like for like in likenesses if like.is_suspect or (asked and _is_raw_vector(like)))
+        return cls(tuple(kept), twins(model))
+
+    def __bool__(self) -> bool:
+        return bool(self.likenesses or self.twins)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sites, each once."""
+        return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
+
+
+def _is_raw_vector(like: Likeness) -> bool:
+    constant = len(like.units) == like.view.count > 1
+    return like.is_vector and constant and like.site.role == "unknown"
+
+
+class Attempt(NamedTuple):
+    """One way to run a model."""
+
+    call: Call
+    style: str
+    dtype: torch.dtype
+    training: bool | None = None
+
+
+class _Search:
+    """Tries to run a model, and judges what is suspected of it."""
+
+    def __init__(
+        self, model: nn.Module, found: Sequence[Site], suspects: Suspects, loss: Loss | None
+    ) -> None:
+        self.model = model
+        self.sites = found
+        self.suspects = suspects
+        self.loss = loss
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.names = {parameter: names[parameter] for parameter in names}
+        self.keys = {
+            site.name: [names[id(p)] for p in site.parameters if p.requires_grad]
+            for site in found
+            if not site.lazy and site.requires_grad and site.dtype.is_floating_point | site.dtype.is_complex
+        }
+        self.axes: dict[str, Axes | None] = {}
+        self.failures: list[str] = []
+
+    def with_inputs(self, call: Call) -> Report:
+        """Probe with inputs like the user's."""
+        with contextlib.suppress(TraceError):
+            self._learn_axes(read(self.model, self.sites, call), asked=True)
+        ways = ((style, dtype) for dtype in self._dtypes() for style in ("fresh", "near", "given"))
+        for style, dtype in ways:
+            report = self._attempt(Attempt(call, style, dtype))
+            if report is not None:
+                return report
+        raise TraceError(
+            f"the forward and backward pass of {type(self.model).__name__} raises with the given "
+            f"example_inputs: {self.failures[0]}; give what forward takes: a tensor, a tuple of "
+            "arguments or a dict of keyword arguments"
+        )
+
+    def with_found_inputs(self) -> Report:
+        """Probe with inputs that are looked for; where there are none, suspect only."""
+        reading = read(self.model, self.sites)
+        self._learn_axes(reading, asked=False)
+        if reading.call is None:
+            self.failures.append(reading.failure or "no inputs were found")
+            return self._unprobed()
+        report: Report | None = None
+        for call in (*_smaller(reading.call), reading.call):
+            report = self._first_that_runs(call) or report
+            if report is not None and report.ok:
+                return report
+        return report or self._unprobed()
+
+    def _first_that_runs(self, call: Call) -> Report | None:
+        for dtype, training in itertools.product(self._dtypes(), (None, False)):
+            report = self._attempt(Attempt(call, "fresh", dtype, training))
+            if report is not None:
+                return report
+        return None
+
+    def _learn_axes(self, reading: Reading, *, asked: bool) -> None:
+        """Look again at raw parameters, now that their use is known."""
+        raw = [site.name for site in self.sites if site.axes is None and len(site.shape) > 1]
+        self.axes = {name: reading.facts[name].axes for name in raw if name in reading.facts}
+        if any(self.axes.values()):
+            self.suspects = Suspects.of(self.model, self.sites, self.axes, asked=asked)
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        numbers = sum(p.numel() for p in self.model.parameters())
+        on_mps = any(p.device.type == "mps" for p in self.model.parameters())
+        if on_mps or numbers > _MOST_IN_DOUBLE:
+            return (torch.float32,)
+        return (torch.float64, torch.float32)
+
+    def _unprobed(self) -> Report:
+        reason = f"units are equal at the start; {self.failures[0]}"
+        likenesses = {like.site.name: like for like in reversed(self.suspects.likenesses)}
+        rows = (
+            Finding(name, groups_of(like), "suspect", reason, along=like.view.along)
+            for name, like in reversed(likenesses.items())
+        )
+        modules = (
+            Finding(twin.names[0], (twin.names,), "suspect", reason, along="modules")
+            for twin in self.suspects.twins
+        )
+        return Report((*rows, *modules), "scanned", self.failures[0])
+
+    #
+    # One way of running it
+    #
+
+    def _attempt(self, attempt: Attempt) -> Report | None:
+        """Probe in one way; None where the model does not run so."""
+        with laboratory(self.model):
+            if attempt.training is not None:
+                self.model.train(attempt.training)
+            trial = Trial(self.model, self._batches(attempt), self.loss)
+            if not self._runs(trial):
+                return None
+            outcome = self._suspects_alone(trial) or self._everything(trial)
+            found = list(findings(outcome, self.suspects.names))
+            return Report(sort(self._with_one_target(trial, found)), note=_note(trial, outcome))
+
+    def _batches(self, attempt: Attempt) -> Batches:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return Batches(
+            attempt.call, attempt.style, attempt.dtype, device, vocabulary(self.model)
+        )
+
+    def _runs(self, trial: Trial) -> bool:
+        """Rehearse; where the suspects get nothing, see whether anything does."""
+        try:
+            for trained in (self._suspected_keys(), self._all_keys()):
+                trial.trained = trained
+                gradients = trial.gradients(0)
+                if not all(bool(g.isfinite().all()) for g in gradients.values()):
+                    self.failures.append("the gradients are not finite")
+                    return False
+                if trial.connected:
+                    return True
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything
+            text = (str(error).splitlines() or [""])[0]
+            self.failures.append(f"{type(error).__name__}: {text}")
+            return False
+        self.failures.append("no output depends on a trained parameter")
+        return False
+
+    def _suspected_keys(self) -> tuple[str, ...]:
+        likenesses, of_modules = self._suspected_tracks()
+        keys = [track.key for track in likenesses]
+        keys += [key for track in of_modules for member in track.keys for key in member]
+        return tuple(dict.fromkeys(keys))
+
+    def _all_keys(self) -> tuple[str, ...]:
+        return tuple(key for keys in self.keys.values() for key in keys)
+
+    def _suspected_tracks(self) -> tuple[list[Track], list[TwinTrack]]:
+        tracks = [self._track(like) for like in self.suspects.likenesses]
+        return tracks, [self._twin_track(twin) for twin in self.suspects.twins]
+
+    def _track(self, like: Likeness) -> Track:
+        return Track(like, self.names[id(like.site.parameters[like.part])])
+
+    def _twin_track(self, twin: Twins) -> TwinTrack:
+        return TwinTrack(twin, [[self.names[id(p)] for p in ps] for ps in twin.parameters])
+
+    def _suspects_alone(self, trial: Trial) -> Outcome | None:
+        """Train the suspects and nothing else, which is cheap; None where that does not clear them.
+
+        Whatever tells units apart while all else stands still also does while all else moves.
+        """
+        trial.trained = self._suspected_keys()
+        outcome = self._followed(trial, *self._suspected_tracks())
+        moving = any(
+            bool(track.alive[list(group)].any())
+            for track in (*outcome.tracks, *outcome.twins)
+            for group in track.groups()
+        )
+        idle = any(True for _ in idle_parts(outcome.tracks, outcome.reach))
+        trial.reset()
+        return None if moving or idle else outcome
+
+    def _everything(self, trial: Trial) -> Outcome:
+        """Train all there is, and look at all that is equal."""
+        trial.trained = self._all_keys()
+        tracks = [self._track(like) for like in scan(self.sites, self.axes, thorough=True)]
+        outcome = self._followed(trial, tracks, [self._twin_track(t) for t in self.suspects.twins])
+        trial.reset()
+        return outcome
+
+    def _followed(
+        self, trial: Trial, tracks: Sequence[Track], of_modules: Sequence[TwinTrack]
+    ) -> Outcome:
+        everything: list[AnyTrack] = [*tracks, *of_modules]
+        steps, stirred = follow(trial, everything)
+        reach = awakened(trial, tracks)
+        return Outcome(self.sites, self._kept_keys(trial), tracks, of_modules, reach, stirred, steps)
+
+    def _kept_keys(self, trial: Trial) -> dict[str, list[str]]:
+        """Return the trained tensors behind each site that has any."""
+        kept = {name: [k for k in keys if k in trial.trained] for name, keys in self.keys.items()}
+        return {name: keys for name, keys in kept.items() if keys}
+
+    def _with_one_target(self, trial: Trial, found: Sequence[Finding]) -> Iterator[Finding]:
+        """Judge copied modules again with equal targets for equal outputs.
+
+        Two critics with the same inputs and the same targets stay one critic.
+        """
+        for finding in found:
+            twin = next((t for t in self.suspects.twins if t.names[0] == finding.name), None)
+            is_open = finding.along == "modules" and finding.verdict == "harmless"
+            if self.loss is None and twin is not None and is_open and _is_random(twin):
+                yield self._with_shared_targets(trial, twin, finding)
+            else:
+                yield finding
+
+    def _with_shared_targets(self, trial: Trial, twin: Twins, otherwise: Finding) -> Finding:
+        trial.reset()
+        trial.shared_targets = True
+        track = self._twin_track(twin)
+        trial.trained = tuple(dict.fromkeys(key for keys in track.keys for key in keys))
+        outcome = self._followed(trial, (), (track,))
+        trial.shared_targets = False
+        again = next(findings(outcome, ()))
+        return again if again.verdict == "tied" else otherwise
+
+
+def _is_random(twin: Twins) -> bool:
+    """Whether copied modules hold more than constants, so that copying them was no accident."""
+    matrices = (p for p in twin.parameters[0] if p.ndim > 1)
+    return any(bool((p != p[(0,) * p.ndim]).any()) for p in matrices)
+
+
+_MOST_IN_DOUBLE = 300_000_000
+"""Parameters of the largest model that is copied to float64."""
+
+_EDGE = 64
+"""Edge of the images that are tried first, in pixels."""
+
+
+def _smaller(call: Call) -> Iterator[Call]:
+    """Yield the call with small images, where it has any: most models take them."""
+
+    def small(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4 or tensor.shape[1] > 4 or min(tensor.shape[2:]) <= _EDGE:
+            return tensor
+        return torch.empty((4, tensor.shape[1], _EDGE, _EDGE), device="meta", dtype=tensor.dtype)
+
+    args, kwargs = map_tensors(small, (tuple(call.args), dict(call.kwargs)))
+    if any(a is not b for a, b in zip(args, call.args, strict=True)) or any(
+        kwargs[key] is not call.kwargs[key] for key in kwargs
+    ):
+        yield Call(args, kwargs)
+
+
+def _note(trial: Trial, outcome: Outcome) -> str:
+    kind = {"fresh": "random inputs", "near": "inputs near the given", "given": "the given inputs"}
+    steps = f"{outcome.steps} step{'s' * (outcome.steps > 1)}"
+    return f"{steps} on {kind[trial.batches.style]} in {str(trial.batches.dtype)[6:]}"
