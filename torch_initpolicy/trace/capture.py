@@ -266,7 +266,7 @@ def op_name(function: Callable[..., Any]) -> str:
     name = str(getattr(function, "__name__", function))
     if name == "__get__":
         name = str(getattr(getattr(function, "__self__", None), "__name__", name))
-    name = name.strip("_")
+    name = name.strip("_").removeprefix("special_")
     return _OF_REFLECTED.get(name, name)
 
 

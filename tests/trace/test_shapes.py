@@ -1,0 +1,87 @@
+"""Shape rules give the shapes that the operators give, and refuse what they refuse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_initpolicy.trace.shapes import SHAPE_RULES
+
+
+def tensor(*shape: int) -> Tensor:
+    """Return a tensor of ones."""
+    return torch.ones(shape)
+
+
+CALLS = {
+    "linear": (F.linear, (tensor(2, 3, 4), tensor(5, 4), tensor(5))),
+    "linear_vector": (F.linear, (tensor(2, 4), tensor(4))),
+    "gelu": (F.gelu, (tensor(2, 3),)),
+    "layer_norm": (F.layer_norm, (tensor(2, 3, 4), (3, 4), tensor(3, 4))),
+    "batch_norm": (F.batch_norm, (tensor(2, 3, 4), tensor(3), tensor(3), tensor(3), tensor(3))),
+    "attention": (
+        F.scaled_dot_product_attention, (tensor(2, 3, 8), tensor(2, 5, 8), tensor(2, 5, 6)),
+    ),
+}  # fmt: skip
+"""Calls of operators that have a rule."""
+
+MISFITS = {
+    "linear": (F.linear, (tensor(2, 3), tensor(5, 4))),
+    "layer_norm": (F.layer_norm, (tensor(2, 3), (4,))),
+    "batch_norm": (F.batch_norm, (tensor(2, 3, 4), tensor(4), tensor(4))),
+    "attention": (
+        F.scaled_dot_product_attention, (tensor(2, 3, 8), tensor(2, 5, 6), tensor(2, 5, 6)),
+    ),
+}  # fmt: skip
+"""Calls that the operators refuse."""
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_shapes_are_those_of_the_operator(name):
+    """A rule returns what the operator returns, as far as shape and dtype go."""
+    function, args = CALLS[name]
+    by_rule, real = SHAPE_RULES[function.__name__](*args), function(*args)
+
+    assert (by_rule.shape, by_rule.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_misfits_are_refused(name):
+    """What the operator refuses, its rule refuses: a search for inputs depends on it."""
+    function, args = MISFITS[name]
+    with pytest.raises((RuntimeError, ValueError)):
+        function(*args)
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        SHAPE_RULES[function.__name__](*args)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}],
+    ids=["plain", "stacked", "batch_first"],
+)
+def test_recurrent_shapes_are_those_of_the_layer(kind, options, packed, monkeypatch):
+    """Every output of a recurrent layer has the shape that the layer gives it."""
+    layer = kind(3, 4, **options)
+    x = torch.ones(5, 5, 3)
+    given = nn.utils.rnn.pack_padded_sequence(x, torch.full((5,), 5)) if packed else x
+    real = layer(given)
+    name = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[kind]
+    calls = []
+
+    def instead(*args: object) -> object:
+        calls.append(args)
+        return SHAPE_RULES[name](*args)
+
+    monkeypatch.setattr(torch._VF, name, instead, raising=False)
+    by_rule = layer(given)
+
+    def shapes(output: object) -> list[torch.Size]:
+        flat = torch.utils._pytree.tree_leaves(output)
+        return [leaf.shape for leaf in flat if isinstance(leaf, Tensor)]
+
+    assert len(calls) == 1
+    assert shapes(by_rule) == shapes(real)
