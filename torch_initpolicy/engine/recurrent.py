@@ -98,7 +98,8 @@ def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> No
     # The layer holds its parameters in a list of its own, which stand-ins do not reach.
     held = ((operand, scaler.parameter_of(operand)) for operand in operands)
     ours = {id(o.tensor): scaler.parts_of(site)[0] for o, site in held if site is not None}
-    flat: list[Tensor] = [ours.get(id(weight), weight) for weight in ran.args[2]]
+    held_by_layer: Sequence[Tensor] = ran.args[2]
+    flat = [ours.get(id(weight), weight) for weight in held_by_layer]
     names = _names(scaler, operands)
     signal = ran.args[0]
     for layer in _layers(ran, flat):

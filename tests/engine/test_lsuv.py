@@ -1,0 +1,463 @@
+"""LSUV: every output that can be scaled has the wanted standard deviation, after one pass.
+
+The networks return what their weights make, so that a plain forward pass is the oracle.
+"""
+
+import copy
+import math
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from torch_initpolicy.engine.lsuv import Calibration, lsuv_
+from torch_initpolicy.errors import ApplyError, TraceError
+
+TOLERANCE = 1e-3
+"""What the issue promises: within 0.1 % of the wanted standard deviation."""
+
+
+def batch(*shape: int) -> Tensor:
+    """Draw inputs whose size is nowhere near one."""
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+def deviation(output: Tensor, std: float = 1.0) -> float:
+    """Return how far the standard deviation of an output is from the wanted one, relatively."""
+    return abs(output.double().std(correction=0).item() / std - 1)
+
+
+def joint(outputs: list[Tensor]) -> Tensor:
+    """Join what one weight makes at several places; each has a mean of its own."""
+    return torch.cat([output - output.mean() for output in outputs])
+
+
+class Tapped(nn.Module):
+    """A network that returns what its weights make, by canonical name."""
+
+    inputs: tuple[int, ...] = (64, 12)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class Dense(Tapped):
+    """Linear layers with biases, a raw product, and a product with a transposed parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 32), nn.Linear(32, 24)
+        self.raw = nn.Parameter(torch.randn(24, 16))
+        self.turned = nn.Parameter(torch.randn(8, 16))
+
+    def forward(self, x):
+        a = self.first(x)
+        b = self.second(torch.relu(a))
+        c = torch.tanh(b) @ self.raw
+        return {
+            "first.weight": a,
+            "second.weight": b,
+            "raw": c,
+            "turned": F.gelu(c).matmul(self.turned.t()),
+        }
+
+
+class Products(Tapped):
+    """The other spellings of a product: addmm, baddbmm, einsum, tensordot, bilinear."""
+
+    inputs = (64, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(12, 20)), nn.Parameter(torch.randn(20))
+        self.experts = nn.Parameter(torch.randn(4, 5, 8))
+        self.bias = nn.Parameter(0.1 * torch.randn(4, 1, 8))
+        self.e, self.t = nn.Parameter(torch.randn(8, 10)), nn.Parameter(torch.randn(10, 6))
+        self.both = nn.Bilinear(6, 6, 7)
+
+    def forward(self, x):
+        a = torch.addmm(self.b, x, self.w, beta=0.1)
+        b = torch.baddbmm(self.bias, torch.relu(a).view(64, 4, 5).transpose(0, 1), self.experts)
+        c = torch.einsum("ebi,io->beo", torch.relu(b), self.e)
+        d = torch.tensordot(torch.relu(c), self.t, dims=1)
+        e = self.both(d[:, 0], d[:, 1])
+        return {"w": a, "experts": b, "e": c, "t": d, "both.weight": e}
+
+
+class Images(Tapped):
+    """Convolutions: plain, grouped, transposed, and before a normalisation."""
+
+    inputs = (8, 3, 16, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.up = nn.ConvTranspose2d(16, 8, 4, stride=2)
+        self.line = nn.Conv1d(8, 4, 5)
+
+    def forward(self, x):
+        a = self.stem(x)
+        b = self.depthwise(F.relu(self.norm(a), inplace=True))
+        c = self.up(F.silu(b))
+        d = self.line(F.relu(c).flatten(2))
+        return {"stem.weight": a, "depthwise.weight": b, "up.weight": c, "line.weight": d}
+
+
+class Attention(Tapped):
+    """Packed and separate projections; queries, keys and values are computed by hand."""
+
+    inputs = (5, 8, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.MultiheadAttention(16, 4)
+        self.cross = nn.MultiheadAttention(16, 2, kdim=12, vdim=20)
+        nn.init.normal_(self.own.in_proj_bias, std=0.1)
+
+    def forward(self, x):
+        q, k, v = F.linear(x, self.own.in_proj_weight, self.own.in_proj_bias).chunk(3, -1)
+        y, _ = self.own(x, x, x)
+        keys, values = x[..., :12], torch.cat((x, x[..., :4]), -1)
+        z, _ = self.cross(y, keys, values)
+        bias = self.cross.in_proj_bias.chunk(3)
+        return {
+            "own.in_proj_weight/query": q,
+            "own.in_proj_weight/key": k,
+            "own.in_proj_weight/value": v,
+            "own.out_proj.weight": y,
+            "cross.q_proj_weight": F.linear(y, self.cross.q_proj_weight, bias[0]),
+            "cross.k_proj_weight": F.linear(keys, self.cross.k_proj_weight, bias[1]),
+            "cross.v_proj_weight": F.linear(values, self.cross.v_proj_weight, bias[2]),
+            "cross.out_proj.weight": z,
+        }
+
+
+class Normed(Tapped):
+    """A weight behind torch's weight norm, old and new, and one standardised in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = parametrizations.weight_norm(nn.Linear(12, 16))
+        with pytest.warns(FutureWarning):
+            self.old = nn.utils.weight_norm(nn.Linear(16, 16))
+        self.conv = timm.layers.ScaledStdConv2d(1, 8, 3, padding=1)
+
+    def forward(self, x):
+        a = self.new(x)
+        b = self.old(torch.relu(a))
+        c = self.conv(torch.relu(b).view(-1, 1, 4, 4))
+        return {"new.weight": a, "old.weight": b, "conv.gain": c}
+
+
+class Shared(Tapped):
+    """One layer, applied three times."""
+
+    inputs = (64, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        made = []
+        for _ in range(3):
+            x = self.layer(x)
+            made.append(x)
+            x = torch.tanh(x)
+        return {"layer.weight": joint(made), "last.weight": self.last(x)}
+
+
+TAPPED = {net.__name__: net for net in (Dense, Products, Images, Attention, Normed, Shared)}
+
+
+@pytest.mark.parametrize("std", [1.0, 0.3], ids=["unit", "small"])
+@pytest.mark.parametrize("name", TAPPED)
+def test_every_output_has_the_wanted_standard_deviation(name, std):
+    """A plain forward pass finds each output within 0.1 % of it; 1 % off would fail."""
+    model = TAPPED[name]()
+    x = batch(*model.inputs)
+    report = lsuv_(model, x, std=std, orthogonal=False)
+    with torch.no_grad():
+        made = model(x)
+    assert {tap: deviation(output, std) for tap, output in made.items()} == pytest.approx(
+        dict.fromkeys(made, 0.0), abs=TOLERANCE
+    )
+    assert {scaled.site for scaled in report.scaled} >= {tap.split("/")[0] for tap in made}
+
+
+@pytest.mark.parametrize("name", TAPPED)
+def test_the_report_agrees_with_the_model(name):
+    """`after` is what a plain forward pass measures, and `worst` its largest deviation."""
+    model = TAPPED[name]()
+    x = batch(*model.inputs)
+    report = lsuv_(model, x, orthogonal=False)
+    assert report.worst < TOLERANCE
+    assert all(abs(scaled.after - 1) < TOLERANCE for scaled in report.scaled)
+    assert all(scaled.factor > 0 for scaled in report.scaled)
+    assert all(scaled.site in str(report) for scaled in report.scaled)
+
+
+def test_weights_keep_their_direction():
+    """Without the orthogonal start each weight is its old self times the reported factor."""
+    model = Dense()
+    before = copy.deepcopy(model)
+    report = lsuv_(model, batch(64, 12), orthogonal=False)
+    for scaled in report.scaled:
+        now, then = model.get_parameter(scaled.site), before.get_parameter(scaled.site)
+        torch.testing.assert_close(now, then * scaled.factor, rtol=1e-5, atol=0)
+
+
+def test_one_forward_pass_is_enough():
+    """A model whose weights are used once runs once; shared weights need a few passes more."""
+    for net, most in ((Dense, 1), (Shared, 10)):
+        model, runs = net(), []
+        model.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        report = lsuv_(model, batch(*model.inputs), orthogonal=False)
+        assert len(runs) == report.passes <= most
+
+
+def test_orthogonal_start():
+    """Weights are orthogonal times a factor, and the same for the same seed."""
+    first = Dense()
+    again, other = copy.deepcopy(first), copy.deepcopy(first)
+    for model, seed in ((first, 0), (again, 0), (other, 1)):
+        lsuv_(model, batch(64, 12), seed=seed)
+    weight = first.second.weight.detach()
+    gram = weight @ weight.mT
+    torch.testing.assert_close(gram / gram[0, 0], torch.eye(24), atol=1e-4, rtol=0)
+    assert torch.equal(weight, again.second.weight)
+    assert not torch.equal(weight, other.second.weight)
+
+
+@pytest.mark.parametrize("name", ["Dense", "Images"])
+def test_per_channel_means_are_zero(name):
+    """With `per_channel` each unit of a layer with a bias has mean zero too."""
+    model = TAPPED[name]()
+    x = batch(*model.inputs)
+    lsuv_(model, x, per_channel=True)
+    made = model(x)
+    layers = {
+        tap: out for tap, out in made.items() if f"{tap[:-6]}bias" in dict(model.named_parameters())
+    }
+    assert layers
+    for output in layers.values():
+        units = output.transpose(1, -1) if output.ndim == 4 else output
+        units = output.transpose(1, 2) if output.ndim == 3 else units
+        assert units.flatten(0, -2).mean(0).abs().max() < 1e-4
+        assert deviation(output) < TOLERANCE
+
+
+class Gated(nn.Module):
+    """A recurrent layer, its outputs alone."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        self.layer = kind(6, 10, **options)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+RECURRENT = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "tanh": (nn.RNN, {}),
+    "relu": (nn.RNN, {"nonlinearity": "relu"}),
+    "batch first": (nn.LSTM, {"batch_first": True}),
+    "no bias": (nn.GRU, {"bias": False}),
+    "projected": (nn.LSTM, {"proj_size": 4}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", RECURRENT)
+def test_the_gates_of_a_recurrent_layer_get_unit_deviation(name):
+    """What the weights of a layer bring to its gates has the wanted standard deviation."""
+    kind, options = RECURRENT[name]
+    model = Gated(kind, **options)
+    x = batch(12, 16, 6)
+    report = lsuv_(model, x, orthogonal=False)
+    with torch.no_grad():
+        out = model(x)
+        if options.get("batch_first"):
+            out, x = out.transpose(0, 1), x.transpose(0, 1)
+        before = torch.cat((torch.zeros_like(out[:1]), out[:-1]))
+        gates = x @ model.layer.weight_ih_l0.mT + before @ model.layer.weight_hh_l0.mT
+    assert deviation(gates) < TOLERANCE
+    assert [s.site for s in report.scaled] == ["layer.weight_ih_l0", "layer.weight_hh_l0"]
+    assert report.scaled[0].before != pytest.approx(1, abs=0.05)
+
+
+def test_a_deep_bidirectional_layer_is_scaled_throughout():
+    """All layers and directions are scaled, in one pass."""
+    model = Gated(nn.LSTM, num_layers=2, bidirectional=True)
+    report = lsuv_(model, batch(12, 16, 6), orthogonal=False)
+    names = {n for n, p in model.named_parameters() if p.ndim == 2}
+    assert {scaled.site for scaled in report.scaled} == names
+    assert report.worst < TOLERANCE
+    assert report.passes == 1
+
+
+class Steps(nn.Module):
+    """A cell, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(6, 10)
+
+    def forward(self, x):
+        state = x.new_zeros(x.shape[1], 10)
+        for step in x:
+            state = self.cell(step, state)
+        return state
+
+
+def test_a_cell_is_scaled_over_all_its_steps():
+    """The steps share the cell's weights: the deviation is one over all of them together."""
+    model, made = Steps(), []
+    report = lsuv_(model, batch(8, 32, 6), orthogonal=False)
+    assert [scaled.site for scaled in report.scaled] == ["cell.weight_ih", "cell.weight_hh"]
+
+    def gates(cell, args):
+        made.append(args[0] @ cell.weight_ih.mT + args[1] @ cell.weight_hh.mT)
+
+    model.cell.register_forward_pre_hook(gates)
+    with torch.no_grad():
+        model(batch(8, 32, 6))
+    assert deviation(joint(made)) < TOLERANCE
+
+
+LEFT = {
+    "zero": (lambda m: nn.init.zeros_(m[0].weight), {}, "same for all"),
+    "bias": (lambda m: nn.init.normal_(m[0].bias, std=5.0), {}, "bias alone"),
+    "frozen": (lambda m: m[0].weight.requires_grad_(False), {}, "frozen"),
+    "skipped": (lambda m: None, {"skip": "0.*"}, "skip="),
+    "not among": (lambda m: None, {"only": ["2.*"]}, "only="),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_cannot_be_scaled_is_left_and_said(name):
+    """The weight is bit for bit what it was, the reason names the cause, later ones are scaled."""
+    change, options, reason = LEFT[name]
+    model = nn.Sequential(nn.Linear(12, 16), nn.Softplus(), nn.Linear(16, 4))
+    change(model)
+    nn.init.zeros_(model[2].bias)
+    nn.init.normal_(model[2].weight)
+    before = model[0].weight.detach().clone()
+    report = lsuv_(model, batch(64, 12) + torch.randn(64, 12), orthogonal=False, **options)
+    assert torch.equal(model[0].weight, before)
+    assert reason in next(left.reason for left in report.left if left.site == "0.weight")
+
+
+def test_spectral_norm_and_lookups_are_left():
+    """Neither can grow: a spectral norm divides growth away, a table's rows are not summed."""
+    model = nn.Sequential(
+        nn.Embedding(9, 6), parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Linear(6, 3)
+    )
+    report = lsuv_(model, torch.arange(9), orthogonal=False)
+    assert {left.site for left in report.left} == {"0.weight", "1.weight"}
+    assert [scaled.site for scaled in report.scaled] == ["2.weight"]
+
+
+def test_what_the_forward_pass_does_not_use_is_left():
+    """A layer that is never called is named among the left."""
+    model = Dense()
+    model.spare = nn.Linear(3, 3)
+    report = lsuv_(model, batch(64, 12), orthogonal=False)
+    assert [left.site for left in report.left] == ["spare.weight"]
+
+
+class Raising(nn.Module):
+    """Raises behind its second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        self.second(self.norm(self.first(x)))
+        raise RuntimeError("too late")
+
+
+@pytest.mark.parametrize("orthogonal", [False, True], ids=["scaling", "orthogonal start"])
+def test_an_error_leaves_the_model_as_it_was(orthogonal):
+    """Where the forward raises, every parameter, buffer, flag and random state is the old one."""
+    model = Raising()
+    model.norm.eval()
+    state, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    rng = torch.random.get_rng_state()
+    with pytest.raises(TraceError, match="too late"):
+        lsuv_(model, batch(8, 6), orthogonal=orthogonal)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(rng, torch.random.get_rng_state())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_running_statistics_stay():
+    """The pass runs in training mode on copies of the buffers."""
+    model = Images()
+    lsuv_(model, batch(8, 3, 16, 16), orthogonal=False)
+    assert model.norm.num_batches_tracked == 0
+    assert torch.equal(model.norm.running_var, torch.ones(16))
+
+
+def test_half_precision_weights():
+    """bfloat16 weights are measured in float32; rounding a weight moves it by 2^-9 at most."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)).bfloat16()
+    x = batch(64, 64).bfloat16()
+    lsuv_(model, x, orthogonal=False)
+    assert deviation(model(x).float()) < 5e-3
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf])
+def test_std_must_be_positive(std):
+    """A standard deviation that none can have is refused."""
+    with pytest.raises(ValueError, match="positive"):
+        lsuv_(Dense(), batch(64, 12), std=std)
+
+
+def test_meta_weights_are_refused():
+    """Without memory there is nothing to scale; the message says what to call."""
+    with torch.device("meta"):
+        model = Dense()
+    with pytest.raises(ApplyError, match="materialize"):
+        lsuv_(model, batch(64, 12), orthogonal=False)
+
+
+@pytest.mark.distributed
+def test_spread_inputs_count_together():
+    """Two processes with half a batch each find the scales of one process with the whole batch.
+
+    The halves differ so much that a process on its own finds quite other ones.
+    """
+    pytest.importorskip("torch.distributed.fsdp")
+    from tests.engine import lsuv_ranks
+
+    for found in lsuv_ranks.run():
+        assert found["ddp"] < 1e-5
+        assert found["fsdp"] < 1e-5
+        assert found["alone"] > 0.02
+
+
+def test_a_real_network():
+    """All weights of a ResNet, measured by hooks on its layers."""
+    model = timm.create_model("resnet10t")
+    x = batch(4, 3, 64, 64)
+    report: Calibration = lsuv_(model, x)
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(
+                lambda _, __, out, name=name: found.update({name: deviation(out)})
+            )
+    with torch.no_grad():
+        model(x)
+    assert len(found) == len(report.scaled)
+    assert max(found.values()) < TOLERANCE
