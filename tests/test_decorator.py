@@ -226,8 +226,11 @@ class TestForms:
         """Anything but a class of modules is refused, with what to write instead."""
         with pytest.raises(TypeError, match=r"apply_policy\(model\)"):
             init_policy("he")(thing)
+
+    def test_bare_on_another_class(self):
+        """A class that is no module is refused without parentheses, too."""
         with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
-            init_policy(thing)
+            init_policy(int)
 
     def test_unknown_preset_is_refused_where_the_class_is_written(self):
         """A misspelt preset fails at the decorator, not at the first object."""

@@ -90,14 +90,14 @@ class TestErrors:
         ("path", "message"),
         [
             ("text", "builds a str, not a torch.nn.Module"),
-            ("number", "is no callable that builds a model, but 3"),
-            ("ready", "is no callable that builds a model, but Linear"),
+            ("number", "is a int, no callable that builds a model"),
+            ("ready", "is a Linear, no callable that builds a model"),
         ],
         ids=["wrong-result", "no-callable", "a-model"],
     )
     def test_not_a_builder(self, own_module, path, message):
         """What is found but builds no model is refused."""
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises(UnknownNameError, match=message):
             build(f"{own_module}:{path}")
 
     @pytest.mark.parametrize("library", ["timm", "torchvision"])

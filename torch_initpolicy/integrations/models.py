@@ -75,7 +75,8 @@ def _own(module_name: str, path: str) -> Callable[[], nn.Module]:
     for part in path.split("."):
         found = _attribute(found, part, module_name)
     if not callable(found) or isinstance(found, nn.Module):
-        raise TypeError(f"{module_name}:{path} is no callable that builds a model, but {found!r}")
+        what = type(found).__name__
+        raise UnknownNameError(f"{module_name}:{path} is a {what}, no callable that builds a model")
     return found
 
 
@@ -101,9 +102,10 @@ def build(source: str) -> nn.Module:
         The model.
 
     Raises:
-        UnknownNameError: There is no such model, module or name; the nearest are suggested.
+        UnknownNameError: There is no such model, module or name, and the nearest are suggested; or
+            what was found builds no `torch.nn.Module`.
         MissingExtraError: The library is not installed.
-        TypeError: What was found builds no `torch.nn.Module`.
+        Exception: Whatever the model's own constructor raises.
 
     Examples:
         >>> build("torch.nn:Identity")
@@ -111,5 +113,5 @@ def build(source: str) -> nn.Module:
     """
     model = _builder(source)()
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
+        raise UnknownNameError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
     return model

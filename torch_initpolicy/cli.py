@@ -1,0 +1,206 @@
+"""The command `torch-initpolicy`: parses, calls the verbs of the package, prints their results.
+
+Results go to standard output, and with `--json` nothing else does; progress, warnings and errors
+go to standard error. Exit codes: 0, all is well; 1, something failed or was found; 2, the command
+line asks for something that does not exist.
+"""
+
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from torch import nn
+
+from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.engine.skip import skip_init
+from torch_initpolicy.errors import InitPolicyError, MissingExtraError, PolicyError
+from torch_initpolicy.integrations.models import build
+
+try:
+    import typer
+    from rich.console import Console, RenderableType
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from torch_initpolicy.integrations.safetensors import save
+    from torch_initpolicy.report import tables
+except ImportError as error:  # the first thing a script does; nobody wants a traceback there
+    raise SystemExit(str(MissingExtraError("the command torch-initpolicy", "cli"))) from error
+
+__all__ = ["main"]
+
+FAILED, USAGE = 1, 2
+
+USAGE_ERRORS = (PolicyError, MissingExtraError)
+"""Errors that another command line would mend; any other is a failure of the work itself."""
+
+app = typer.Typer(
+    help="Initialise PyTorch models by a policy, chosen by what each layer meets in the data flow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Make every command a word of its own, however many there are."""
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Find out before the work, not after it, where its result cannot be put."""
+    if path is not None and path.suffix != ".safetensors":
+        raise typer.BadParameter(f"{path} does not end with .safetensors")
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help="timm:resnet50, torchvision:resnet50 or package.module:callable."),
+]
+Policy = Annotated[
+    str, typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the random streams, up to 64 bits.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Save the weights here, as FILE.safetensors.", callback=_writable),
+]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only sites of such names: 'head.*'. Repeatable.")
+]
+Skip = Annotated[
+    list[str] | None, typer.Option(help="No sites of such names: 'encoder.*'. Repeatable.")
+]
+Frozen = Annotated[bool, typer.Option("--frozen", help="Also parameters that require no gradient.")]
+Strict = Annotated[
+    bool, typer.Option(help="Whether a rule that matches nothing is an error, or a warning.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def plan(
+    model: Model,
+    *,
+    policy: Policy = "auto",
+    only: Only = None,
+    skip: Skip = None,
+    frozen: Frozen = False,
+    strict: Strict = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a policy would write to each parameter, and why; write nothing."""
+    built = _built(model)
+    with _progress("reading the data flow"):
+        result = plan_policy(built, policy, only=only, skip=skip, frozen=frozen, strict=strict)
+    _print(result.to_json() if as_json else tables.plan_table(result))
+
+
+@app.command()
+def apply(
+    model: Model,
+    *,
+    policy: Policy = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    only: Only = None,
+    skip: Skip = None,
+    frozen: Frozen = False,
+    strict: Strict = True,
+    as_json: AsJson = False,
+) -> None:
+    """Initialise a model by a policy; save its weights with the receipt in their metadata."""
+    built = _built(model)
+    with _progress("initialising"):
+        receipt = apply_policy(
+            built, policy, seed=seed, only=only, skip=skip, frozen=frozen, strict=strict
+        )
+    if out is not None:
+        with _progress(f"writing {out}"):
+            save(built, receipt, out)
+    _print(receipt.to_json() if as_json else tables.receipt_table(receipt))
+
+
+def _built(source: str) -> nn.Module:
+    """Build the model; its constructor's own draws would be thrown away, so they are skipped."""
+    with _progress(f"building {source}"), skip_init():
+        return build(source)
+
+
+#
+# What the user sees
+#
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Open a console; a file or a pipe gets wide lines, not a terminal's 80 columns."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    return console
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Show what is being done and for how long, where somebody watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = _console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+def _print(result: RenderableType) -> None:
+    console = _console()
+    if isinstance(result, str):
+        console.out(result)
+    else:
+        console.print(result)
+
+
+def _say(kind: str, style: str, message: object) -> None:
+    _console(stderr=True).print(f"[{style}]{kind}:[/] {escape(str(message))}")
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show warnings without the line of code that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say("warning", "bold yellow", message)
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: What was typed after `torch-initpolicy`; None takes it from the process.
+
+    Raises:
+        SystemExit: Always; 0 if all is well, 1 if something failed or was found, 2 if the command
+            line asks for what does not exist.
+
+    Examples:
+        >>> main(["plan", "torch.nn:Lineal"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    try:
+        with _short_warnings():
+            app(args=arguments, prog_name="torch-initpolicy")
+    except InitPolicyError as error:
+        _say("error", "bold red", error)
+        raise SystemExit(USAGE if isinstance(error, USAGE_ERRORS) else FAILED) from error
+    except Exception as error:  # the model's own code may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        _say("error", "bold red", f"{type(error).__name__}: {error} ({where})")
+        raise SystemExit(FAILED) from error

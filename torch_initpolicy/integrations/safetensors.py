@@ -1,0 +1,70 @@
+"""Weights in a safetensors file, with the receipt of how they came about in its metadata."""
+
+from pathlib import Path
+
+from torch import nn
+
+from torch_initpolicy.engine.plan import Receipt
+from torch_initpolicy.errors import InitPolicyError, MissingExtraError
+
+try:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_model
+except ImportError as error:
+    raise MissingExtraError("writing safetensors files", "cli") from error
+
+__all__ = ["receipt_in", "save"]
+
+KEY = "torch_initpolicy.receipt"
+
+
+def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
+    """Write all parameters and buffers of a model, and the receipt beside them.
+
+    Tied tensors are written once, as `safetensors.torch.load_model` expects them. The file appears
+    when it is complete: a run that is interrupted leaves an old file as it was.
+
+    Args:
+        model: The model.
+        receipt: What `apply_policy` returned for it.
+        path: Where to.
+
+    Examples:
+        >>> import tempfile
+        >>> from torch_initpolicy.api import apply_policy
+        >>> model = nn.Linear(2, 2)
+        >>> receipt = apply_policy(model, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, receipt, f"{folder}/model.safetensors")
+        ...     receipt_in(f"{folder}/model.safetensors") == receipt
+        True
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        save_model(model, str(unfinished), metadata={KEY: receipt.to_json()})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def receipt_in(path: str | Path) -> Receipt:
+    """Read the receipt that `save` put into a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        InitPolicyError: The file is no safetensors file or holds no receipt.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise InitPolicyError(f"{path} is no safetensors file: {error}") from error
+    if KEY not in metadata:
+        raise InitPolicyError(f"{path} holds no receipt; files written by `save` do")
+    return Receipt.from_json(metadata[KEY])

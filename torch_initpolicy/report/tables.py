@@ -1,0 +1,69 @@
+"""Plans and receipts as tables that fit a terminal; lays out, and computes nothing."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.engine.words import HEADINGS, header, rows
+
+__all__ = ["plan_table", "receipt_table"]
+
+_STYLES = {"parameter": "bold", "std": "cyan", "from": "dim"}
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Lay out a plan: what it is about, then what happens to each parameter, and why.
+
+    Parameters of numbered modules to which the same happens share a line. Where the terminal is
+    narrow names and reasons wrap; nothing is cut off.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        What rich can print.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> from torch import nn
+        >>> from torch_initpolicy.api import plan_policy
+        >>> Console(width=72).print(plan_table(plan_policy(nn.Linear(8, 8))))
+    """
+    heading = header(plan.steps, plan.policy, dict(plan.unknown_operators))
+    return Group(Text(heading), "", _steps(plan))
+
+
+def _steps(plan: Plan) -> Table:
+    cells = rows(plan)
+    shown = [at for at, _ in enumerate(HEADINGS) if _says_something(cells, at)]
+    table = Table(box=None, pad_edge=False, header_style="underline")
+    for name in (HEADINGS[at] for at in shown):
+        table.add_column(name, style=_STYLES.get(name, ""), overflow="fold", no_wrap=name == "std")
+    for row in cells:
+        table.add_row(*(Text(row[at]) for at in shown))
+    return table
+
+
+def _says_something(cells: list[tuple[str, ...]], at: int) -> bool:
+    """Say whether a column is worth its width: where all facts come from, the heading says."""
+    return HEADINGS[at] != "from" or len({row[at] for row in cells}) > 1
+
+
+def receipt_table(receipt: Receipt) -> RenderableType:
+    """Lay out a receipt: the plan that was carried out, then with which seed and by what.
+
+    Args:
+        receipt: The receipt.
+
+    Returns:
+        What rich can print.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> from torch import nn
+        >>> from torch_initpolicy.api import apply_policy
+        >>> receipt = apply_policy(nn.Linear(8, 8), seed=0)
+        >>> Console(width=72).print(receipt_table(receipt))  # doctest: +ELLIPSIS
+    """
+    return Group(plan_table(receipt.plan), "", Text(str(receipt)))
