@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch_initpolicy.engine.pending import Entry, Known, covers_storage, same_storage
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.errors import SkippedInitError, listing
+from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.initializers import Spread
 
 #
@@ -214,6 +215,10 @@ class SkippedTensor(Tensor):
         """Say what is missing."""
         return f"Tensor skipped: {_description(self)}"
 
+    def __format__(self, spec: str) -> str:
+        """Say the same in a format string."""
+        return format(repr(self), spec)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse to be saved."""
         _refuse(self)
@@ -224,6 +229,7 @@ class SkippedParameter(nn.Parameter):
 
     __torch_function__ = SkippedTensor.__torch_function__
     __reduce_ex__ = SkippedTensor.__reduce_ex__
+    __format__ = SkippedTensor.__format__
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is missing."""
@@ -246,7 +252,7 @@ def _skipped(tensor: Any) -> Skipped | None:
 
 
 def _unguard(tensor: Tensor) -> None:
-    del vars(tensor)["_skipped"]
+    vars(tensor).pop("_skipped", None)
     tensor.__class__ = _PLAIN.get(type(tensor), type(tensor))
 
 
@@ -284,11 +290,9 @@ _SET_DATA = setter("data")
 
 def _set_data(call: Call) -> None:
     """Guard a parameter if and only if the bytes it is given are guarded (`Module.to`, `half`)."""
-    tensor, value = call.args
+    tensor, skipped = call.target, _skipped(call.arguments[1])
     call.run()
-    if _skipped(tensor) is not None:
-        _unguard(tensor)
-    skipped = _skipped(value)
+    _unguard(tensor)
     if skipped is not None:
         skipped.hold(tensor)
 
@@ -299,25 +303,26 @@ def _description(tensor: Tensor) -> str:
 
 def _refuse(tensor: Tensor) -> NoReturn:
     """Raise the error that lists every parameter of the model that has no values yet."""
-    named = _named_parameters(vars(tensor)["_skipped"].living)
-    cases = [f"{name}: {_description(p)}" for name, p in named.items() if _skipped(p) is not None]
+    model = _model_of(vars(tensor)["_skipped"].living)
+    undrawn = (site for site in sites(model) if _skipped(site.parameters[0]) is not None)
+    cases = [f"{site.name}: {_description(site.parameters[0])}" for site in undrawn]
     raise SkippedInitError(
-        f"{max(len(cases), 1)} parameters were skipped by skip_init and have no values yet:\n"
+        f"{max(len(cases), 1)} of the model's parameters were skipped by skip_init and hold no "
+        "values yet:\n"
         f"{listing(cases or [_description(tensor)])}\n"
         "fill them with apply_policy(model) or load_state_dict before the model is used or saved"
     )
 
 
-def _named_parameters(wanted: Sequence[Tensor]) -> dict[str, nn.Parameter]:
-    """Return the parameters of the largest module that holds one of the given tensors.
+def _model_of(wanted: Sequence[Tensor]) -> nn.Module:
+    """Return the largest module that holds one of the given tensors, or an empty one.
 
     A tensor does not know its module, and nothing but the error above wants to know.
     """
-    modules = (thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module))
-    holding = (dict(module.named_parameters()) for module in modules)
     ids = {id(tensor) for tensor in wanted}
-    found = (named for named in holding if not ids.isdisjoint(map(id, named.values())))
-    return max(found, key=len, default={})
+    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+    holding = [m for m in modules if not ids.isdisjoint(map(id, m.parameters()))]
+    return max(holding, key=lambda m: sum(1 for _ in m.modules()), default=nn.Module())
 
 
 #

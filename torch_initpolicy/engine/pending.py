@@ -6,8 +6,8 @@ behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) sha
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Protocol
 
@@ -219,8 +219,8 @@ class Entry:
         shape: Shape of the tensor that was to be filled; it covers the storage.
         dtype: Its dtype.
         storage: The storage, without keeping it alive.
-        padding: The row that was zeroed since, as an embedding does with its padding, or None.
         parameters: The parameters seen there, without keeping them alive.
+        padding: The row that was zeroed since, as an embedding does with its padding, or None.
     """
 
     draw: Draw
@@ -228,8 +228,8 @@ class Entry:
     shape: torch.Size
     dtype: torch.dtype
     storage: StorageWeakRef
+    parameters: Sequence[weakref.ref[nn.Parameter]]
     padding: int | None = None
-    parameters: list[weakref.ref[nn.Parameter]] = field(default_factory=list)
 
     @property
     def living(self) -> list[nn.Parameter]:
@@ -267,6 +267,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
+        self._homes: dict[int, list[weakref.ref[nn.Parameter]]] = {}
 
     def find(self, tensor: Tensor) -> Entry | None:
         """Return the entry of the storage behind `tensor`, if it has one."""
@@ -276,20 +277,18 @@ class Ledger:
 
     def put_off(self, tensor: Tensor, draw: Draw, generator: torch.Generator | None = None) -> None:
         """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
-        known = self.find(tensor)
-        entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor))
-        if known is not None:
-            entry.parameters = known.parameters
-        self._entries[_key(tensor)] = entry
         self.see(tensor)
+        home = self._homes.setdefault(_key(tensor), [])
+        entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor), home)
+        self._entries[_key(tensor)] = entry
 
     def see(self, tensor: Tensor) -> None:
-        """Note that a parameter lives on a storage with an entry."""
-        entry = self.find(tensor)
-        if entry is None or not isinstance(tensor, nn.Parameter):
+        """Note where a parameter lives."""
+        if not isinstance(tensor, nn.Parameter) or tensor.layout is not torch.strided:
             return
-        if all(ref() is not tensor for ref in entry.parameters):
-            entry.parameters.append(weakref.ref(tensor))
+        home = self._homes.setdefault(_key(tensor), [])
+        if all(reference() is not tensor for reference in home):
+            home.append(weakref.ref(tensor))
 
     def forget(self, tensor: Tensor) -> None:
         """Drop the entry: all of the storage is about to be overwritten."""

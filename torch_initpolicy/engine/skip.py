@@ -95,9 +95,10 @@ def opened(model: nn.Module) -> Iterator[None]:
     modes = _active_modes()
     before = [mode.paused for mode in modes]
     for mode in modes:
-        guard(mode.ledger.take(model.parameters()))
         mode.paused = True
     try:
+        for mode in modes:
+            guard(mode.ledger.take(model.parameters()))
         with unguarded(model):
             yield
     finally:
@@ -159,9 +160,9 @@ def _see(ledger: Ledger, call: Call) -> Any:
 
 def _view(ledger: Ledger, call: Call) -> Any:
     """Let views through, they share the entry; a copy reads."""
-    if ledger.find(call.target) is None:
-        return _read(ledger, call)
     result = call.run()
+    if ledger.find(call.target) is None:
+        return result
     if all(same_storage(view, call.target) for view in tensors(result)):
         return result
     return _read(ledger, call)
