@@ -59,6 +59,11 @@ class Track:
         """Whether any units are still equal."""
         return bool((self.labels.bincount() > 1).any())
 
+    @property
+    def moves_together(self) -> bool:
+        """Whether any units that are still equal have moved."""
+        return any(bool(self.alive[list(group)].any()) for group in self.groups())
+
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """List the positions, among the likeness' units, of those that are still equal."""
         return groups(self.labels)
@@ -157,6 +162,11 @@ class TwinTrack:
     def has_groups(self) -> bool:
         """Whether any modules are still equal."""
         return bool((self.labels.bincount() > 1).any())
+
+    @property
+    def moves_together(self) -> bool:
+        """Whether any modules that are still equal have moved."""
+        return any(bool(self.alive[list(group)].any()) for group in self.groups())
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """List the numbers of the modules that are still equal."""

@@ -96,9 +96,17 @@ class Suspects(NamedTuple):
         *,
         asked: bool,
     ) -> "Suspects":
-        """Scan a model; where somebody asks, constant vectors of unknown use are suspects too."""
-        likenesses = scan(found, axes)
-        kept = (like for like in likenesses if like.is_suspect or (asked and _is_raw_vector(like)))
+        """Scan a model.
+
+        Constant vectors of unknown use are told apart by the matrices around them. They are
+        suspects only where somebody asks, or where there are no matrices.
+        """
+        raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in found)
+        kept = (
+            like
+            for like in scan(found, axes)
+            if like.is_suspect or (raw_too and _is_raw_vector(like))
+        )
         return cls(tuple(kept), twins(model))
 
     def __bool__(self) -> bool:
@@ -134,12 +142,11 @@ class _Search:
         self.sites = found
         self.suspects = suspects
         self.loss = loss
-        names = {id(p): name for name, p in model.named_parameters()}
-        self.names = {parameter: names[parameter] for parameter in names}
+        self.names = {id(p): name for name, p in model.named_parameters()}
         self.keys = {
-            site.name: [names[id(p)] for p in site.parameters if p.requires_grad]
+            site.name: [self.names[id(p)] for p in site.parameters if p.requires_grad]
             for site in found
-            if not site.lazy and site.requires_grad and site.dtype.is_floating_point | site.dtype.is_complex
+            if not site.lazy and (site.dtype.is_floating_point or site.dtype.is_complex)
         }
         self.axes: dict[str, Axes | None] = {}
         self.failures: list[str] = []
@@ -273,13 +280,9 @@ class _Search:
         """
         trial.trained = self._suspected_keys()
         outcome = self._followed(trial, *self._suspected_tracks())
-        moving = any(
-            bool(track.alive[list(group)].any())
-            for track in (*outcome.tracks, *outcome.twins)
-            for group in track.groups()
-        )
-        idle = any(True for _ in idle_parts(outcome.tracks, outcome.reach))
         trial.reset()
+        moving = any(track.moves_together for track in (*outcome.tracks, *outcome.twins))
+        idle = any(True for _ in idle_parts(outcome.tracks, outcome.reach))
         return None if moving or idle else outcome
 
     def _everything(self, trial: Trial) -> Outcome:
@@ -296,7 +299,8 @@ class _Search:
         everything: list[AnyTrack] = [*tracks, *of_modules]
         steps, stirred = follow(trial, everything)
         reach = awakened(trial, tracks)
-        return Outcome(self.sites, self._kept_keys(trial), tracks, of_modules, reach, stirred, steps)
+        keys = self._kept_keys(trial)
+        return Outcome(self.sites, keys, tracks, of_modules, reach, stirred, steps)
 
     def _kept_keys(self, trial: Trial) -> dict[str, list[str]]:
         """Return the trained tensors behind each site that has any."""
