@@ -168,7 +168,7 @@ def apply_policy(
             frozen=frozen,
             strict=strict,
         )
-        written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on)
+        written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
     if plan.symmetric:
         _warn_of_symmetry(plan)
     return Receipt.of(plan, written)

@@ -40,7 +40,7 @@ def pairs(model: nn.Module, choose: Callable[[Site], Initializer]) -> list[tuple
     return [(site, step_for(site, choose(site))) for site in sites(model)]
 
 
-def fill(model: nn.Module, initializer: Initializer, *names: str, **options: object) -> Written:
+def fill(model: nn.Module, initializer: Initializer, /, *names: str, **options: object) -> Written:
     """Fill the named sites of a model, or all of them, and keep the others."""
     chosen = pairs(model, lambda site: initializer if not names or site.name in names else Keep())
     return apply_steps(chosen, **{"seed": 0, **options})

@@ -35,7 +35,8 @@ from torch.distributed.tensor.parallel import (
 
 from tests.engine.helpers import fill, pairs
 from torch_initpolicy.engine.apply import Written, apply_steps
-from torch_initpolicy.engine.storage import obstacles
+from torch_initpolicy.engine.storage import obstacles, reshard
+from torch_initpolicy.engine.verify import measure_steps
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.tensors.initializers import (
     From,
@@ -337,6 +338,36 @@ def trains() -> None:
     assert model[0].weight.grad is not None
 
 
+def gathered() -> None:
+    """After a forward pass alone the outermost parameters are whole; they are sharded again."""
+    model = nn.Sequential(nn.Linear(30, 70), nn.ReLU(), nn.Linear(70, 3))
+    expected = nn.Sequential(nn.Linear(30, 70), nn.ReLU(), nn.Linear(70, 3))
+    fully_shard(model)
+    with torch.no_grad():
+        model(torch.ones(2, 30))
+    assert not isinstance(model[0].weight, DTensor)
+    reshard(model)
+    fill(model, Normal(1.0))
+    fill(expected, Normal(1.0))
+
+    assert _unequal(model, expected) == []
+
+
+def verified() -> None:
+    """Each process measures what it holds; an error in one shard is found there."""
+    model = _made()
+    fsdp(model, distributed.get_world_size())
+    chosen = pairs(model, lambda site: Orthogonal() if site.name == "up.weight" else Normal(0.1))
+    apply_steps(chosen, SEED)
+    assert measure_steps(chosen).findings == ()
+    if distributed.get_rank() == 0:
+        with torch.no_grad():
+            model.down.weight.to_local().mul_(1.1)
+    names = [finding.name for finding in measure_steps(chosen).findings]
+
+    assert names == (["down.weight"] if distributed.get_rank() == 0 else [])
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{
         f"{way}-{choice}": lambda way=way, choice=choice: spread(way, choice)
@@ -355,6 +386,8 @@ CASES: dict[str, Callable[[], None]] = {
             partial,
             checkpoint,
             trains,
+            gathered,
+            verified,
         )
     },
 }

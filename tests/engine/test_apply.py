@@ -259,21 +259,23 @@ class TestPlaces:
 
     def test_statistics(self):
         """New weights of a norm reset its running statistics; kept ones keep them."""
-        model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
         for _ in range(3):
             model(torch.randn(8, 4))
         kept = state(model[1])
-        apply_steps(
-            pairs(model, lambda site: Ones() if site.name.startswith("0.") else Keep()),
-            0,
-            norms=[model[2]],
-        )
+        fill(model, Ones(), "0.weight", "0.bias")
 
-        for norm in (model[0], model[2]):
-            assert norm.running_mean.eq(0).all()
-            assert norm.running_var.eq(1).all()
-            assert norm.num_batches_tracked == 0
+        assert same(state(nn.BatchNorm1d(4)) | {"bias": torch.ones(4)}, state(model[0]))
         assert same(kept, state(model[1]))
+
+    @pytest.mark.parametrize(("written", "reset"), [("0.weight", True), ("2.weight", False)])
+    def test_statistics_without_weights(self, written, reset):
+        """A norm without weights is reset together with the weights before it."""
+        model = nn.Sequential(layer(4, 4), nn.BatchNorm1d(4, affine=False), layer(4, 4))
+        model(torch.randn(8, 4))
+        fill(model, Normal(1.0), written, model=model)
+
+        assert same(state(nn.BatchNorm1d(4, affine=False)), state(model[1])) == reset
 
     @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,)], ids=str)
     def test_empty(self, shape):

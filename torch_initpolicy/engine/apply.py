@@ -10,7 +10,7 @@ thread.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from torch_initpolicy.engine.storage import (
 )
 from torch_initpolicy.engine.streams import BLOCK, Seek, as_seed, draws_on, isolated, key, seeker
 from torch_initpolicy.errors import ApplyError, PolicyError, listing
-from torch_initpolicy.sites import Site
+from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.tensors.elementwise import fill_with
 from torch_initpolicy.tensors.initializers import (
     BUILTIN,
@@ -114,7 +114,7 @@ def apply_steps(
     *,
     threads: int | None = None,
     draw_on: torch.device | str | None = None,
-    norms: Iterable[nn.Module] = (),
+    model: nn.Module | None = None,
 ) -> Written:
     """Write the values that steps describe into the tensors of their sites.
 
@@ -130,7 +130,8 @@ def apply_steps(
         threads: Threads that draw on the CPU; None: as many as torch computes with.
         draw_on: Device that draws, `"cpu"` for the same bits on every device; None: the device
             that each tensor lives on.
-        norms: Modules without weights whose running statistics are to be reset too.
+        model: The model that the sites are of. Norms without weights have no site; with the model
+            their running statistics are reset together with the weights before them.
 
     Returns:
         What was written.
@@ -142,13 +143,14 @@ def apply_steps(
     """
     started = time.perf_counter()
     with _plainly():
-        jobs = _jobs(pairs, draw_on)
+        known = list(pairs)
+        jobs = _jobs(known, draw_on)
         seed = _agreed(seed, jobs)
         hands = _hands(seed, jobs, torch.get_num_threads() if threads is None else threads)
         staged = _staged(jobs, hands)
         staged_at = time.perf_counter()
         _write(jobs, staged, hands)
-        _reset({job.site.owner: None for job in jobs} | dict.fromkeys(norms))
+        _reset(model, {site.owner: not step.keeps for site, step in known})
     return Written(
         seed=seed,
         names=tuple(job.site.name for job in jobs),
@@ -504,8 +506,16 @@ def _store(site: Site, found: Behind, hand: Hand) -> None:
     store(site, found)
 
 
-def _reset(modules: Iterable[nn.Module]) -> None:
-    """Reset the running statistics of norms."""
+def _reset(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> None:
+    """Reset the running statistics of norms.
+
+    Args:
+        model: The model, or None where only modules with weights are to be looked at.
+        owners: Modules that hold sites, and whether these were written.
+    """
+    modules = owners if model is None else [module for _, module in canonical_modules(model)]
+    fresh = False
     for module in modules:
-        for name, value in buffers_of(module).items():
+        fresh = owners.get(module, fresh)
+        for name, value in buffers_of(module).items() if fresh else ():
             module.get_buffer(name).fill_(value)

@@ -16,6 +16,7 @@ from torch_initpolicy.engine.differences import Difference, difference
 from torch_initpolicy.engine.notation import outcome, step_data, step_of
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step, symmetric
+from torch_initpolicy.engine.storage import reshard
 from torch_initpolicy.engine.verify import Verification, verify_steps
 from torch_initpolicy.engine.versions import Versions
 from torch_initpolicy.engine.words import header, table
@@ -115,6 +116,7 @@ class Plan:
         if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
         steps = {step.name: step for step in self.on(target).steps}
+        reshard(target)
         return tuple((site, steps[site.name]) for site in sites(target))
 
     def apply(
@@ -144,7 +146,9 @@ class Plan:
         if bound.model is None:
             raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
         with opened(bound.model):
-            written = apply_steps(bound.pairs(), seed, threads=threads, draw_on=draw_on)
+            written = apply_steps(
+                bound.pairs(), seed, threads=threads, draw_on=draw_on, model=bound.model
+            )
         return Receipt.of(bound, written)
 
     def verify(self, model: nn.Module | None = None) -> Verification:

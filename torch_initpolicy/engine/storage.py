@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.errors import ApplyError
@@ -207,6 +207,20 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Tell whether a tensor is a DTensor, without importing what nobody has imported yet."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 go back from the parameters it has gathered for a forward pass to its shards.
+
+    The outermost module of a model stays gathered after a forward pass without a backward pass, and
+    what is then written to its parameters is lost. Costs nothing where nothing is gathered.
+    """
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is None:
+        return
+    for part in model.modules():
+        if isinstance(part, module.FSDPModule):
+            part.reshard()
 
 
 def _piece(tensor: Tensor, shape: tuple[int, ...], box: Box) -> Piece:
