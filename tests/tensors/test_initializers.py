@@ -39,7 +39,6 @@ from torch_initpolicy.tensors.initializers import (
     is_elementwise,
     lecun_uniform,
     truncation,
-    working_dtype,
     xavier_normal,
     xavier_uniform,
 )
@@ -574,24 +573,6 @@ def test_families(kind):
 def test_is_elementwise(initializer, expected):
     """Only what draws each element alone is element-wise."""
     assert is_elementwise(initializer) is expected
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-        (torch.bfloat16, torch.float32),
-        (torch.float8_e4m3fn, torch.float32),
-        (torch.complex64, torch.complex64),
-        (torch.complex32, torch.complex64),
-        (torch.complex128, torch.complex128),
-    ],
-    ids=str,
-)
-def test_working_dtype(dtype, expected):
-    """Numbers are drawn in single precision, or double for double."""
-    assert working_dtype(dtype) == expected
 
 
 @pytest.mark.parametrize(

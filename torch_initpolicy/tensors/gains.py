@@ -275,9 +275,24 @@ def _known_moments(activation: Activation, mean: float, std: float) -> Moments:
     known, parameters = _look_up(activation)
     if known.exact is not None and (mean, std) == (0.0, 1.0):
         return known.exact(*parameters)
+    return _integrate(function_of(activation), mean, std)
+
+
+def function_of(activation: Activation) -> Function:
+    """Return an activation of the table as a function of a tensor, with its own parameters.
+
+    Raises:
+        UnknownNameError: If no activation has that name.
+        ValueError: If it is no function of one variable (a softmax, a gate).
+
+    Examples:
+        >>> function_of(Activation("leaky_relu", 0.5))(torch.tensor(-2.0)).item()
+        -1.0
+    """
+    known, parameters = _look_up(activation)
     if known.function is None:
-        raise ValueError(f"{activation.name} is no function of one variable under this input")
-    return _integrate(functools.partial(_call, known.function, parameters), mean, std)
+        raise ValueError(f"{activation.name} is no function of one variable")
+    return functools.partial(_call, known.function, parameters)
 
 
 def _call(function: Callable[..., Tensor], parameters: tuple[float, ...], x: Tensor) -> Tensor:

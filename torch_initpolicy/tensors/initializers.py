@@ -129,8 +129,8 @@ class ICNR:
         upscale_factor: That of the `nn.PixelShuffle`.
 
     Reference:
-        Aitken et al., *Checkerboard artifact free sub-pixel convolution*, 2017, arXiv:1707.02937,
-        section 3.2.
+        Aitken et al., *Checkerboard artifact free sub-pixel convolution*, 2017, arXiv:1707.02937
+        (initialization to convolution, nearest-neighbour resize).
     """
 
     inner: Initializer

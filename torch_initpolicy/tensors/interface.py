@@ -15,9 +15,10 @@ from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.tensors.axes import Axes, block_ranges, check, conventional, part
 from torch_initpolicy.tensors.samplers import Standard
 
-Gain = float | Literal["meets", "fed_by"]
-"""A factor of the standard deviation, as a number or as the gain of the activation that the
-weight's output meets, or that its input is fed by. Words become numbers by `resolve`."""
+Gain = float | Literal["meets", "fed_by", "signal"]
+"""A factor of the standard deviation: a number, the gain of the activation that the weight's output
+meets or that its input is fed by, or the one that gives its output the second moment 1. Words
+become numbers by `resolve`."""
 
 Mode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo"]
 """Which fan divides the variance: one of the two, or their arithmetic or geometric mean."""
@@ -41,12 +42,14 @@ class Context:
     Attributes:
         meets_gain: Gain of the activation that the site's output meets.
         fed_gain: Gain of the activation that its input comes from.
+        signal_gain: One over the root mean square of what it reads.
         residual_branches: How many residual branches the model has.
         branch_depth: How many weights lie on the longest path through the site's own branch.
     """
 
     meets_gain: float = 1.0
     fed_gain: float = 1.0
+    signal_gain: float = 1.0
     residual_branches: int = 0
     branch_depth: int = 0
 
@@ -201,7 +204,7 @@ def require_word(owner: object, name: str, value: object, words: Sequence[str]) 
 def require_gain(owner: object, gain: Gain) -> None:
     """Raise where a gain is neither a number nor a word."""
     if isinstance(gain, str):
-        require_word(owner, "gain", gain, ("meets", "fed_by"))
+        require_word(owner, "gain", gain, ("meets", "fed_by", "signal"))
     else:
         require_number(owner, "gain", gain, 0.0)
 
@@ -209,7 +212,11 @@ def require_gain(owner: object, gain: Gain) -> None:
 def resolved(gain: Gain, context: Context) -> float:
     """Return a gain as a number, with the help of a site."""
     if isinstance(gain, str):
-        return {"meets": context.meets_gain, "fed_by": context.fed_gain}[gain]
+        return {
+            "meets": context.meets_gain,
+            "fed_by": context.fed_gain,
+            "signal": context.signal_gain,
+        }[gain]
     return gain
 
 

@@ -6,7 +6,7 @@ torch's changed between versions (`trunc_normal_`) or does more work than it nee
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -186,14 +186,25 @@ class StandardNormal:
 _PANEL = 64  # reflections applied at once; 32 to 128 are equally fast
 
 
-def _reflectors(normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit vectors of Householder reflections, and the phases that make them Haar."""
-    vectors = torch.where(normal == 0, 1e-10, normal).triu()  # an exact zero has no phase
+class _Reflectors(NamedTuple):
+    """Householder reflections `1 - v v* / half` of rows `v`, and the phases that make them Haar."""
+
+    vectors: Tensor
+    halves: Tensor
+    phases: Tensor
+
+
+def _reflectors(normal: Tensor) -> _Reflectors:
+    vectors = normal.triu()
     pivots = vectors.diagonal(dim1=-2, dim2=-1)
+    pivots.masked_fill_(pivots == 0, 1e-10)  # an exact zero has no phase
     phases = pivots.sgn()
-    pivots += phases * torch.linalg.vector_norm(vectors, dim=-1)
-    vectors /= torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors, phases
+    wide = torch.promote_types(vectors.dtype, torch.float64)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide)
+    others = norms.square() - pivots.abs().double().square()
+    pivots += phases * norms.to(pivots.real.dtype)
+    # Half the squared length of the vectors as they are stored, so that rounding does no harm.
+    return _Reflectors(vectors, (others + pivots.abs().double().square()) / 2, phases)
 
 
 def haar(normal: Tensor) -> Tensor:
@@ -221,10 +232,7 @@ def haar(normal: Tensor) -> Tensor:
         classical compact groups*, 2007, arXiv:math-ph/0609050; Joffrain et al., *Accumulating
         Householder transformations, revisited*, 2006 (the compact form).
     """
-    vectors, phases = _reflectors(normal)
-    # Their lengths are one up to rounding; T needs them to the last place.
-    wide = torch.promote_types(vectors.dtype, torch.float64)
-    halves = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide).square() / 2
+    vectors, halves, phases = _reflectors(normal)
     matrix = torch.zeros_like(vectors)
     matrix.diagonal(dim1=-2, dim2=-1).copy_(-phases)
     for start in reversed(range(0, vectors.shape[-2], _PANEL)):

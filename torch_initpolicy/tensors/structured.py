@@ -163,8 +163,8 @@ class DeltaOrthogonal:
         gain: Multiplies the matrix; `"meets"` or `"fed_by"` for that of an activation.
 
     Reference:
-        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393,
-        algorithm 2.
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393
+        (delta-orthogonal kernels).
     """
 
     gain: Gain = 1.0
@@ -220,9 +220,8 @@ def _eye_(each: Maps, normal: Normals) -> None:
 class Dirac:
     """Let a convolution copy its inputs: an identity at the middle of a kernel of zeros.
 
-    Outputs beyond the number of inputs are zero. Each group, copy and packed block copies its own
-    inputs. Outside their middle tap, and where there are fewer inputs than outputs, units are
-    alike; training tells them apart only where their neighbours differ.
+    Each group, copy and packed block copies its own inputs. Outputs beyond their number are zero,
+    and behind a ReLU without a bias they stay so for ever.
 
     Args:
         gain: Multiplies the identity.
@@ -304,7 +303,7 @@ class Sparse:
         std: Standard deviation of the weights that are not zero.
 
     Reference:
-        Martens, *Deep learning via Hessian-free optimization*, 2010, section 5.
+        Martens, *Deep learning via Hessian-free optimization*, 2010 (sparse initialization).
     """
 
     sparsity: float
