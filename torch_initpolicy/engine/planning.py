@@ -33,6 +33,7 @@ from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation, gain
 from torch_initpolicy.tensors.initializers import (
+    Blocks,
     BranchScaled,
     Context,
     Elementwise,
@@ -380,6 +381,9 @@ def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
 
 
 def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
+    blocks = choice.axes.blocks if choice.axes else ()
+    if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
+        yield f"each of {len(blocks)} blocks"
     if isinstance(chosen, BranchScaled):
         yield f"scaled for {choice.facts.residual_branches} residual branches"
     if choice.facts.offset:

@@ -161,6 +161,9 @@ def _cells(step: Step) -> tuple[str, ...]:
 
 Row = tuple[str, tuple[str, ...]]
 
+Member = tuple[int, tuple[int, ...]]
+"""Where a row was seen, and the numbers in its name."""
+
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 _SLOT = "\N{NULL}"
 
@@ -178,31 +181,35 @@ def folded(rows: Iterable[Row]) -> list[Row]:
         >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
         [('{0-1}.weight', ('a',)), ('0.bias', ('b',))]
     """
-    alike: dict[tuple[str, tuple[str, ...]], list[tuple[int, ...]]] = {}
-    for name, cells in rows:
+    alike: dict[Row, list[Member]] = {}
+    for position, (name, cells) in enumerate(rows):
         numbers = tuple(map(int, _NUMBER.findall(name)))
-        alike.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append(numbers)
-    return [
-        (_filled(template, slots), cells)
+        alike.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
+    lines = [
+        (position, (_filled(template, slots), cells))
         for (template, cells), members in alike.items()
-        for slots in _slots(members)
+        for position, slots in _slots(members)
     ]
+    return [row for _, row in sorted(lines)]
 
 
-def _slots(members: list[tuple[int, ...]]) -> Iterator[list[str]]:
-    """Yield what stands for the numbers of some names, those of one varying place together."""
-    columns = list(zip(*members, strict=True))
+def _slots(members: Sequence[Member]) -> Iterator[tuple[int, list[str]]]:
+    """Yield what stands for the numbers of some names, those that differ in one place together.
+
+    With each goes the position of the first of them.
+    """
+    columns = zip(*(numbers for _, numbers in members), strict=True)
     varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
-    place = varying[-1] if varying else None
-    rest: dict[tuple[int, ...], list[int]] = {}
-    for numbers in members:
-        kept = tuple(n for at, n in enumerate(numbers) if at != place)
-        rest.setdefault(kept, []).extend([] if place is None else [numbers[place]])
-    for kept, values in rest.items():
+    place = varying[-1] if varying else 0
+    together: dict[tuple[int, ...], list[Member]] = {}
+    for position, numbers in members:
+        kept = numbers[:place] + numbers[place + 1 :]
+        together.setdefault(kept, []).append((position, numbers))
+    for kept, (first, *others) in together.items():
         slots = list(map(str, kept))
-        if place is not None:
-            slots.insert(place, _ranges(values))
-        yield slots
+        if first[1]:
+            slots.insert(place, _ranges([numbers[place] for _, numbers in (first, *others)]))
+        yield first[0], slots
 
 
 def _filled(template: str, slots: Sequence[str]) -> str:
