@@ -10,7 +10,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.activations import composites
+from torch_initpolicy.trace.activations import Composite, composites
 from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.graph import Graph
@@ -27,6 +27,7 @@ class Flow:
 
     Attributes:
         uses: Where parameters meet the signal.
+        composites: Activations, by the value that goes into them.
         ahead: What each value meets.
         behind: Where each value comes from.
         residuals: The residual branches.
@@ -35,6 +36,7 @@ class Flow:
     """
 
     uses: Uses
+    composites: Mapping[int, Composite]
     ahead: Mapping[int, Walk]
     behind: Mapping[int, Walk]
     residuals: Residuals
@@ -61,6 +63,7 @@ def flow(
     }  # the root of a variance is a step of a normalisation
     return Flow(
         uses=used,
+        composites=activated,
         ahead=ahead(used, activated),
         behind=behind(used, activated),
         residuals=residuals(used),
