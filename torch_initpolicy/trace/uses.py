@@ -46,6 +46,7 @@ class Uses:
         kinds: Steps of normalisations that are written out in primitives.
         found: Where parameters meet the signal.
         weighers: Nodes that apply a weight of the model to the signal.
+        arguments: What `slots` has answered, by node.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Uses:
     kinds: dict[int, Kind] = field(default_factory=dict)
     found: list[Use] = field(default_factory=list)
     weighers: set[int] = field(default_factory=set)
+    arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
 
     def role(self, node: Node) -> OpRole:
         """Return the role of a node's operator."""
@@ -62,7 +64,11 @@ class Uses:
 
     def slots(self, node: Node) -> tuple[tuple[str, int], ...]:
         """Return the values that a node reads, each with the argument it stands in."""
-        return tuple(slots_of(node, self.table.get(node.op, UNKNOWN)))
+        known = self.arguments.get(node.index)
+        if known is None:
+            known = tuple(slots_of(node, self.table.get(node.op, UNKNOWN)))
+            self.arguments[node.index] = known
+        return known
 
     def carried(self, node: Node) -> Iterator[int]:
         """Yield the signals whose numbers go into a node's output."""
