@@ -272,14 +272,17 @@ def ddp() -> None:
 
 
 def no_seed() -> None:
-    """Without a seed sharded models agree on that of rank 0, whatever their generators."""
-    model, expected = _made(), _made()
-    fully_shard(model)
-    torch.manual_seed(100 + distributed.get_rank())
-    seed = apply_steps(pairs(model, elementwise)).seed
-    apply_steps(pairs(expected, elementwise), seed)
+    """Without a seed all processes take that of the first, whatever their generators."""
+    for way in (fsdp, fsdp_and_tensor_parallel, nn.parallel.DistributedDataParallel):
+        model, expected = _made(), _made()
+        wrapped = way(model, distributed.get_world_size()) if way in WAYS.values() else way(model)
+        torch.manual_seed(100 + distributed.get_rank())
+        seed = apply_steps(pairs(model, elementwise), model=wrapped or model).seed
+        apply_steps(pairs(expected, elementwise), seed)
+        torch.manual_seed(100)
 
-    assert _unequal(model, expected) == []
+        assert seed == int(torch.empty((), dtype=torch.int64).random_())
+        assert _unequal(model, expected) == []
 
 
 def outside() -> None:

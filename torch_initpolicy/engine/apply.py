@@ -126,12 +126,13 @@ def apply_steps(
     Args:
         pairs: Each site with its step.
         seed: Seed of the random streams, 64 bits. None draws one from torch's global generator;
-            where tensors are sharded all processes then take that of rank 0.
+            of a model that is sharded, or wrapped by DDP, all processes then take that of the
+            first.
         threads: Threads that draw on the CPU; None: as many as torch computes with.
         draw_on: Device that draws, `"cpu"` for the same bits on every device; None: the device
             that each tensor lives on.
-        model: The model that the sites are of. Norms without weights have no site; with the model
-            their running statistics are reset together with the weights before them.
+        model: The model that the sites are of, for what no site shows: norms without weights, whose
+            running statistics are reset together with the weights before them, and DDP.
 
     Returns:
         What was written.
@@ -145,7 +146,7 @@ def apply_steps(
     with _plainly():
         known = list(pairs)
         jobs = _jobs(known, draw_on)
-        seed = _agreed(seed, jobs)
+        seed = _agreed(seed, jobs, model)
         hands = _hands(seed, jobs, torch.get_num_threads() if threads is None else threads)
         staged = _staged(jobs, hands)
         staged_at = time.perf_counter()
@@ -219,16 +220,30 @@ def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
     return Job(site, step, origin, held, _draws(step))
 
 
-def _agreed(seed: int | None, jobs: Iterable[Job]) -> int:
-    """Return the seed; where none is given and tensors are sharded, the one that rank 0 drew."""
+def _agreed(seed: int | None, jobs: Sequence[Job], model: nn.Module | None) -> int:
+    """Return the seed; where none is given, the one that the first of all processes drew."""
     own = as_seed(seed)
-    parameters = (parameter for job in jobs for parameter in job.site.parameters)
-    sharded = next(filter(is_sharded, parameters), None)
-    if seed is not None or sharded is None:
+    if seed is not None or not jobs:
         return own
-    number = torch.tensor(own, device=sharded.device_mesh.device_type)
-    distributed.broadcast(number, src=0)
+    device, groups = _common(jobs, model)
+    number = torch.tensor(own, device=device)
+    for group in groups:
+        distributed.broadcast(number, distributed.get_global_rank(group, 0), group)
     return int(number)
+
+
+def _common(
+    jobs: Sequence[Job], model: nn.Module | None
+) -> tuple[torch.device | str, list[distributed.ProcessGroup]]:
+    """Return where processes meet that hold the model, and the groups along which they agree."""
+    parameters = (parameter for job in jobs for parameter in job.site.parameters)
+    meshes = [parameter.device_mesh for parameter in parameters if is_sharded(parameter)]
+    if meshes:
+        mesh = max(meshes, key=lambda mesh: mesh.size())
+        return mesh.device_type, mesh.get_all_groups()
+    modules = () if model is None else model.modules()
+    wrappers = (m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel))
+    return jobs[0].site.device, [wrapper.process_group for wrapper in wrappers]
 
 
 #
