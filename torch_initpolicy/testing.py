@@ -1,26 +1,28 @@
 """Assertions that a test-suite of your own can call; fixtures are in `pytest_plugin`."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import Inputs, InitPolicy, Names, plan_policy
+from torch_initpolicy.api import plan_policy
 from torch_initpolicy.errors import listing
+from torch_initpolicy.policy.presets import Policyish
 
 __all__ = ["assert_initialized", "assert_untouched"]
 
 
 def assert_initialized(
     model: nn.Module,
-    policy: str | InitPolicy = "auto",
+    policy: Policyish = "auto",
     *,
-    example_inputs: Inputs | None = None,
-    only: Names | None = None,
-    skip: Names | None = None,
+    example_inputs: Any = None,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
 ) -> None:
     """Assert that a model's weights look as a policy leaves them, whatever the seed.
 
