@@ -33,6 +33,7 @@ from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation, gain
 from torch_initpolicy.tensors.initializers import (
+    BUILTIN,
     Blocks,
     BranchScaled,
     Context,
@@ -287,9 +288,7 @@ def _step(choice: Choice, gains: Gains) -> Step:
     if choice.kept is not None or rule is None:
         argument, reason = choice.kept or ("", "")
         return _described(choice, Keep(), fans, argument, reason)
-    chosen = rule.initializer
-    if isinstance(chosen, Recipe):
-        chosen = cast("Initializer", filling(chosen.for_site(site, facts)))
+    chosen = _chosen(rule.initializer, choice)
     resolved = _known(chosen).resolve(_context(facts, gains))
     if not isinstance(resolved, Keep):
         _check_memory(site)
@@ -298,6 +297,14 @@ def _step(choice: Choice, gains: Gains) -> Step:
     if site.storage != "plain":
         _check_reachable(site, step)
     return step
+
+
+def _chosen(held: Initializer | Recipe, choice: Choice) -> Initializer:
+    """Return a rule's initializer, or the one that its recipe chooses for a site."""
+    if isinstance(held, BUILTIN):  # cheaper by far than asking whether it is a recipe
+        return held
+    answer = cast("Recipe", held).for_site(choice.site, choice.facts)
+    return cast("Initializer", filling(answer))
 
 
 def _known(initializer: Initializer) -> Elementwise | Structured:
