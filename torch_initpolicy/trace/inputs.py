@@ -92,21 +92,32 @@ def _item(mapping: Any, key: str) -> Any:
 
 
 def _declared_by_transformers(model: nn.Module) -> Iterator[Call]:
-    name, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
-    if not isinstance(name, str) or config is None:
+    """Yield the main input of a model of transformers, then all that its forward knows."""
+    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    if not isinstance(main, str) or config is None:
         return
-    if name == "input_ids":
-        ids = {"input_ids": _indices(BATCH, _SEQUENCE)}
-        yield Call((), ids)
-        yield Call((), {**ids, "decoder_input_ids": _indices(BATCH, _SEQUENCE)})
-    elif name == "pixel_values":
-        edge = getattr(config, "image_size", None) or 224
-        edges = tuple(edge) if isinstance(edge, (tuple, list)) else (edge, edge)
-        channels = getattr(config, "num_channels", 3)
-        yield Call((), {"pixel_values": _floats(BATCH, channels, *edges)})
+    shaped = dict(_named_inputs(config))
+    taken = inspect.signature(model.forward).parameters
+    known = {name: tensor for name, tensor in shaped.items() if name in taken}
+    for names in ((main,), (main, "decoder_input_ids"), tuple(known)):
+        if names and known.keys() >= set(names):
+            yield Call((), {name: known[name] for name in names})
     dummies = getattr(model, "dummy_inputs", None)
     if isinstance(dummies, Mapping):
         yield Call((), dict(dummies))
+
+
+def _named_inputs(config: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield inputs by the names that transformers gives them, shaped as a configuration says."""
+    vision = getattr(config, "vision_config", config)
+    edge = getattr(vision, "image_size", None) or 224
+    edges = tuple(edge) if isinstance(edge, (tuple, list)) else (edge, edge)
+    yield "input_ids", _indices(BATCH, _SEQUENCE)
+    yield "pixel_values", _floats(BATCH, getattr(vision, "num_channels", 3), *edges)
+    yield "input_values", _floats(BATCH, 16000)
+    frames = 2 * getattr(config, "max_source_positions", 64)
+    yield "input_features", _floats(BATCH, getattr(config, "num_mel_bins", 80), frames)
+    yield "decoder_input_ids", _indices(BATCH, _SEQUENCE)
 
 
 def _guessed(model: nn.Module) -> Iterator[Tensor]:

@@ -1,0 +1,127 @@
+"""Inputs that a model declares come before those that its first layer has the shape for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.sites import sites
+from torch_initpolicy.trace.capture import Call
+from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
+from torch_initpolicy.trace.read import read
+
+transformers = pytest.importorskip("transformers")
+
+
+def shapes(call: Call) -> list[tuple[int, ...]]:
+    """Return the shapes of all inputs of a call."""
+    return [tuple(tensor.shape) for tensor in (*call.args, *call.kwargs.values())]
+
+
+class TestDeclared:
+    def test_timm(self):
+        """`pretrained_cfg` says how large images are."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        model.pretrained_cfg = {"input_size": (3, 300, 200)}
+
+        assert shapes(next(candidates(model))) == [(2, 3, 300, 200)]
+
+    def test_lightning(self):
+        """`example_input_array` is taken as it is."""
+        model = nn.Linear(4, 4)
+        model.example_input_array = torch.zeros(7, 4)
+
+        assert shapes(next(candidates(model))) == [(7, 4)]
+
+    def test_an_image_size_comes_before_guesses(self):
+        """A model with fixed patches says its size."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 16))
+        model.image_size = 48
+
+        assert shapes(next(candidates(model))) == [(2, 3, 48, 48)]
+
+    def test_transformers(self):
+        """The main input's name and the configuration say what a model takes."""
+
+        class Audio(nn.Module):
+            main_input_name = "input_features"
+            config = SimpleNamespace(num_mel_bins=20, max_source_positions=30)
+
+            def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> None:
+                """Do nothing."""
+
+        call = next(candidates(Audio()))
+
+        assert list(call.kwargs) == ["input_features"]
+        assert shapes(call) == [(2, 20, 60)]
+
+
+SMALL = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+WORDS = {**SMALL, "vocab_size": 50}
+
+MODELS = {
+    "bert": lambda t: t.BertModel(t.BertConfig(**WORDS)),
+    "gpt2": lambda t: t.GPT2LMHeadModel(
+        t.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    ),
+    "llama": lambda t: t.LlamaForCausalLM(t.LlamaConfig(**WORDS, num_key_value_heads=1)),
+    "mixtral": lambda t: t.MixtralForCausalLM(
+        t.MixtralConfig(**WORDS, num_key_value_heads=1, num_local_experts=3, eos_token_id=1)
+    ),
+    "mamba": lambda t: t.MambaModel(
+        t.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50)
+    ),
+    "t5": lambda t: t.T5Model(
+        t.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
+    ),
+    "vit": lambda t: t.ViTModel(t.ViTConfig(**SMALL, image_size=32)),
+    "clip": lambda t: t.CLIPModel(
+        t.CLIPConfig(
+            text_config={**WORDS, "eos_token_id": 2},
+            vision_config={**SMALL, "image_size": 32, "patch_size": 16},
+        )
+    ),
+    "wav2vec2": lambda t: t.Wav2Vec2Model(t.Wav2Vec2Config(**SMALL)),
+    "whisper": lambda t: t.WhisperModel(
+        t.WhisperConfig(
+            d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, vocab_size=50, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore")  # what transformers says of itself
+def test_models_of_transformers_are_traced_with_inputs_they_declare(name):
+    """Text, images, sound and pairs of them: every parameter is seen on meta."""
+    model = MODELS[name](transformers)
+    found = read(model, sites(model))
+
+    unseen = [name for name, facts in found.facts.items() if not facts.used]
+
+    assert found.evidence == "traced"
+    assert unseen in ([], ["masked_spec_embed"])  # which speech models use in training only
+    assert dict(found.unknown_operators) == {}
+
+
+class TestShapesOfInputs:
+    def test_examples_are_understood(self):
+        """A mapping is keywords, a tuple or list positions, anything else the only argument."""
+        x = torch.zeros(1)
+
+        assert as_call(x) == as_call((x,)) == as_call([x]) == Call((x,))
+        assert as_call({"x": x}) == Call((), {"x": x})
+
+    def test_real_inputs_are_small(self):
+        """One sample, images cropped, indices in range whatever the table's size."""
+        call = Call((torch.empty(2, 3, 224, 224, device="meta"),), {"i": torch.ones(4, 8).long()})
+        small = small_and_real(call, edge=64)
+
+        assert shapes(small) == [(1, 3, 64, 64), (1, 8)]
+        assert small.kwargs["i"].max() == 0
