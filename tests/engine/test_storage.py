@@ -118,29 +118,22 @@ class TestPieces:
 
         assert torch.equal(expected, piece.tensor)
 
-    @given(held_boxes(), st.data())
-    def test_window(self, held, data):
-        """A window shows the run itself, and only where memory has it in one go."""
-        shape, box = held
-        piece = _held(shape, box)
-        total = math.prod(shape)
-        start = data.draw(st.integers(0, total))
-        stop = data.draw(st.integers(start, total))
-        window = piece.window(start, stop)
+    @given(held_boxes())
+    def test_flat(self, held):
+        """A flat view is the run itself, and there is one where the numbers adjoin."""
+        piece = _held(*held)
         adjoin = piece.tensor.flatten().tolist() == list(piece.run)
 
-        assert (window is not None) == (
-            adjoin and piece.run.start <= start and stop <= piece.run.stop
-        )
-        assert window is None or list(range(start, stop)) == window.tolist()
+        assert (piece.flat is not None) == adjoin
+        assert piece.flat is None or piece.flat.tolist() == list(piece.run)
 
     def test_channels_last(self):
-        """A tensor laid out otherwise than C order has no windows and is written all the same."""
+        """A tensor laid out otherwise than C order has no flat view and is written all the same."""
         tensor = torch.empty(3, 4, 5, 6).to(memory_format=torch.channels_last)
         piece = whole(tensor)
         piece.put(torch.arange(360.0), 0)
 
-        assert piece.window(0, 60) is None
+        assert piece.flat is None
         assert torch.equal(torch.arange(360.0).view(3, 4, 5, 6), tensor)
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 

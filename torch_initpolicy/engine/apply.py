@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from typing import TypeGuard, cast
+from typing import cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -83,6 +83,7 @@ class Job:
         origin: Device on which its numbers are drawn.
         held: What this process holds of it; nothing where it is parametrised.
         draws: Distributions of its packed blocks, or nothing where it is not element-wise.
+        working: The dtype in which its values are computed.
     """
 
     site: Site
@@ -90,6 +91,7 @@ class Job:
     origin: torch.device
     held: tuple[Piece, ...]
     draws: tuple[Draw, ...]
+    working: torch.dtype
 
     @property
     def is_direct(self) -> bool:
@@ -101,11 +103,6 @@ class Job:
         """The one value that all elements get, or None."""
         first, *others = {draw.spread for draw in self.draws}
         return first.mean if first.std == 0 and not others else None
-
-    @property
-    def working(self) -> torch.dtype:
-        """The dtype in which its values are computed."""
-        return working_dtype(self.site.dtype)
 
 
 def apply_steps(
@@ -181,43 +178,59 @@ def _jobs(pairs: Iterable[tuple[Site, Step]], draw_on: torch.device | str | None
     Raises:
         ApplyError: Lists every site that cannot be written.
     """
-    wanted = [(site, step) for site, step in pairs if not step.keeps]
-    cases = [f"{site.name!r} {why}" for site, step in wanted for why in _problems(site, step)]
+    made = [_job_or_why_not(site, step, draw_on) for site, step in pairs if not step.keeps]
+    cases = [str(job) for job in made if isinstance(job, ApplyError)]
     if cases:
         raise ApplyError(f"nothing was written:\n{listing(cases)}")
-    return [_job(site, step, draw_on) for site, step in wanted]
+    return [job for job in made if isinstance(job, Job)]
 
 
-def _problems(site: Site, step: Step) -> Iterator[str]:
+def _job_or_why_not(site: Site, step: Step, draw_on: torch.device | str | None) -> Job | ApplyError:
+    try:
+        return _job(site, step, draw_on)
+    except (ApplyError, PolicyError) as error:
+        return ApplyError(f"{site.name!r} {error}")
+
+
+def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
+    for reason in _obstacles(site, step):
+        raise ApplyError(reason)
+    return Job(
+        site=site,
+        step=step,
+        origin=torch.device(draw_on or draws_on(site.device)),
+        held=pieces(site.parameters[0]) if site.storage == "plain" else (),
+        draws=_draws(step),
+        working=working_dtype(site.dtype),
+    )
+
+
+def _obstacles(site: Site, step: Step) -> Iterator[str]:
+    """Yield what keeps a site from being written by a step."""
     yield from obstacles(site)
     if tuple(step.shape) != site.shape:
         yield f"has shape {site.shape}, its step is for {tuple(step.shape)}; make a new plan"
     if any(map(torch.is_inference, site.owner.buffers(recurse=False))):
         yield "is held by a module whose buffers were made under torch.inference_mode()"
-    try:
-        working_dtype(site.dtype)
-        if _is_known(step.initializer):
-            step.initializer.spread(step.shape, step.axes)
-    except PolicyError as error:
-        yield str(error)
-
-
-def _is_known(initializer: Initializer) -> TypeGuard[Elementwise | Structured]:
-    """Tell the package's own initializers from code of the user."""
-    return isinstance(initializer, BUILTIN) and not isinstance(initializer, From)
 
 
 def _draws(step: Step) -> tuple[Draw, ...]:
-    """Return the distributions of an element-wise initializer's packed blocks."""
-    if not is_elementwise(step.initializer):
-        return ()
-    return cast("Elementwise", step.initializer).draws(step.shape, step.axes)
+    """Return the distributions of an element-wise initializer's packed blocks, else nothing.
+
+    Raises:
+        PolicyError: One of the package's own initializers does not fit the shape or its axes.
+    """
+    initializer = step.initializer
+    if is_elementwise(initializer):
+        return cast("Elementwise", initializer).draws(step.shape, step.axes)
+    if _is_known(initializer):
+        cast("Structured", initializer).spread(step.shape, step.axes)
+    return ()
 
 
-def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
-    origin = torch.device(draw_on or draws_on(site.device))
-    held = pieces(site.parameters[0]) if site.storage == "plain" else ()
-    return Job(site, step, origin, held, _draws(step))
+def _is_known(initializer: Initializer) -> bool:
+    """Tell the package's own initializers from code of the user."""
+    return isinstance(initializer, BUILTIN) and not isinstance(initializer, From)
 
 
 def _agreed(seed: int | None, jobs: Sequence[Job], model: nn.Module | None) -> int:
@@ -422,9 +435,8 @@ def _target(job: Job, hand: Hand) -> Tensor:
 def _drawn(job: Job, hand: Hand) -> Tensor:
     """Draw all blocks of a tensor that is written otherwise than in place."""
     target = torch.empty(job.site.shape, dtype=job.working, device=job.origin)
-    piece = whole(target)
-    for block in piece.blocks(BLOCK):
-        _draw(job, piece, block, hand)
+    for task in _draws_of(job, whole(target)):
+        task(hand)
     return target
 
 
@@ -487,9 +499,7 @@ def _tasks(job: Job) -> Iterator[Task]:
     if job.constant is not None:
         yield partial(_fill, job.held, job.constant)
         return
-    for piece in job.held:
-        for block in piece.blocks(BLOCK):
-            yield partial(_draw, job, piece, block)
+    yield from chain.from_iterable(_draws_of(job, piece) for piece in job.held)
 
 
 def _fill(held: Iterable[Piece], value: float, hand: Hand) -> None:
@@ -497,18 +507,47 @@ def _fill(held: Iterable[Piece], value: float, hand: Hand) -> None:
         piece.tensor.fill_(value)
 
 
-def _draw(job: Job, piece: Piece, block: int, hand: Hand) -> None:
-    """Draw one block, in place where the memory is what it is drawn in, else through the room."""
-    site, step = job.site, job.step
-    start = block * BLOCK
-    stop = min(start + BLOCK, math.prod(site.shape))
+def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
+    """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
     same = piece.tensor.dtype == job.working and piece.tensor.device == job.origin
-    window = piece.window(start, stop) if same else None
-    flat = hand.room(job, stop - start) if window is None else window
-    generator = hand.generator(job, block)
-    fill_with(job.draws, flat, site.shape, step.axes, start=start, generator=generator)
-    if window is None:
-        piece.put(flat, start)
+    flat = piece.flat if same else None
+    inside = _inside(piece) if flat is not None else range(0)
+    if flat is not None:
+        runs = (inside[at : at + _AT_ONCE] for at in range(0, len(inside), _AT_ONCE))
+        yield from (partial(_draw_inside, job, piece, flat, run) for run in runs)
+    yield from (
+        partial(_draw_apart, job, piece, block)
+        for block in piece.blocks(BLOCK)
+        if block not in inside
+    )
+
+
+_AT_ONCE = 4
+"""Blocks that a thread takes at once: fewer cost more, more leave threads idle at the end."""
+
+
+def _inside(piece: Piece) -> range:
+    """Return the blocks that lie within a piece; the last block of a tensor may be short."""
+    start, stop = piece.run.start, piece.run.stop
+    return range(-(-start // BLOCK), -(-stop // BLOCK) if stop == piece.elements else stop // BLOCK)
+
+
+def _draw_inside(job: Job, piece: Piece, flat: Tensor, blocks: range, hand: Hand) -> None:
+    start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
+    for block, values in zip(blocks, torch.split(flat[start:stop], BLOCK), strict=True):
+        _draw(values, job, block, hand)
+
+
+def _draw_apart(job: Job, piece: Piece, block: int, hand: Hand) -> None:
+    start = block * BLOCK
+    values = hand.room(job, min(BLOCK, piece.elements - start))
+    _draw(values, job, block, hand)
+    piece.put(values, start)
+
+
+def _draw(values: Tensor, job: Job, block: int, hand: Hand) -> None:
+    generator, shape, axes = hand.generator(job, block), job.site.shape, job.step.axes
+    fill_with(job.draws, values, shape, axes, start=block * BLOCK, generator=generator)
     hand.drawn += 1
 
 

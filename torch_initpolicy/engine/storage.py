@@ -113,6 +113,11 @@ class Piece:
         """Whether the box is all of its run, so that C order here is C order there."""
         return len(self.run) == self.tensor.numel()
 
+    @property
+    def elements(self) -> int:
+        """How many elements the logical tensor has."""
+        return math.prod(self.shape)
+
     def blocks(self, size: int) -> Iterator[int]:
         """Yield the numbers of the blocks of `size` elements that the piece has a part in."""
         first, last = self.run.start // size, -(-self.run.stop // size)
@@ -122,15 +127,13 @@ class Piece:
         return (number for number in numbers if self._touches(number * size, size))
 
     def _touches(self, start: int, size: int) -> bool:
-        stop = min(start + size, math.prod(self.shape))
+        stop = min(start + size, self.elements)
         return any(volume(overlap(box, self.box)) for box in boxes(self.shape, start, stop))
 
-    def window(self, start: int, stop: int) -> Tensor | None:
-        """Return a flat view of a run of the logical tensor, or None where memory has none."""
-        covered = self.run.start <= start and stop <= self.run.stop
-        if not (covered and self.is_run and self.tensor.is_contiguous()):
-            return None
-        return self.tensor.view(-1)[start - self.run.start : stop - self.run.start]
+    @property
+    def flat(self) -> Tensor | None:
+        """A flat view that is the run itself, or None where memory is ordered otherwise."""
+        return self.tensor.view(-1) if self.is_run and self.tensor.is_contiguous() else None
 
     def put(self, values: Tensor, start: int) -> None:
         """Write what the piece holds of a run of the logical tensor.
@@ -336,7 +339,7 @@ def obstacles(site: Site) -> Iterator[str]:
         reason = next((why for test, why in _OBSTACLES if test(parameter)), None)
         if reason is not None:
             yield reason
-        else:
+        elif is_sharded(parameter):
             yield from _misplaced(parameter)
 
 
