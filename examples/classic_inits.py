@@ -2,10 +2,11 @@
 
 One small network, 64 - 64 - 64 - 64 - 10 with ReLU, on scikit-learn's handwritten digits, trained
 with plain SGD from seven different starts. Beside the accuracy stands what explains it: how many
-*different* units the hidden layers have before and after training, and how large the signal is
-that reaches the last layer.
+*different* units the first hidden layer has before and after training, how large the signal is that
+reaches the last layer, and whether `apply_policy` warned of it.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from torch_initpolicy import InitPolicy, apply_policy, presets
+from torch_initpolicy.errors import SymmetricInitWarning
 
 EPOCHS, BATCH, RATE = 15, 64, 0.05
 
@@ -31,6 +33,7 @@ POLICIES: dict[str, InitPolicy] = {
 class Result:
     """What one start led to."""
 
+    warned: bool
     before: int
     signal: float
     after: int
@@ -64,7 +67,10 @@ def train(policy: InitPolicy, data: tuple[Tensor, Tensor, Tensor, Tensor]) -> Re
     """Initialise by `policy`, train, and report both ends."""
     x, y, x_test, y_test = data
     model = network()
-    apply_policy(model, policy, seed=0)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        apply_policy(model, policy, seed=0)
+    warned = any(issubclass(warning.category, SymmetricInitWarning) for warning in given)
     before, signal = distinct_units(model), model[:-1](x).square().mean().item()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     shuffle = torch.Generator().manual_seed(0)
@@ -75,17 +81,18 @@ def train(policy: InitPolicy, data: tuple[Tensor, Tensor, Tensor, Tensor]) -> Re
             optimizer.step()
     loss = nn.functional.cross_entropy(model(x), y).item()
     accuracy = (model(x_test).argmax(1) == y_test).float().mean().item()
-    return Result(before, signal, distinct_units(model), loss, accuracy)
+    return Result(warned, before, signal, distinct_units(model), loss, accuracy)
 
 
 def main() -> dict[str, Result]:
     """Train from every start and print the table."""
     data = digits()
     results = {name: train(policy, data) for name, policy in POLICIES.items()}
-    print(f"{'start':18}{'units':>7}{'signal':>10}{'after':>7}{'loss':>9}{'accuracy':>10}")
+    print(f"{'start':16}  warned  units    signal  after     loss  accuracy")
     for name, result in results.items():
+        warned = "yes" if result.warned else "-"
         print(
-            f"{name:18}{result.before:>7}{result.signal:>10.1e}{result.after:>7}"
+            f"{name:16}{warned:>8}{result.before:>7}{result.signal:>10.1e}{result.after:>7}"
             f"{result.loss:>9.3f}{result.accuracy:>10.1%}"
         )
     print(WHY)
@@ -93,6 +100,7 @@ def main() -> dict[str, Result]:
 
 
 WHY = """
+warned: whether apply_policy warned that hidden units are identical and stay so
 units:  different units among the 64 of the first hidden layer, before and after training
 signal: mean square of what reaches the last layer at the start
 

@@ -33,7 +33,7 @@ POLICY = InitPolicy(
         Rule(match.name("scores.bias"), initializers.Constant(PRIOR)),
         Rule(match.name("boxes.*") & match.role("weight"), initializers.Normal(0.01)),
         Rule(
-            match.kind(nn.Conv2d) & match.meets("silu"),
+            match.kind(nn.Conv2d) & match.meets("silu") & match.role("weight"),
             initializers.VarianceScaling(2.8, "fan_in", "truncated_normal"),
         ),
     ]

@@ -1,8 +1,10 @@
 """Assertions for users' own suites: they pass what is right and name what is wrong."""
 
+import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 from torch_initpolicy import apply_policy
 from torch_initpolicy.errors import VerifyError
 from torch_initpolicy.testing import assert_initialized, assert_untouched
+
+ROOT = Path(__file__).parent.parent
 
 
 def network():
@@ -141,11 +145,16 @@ def test_fixtures(assert_initialized, assert_untouched):
 def test_pytest_plugin(tmp_path):
     """A suite that asks for the plugin gets the fixtures; one that does not imports nothing."""
     (tmp_path / "test_theirs.py").write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
 
-    without = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    command += ["-p", "torch_initpolicy.pytest_plugin"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    def pytest_run(*options):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ).stdout
 
-    assert "fixture 'assert_initialized' not found" in without.stdout
-    assert "1 passed" in finished.stdout
+    assert "fixture 'assert_initialized' not found" in pytest_run()
+    assert "1 passed" in pytest_run("-p", "torch_initpolicy.pytest_plugin")
