@@ -234,22 +234,23 @@ def materialize(
         >>> model[0].weight.device.type, model[1].running_var.sum().item()
         ('cpu', 16.0)
     """
-    plan = _plan(
-        model,
-        policy,
-        example_inputs=example_inputs,
-        only=None,
-        skip=None,
-        frozen=frozen,
-        strict=strict,
-    )
-    steps, written = materialize_steps(
-        plan.pairs(),
-        model,
-        device=device,
-        seed=seed,
-        rebuild=rebuild,
-        threads=threads,
-        draw_on=draw_on,
-    )
+    with opened(model):
+        plan = _plan(
+            model,
+            policy,
+            example_inputs=example_inputs,
+            only=None,
+            skip=None,
+            frozen=frozen,
+            strict=strict,
+        )
+        steps, written = materialize_steps(
+            plan.pairs(),
+            model,
+            device=device,
+            seed=seed,
+            rebuild=rebuild,
+            threads=threads,
+            draw_on=draw_on,
+        )
     return Receipt.of(replace(plan, steps=steps), written)

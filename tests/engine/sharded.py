@@ -34,6 +34,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from tests.engine.helpers import fill, pairs
+from torch_initpolicy import apply_policy, materialize, skip_init
 from torch_initpolicy.engine.apply import Written, apply_steps
 from torch_initpolicy.engine.storage import obstacles, reshard
 from torch_initpolicy.engine.verify import measure_steps
@@ -62,7 +63,7 @@ class Net(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
-        self.half = nn.Linear(width, 130, bias=False, dtype=torch.bfloat16)
+        self.short = nn.Linear(width, 130, bias=False, dtype=torch.bfloat16)
         self.kernel = nn.Parameter(torch.empty(13, 5, 3, 3))
         self.table = nn.Parameter(torch.empty(2, 3))
 
@@ -86,7 +87,7 @@ def structured(site: Site) -> Initializer:
     return {
         "up.weight": Orthogonal(),
         "down.weight": Sparse(0.5),
-        "half.weight": Orthogonal(),
+        "short.weight": Orthogonal(),
         "kernel": From(nn.init.xavier_normal_),
         "embedding.weight": From(lambda tensor: tensor.add_(1)),
     }.get(site.name, Normal(1.0))
@@ -96,6 +97,24 @@ CHOICES: dict[str, Callable[[Site], Initializer]] = {
     "elementwise": elementwise,
     "structured": structured,
 }
+
+
+class Computed(Net):
+    """A model with what only its constructor can tell: a buffer, a constant, a tie."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=720)  # tensor parallel layers run only where it divides
+        self.short.float()  # FSDP2 runs models of one dtype only
+        nn.init.normal_(self.kernel, std=0.5)
+        nn.init.constant_(self.table, 3.0)
+        self.register_buffer("ramp", torch.arange(300) / 300, persistent=False)
+        self.head = nn.Linear(300, 90, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A forward pass that uses what is new."""
+        return self.head(super().forward(tokens) * self.ramp)
+
 
 #
 # Ways to spread a model
@@ -220,6 +239,24 @@ def spread(way: str, choice: str) -> None:
     apply_steps(pairs(expected, CHOICES[choice]), SEED)
 
     assert _unequal(model, expected) == []
+
+
+def materialized(way: str) -> None:
+    """A model that was built on meta and then spread has the bits of one built for real."""
+    inputs = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        model = Computed()
+    WAYS[way](model, distributed.get_world_size())
+    materialize(model, seed=SEED, example_inputs=inputs)
+    with skip_init():
+        expected = Computed()
+    apply_policy(expected, seed=SEED, example_inputs=inputs)
+
+    assert _unequal(model, expected) == []
+    assert torch.equal(model.ramp, expected.ramp)
+    assert model.head.weight is model.embedding.weight
+    output = model(torch.tensor([[1, 2, 41]]))
+    torch.testing.assert_close(output, expected(torch.tensor([[1, 2, 41]])))
 
 
 def odd_sizes() -> None:
@@ -376,6 +413,11 @@ CASES: dict[str, Callable[[], None]] = {
         f"{way}-{choice}": lambda way=way, choice=choice: spread(way, choice)
         for way in WAYS
         for choice in CHOICES
+    },
+    **{
+        f"materialized-{way}": lambda way=way: materialized(way)
+        for way in WAYS
+        if way != "by_hand"  # `distribute_tensor` copies values, and there are none on meta
     },
     **{
         case.__name__: case
