@@ -1,0 +1,216 @@
+"""The command line: what it prints where, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+
+from torch_initpolicy import InitPolicy, Plan, Receipt, apply_policy, presets
+from torch_initpolicy.cli import main
+from torch_initpolicy.integrations.models import build
+from torch_initpolicy.integrations.safetensors import receipt_in
+
+ROOT = Path(__file__).parent.parent
+SMALL = "timm:test_resnet"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command; return its exit code and what it printed to both outputs."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
+class TestPlan:
+    """`plan` prints and writes nothing."""
+
+    def test_table(self, run):
+        """The table names parameters, what they meet and what they get."""
+        code, out, err = run("plan", SMALL)
+
+        assert code == 0
+        assert err == ""
+        assert "policy auto" in out
+        assert "meets relu: He normal" in out
+        assert "fc.weight" in out
+
+    def test_json(self, run):
+        """With `--json` standard output is one JSON value, which is the plan."""
+        code, out, err = run("plan", SMALL, "--json")
+
+        assert (code, err) == (0, "")
+        assert json.loads(out)["policy"] == "auto"
+        assert Plan.from_json(out)["fc.weight"].shape == (1000, 96)
+
+    @pytest.mark.parametrize("suffix", ["json", "toml"])
+    def test_policy_file(self, run, tmp_path, suffix):
+        """A policy is read from a file as well as by its name."""
+        file = tmp_path / f"mine.{suffix}"
+        presets.orthogonal().save(file)
+
+        code, out, _ = run("plan", SMALL, "-p", str(file))
+
+        assert code == 0
+        assert "orthogonal" in out
+        assert InitPolicy.load(file) == presets.orthogonal()
+
+    def test_only_and_skip(self, run):
+        """Filters can be repeated, and what they leave out is kept."""
+        _, out, _ = run(
+            "plan", SMALL, "--only", "fc.*", "--only", "bn*", "--skip", "*bias", "--json"
+        )
+        written = {s.name for s in Plan.from_json(out) if not s.reason.startswith("kept")}
+
+        assert "fc.weight" in written
+        assert "bn1.weight" in written
+        assert not any(name.endswith("bias") or "conv" in name for name in written)
+
+
+def in_a_process(*arguments):
+    """Run Python in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=env
+    )
+
+
+class TestApply:
+    """`apply` initialises, saves and reports."""
+
+    def test_report(self, run):
+        """The table ends with what was written, with which seed."""
+        code, out, err = run("apply", SMALL, "--seed", "3")
+
+        assert (code, err) == (0, "")
+        assert "47 tensors written, 0 kept" in out
+        assert "seed 3" in out
+
+    def test_json(self, run):
+        """With `--json` standard output is the receipt."""
+        code, out, err = run("apply", SMALL, "--json")
+
+        assert (code, err) == (0, "")
+        assert Receipt.from_json(out).seed == 0
+
+    def test_out(self, run, tmp_path):
+        """The file holds the weights that Python would have got, and the receipt."""
+        file = tmp_path / "weights.safetensors"
+        code, _, err = run("apply", SMALL, "-p", "he", "--seed", "5", "--out", str(file))
+        expected, loaded = build(SMALL), build(SMALL)
+        receipt = apply_policy(expected, "he", seed=5)
+        load_model(loaded, str(file))
+
+        assert (code, err) == (0, "")
+        assert receipt_in(file).plan == receipt.plan
+        assert load_file(file).keys() == expected.state_dict().keys()
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(tensor, loaded.state_dict()[name])
+        assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+    @pytest.mark.filterwarnings("default")
+    def test_a_symmetric_start_is_warned_of(self, run):
+        """A policy of constants warns on standard error, in one paragraph, and is carried out."""
+        code, out, err = run("apply", SMALL, "-p", "zeros")
+
+        assert code == 0
+        assert err.startswith("warning: policy 'zeros' leaves hidden units that are identical")
+        assert "cli.py" not in err
+        assert "warning" not in out
+
+
+OWN = """
+from torch import nn
+
+def broken():
+    raise RuntimeError("no such dataset")
+
+def odd():
+    return nn.Linear(2, 2)
+"""
+
+ERRORS = {
+    "model": (["plan", "timm:resnet05"], 2, "did you mean 'resnet50"),
+    "address": (["plan", "resnet50"], 2, "write timm:resnet50"),
+    "preset": (["plan", SMALL, "-p", "hee"], 2, "did you mean 'he'"),
+    "policy file": (["plan", SMALL, "-p", "none.toml"], 2, "none.toml cannot be read"),
+    "glob": (["plan", SMALL, "--only", "fx.*"], 1, "did you mean 'fc.*'"),
+    "own module": (["plan", "no_module:fn"], 2, "no module 'no_module'"),
+    "own name": (["plan", "own_cli:od"], 2, "did you mean 'odd'"),
+    "own code": (
+        ["plan", "own_cli:broken"],
+        1,
+        "RuntimeError: no such dataset (own_cli.py, line 5)",
+    ),
+    "nothing to do": (["plan", "torch.nn:ReLU"], 1, "the model has no parameters"),
+    "suffix": (["apply", SMALL, "--out", "x.pt"], 2, "does not end with .safetensors"),
+    "folder": (["apply", SMALL, "--out", "no/x.safetensors"], 2, "there is no folder no"),
+    "option": (["plan", SMALL, "--jsn"], 2, "No such option"),
+    "seed": (["apply", SMALL, "--seed", "x"], 2, "Invalid value for '--seed'"),
+    "command": (["paln"], 2, "No such command"),
+}
+
+
+class TestErrors:
+    """Each error is short, says what to write, and has its exit code."""
+
+    @pytest.mark.parametrize(("arguments", "code", "message"), ERRORS.values(), ids=ERRORS)
+    def test_error(self, run, tmp_path, monkeypatch, arguments, code, message):
+        """The message goes to standard error; nothing is printed to standard output."""
+        (tmp_path / "own_cli.py").write_text(OWN)
+        monkeypatch.chdir(tmp_path)
+
+        ended, out, err = run(*arguments)
+
+        assert ended == code
+        assert out == ""
+        assert message in " ".join(err.replace("│", "").split())
+        assert "Traceback" not in err
+
+    def test_an_interrupted_write_leaves_the_old_file(self, run, tmp_path, monkeypatch):
+        """Where writing fails the file that was there stays, and no half of a new one."""
+
+        def fail(*_, **__):
+            raise OSError("no space left on device")
+
+        file = tmp_path / "weights.safetensors"
+        file.write_text("old")
+        monkeypatch.setattr("torch_initpolicy.integrations.safetensors.save_model", fail)
+
+        code, _, err = run("apply", SMALL, "--out", str(file))
+
+        assert code == 1
+        assert "no space left on device" in err
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+class TestEntry:
+    """How it starts."""
+
+    def test_no_arguments_print_the_help(self, run):
+        """Without arguments the commands are listed."""
+        code, out, err = run()
+
+        assert code in {0, 2}
+        assert "plan" in out + err
+        assert "apply" in out + err
+
+    def test_without_the_extra(self):
+        """Without typer or rich one line names the extra, with exit code 1."""
+        code = "import sys; sys.modules['typer'] = None; import torch_initpolicy.cli"
+        finished = in_a_process("-c", code)
+
+        assert finished.returncode == 1
+        assert finished.stderr.splitlines() == [
+            "the command torch-initpolicy needs an extra: pip install 'torch-initpolicy[cli]'"
+        ]
