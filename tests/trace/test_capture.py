@@ -1,7 +1,9 @@
 """The recorder writes down what ran, and leaves the model as it was."""
 
 import copy
+import dataclasses
 import random
+import warnings
 
 import pytest
 import torch
@@ -106,8 +108,37 @@ class TestUntouched:
 
         assert (calls, list(model[0]._forward_hooks)) == ([1], [handle.id])
 
+    def test_warnings_of_the_model_neither_show_nor_stop_a_recording(self):
+        """What a forward warns of is for who runs it, also where warnings are errors."""
+
+        class Net(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                warnings.warn("mind the gap", UserWarning, stacklevel=2)
+                return x + 1
+
+        assert [node.op for node in record(Net(), Call((torch.zeros(2),))).nodes] == ["add"]
+
+
+@dataclasses.dataclass
+class Output:
+    """What a model may return: a plain record, no mapping."""
+
+    loss: Tensor | None
+    hidden: list[Tensor]
+
 
 class TestGraph:
+    def test_records_that_a_model_returns_are_looked_into(self):
+        """The tensors in the fields of a dataclass are results like any others."""
+
+        class Net(nn.Module):
+            def forward(self, x: Tensor) -> Output:
+                return Output(None, [x + 1, x * 2])
+
+        graph = record(Net(), Call((torch.zeros(2),)))
+
+        assert graph.results == tuple(node.outputs[0] for node in graph.nodes)
+
     def test_nodes_name_operators_and_modules(self):
         """Operators come in order, each with the innermost module that was running."""
         graph = record(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), Call((torch.zeros(2, 4),)))

@@ -4,8 +4,10 @@ Knows how to run a model without touching it; has never heard what an operator d
 """
 
 import contextlib
+import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -104,7 +106,8 @@ def capture(
     """Record one forward pass of `model`.
 
     The model is left as it was, also when its forward raises: parameters and buffers are swapped
-    for stand-ins, and attributes, hooks, training flags and random states are put back.
+    for stand-ins, and attributes, hooks, training flags and random states are put back. Warnings
+    that its forward gives are left for the run that somebody asks for.
 
     Args:
         model: The model, without wrappers.
@@ -121,7 +124,8 @@ def capture(
     Raises:
         Exception: Whatever the model's forward raises.
     """
-    with untouched(model), torch.no_grad():
+    with untouched(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for module in model.modules():
             module.training = training
         recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
@@ -241,9 +245,9 @@ def _drop_distributed_hooks(module: nn.Module) -> None:
 def _drop_compilation(module: nn.Module) -> None:
     """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
     vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
-    wrapped = module._modules.get("_orig_mod")  # noqa: SLF001 - `torch.compile(module)` inside a model
-    if wrapped is not None:
-        vars(module)["forward"] = wrapped
+    children = module._modules  # noqa: SLF001 - `torch.compile(module)` inside a model
+    if "_orig_mod" in children:
+        vars(module)["forward"] = children["_orig_mod"]
 
 
 _OF_REFLECTED = {
@@ -458,7 +462,7 @@ class _Recorder(TorchFunctionMode):
             shape=tuple(tensor.shape),
             stride=tuple(tensor.stride()) if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
-            storage=tensor.untyped_storage()._cdata if strided else -1,  # noqa: SLF001 - its identity
+            storage=tensor.untyped_storage()._cdata if strided else -1 - len(self.values),  # noqa: SLF001 - its identity
             dtype=tensor.dtype,
             **known,
         )
@@ -479,15 +483,21 @@ def _number(tensor: Tensor) -> float | None:
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings, in order."""
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from tensors_in(item)
+        return
+    for item in _items(tree):
+        yield from tensors_in(item)
+
+
+def _items(tree: Any) -> Iterable[Any]:
+    if isinstance(tree, (tuple, list)):
+        return tree
+    if isinstance(tree, Mapping):
+        return tree.values()
+    is_record = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+    return (getattr(tree, field.name) for field in dataclasses.fields(tree)) if is_record else ()
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
