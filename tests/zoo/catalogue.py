@@ -76,3 +76,10 @@ def selected(option: str) -> tuple[str, ...]:
         return one_of_each_family()
     share, _, shares = ("1/1" if option == "all" else option).partition("/")
     return tuple(s for s in every_model() if order(s) % int(shares) == int(share) - 1)
+
+
+def representatives(option: str) -> tuple[str, ...]:
+    """List the representatives that `--zoo` asks for: with `sample` every third."""
+    if option == "sample":
+        return tuple(source for source in REPRESENTATIVES if order(source) % 3 == 0)
+    return tuple(source for source in REPRESENTATIVES if source in selected(option))

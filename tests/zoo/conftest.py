@@ -2,15 +2,17 @@
 
 import pytest
 
-from tests.zoo.catalogue import selected
+from tests.zoo.catalogue import representatives, selected
 from tests.zoo.reading import Subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a `subject` on every model that `--zoo` selects."""
+    """Run tests that ask for a `subject` or a `representative` on what `--zoo` selects."""
+    option = metafunc.config.getoption("zoo")
     if "subject" in metafunc.fixturenames:
-        models = selected(metafunc.config.getoption("zoo"))
-        metafunc.parametrize("subject", models, indirect=True, scope="module")
+        metafunc.parametrize("subject", selected(option), indirect=True, scope="module")
+    if "representative" in metafunc.fixturenames:
+        metafunc.parametrize("representative", representatives(option))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ def test_representatives_exist():
     assert len(set(REPRESENTATIVES)) == len(REPRESENTATIVES)
 
 
-@pytest.mark.parametrize("source", REPRESENTATIVES)
-def test_apply_verify_run(source):
+def test_apply_verify_run(representative):
     """Every tensor is what its step says; signals and gradients are numbers and reach the input."""
-    subject = Subject.of(source)
+    subject = Subject.of(representative)
 
     receipt = apply_policy(subject.model, seed=0)
 

@@ -93,11 +93,10 @@ def test_packs(subject):
     expected = {
         name: blocks for (glob, name), blocks in PACKED.items() if fnmatchcase(subject.source, glob)
     }
-    wrong = {
-        step.name: len(step.axes.blocks)
+    found = {
+        step.name: (len(step.axes.blocks), expected[step.name.split(".")[-2]])
         for step in subject.plan("auto")
-        if step.name.endswith(".weight")
-        and len(step.axes.blocks) not in expected.get(step.name.split(".")[-2], {0, 1, 2, 3, 4})
+        if step.role == "weight" and step.name.split(".")[-2:-1] in [[name] for name in expected]
     }
 
-    assert wrong == {}
+    assert {name: blocks for name, (blocks, known) in found.items() if blocks not in known} == {}
