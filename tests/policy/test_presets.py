@@ -17,6 +17,7 @@ from torch_initpolicy.tensors.gains import KNOWN, Activation, Moments
 from torch_initpolicy.tensors.initializers import (
     BranchScaled,
     Constant,
+    DeltaOrthogonal,
     Keep,
     Normal,
     Ones,
@@ -155,7 +156,12 @@ EXPECTED = {
     "xavier": {"relu": XAVIER, None: XAVIER},
     "lecun": {"relu": LECUN, None: LECUN},
     "orthogonal": {"silu": Orthogonal("meets"), "tanh": Orthogonal(), None: Orthogonal()},
-    "signal": {"relu": VarianceScaling(gain="fed_by"), None: VarianceScaling(gain="fed_by")},
+    "signal": {"relu": VarianceScaling(gain="signal"), None: VarianceScaling(gain="signal")},
+    "zero_residual": {"relu": HE, None: XAVIER},
+    "rezero": {"relu": HE, None: XAVIER},
+    "t_fixup": {"softmax": XAVIER, None: XAVIER},
+    "critical": {"relu": Orthogonal(), None: Orthogonal()},
+    "delta_orthogonal": {"relu": DeltaOrthogonal(), None: DeltaOrthogonal()},
     "zeros": {"relu": Zeros()},
     "ones": {None: Ones()},
     "constant": {None: Constant(0.1)},
@@ -190,7 +196,7 @@ class TestWeights:
         """The presets that know no layers fill every weight alike."""
         assert chosen(ALL[name], role=role) == chosen(ALL[name])
 
-    @pytest.mark.parametrize("name", ["he", "xavier", "lecun", "signal", "depth_scaled", "fixup"])
+    @pytest.mark.parametrize("name", ["he", "xavier", "lecun", "depth_scaled", "fixup"])
     @pytest.mark.parametrize("role", sorted(set(get_args(Role)) - {"weight"}))
     def test_the_rest_is_autos(self, name, role):
         """The presets that know layers agree on all else."""

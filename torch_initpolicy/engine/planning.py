@@ -316,6 +316,7 @@ def _context(facts: Facts, gains: Gains) -> Context:
     return Context(
         meets_gain=gains[facts.meets],
         fed_gain=gains[facts.fed_by],
+        signal_gain=facts.reads**-0.5 if facts.reads else gains[facts.fed_by],
         residual_branches=facts.residual_branches,
         branch_depth=facts.branch_depth,
     )
@@ -405,6 +406,11 @@ def _cause(facts: Facts, chosen: Initializer) -> str:
         return _role(facts)
     if (facts.op or "").startswith(_RECURS):
         return f"input of {facts.op}"
+    if getattr(chosen, "gain", None) == "signal" and facts.reads_unknown is None:
+        return f"reads a mean square of {figure(facts.reads, 3)}"
+    if getattr(chosen, "gain", None) == "signal" and facts.reads_unknown:
+        fed = _activation(facts.fed_by)
+        return f"what it reads is unknown behind {facts.reads_unknown}, it is fed by {fed}"
     if getattr(chosen, "gain", None) == "fed_by":
         return f"fed by {'the input' if facts.reads_input else _activation(facts.fed_by)}"
     if facts.stopped_by is not None:

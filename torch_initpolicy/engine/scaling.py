@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from torch_initpolicy.engine.parametrized import Behind, behind, reading, store
 from torch_initpolicy.engine.planning import Filters
-from torch_initpolicy.engine.proportions import Proportions
+from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.engine.storage import full, is_sharded, pieces
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site

@@ -17,7 +17,7 @@ from torch import nn
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Fans, fans
-from torch_initpolicy.tensors.gains import KNOWN, Activation, Family, family
+from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.ops import OPS, OpRole
@@ -25,11 +25,13 @@ from torch_initpolicy.trace.ops import OPS, OpRole
 __all__ = [
     "Matcher",
     "anything",
+    "closes_residual",
     "ends_residual",
     "fan",
     "fed_by",
     "feeds_output",
     "frozen",
+    "in_residual",
     "kind",
     "meets",
     "name",
@@ -46,7 +48,10 @@ __all__ = [
 Bounds = tuple[float | None, float | None]
 """Lowest and highest value allowed, both included; None leaves a side open."""
 
-Fact = Literal["ends_residual", "reads_input", "feeds_output", "used", "frozen", "tied"]
+Fact = Literal[
+    "ends_residual", "closes_residual", "in_residual", "reads_input", "feeds_output", "used",
+    "frozen", "tied",
+]  # fmt: skip
 """What can be said of a site with yes or no."""
 
 Question = Callable[[Site, Facts], bool]
@@ -288,6 +293,7 @@ ACTIVATIONS = frozenset({
     *get_args(Family),
     *(name for name, op in OPS.items() if op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)),
     "product",
+    CUSTOM,
     NOTHING,
 })  # fmt: skip
 """Every word that `meets` and `fed_by` understand: activations, those that the trace names after
@@ -363,6 +369,8 @@ class Op(Matcher):
 
 _IS: Mapping[Fact, Question] = MappingProxyType({
     "ends_residual": lambda _, facts: facts.ends_residual,
+    "closes_residual": lambda _, facts: facts.closes_residual,
+    "in_residual": lambda _, facts: facts.branch_depth > 0,
     "reads_input": lambda _, facts: facts.reads_input,
     "feeds_output": lambda _, facts: facts.feeds_output,
     "used": lambda _, facts: facts.used,
@@ -668,6 +676,19 @@ def ends_residual() -> Matcher:
         role('weight') & ends_residual()
     """
     return Is("ends_residual")
+
+
+def closes_residual() -> Matcher:
+    """Match what closes a residual branch when it is zero: its last weight, norm or scale.
+
+    Behind it no other parameter scales the branch, so that there is one for each branch.
+    """
+    return Is("closes_residual")
+
+
+def in_residual() -> Matcher:
+    """Match what lies inside a residual branch."""
+    return Is("in_residual")
 
 
 def reads_input() -> Matcher:

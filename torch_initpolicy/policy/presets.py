@@ -9,27 +9,36 @@ that is no weight of a layer:
 - positions, tokens, tables, gates, scales and other raw parameters keep the constructor's value.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy.match import (
     Matcher,
     anything,
+    closes_residual,
     ends_residual,
+    fed_by,
     feeds_output,
+    in_residual,
     kind,
     meets,
     name,
+    reads_input,
     role,
 )
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, preset, preset_named
+from torch_initpolicy.tensors import meanfield
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     BranchScaled,
     Constant,
+    DeltaOrthogonal,
     Distribution,
+    Gain,
     Initializer,
     Keep,
     Mode,
@@ -47,6 +56,8 @@ from torch_initpolicy.tensors.initializers import (
 __all__ = [
     "auto",
     "constant",
+    "critical",
+    "delta_orthogonal",
     "depth_scaled",
     "fixup",
     "gpt2",
@@ -55,11 +66,14 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "rezero",
     "signal",
+    "t_fixup",
     "timm_vit",
     "torch_default",
     "uniform",
     "xavier",
+    "zero_residual",
     "zeros",
 ]
 
@@ -261,13 +275,26 @@ def lecun(*, distribution: Distribution = "normal") -> InitPolicy:
 
 @preset
 def signal() -> InitPolicy:
-    """Give every layer the gain of the activation that *feeds* it: second moments stay 1.
+    """Give every layer the variance that makes the second moment of its output 1.
+
+    The mean square of what each weight reads is followed through the data flow, with the exact
+    integrals of activations: through sums, products, pools, normalisations, attention and zero
+    padding, as in training, for standard normal inputs. Where it cannot be followed the plan says
+    so, and the gain is that of the activation that feeds the layer. Embeddings start at `N(0, 1)`,
+    those that are a head too at `N(0, 1 / width)`.
+
+    Reference:
+        Bingham and Miikkulainen, *AutoInit: Analytic Signal-Preserving Weight Initialization for
+        Neural Networks*, 2021, arXiv:2109.08958.
 
     Examples:
         >>> signal().rules[-1].initializer
-        VarianceScaling(scale=1.0, mode='fan_in', distribution='normal', gain='fed_by')
+        VarianceScaling(scale=1.0, mode='fan_in', distribution='normal', gain='signal')
     """
-    return _layers(_rule(_WEIGHT, VarianceScaling(1.0, "fan_in", gain="fed_by")))
+    scaled = VarianceScaling(1.0, "fan_in", gain="signal")
+    return InitPolicy(
+        (*_REST, *_RECURRENT, _KEPT, _rule(role("embedding"), scaled), _rule(_WEIGHT, scaled))
+    )
 
 
 @preset
@@ -405,6 +432,73 @@ def gpt2() -> InitPolicy:
 
 
 @preset
+def zero_residual() -> InitPolicy:
+    """Do as `auto`, but close every residual branch: the network starts as its skips alone.
+
+    Zero is what scales the branch last: its scalar (SkipInit, ReZero, LayerScale), its last
+    normalisation, or its last weight, whichever the model has.
+
+    Reference:
+        Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, section 5.1; De and
+        Smith, *Batch Normalization Biases Residual Blocks Towards the Identity Function*, 2020,
+        arXiv:2002.10444 (SkipInit); Bachlechner et al., *ReZero is All You Need*, 2020,
+        arXiv:2003.04887.
+
+    Examples:
+        >>> zero_residual().rules[0].initializer
+        Zeros()
+    """
+    last = closes_residual() & role("weight", "norm_weight", "scale")
+    return auto().override(_rule(last, Zeros(), "closes a residual branch"))
+
+
+@preset
+def rezero() -> InitPolicy:
+    """Do as `auto`, but start the scales of residual branches at zero where the model has some.
+
+    Reference:
+        Bachlechner et al., *ReZero is All You Need: Fast Convergence at Large Depth*, 2020,
+        arXiv:2003.04887, eq. 4; De and Smith, arXiv:2002.10444, section 4 (SkipInit).
+
+    Examples:
+        >>> rezero().rules[0].matcher
+        role('scale') & closes_residual()
+    """
+    return auto().override(_rule(role("scale") & closes_residual(), Zeros(), "opens in training"))
+
+
+@preset
+def t_fixup() -> InitPolicy:
+    """Start a transformer without normalisation or warm-up, in the style of T-Fixup.
+
+    Xavier everywhere; inside residual branches, all but queries and keys times
+    `0.67 * blocks ^ (-1 / 4)`, where a block has two branches; embeddings `N(0, 1 / width)`. A
+    packed projection of queries, keys and values counts with the queries. (The paper draws packed
+    projections apart and scales a decoder's three branches by `(9 * blocks) ^ (-1 / 4)`.)
+
+    Reference:
+        Huang, Perez, Ba and Volkovs, *Improving Transformer Optimization Through Better
+        Initialization*, 2020, section 3.2.
+
+    Examples:
+        >>> t_fixup().rules[-2].initializer.exponent
+        -0.25
+    """
+    scaled = BranchScaled(xavier_normal(0.67 * 2**0.25), -0.25)
+    return InitPolicy(
+        (
+            *_REST,
+            *_RECURRENT,
+            _KEPT,
+            _rule(role("embedding"), VarianceScaling(1.0, "fan_out")),
+            _rule(_WEIGHT & meets("softmax"), xavier_normal()),
+            _rule(_WEIGHT & in_residual(), scaled),
+            _rule(_WEIGHT, xavier_normal()),
+        )
+    )
+
+
+@preset
 def fixup() -> InitPolicy:
     """Start residual networks without normalisation so that their depth does not matter.
 
@@ -424,6 +518,104 @@ def fixup() -> InitPolicy:
         _rule(_RECTIFIED, BranchScaled(he_normal("meets"), "fixup")),
         _rule(_WEIGHT, BranchScaled(he_normal(), "fixup")),
     )
+
+
+#
+# By mean field theory
+#
+
+_CRITICAL = ("tanh", "erf", "atan", "softsign", "hardtanh", "sin")
+"""Odd activations that act linearly on small signals."""
+
+Drawn = Literal["normal", "orthogonal", "delta_orthogonal"]
+
+
+def _matrix(drawn: Drawn, gain: Gain) -> Initializer:
+    makers = {
+        "normal": lambda: VarianceScaling(1.0, "fan_in", gain=gain),
+        "orthogonal": lambda: Orthogonal(gain),
+        "delta_orthogonal": lambda: DeltaOrthogonal(gain),
+    }
+    if drawn not in makers:
+        raise PolicyError(f"weights is one of {', '.join(map(repr, makers))}, got {drawn!r}")
+    return makers[drawn]()
+
+
+@preset
+def critical(*, q: float = 1 / 64, weights: Drawn = "orthogonal") -> InitPolicy:
+    """Start plain networks of any depth on the edge of chaos.
+
+    Behind tanh and its kin, weights and biases have the variances at which the signal settles at
+    the mean square `q`, and neither small differences nor gradients grow or die out; the first
+    weight brings standard normal inputs there. Behind rectifiers this is He's variance. The
+    smaller `q`, the deeper a network can be: about `1 / q` layers.
+
+    Args:
+        q: The mean square of what goes into the activations, positive.
+        weights: What is drawn: `"orthogonal"` weights keep all directions alike, which is what
+            trains at great depth; `"delta_orthogonal"` is for convolutions (odd kernels, no fewer
+            outputs than inputs); `"normal"` is the theory's own case.
+
+    Raises:
+        PolicyError: `q` is not positive, or `weights` is another word.
+
+    Reference:
+        Schoenholz et al., *Deep Information Propagation*, 2016, arXiv:1611.01232; Xiao et al.,
+        *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393.
+
+    Examples:
+        >>> rule = critical().rules[-8]
+        >>> rule.matcher, round(rule.initializer.gain ** 2, 6)
+        (role('weight') & fed_by('tanh'), 1.030558)
+    """
+    if not q > 0:
+        raise PolicyError(f"q is a positive mean square, got {q}")
+    points = {name: meanfield.critical(name, q) for name in _CRITICAL}
+    others = [
+        _rule(_WEIGHT & fed_by(name), _matrix(weights, math.sqrt(point.weight)))
+        for name, point in points.items()
+    ]
+    biases = [
+        _rule(role("bias") & meets(name), Normal(math.sqrt(point.bias)))
+        for name, point in points.items()
+    ]
+    first = _rule(
+        _WEIGHT & reads_input() & meets(*_CRITICAL), _matrix(weights, math.sqrt(q)), "to the edge"
+    )
+    return InitPolicy(
+        (
+            *biases,
+            *_REST,
+            _EMBEDDINGS,
+            *_RECURRENT,
+            _KEPT,
+            _rule(_WEIGHT & feeds_output(), xavier_normal()),
+            first,
+            *others,
+            _rule(_WEIGHT & fed_by("rectifier"), _matrix(weights, "fed_by")),
+            _rule(_WEIGHT, _matrix(weights, 1.0)),
+        )
+    )
+
+
+@preset
+def delta_orthogonal(*, q: float = 1 / 64) -> InitPolicy:
+    """Start convolutional networks of any depth on the edge of chaos, with orthogonal centres.
+
+    Linear layers get orthogonal weights.
+
+    Args:
+        q: As for `critical`.
+
+    Reference:
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs: How to Train 10,000-Layer
+        Vanilla Convolutional Neural Networks*, 2018, arXiv:1806.05393, section 3.
+
+    Examples:
+        >>> delta_orthogonal().rules[-1].initializer
+        DeltaOrthogonal(gain=1.0)
+    """
+    return critical(q=q, weights="delta_orthogonal")
 
 
 #

@@ -406,6 +406,9 @@ def backward_gain(activation: Activation | str) -> float:
 # Recognition
 #
 
+CUSTOM = "custom"
+"""Name of an activation that the table does not have, where no other says more."""
+
 _LIKENESS = 1e-6  # of values; the two GELUs differ by 4e-4, constants of 8 digits by 1e-8
 
 
@@ -441,12 +444,13 @@ def _is_alike(values: Tensor, others: Tensor) -> bool:
 
 @torch.inference_mode(mode=False)
 @torch.no_grad()
-def recognise(function: Function, *, name: str = "custom") -> Activation | None:
+def recognise(function: Function, *, name: str = CUSTOM) -> Activation | None:
     """Find an element-wise function in the table of activations.
 
     Args:
         function: An element-wise function of a float64 tensor.
-        name: What to call it where the table does not have it.
+        name: What to call it where the table does not have it; `"custom"` in place of one that
+            saturates, where the function does not.
 
     Returns:
         The activation of the table, with its parameters where they are not the usual ones; or one
@@ -463,6 +467,8 @@ def recognise(function: Function, *, name: str = "custom") -> Activation | None:
         Activation(name='leaky_relu', parameter=0.2, moments=None)
         >>> recognise(lambda x: 3 * x + 1) is None
         True
+        >>> recognise(lambda x: x + torch.sin(x) ** 2, name="sin").name
+        'custom'
     """
     with torch.device("cpu"):
         grid = _grid()
@@ -473,4 +479,13 @@ def recognise(function: Function, *, name: str = "custom") -> Activation | None:
         if _is_alike(values, line):
             return None
         found = (known for known, others in _candidates(function) if _is_alike(values, others))
-        return next(found, None) or Activation(name, moments=moments(function))
+        known = next(found, None)
+        if known is None and family(name) == "saturating" and not _is_bounded(function):
+            name = CUSTOM
+        return known or Activation(name, moments=moments(function))
+
+
+def _is_bounded(function: Function) -> bool:
+    """Say whether a function has stopped growing a thousand standard deviations out."""
+    far = function(torch.tensor((-1e3, 1e3, -1e6, 1e6), dtype=torch.float64)).abs()
+    return bool(far[2:].max() <= 2 * far[:2].max())

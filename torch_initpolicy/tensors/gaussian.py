@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_initpolicy.tensors.gains import KNOWN, Activation, function_of, moments
+from torch_initpolicy.tensors.gains import Activation, function_of, moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,13 @@ class Size:
         mean: `E x`.
         second: `E x^2`.
         shared: `E x x'`, where `x'` is the same unit at another position or for another input.
+        near: The same at a neighbouring position; zero padding tells distant ones apart.
     """
 
     mean: float = 0.0
     second: float = 1.0
     shared: float = 0.0
+    near: float = 0.0
 
     @property
     def variance(self) -> float:
@@ -37,18 +39,21 @@ class Size:
     @property
     def correlation(self) -> float:
         """How `x` and `x'` vary together, from 0 to 1."""
-        covariance = self.shared - self.mean**2
-        return min(max(covariance / self.variance, 0.0), 1.0) if self.variance > TINY else 1.0
+        return self._correlation(self.shared)
 
     @property
-    def likeness(self) -> float:
-        """`E x x' / E x^2`, from 0 to 1."""
-        return min(max(self.shared / self.second, 0.0), 1.0) if self.second > TINY else 0.0
+    def nearness(self) -> float:
+        """How neighbours vary together, from 0 to 1."""
+        return self._correlation(self.near)
+
+    def _correlation(self, product: float) -> float:
+        covariance = product - self.mean**2
+        return min(max(covariance / self.variance, 0.0), 1.0) if self.variance > TINY else 1.0
 
     def scaled(self, factor: float) -> "Size":
         """Return the moments of `factor * x`."""
         power = factor**2
-        return Size(self.mean * factor, self.second * power, self.shared * power)
+        return Size(self.mean * factor, self.second * power, self.shared * power, self.near * power)
 
     def plus(self, other: "Size") -> "Size":
         """Return the moments of the sum with an independent signal."""
@@ -57,17 +62,37 @@ class Size:
             self.mean + other.mean,
             self.second + other.second + both,
             self.shared + other.shared + both,
+            self.near + other.near + both,
         )
 
     def times(self, other: "Size") -> "Size":
         """Return the moments of the product with an independent signal."""
         return Size(
-            self.mean * other.mean, self.second * other.second, self.shared * other.shared
+            self.mean * other.mean,
+            self.second * other.second,
+            self.shared * other.shared,
+            self.near * other.near,
         )
 
     def averaged(self, count: float) -> "Size":
-        """Return the moments of the mean over `count` positions."""
-        return Size(self.mean, self.shared + (self.second - self.shared) / count, self.shared)
+        """Return the moments of the mean over `count` positions, far apart."""
+        second = self.shared + (self.second - self.shared) / count
+        return Size(self.mean, second, self.shared, self.shared)
+
+    def pooled(self, count: int) -> "Size":
+        """Return the moments of the mean over a window of `count` neighbours."""
+        second = self.near + (self.second - self.near) / count
+        return Size(self.mean, second, self.shared, min(self.near, second))
+
+    def apart(self) -> "Size":
+        """Return the moments where positions are units of their own, which share only a mean."""
+        return Size(self.mean, self.second, self.mean**2, self.mean**2)
+
+    def weighed(self) -> "Size":
+        """Return the moments behind a weight that brings the second moment to 1."""
+        power = max(self.second, TINY)
+        shared, near = min(self.shared / power, 1.0), min(self.near / power, 1.0)
+        return Size(0.0, 1.0, shared, near)
 
 
 TINY = 1e-12
@@ -75,7 +100,7 @@ TINY = 1e-12
 
 def constant(value: float) -> Size:
     """Return the moments of a number."""
-    return Size(value, value**2, value**2)
+    return Size(value, value**2, value**2, value**2)
 
 
 def activated(activation: Activation, size: Size, *, largest_of: int = 1) -> Size:
@@ -99,8 +124,14 @@ def activated(activation: Activation, size: Size, *, largest_of: int = 1) -> Siz
     """
     if activation.moments is not None:
         return _measured(activation, size, largest_of)
-    key = (round(size.mean, 6), round(size.variance, 6), round(size.correlation, 3))
-    return _activated(activation, *key, largest_of)
+    key = (activation, round(size.mean, 6), round(size.variance, 6))
+    nearby = _activated(*key, round(size.nearness, 5), largest_of)
+    if largest_of == 1:
+        distant = _activated(*key, round(size.correlation, 5), 1).shared
+    else:
+        spread = nearby.shared - nearby.mean**2
+        distant = nearby.mean**2 + spread * size.correlation / max(size.nearness, 1e-6)
+    return Size(nearby.mean, nearby.second, min(distant, nearby.second), nearby.shared)
 
 
 def _measured(activation: Activation, size: Size, largest_of: int) -> Size:
@@ -109,7 +140,8 @@ def _measured(activation: Activation, size: Size, largest_of: int) -> Size:
     if activation.moments is None or not is_standard or largest_of != 1:
         raise ValueError(f"{activation.name} was measured under a standard normal alone")
     mean, second, _ = activation.moments
-    return Size(mean, second, mean**2 + (second - mean**2) * size.correlation)
+    spread = second - mean**2
+    return Size(mean, second, mean**2 + spread * size.correlation, mean**2 + spread * size.nearness)
 
 
 NEAR = 0.05
@@ -148,10 +180,5 @@ def _density(z: Tensor) -> Tensor:
 
 def _density_of_largest(z: Tensor, count: int) -> Tensor:
     """Return the density of the largest of `count` independent normals on a grid."""
-    density = _density(z) * torch.special.ndtr(z) ** (count - 1)
+    density: Tensor = _density(z) * torch.special.ndtr(z) ** (count - 1)
     return density / density.sum()
-
-
-def is_function(activation: Activation) -> bool:
-    """Say whether an activation is a function of one variable that can be evaluated."""
-    return activation.name in KNOWN and KNOWN[activation.name].function is not None

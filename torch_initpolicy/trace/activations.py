@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_initpolicy.tensors.gains import Activation, recognise
+from torch_initpolicy.tensors.gains import CUSTOM, Activation, recognise
 from torch_initpolicy.trace.graph import Graph, Node, Ref
 from torch_initpolicy.trace.ops import OpRole, activation_of
 
 _ELEMENTWISE = frozenset({
     OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS,
 })  # fmt: skip
+
+_CHOOSES = frozenset({"where", "maximum", "minimum", "max", "min", "masked_fill"})
+"""Operators that choose between numbers, place by place: `where(x > 0, x, 0.1 * x)`."""
+
+_COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "zeros_like", "ones_like", "full_like"})
+"""Operators that make what is chosen by, or from; what they make is no signal."""
 
 _OVER_AN_AXIS = frozenset({"softmax", "log_softmax"})
 """Activations that are not functions of one variable."""
@@ -93,11 +99,21 @@ class _Reader:
                 start = roots.pop()
                 regions.setdefault(start, []).append(node)
                 root[node.outputs[0]] = start
-        return regions
+        return {start: list(self._purposeful(nodes)) for start, nodes in regions.items()}
+
+    def _purposeful(self, nodes: list[Node]) -> Iterator[Node]:
+        """Yield the nodes of a region, without the comparisons that choose something outside it."""
+        region = {node.index for node in nodes}
+        for node in nodes:
+            if node.op not in _COMPARES or region.issuperset(
+                self.graph.consumers[node.outputs[0]]
+            ):
+                yield node
 
     def _is_elementwise(self, node: Node) -> bool:
         """Say whether each number of a node's output depends on one number of its input."""
-        if self.roles[node.index] not in _ELEMENTWISE or node.op in _OVER_AN_AXIS:
+        by_role = self.roles[node.index] in _ELEMENTWISE and node.op not in _OVER_AN_AXIS
+        if not (by_role or node.op in _CHOOSES or node.op in _COMPARES):
             return False
         after = self.graph.values[node.outputs[0]].shape
         return len(node.outputs) == 1 and all(
@@ -163,7 +179,8 @@ class _Reader:
 
     def _evaluated(self, start: int, inner: list[Node]) -> Activation | None:
         bends = (n for n in inner if self.roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES))
-        name = next((node.op for node in bends), "product")
+        chooses = any(node.op in _CHOOSES for node in inner)
+        name = next((node.op for node in bends), CUSTOM if chooses else "product")
         try:
             return recognise(self._replay(start, inner), name=name)
         except (RuntimeError, TypeError, ValueError):

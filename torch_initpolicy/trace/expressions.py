@@ -53,12 +53,12 @@ def through(source: Source, node: Node, op: Op, before: Value, after: Value) -> 
     """Follow a parameter through an operator that reads parameters and constants only."""
     if op.role is OpRole.CONTRACTS:
         return _through_product(source, left=node.inputs[0] == before.index)
-    moved = replace(source, dims=_moved(source.dims, op, before, after))
+    there = replace(source, dims=moved(source.dims, op, before, after))
     if op.role is OpRole.ADDS:
-        return replace(moved, shift=moved.shift + _added_number(node))
+        return replace(there, shift=there.shift + _added_number(node))
     if op.role is OpRole.PICKS:
-        return replace(moved, indexed=moved.indexed or len(node.inputs) > 1)
-    return replace(moved, gated=moved.gated or op.role is OpRole.ACTIVATES)
+        return replace(there, indexed=there.indexed or len(node.inputs) > 1)
+    return replace(there, gated=there.gated or op.role is OpRole.ACTIVATES)
 
 
 def _added_number(node: Node) -> float:
@@ -75,7 +75,7 @@ def _through_product(source: Source, *, left: bool) -> Source:
     return replace(source, dims=(*batch, *kept), contracted=columns if left else rows)
 
 
-def _moved(dims: Dims, op: Op, before: Value, after: Value) -> Dims:
+def moved(dims: Dims, op: Op, before: Value, after: Value) -> Dims:
     """Say where the axes are after an operator that makes `after` of `before`."""
     if len(dims) != len(before.shape):
         return ()  # lost on the way

@@ -32,9 +32,14 @@ class Facts:
         stopped_by: Name of an operator of unknown role behind which nothing could be seen, or None.
         ends_residual: Whether nothing but carriers lies between its output and the addition that
             ends a residual branch.
+        closes_residual: Whether it ends a residual branch, and no other parameter scales the branch
+            behind it: at zero it closes the branch.
         residual_branches: How many residual branches the whole model has.
         branch_depth: How many weights lie on the longest path through its own residual branch; 0
             outside any.
+        reads: Mean square of what the weight reads, were all weights before it scaled so that their
+            outputs have mean square 1; None where that is unknown, or it is no weight.
+        reads_unknown: Why it is unknown, or None.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         used: Whether the forward pass touched it at all.
         evidence: How all this came to be known.
@@ -50,8 +55,11 @@ class Facts:
     feeds_output: bool = False
     stopped_by: str | None = None
     ends_residual: bool = False
+    closes_residual: bool = False
     residual_branches: int = 0
     branch_depth: int = 0
+    reads: float | None = None
+    reads_unknown: str | None = None
     offset: float = 0.0
     used: bool = False
     evidence: Evidence = "type"

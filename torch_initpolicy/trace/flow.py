@@ -17,6 +17,7 @@ from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
+from torch_initpolicy.trace.sizes import UNREAD, reads
 from torch_initpolicy.trace.uses import Use, Uses, uses
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, behind
 
@@ -92,11 +93,16 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     found: dict[str, list[Use]] = {}
     for use in flow.uses.found:
         found.setdefault(use.source.site, []).append(use)
+    sizes = reads(flow.uses, flow.composites, sites)
     norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
     return {
-        site.name: _facts(
-            site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
+        site.name: replace(
+            _facts(
+                site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
+            ),
+            reads=sizes.get(site.name, UNREAD).second,
+            reads_unknown=sizes.get(site.name, UNREAD).reason,
         )
         for site in sites
     }
@@ -124,6 +130,7 @@ def _facts(
         feeds_output=met.at_border,
         stopped_by=met.stopped_by[0] if met.stopped_by else None,
         ends_residual=output in flow.residuals.ending,
+        closes_residual=output in flow.residuals.closing,
         residual_branches=branches,
         branch_depth=flow.residuals.depth_around(first.node.index),
         offset=first.source.shift,
@@ -245,7 +252,7 @@ def _role_of_summand(use: Use, flow: Flow) -> Role:
     return "position" if alone or not _follows_its_owner(use, flow) else "bias"
 
 
-_FOLLOWED = frozenset({OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES})
+_FOLLOWED = frozenset({OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES})
 
 
 def _follows_its_owner(use: Use, flow: Flow) -> bool:
@@ -256,16 +263,26 @@ def _follows_its_owner(use: Use, flow: Flow) -> bool:
         for other in flow.uses.found
         if other.source.site.rpartition(".")[0] == owner and other.source.site != use.source.site
     }
+    return use.node.index in made_by or (
+        use.partner is not None and not made_by.isdisjoint(_makers(use.partner, flow))
+    )
+
+
+def _makers(value: int, flow: Flow) -> Iterator[int]:
+    """Yield the nodes whose numbers a value holds, or sums of which, up to the next weight."""
     values, nodes = flow.uses.graph.values, flow.uses.graph.nodes
-    value = use.partner
-    while value is not None:
-        producer = values[value].producer
-        if producer is None or use.node.index in made_by or producer in made_by:
-            return producer is not None or use.node.index in made_by
+    waiting, seen = [value], {value}
+    while waiting:
+        producer = values[waiting.pop()].producer
+        if producer is None:
+            continue
+        yield producer
         carried = tuple(flow.uses.carried(nodes[producer]))
-        follows = flow.uses.role(nodes[producer]) in _FOLLOWED and len(carried) == 1
-        value = carried[0] if follows else None
-    return False
+        if flow.uses.role(nodes[producer]) in _FOLLOWED and (
+            len(carried) == 1 or flow.uses.role(nodes[producer]) is OpRole.ADDS
+        ):
+            waiting += [read for read in carried if read not in seen]
+            seen.update(carried)
 
 
 def _role_of_weight(use: Use, flow: Flow) -> Role:

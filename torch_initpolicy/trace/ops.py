@@ -79,7 +79,8 @@ OPS: Mapping[str, Op] = MappingProxyType(
     | _each("exp expm1 exp2 log log1p log2 log10 pow rpow square sqrt rsqrt reciprocal abs "
             "absolute sin cos tan asin acos atan sinh cosh erf erfc erfinv sign clamp clip "
             "clamp_min clamp_max floor ceil round frac logit sinc float_power nan_to_num rdiv "
-            "heaviside fix trunc", OpRole.COMPUTES)
+            "heaviside fix trunc logaddexp ndtr log_ndtr erfcx i0 i0e i1 i1e lgamma digamma",
+            OpRole.COMPUTES)
     | _each("mul multiply div divide true_divide", OpRole.MULTIPLIES)
     | _each("add sub subtract rsub lerp", OpRole.ADDS)
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")

@@ -1,17 +1,17 @@
 """Packed weights: one matrix whose output is cut into q, k and v, or into value and gate.
 
-The output of a weight is followed through views; where two of its parts meet in a product, the
-weight is as many matrices packed into one.
+The output of a weight is followed through views, and through sums with that of others; where two
+of its parts meet in a product, the weight is as many matrices packed into one.
 """
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_initpolicy.trace.graph import Node, Value
-from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.ops import OpRole, argument
 from torch_initpolicy.trace.uses import Uses
 from torch_initpolicy.trace.walks import CARRIERS
 
@@ -57,6 +57,15 @@ class _View:
         )
         return _Part(self.node, _bits(first, tuple(runs)) & ((1 << self.size) - 1))
 
+    def after(self, before: Value, value: Value) -> "_View | None":
+        """Return the view that an operator which reads `before` makes of it, or None."""
+        if before.storage == value.storage:
+            return self
+        axis = self.axis(before)
+        if axis is None or before.shape != value.shape or not value.stride[axis]:
+            return None
+        return _View(self.node, self.size, value.stride[axis], value.offset)
+
     def axis(self, value: Value) -> int | None:
         """Return the dimension along which a value has all channels, or None."""
         return next(
@@ -86,13 +95,17 @@ _PRODUCTS = frozenset({OpRole.CONTRACTS, OpRole.MULTIPLIES, OpRole.ATTENDS})
 _KEEPS_CHANNELS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
 _MOST_PARTS = 12
 
+_MOST_SUMMANDS = 3
+"""Weights whose outputs are followed through one sum: an input's, a state's and one more. The sums
+of residual streams are longer."""
+
 
 def packs(uses: Uses) -> Mapping[int, Pack]:
     """Find the weights that are several matrices packed into one, by their node."""
     follower = _Follower(uses)
     for node in uses.graph.nodes:
         follower.enter(node)
-    sizes = {view.node: view.size for view in follower.views.values()}
+    sizes = {view.node: view.size for views in follower.views.values() for view in views}
     found = {
         node: _pattern(tuple(sorted(_largest(parts))), sizes[node])
         for node, parts in follower.met.items()
@@ -105,7 +118,7 @@ class _Follower:
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
-        self.views: dict[int, _View] = {}  # by value: it is a view of a weight's output
+        self.views: dict[int, tuple[_View, ...]] = {}  # by value: the outputs it is a view of
         self.parts: dict[int, frozenset[_Part]] = {}  # by value: what it is made of
         self.met: dict[int, set[int]] = {}  # by weight: channels that meet in a product
 
@@ -118,6 +131,8 @@ class _Follower:
         parts = self._parts_read(node)
         if role in _PRODUCTS and len(parts) > 1:
             self._meet(parts)
+        if role is OpRole.GATES:
+            self._meet(self._halves(node))
         if role in _KEEPS_CHANNELS or role in _PRODUCTS:
             for output in node.outputs:
                 self._follow(node, output, parts)
@@ -128,34 +143,41 @@ class _Follower:
         if axis is not None and value.stride:
             stride, size = value.stride[axis], value.shape[axis]
             if stride and size > 1:
-                self.views[value.index] = _View(node.index, size, stride, value.offset)
+                self.views[value.index] = (_View(node.index, size, stride, value.offset),)
 
     def _parts_read(self, node: Node) -> frozenset[_Part]:
         values = self.uses.graph.values
         parts: set[_Part] = set()
         for value in self.uses.carried(node):
-            if value in self.views and 0 not in values[value].shape:
-                parts.add(self.views[value].part(values[value]))
+            if 0 not in values[value].shape:
+                parts |= {view.part(values[value]) for view in self.views.get(value, ())}
             parts |= self.parts.get(value, frozenset())
         return frozenset(parts)
 
     def _follow(self, node: Node, output: int, parts: frozenset[_Part]) -> None:
-        graph = self.uses.graph
-        after = graph.values[output]
-        read = [value for value in self.uses.carried(node) if value in self.views]
-        for value in read:
-            before, view = graph.values[value], self.views[value]
-            if before.storage == after.storage:
-                self.views[output] = view
-                return
-            axis = view.axis(before)
-            if axis is not None and before.shape == after.shape and after.stride[axis]:
-                self.views[output] = _View(view.node, view.size, after.stride[axis], after.offset)
-                return
-        if 0 < len(parts) <= _MOST_PARTS:
+        values = self.uses.graph.values
+        views = tuple(
+            seen
+            for value in dict.fromkeys(self.uses.carried(node))
+            for view in self.views.get(value, ())
+            if (seen := view.after(values[value], values[output])) is not None
+        )
+        if views:
+            self.views[output] = views if len(views) <= _MOST_SUMMANDS else views[:1]
+        elif 0 < len(parts) <= _MOST_PARTS:
             self.parts[output] = parts
 
-    def _meet(self, parts: frozenset[_Part]) -> None:
+    def _halves(self, node: Node) -> Iterator[_Part]:
+        """Yield the two halves of each weight's output that a gated unit takes apart."""
+        values = self.uses.graph.values
+        for value in self.uses.carried(node):
+            axis = argument(node, 1, "dim", -1) % len(values[value].shape)
+            for view in self.views.get(value, ()):
+                if view.axis(values[value]) == axis:
+                    yield _Part(view.node, _ones(1, view.size // 2))
+                    yield _Part(view.node, _ones(1, view.size // 2) << view.size // 2)
+
+    def _meet(self, parts: Iterable[_Part]) -> None:
         for part in parts:
             self.met.setdefault(part.node, set()).add(part.channels)
 

@@ -3,7 +3,7 @@
 Sets of nodes are bits of one integer, so that the ancestors of every value cost one `|` an edge.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch_initpolicy.trace.graph import Node
@@ -36,10 +36,12 @@ class Residuals:
     Attributes:
         branches: All of them, in order of execution.
         ending: Values whose numbers reach the end of a branch through carriers alone.
+        closing: Those of them that no parameter scales on the way.
     """
 
     branches: tuple[Branch, ...]
     ending: frozenset[int]
+    closing: frozenset[int]
 
     def depth_around(self, node: int) -> int:
         """Return the depth of the innermost branch around a node; 0 outside any."""
@@ -55,7 +57,8 @@ def residuals(uses: Uses) -> Residuals:
         for node in uses.graph.nodes
         if (branch := ancestry.branch_ending_at(node)) is not None
     }
-    return Residuals(tuple(found.values()), frozenset(_ending(uses, found)))
+    ending, closing = (frozenset(_ending(uses, found, over)) for over in (_carries, _only_moves))
+    return Residuals(tuple(found.values()), ending, closing)
 
 
 class _Ancestry:
@@ -123,8 +126,25 @@ class _Ancestry:
         return self.depth[value] - before
 
 
-def _ending(uses: Uses, found: Mapping[int, Branch]) -> Iterator[int]:
-    """Yield the values whose numbers reach the end of a branch through carriers alone."""
+def _carries(uses: Uses, node: Node) -> bool:
+    return uses.role(node) in CARRIERS
+
+
+def _only_moves(uses: Uses, node: Node) -> bool:
+    """Say whether a node carries the signal on, and no parameter scales it there."""
+    if uses.role(node) not in (OpRole.MULTIPLIES, OpRole.NORMALISES):
+        return _carries(uses, node)
+    return not any(
+        value in uses.sources and not any(source.gated for source in uses.sources[value])
+        for slot, value in uses.slots(node)
+        if slot != "bias"
+    )
+
+
+def _ending(
+    uses: Uses, found: Mapping[int, Branch], passes: Callable[[Uses, Node], bool]
+) -> Iterator[int]:
+    """Yield the values whose numbers reach the end of a branch through nodes that pass them."""
     ending: set[int] = set()
     for value in reversed(uses.graph.values):
         for index in uses.graph.consumers[value.index]:
@@ -132,8 +152,8 @@ def _ending(uses: Uses, found: Mapping[int, Branch]) -> Iterator[int]:
             if index in found:
                 reaches = found[index].value == value.index
             else:
-                carries = uses.role(node) in CARRIERS and value.index in set(uses.carried(node))
-                reaches = carries and not ending.isdisjoint(node.outputs)
+                passed = passes(uses, node) and value.index in set(uses.carried(node))
+                reaches = passed and not ending.isdisjoint(node.outputs)
             if reaches:
                 ending.add(value.index)
                 break

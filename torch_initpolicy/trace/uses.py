@@ -4,6 +4,7 @@ Every value is a signal (it depends on the model's input, or comes out of a weig
 of parameters, or a constant. A parameter is used where its expression meets a signal.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -139,14 +140,18 @@ def _meet(
 
 
 def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
-    """Follow the parameters of an operator that reads no signal into its outputs."""
+    """Follow the parameters of an operator that reads no signal into its outputs.
+
+    A parameter that comes on two ways (standardised: itself, and its own norm) is followed on the
+    one that keeps more of it.
+    """
     op = result.table.get(node.op, UNKNOWN)
+    values = result.graph.values
+    least_first = sorted(read, key=lambda value: math.prod(values[value].shape))
     for output in node.outputs:
         result.sources[output] = tuple({
-            source.site: through(
-                source, node, op, result.graph.values[value], result.graph.values[output]
-            )
-            for value in read
+            source.site: through(source, node, op, values[value], values[output])
+            for value in least_first
             for source in result.sources[value]
         }.values())  # fmt: skip
 

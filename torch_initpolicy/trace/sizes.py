@@ -1,0 +1,65 @@
+"""Follows the size of the signal through a graph: what does each weight read, on average?
+
+Every weight is taken to be scaled so that its output has the second moment 1, inputs to be standard
+normal and independent, biases zero, normalisations the identity on what they normalise, and batches
+to be normalised by their own statistics, as in training. What cannot be followed is left unknown,
+with the reason, up to the next normalisation.
+
+Reference:
+    Bingham and Miikkulainen, *AutoInit: Analytic Signal-Preserving Weight Initialization for Neural
+    Networks*, 2021, arXiv:2109.08958; Poole et al., *Exponential expressivity in deep neural
+    networks through transient chaos*, 2016, arXiv:1606.05340, eq. 3 and 5, for what positions and
+    inputs share.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.gaussian import Size
+from torch_initpolicy.trace.activations import Composite
+from torch_initpolicy.trace.carrying import CARRIED
+from torch_initpolicy.trace.following import Following, Known, Unknown
+from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.weighing import WEIGHED
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a weight reads, all its uses together.
+
+    Attributes:
+        second: Mean square of what it reads, zeros of a padding included; None where unknown.
+        reason: Why it is unknown, or None.
+    """
+
+    second: float | None
+    reason: str | None = None
+
+
+UNREAD = Reads(None)
+"""Of what is no weight of any operator."""
+
+
+def reads(
+    uses: Uses, composites: Mapping[int, Composite], sites: Sequence[Site]
+) -> dict[str, Reads]:
+    """Say what each weight of a model reads, by canonical name.
+
+    Args:
+        uses: The data flow.
+        composites: Activations, by the value that goes into them.
+        sites: The parameters of the model.
+    """
+    following = Following(uses, composites, {site.name: site for site in sites}, WEIGHED, CARRIED)
+    for node in uses.graph.nodes:
+        following.advance(node)
+    return {name: _joined(found) for name, found in following.read.items()}
+
+
+def _joined(found: Sequence[Known]) -> Reads:
+    unknown = next((size for size in found if isinstance(size, Unknown)), None)
+    if unknown is not None:
+        return Reads(None, unknown.reason)
+    seconds = [size.second for size in found if isinstance(size, Size)]
+    return Reads(sum(seconds) / len(seconds))

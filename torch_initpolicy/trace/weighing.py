@@ -1,0 +1,150 @@
+"""The size of what weights make, and what they read to make it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+
+from torch_initpolicy.tensors.axes import fans
+from torch_initpolicy.tensors.gaussian import Size, constant
+from torch_initpolicy.trace.expressions import axes_at, labels_of, whole
+from torch_initpolicy.trace.following import Following, Known, Rules, Unknown
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.taps import reached
+from torch_initpolicy.trace.uses import Use
+
+
+def _weights_at(following: Following, node: Node) -> Iterator[Use]:
+    for use in following.at.get(node.index, ()):
+        if "bias" not in use.slot:
+            yield use
+
+
+def _product(following: Following, node: Node) -> Known:
+    """`weight * input`: one, by assumption, unless the operator fixes the weight's size itself."""
+    used = list(_weights_at(following, node))
+    size = _met(following, node, used)
+    grows = following.proportions.of
+    fixed = [use for use in used if use.source.site not in grows(use.value.index)]
+    if fixed and isinstance(size, Size):
+        return _fixed(following, node, fixed[0], size)
+    for use in used:
+        following.note(use, size)
+    return size.weighed() if isinstance(size, Size) else size
+
+
+def _met(following: Following, node: Node, used: Sequence[Use]) -> Known:
+    """Return what a weight reads: the product of the signals it meets, less the zero padding."""
+    signals = [
+        value
+        for slot, value in following.uses.slots(node)
+        if value in following.uses.signals and slot != "bias"
+    ]
+    sizes = [following.size(value) for value in dict.fromkeys(signals)]
+    unknown = next((size for size in sizes if isinstance(size, Unknown)), None)
+    if unknown is not None or not used:
+        return unknown or following.lost(node, "a weight that is no parameter")
+    met = constant(1.0)
+    for value, size in zip(dict.fromkeys(signals), sizes, strict=True):
+        if isinstance(size, Size):
+            met = met.times(size if following.sums_over_units(node, value) else size.apart())
+    if not signals:
+        return met
+    taps = reached(node, following.shape(signals[0]), used[0].value.shape)
+    once, twice = taps
+    return Size(met.mean, met.second * once, met.shared * twice, met.near * once)
+
+
+def _fixed(following: Following, node: Node, use: Use, met: Size) -> Known:
+    """Return the output of a weight whose size an expression fixes: standardised weights."""
+    weight = following.size(use.value.index)
+    if isinstance(weight, Unknown):
+        following.note(use, weight)
+        return weight
+    fan_in = _fan_in(use, node)
+    following.note(use, Unknown("its operator fixes the weight's size"))
+    if fan_in is None:
+        return following.lost(node, "the fan of its weight is unknown")
+    return met.weighed().scaled(math.sqrt(fan_in * weight.second * met.second))
+
+
+def _fan_in(use: Use, node: Node) -> float | None:
+    """Count the connections into one unit of the expression that an operator applies."""
+    shape = use.value.shape
+    labels = labels_of(node, use.slot, use.value)
+    axes = axes_at(whole(use.source.site, shape), labels, shape, node)
+    return None if axes is None else fans(shape, axes).fan_in
+
+
+def _looked_up(following: Following, node: Node) -> Known:
+    """Rows of a table: as large as its numbers; a table that is a head too is as large as a head's.
+
+    One connection leads into each number, so a table of its own gets numbers of second moment 1.
+    """
+    found = list(_weights_at(following, node))
+    if not found:
+        return following.lost(node, "a table that is no parameter")
+    site = found[0].source.site
+    shared = [
+        use
+        for uses in following.at.values()
+        for use in uses
+        if use.source.site == site and use.node.op not in ("embedding", "embedding_bag")
+    ]
+    fan_in = _fan_in(shared[0], shared[0].node) if shared else 1.0
+    power = 1.0 / (fan_in or 1.0)
+    following.note(found[0], Size(0.0, 1.0 / power, 0.0))
+    return Size(0.0, power, 0.0)
+
+
+def _attended(following: Following, node: Node) -> Known:
+    """Attention with its projections: each reads its own input, the last reads an average."""
+    given = following.slots(node)
+    inputs = {slot: following.size(given[slot]) for slot in ("query", "key", "value")}
+    unknown = next((size for size in inputs.values() if isinstance(size, Unknown)), None)
+    values = inputs["value"]
+    for use in _weights_at(following, node):
+        own = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
+        if use.slot == "out_proj_weight" and isinstance(values, Size):
+            averaged = averaged_by_attention(
+                values.weighed(), 1.0, following.shape(given["key"])[0]
+            )
+            following.note(use, unknown or averaged)
+        elif use.slot.endswith("proj_weight"):
+            following.note(use, unknown or inputs[own.get(use.slot, "query")])
+    return unknown or (values.weighed() if isinstance(values, Size) else values)
+
+
+def averaged_by_attention(value: Size, power: float, count: int) -> Size:
+    """Return attention's average over `count` values, its logits of variance `power`.
+
+    The squared weights of a row sum to `exp(power) / count` where logits are normal.
+    """
+    return by_rows(value, min(1.0, math.exp(min(power, 50.0)) / max(count, 1)), count)
+
+
+def by_rows(value: Size, rows: float, count: int) -> Size:
+    """Return an average whose weights' squares sum to `rows`; its neighbours average likewise."""
+    apart = value.second - value.shared
+    even = value.shared + apart / max(count, 1)
+    return Size(value.mean, value.shared + apart * rows, even, even)
+
+
+def recurring(following: Following, node: Node) -> Known:
+    """Recurrent layers: their inputs are known, their states are not followed."""
+    lost = following.lost(node, "the state of a recurrent layer")
+    first = following.size(node.inputs[0]) if node.inputs else lost
+    for use in _weights_at(following, node):
+        is_input = "_ih" in use.source.site.rpartition(".")[2] and "_ih_l0" in use.source.site
+        following.note(use, first if is_input else lost)
+    return lost
+
+
+WEIGHED: Rules = MappingProxyType({
+    OpRole.WEIGHS: _product,
+    OpRole.CONTRACTS: _product,
+    OpRole.LOOKS_UP: _looked_up,
+    OpRole.PROJECTS_AND_ATTENDS: _attended,
+    OpRole.RECURS: recurring,
+})  # fmt: skip
+"""How to find the size of what a weight makes, by the role of its operator."""
