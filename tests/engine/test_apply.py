@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from tests.engine.helpers import fill, pairs, same, state
 from torch_initpolicy.engine import apply as applying
 from torch_initpolicy.engine.apply import apply_steps
-from torch_initpolicy.engine.streams import BLOCK, key, seeker
+from torch_initpolicy.engine.streams import BLOCK, keys, seeker
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import (
@@ -82,9 +82,9 @@ class TestContract:
         """Each block of 2^16 elements is what a generator at the block's key draws."""
         model = layer()
         fill(model, Normal(1.0))
-        seek = seeker(torch.device("cpu"))
-        first = torch.randn(BLOCK, generator=seek(key(0, "weight", 0)))
-        second = torch.randn(300 * 400 - BLOCK, generator=seek(key(0, "weight", 1)))
+        seek, key = seeker(torch.device("cpu")), keys(0, "weight")
+        first = torch.randn(BLOCK, generator=seek(key(0)))
+        second = torch.randn(300 * 400 - BLOCK, generator=seek(key(1)))
 
         assert torch.equal(torch.cat([first, second]), model.weight.detach().flatten())
 

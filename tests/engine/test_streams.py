@@ -13,18 +13,18 @@ CPU = torch.device("cpu")
 
 
 class TestKey:
-    """`key` is a stable hash."""
+    """`keys` are a stable hash."""
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            pytest.param((0, "weight", 0, 0), 0x7D22FD658C78B4B4, id="plain"),
-            pytest.param((0, "weight", 1, 0), 0x1622D66B005C7D4C, id="block"),
-            pytest.param((0, "weight", 0, 1), 0x1578195256834C7C, id="salt"),
-            pytest.param((1, "weight", 0, 0), 0xB7F941C7CD4575E0, id="seed"),
-            pytest.param((-1, "weight", 0, 0), 0x5BF75943E07F35A5, id="negative seed"),
-            pytest.param((2**64 - 1, "weight", 0, 0), 0x5BF75943E07F35A5, id="its unsigned twin"),
-            pytest.param((0, "größe", 0, 0), 0xB0A9160FCE42E75E, id="not ascii"),
+            pytest.param((0, "weight", 0, 0), 0x8CEADAE111ED76DF, id="plain"),
+            pytest.param((0, "weight", 1, 0), 0xB0F13F1825FF35BF, id="block"),
+            pytest.param((0, "weight", 0, 1), 0x84B7810A681C834F, id="salt"),
+            pytest.param((1, "weight", 0, 0), 0x9EA4EA12651C8E57, id="seed"),
+            pytest.param((-1, "weight", 0, 0), 0xC04A2D9CC9FBFC5E, id="negative seed"),
+            pytest.param((2**64 - 1, "weight", 0, 0), 0xC04A2D9CC9FBFC5E, id="its unsigned twin"),
+            pytest.param((0, "größe", 0, 0), 0xFBA70833BD49DA6, id="not ascii"),
         ],
     )
     def test_golden(self, arguments, expected):
@@ -38,9 +38,9 @@ class TestKey:
         inputs = itertools.product(
             [0, 1, 256, 2**32, 2**63], ["", "a", "aa", "a\0", "\0a", "b"], range(12), range(11)
         )
-        keys = [key(seed, name, block, salt=salt) for seed, name, block, salt in inputs]
+        found = [key(seed, name, block, salt=salt) for seed, name, block, salt in inputs]
 
-        assert len(keys) == len(set(keys))
+        assert len(found) == len(set(found))
 
 
 class TestSeed:

@@ -31,7 +31,16 @@ from torch_initpolicy.engine.storage import (
     pieces,
     whole,
 )
-from torch_initpolicy.engine.streams import BLOCK, Seek, as_seed, draws_on, isolated, key, seeker
+from torch_initpolicy.engine.streams import (
+    BLOCK,
+    Seek,
+    as_seed,
+    draws_on,
+    isolated,
+    key,
+    keys,
+    seeker,
+)
 from torch_initpolicy.errors import ApplyError, PolicyError, listing
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.tensors.elementwise import fill_with
@@ -275,13 +284,14 @@ class Hand:
             device: torch.empty(_ROOM, dtype=torch.uint8, device=device) for device in self._seeks
         }
 
-    def key(self, job: Job, block: int = 0, salt: int = 0) -> int:
-        """Return the key of one block of a job."""
-        return key(self._seed, job.site.name, block, salt=salt)
+    def key(self, job: Job, salt: int) -> int:
+        """Return the key of the first block of one of a job's streams."""
+        return key(self._seed, job.site.name, 0, salt=salt)
 
-    def generator(self, job: Job, block: int, salt: int = 0) -> torch.Generator:
-        """Return the generator of one block of a job, at its start."""
-        return self._seeks[job.origin](self.key(job, block, salt))
+    def stream(self, job: Job, salt: int = 0) -> Seek:
+        """Return a function from the number of a block to the generator at the block's start."""
+        seek, of = self._seeks[job.origin], keys(self._seed, job.site.name, salt=salt)
+        return lambda block: seek(of(block))
 
     def room(self, job: Job, count: int) -> Tensor:
         """Return undefined memory for `count` elements, until the next call."""
@@ -399,7 +409,7 @@ def _attempt(job: Job, hand: Hand) -> Task | ApplyError:
 def _prepared(job: Job, hand: Hand) -> Task:
     if _is_own_work(job):
         return _prepare(job, hand)
-    with isolated(job.origin, hand.key(job, salt=_GLOBAL)):
+    with isolated(job.origin, hand.key(job, _GLOBAL)):
         return _prepare(job, hand)
 
 
@@ -442,10 +452,10 @@ def _drawn(job: Job, hand: Hand) -> Tensor:
 
 def _normal(job: Job, hand: Hand, salts: Iterator[int], shape: Sequence[int]) -> Tensor:
     """Hand out standard normals, from the next stream of the job at each call."""
-    salt = next(salts)
+    stream = hand.stream(job, next(salts))
     values = torch.empty(shape, dtype=job.working, device=job.origin)
     for block, part in enumerate(torch.split(values.view(-1), BLOCK)):
-        part.normal_(generator=hand.generator(job, block, salt))
+        part.normal_(generator=stream(block))
     return values
 
 
@@ -453,7 +463,7 @@ def _called(job: Job, hand: Hand) -> Tensor:
     """Let code of the user fill a copy of what the site holds now."""
     now = reading(job.site).to(job.origin, job.working)
     copy = now.clone(memory_format=torch.contiguous_format)
-    job.step.initializer(copy, job.step.axes, generator=hand.generator(job, 0))
+    job.step.initializer(copy, job.step.axes, generator=hand.stream(job)(0))
     if tuple(copy.shape) != job.site.shape:
         raise ApplyError(
             f"{job.site.name!r}: {job.step.initializer} made {tuple(copy.shape)} of it"
@@ -511,15 +521,15 @@ def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
     """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
     same = piece.tensor.dtype == job.working and piece.tensor.device == job.origin
     flat = piece.flat if same else None
-    inside = _inside(piece) if flat is not None else range(0)
-    if flat is not None:
-        runs = (inside[at : at + _AT_ONCE] for at in range(0, len(inside), _AT_ONCE))
-        yield from (partial(_draw_inside, job, piece, flat, run) for run in runs)
-    yield from (
-        partial(_draw_apart, job, piece, block)
-        for block in piece.blocks(BLOCK)
-        if block not in inside
-    )
+    inside = range(0) if flat is None else _inside(piece)
+    for blocks in _cut(inside, _AT_ONCE * 16):
+        start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
+        views = torch.split(cast("Tensor", flat)[start:stop], BLOCK)
+        for few in _cut(range(len(views)), _AT_ONCE):
+            first = blocks.start + few.start
+            yield partial(_draw, job, first, views[few.start : few.stop])
+    outside = (block for block in piece.blocks(BLOCK) if block not in inside)
+    yield from (partial(_draw_apart, job, piece, block) for block in outside)
 
 
 _AT_ONCE = 4
@@ -532,23 +542,25 @@ def _inside(piece: Piece) -> range:
     return range(-(-start // BLOCK), -(-stop // BLOCK) if stop == piece.elements else stop // BLOCK)
 
 
-def _draw_inside(job: Job, piece: Piece, flat: Tensor, blocks: range, hand: Hand) -> None:
-    start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
-    for block, values in zip(blocks, torch.split(flat[start:stop], BLOCK), strict=True):
-        _draw(values, job, block, hand)
+def _cut(numbers: range, size: int) -> Iterator[range]:
+    return (numbers[at : at + size] for at in range(0, len(numbers), size))
+
+
+def _draw(job: Job, first: int, views: Sequence[Tensor], hand: Hand) -> None:
+    """Draw consecutive blocks, each into its own tensor."""
+    shape, axes, stream = job.site.shape, job.step.axes, hand.stream(job)
+    for block, values in enumerate(views, first):
+        generator = stream(block)
+        fill_with(job.draws, values, shape, axes, start=block * BLOCK, generator=generator)
+    hand.drawn += len(views)
 
 
 def _draw_apart(job: Job, piece: Piece, block: int, hand: Hand) -> None:
+    """Draw a block aside, and write what the piece holds of it."""
     start = block * BLOCK
     values = hand.room(job, min(BLOCK, piece.elements - start))
-    _draw(values, job, block, hand)
+    _draw(job, block, [values], hand)
     piece.put(values, start)
-
-
-def _draw(values: Tensor, job: Job, block: int, hand: Hand) -> None:
-    generator, shape, axes = hand.generator(job, block), job.site.shape, job.step.axes
-    fill_with(job.draws, values, shape, axes, start=block * BLOCK, generator=generator)
-    hand.drawn += 1
 
 
 def _place(parts: Iterable[tuple[Piece, Tensor]], hand: Hand) -> None:

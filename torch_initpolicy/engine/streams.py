@@ -34,30 +34,41 @@ _WORDS = 624  # state words of the 32-bit Mersenne twister
 _FIRST = 3  # the int64 of `get_state()` that holds the first of them
 
 
-def key(seed: int, name: str, block: int, *, salt: int = 0) -> int:
-    """Return the 64-bit key of one block.
+def keys(seed: int, name: str, *, salt: int = 0) -> Callable[[int], int]:
+    """Return the function from the numbers of a parameter's blocks to their 64-bit keys.
 
     Args:
         seed: Seed of the whole application, 64 bits, signed or unsigned (`-1` is `2**64 - 1`).
         name: Canonical name of the parameter.
-        block: Number of the block, from 0.
         salt: Tells apart several streams of one parameter.
 
     Returns:
-        An integer in `[0, 2**64)`.
+        A function that takes a block's number, from 0, and returns an integer in `[0, 2**64)`.
 
     Examples:
-        >>> key(0, "fc.weight", 0) == key(0, "fc.weight", 0)
-        True
-        >>> key(0, "fc.weight", 0) == key(0, "fc.weight", 1)
-        False
+        >>> key = keys(0, "fc.weight")
+        >>> key(0) == keys(0, "fc.weight")(0), key(0) == key(1)
+        (True, False)
     """
-    # Three fields of fixed width before the name make the encoding unambiguous.
-    fixed = struct.pack("<QQQ", seed % (1 << SEED_BITS), salt, block)
-    digest = hashlib.blake2b(
-        fixed + name.encode(), digest_size=8, salt=b"streams v1", person=b"torch-initpolicy"
-    ).digest()
-    return int.from_bytes(digest, "little")
+    # The name stands between fields of fixed width, which makes the encoding unambiguous.
+    prefix = hashlib.blake2b(
+        struct.pack("<QQ", seed % (1 << SEED_BITS), salt) + name.encode(),
+        digest_size=8,
+        salt=b"streams v1",
+        person=b"torch-initpolicy",
+    )
+
+    def key(block: int) -> int:
+        hashed = prefix.copy()
+        hashed.update(block.to_bytes(8, "little"))
+        return int.from_bytes(hashed.digest(), "little")
+
+    return key
+
+
+def key(seed: int, name: str, block: int, *, salt: int = 0) -> int:
+    """Return the key of a single block; see `keys`."""
+    return keys(seed, name, salt=salt)(block)
 
 
 def as_seed(seed: int | None) -> int:
@@ -114,9 +125,12 @@ def _twister(generator: torch.Generator) -> Seek:
     """
     state = generator.manual_seed(0).get_state()
     words = state.view(torch.int64)[_FIRST : _FIRST + _WORDS]
+    buffer = bytearray(4 * _WORDS)
+    fresh = torch.frombuffer(buffer, dtype=torch.uint32)
 
     def seek(key: int) -> torch.Generator:
-        words.copy_(torch.frombuffer(bytearray(_expand(key)), dtype=torch.uint32))
+        buffer[:] = _expand(key)
+        words.copy_(fresh)
         return generator.set_state(state)
 
     return seek
