@@ -203,7 +203,9 @@ class RawOperands(Answering):
             "axes.copies": (0,), "axes.inputs": (1,), "axes.outputs": (2,), "role": "weight",
         },
         "kernel": {"axes.inputs": (1,), "axes.outputs": (0,), "axes.groups": 2, "role": "weight"},
-        "up": {"axes.inputs": (0,), "axes.outputs": (1,), "axes.stride": 4, "axes.transposed": True},
+        "up": {
+            "axes.inputs": (0,), "axes.outputs": (1,), "axes.stride": 4, "axes.transposed": True,
+        },
         "bias": {"role": "bias"},
     }  # fmt: skip
 
@@ -374,8 +376,85 @@ class Tied(Answering):
         return self.head(F.selu(self.mix(self.embed(x))))
 
 
+class Piecewise(Answering):
+    """Activations that choose between numbers, and one that only contains one that saturates."""
+
+    answers: ClassVar = {
+        "leaky.weight": {"meets": "leaky_relu", "meets.parameter": 0.1},
+        "least.weight": {"meets": "relu", "fed_by": "leaky_relu"},
+        "masked.weight": {"meets": "relu"},
+        "swinging.weight": {"meets": "custom", "fed_by": "relu"},
+        "chosen.weight": {"meets": "tanh"},
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaky, self.least, self.masked, self.swinging, self.chosen = (
+            nn.Linear(8, 8) for _ in range(5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.leaky(x)
+        x = self.least(torch.where(x > 0, x, 0.1 * x))
+        x = self.masked(torch.maximum(x, torch.zeros_like(x)))
+        x = self.swinging(x * (x > 0))
+        x = self.chosen(x + torch.sin(x) ** 2)
+        return torch.tanh(torch.where(x > 0, x, torch.rand_like(x)))
+
+
+class GatedUnit(Answering):
+    """The two halves of a gated linear unit are two matrices, one under the other."""
+
+    answers: ClassVar = {
+        "dense.weight": {"meets": "sigmoid", "axes.blocks": (6, 6)},
+        "convolution.weight": {"meets": "sigmoid", "axes.blocks": (4, 4)},
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.convolution = nn.Linear(8, 12), nn.Conv1d(1, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(self.convolution(F.glu(self.dense(x)).unsqueeze(1)), dim=1)
+
+
+class Cell(Answering):
+    """An LSTM cell by hand: both of its matrices are four, and what is added to them is a bias."""
+
+    answers: ClassVar = {
+        "of_input": {"role": "weight", "axes.blocks": (4, 4, 4, 4), "meets": "sigmoid"},
+        "of_state": {"role": "weight", "axes.blocks": (4, 4, 4, 4), "meets": "sigmoid"},
+        "bias": {"role": "bias"},
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_input, self.of_state = (nn.Parameter(torch.rand(n, 16)) for n in (4, 4))
+        self.bias = nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, state = x.chunk(2, 1)
+        gates = (x @ self.of_input + state @ self.of_state + self.bias).chunk(4, 1)
+        opened, kept, told = (gate.sigmoid() for gate in (gates[0], gates[1], gates[3]))
+        return told * torch.tanh(kept * state + opened * gates[2].tanh())
+
+
+class StandardisedByHand(Answering):
+    """What keeps a division from zero is not added to the weight."""
+
+    answers: ClassVar = {"weight": {"role": "weight", "meets": "relu", "offset": 0.0}}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.weight - self.weight.mean(1, keepdim=True)
+        return F.relu(F.linear(x, centred / (self.weight.std(1, keepdim=True) + 1e-5)))
+
+
 ANSWERING: tuple[type[Answering], ...] = (
     Functional, InPlace, Primitives, Gates, Attention, Norms, RawOperands, Standardised, LowRank,
-    Residual, Recurrent, Multihead, Tied,
+    Residual, Recurrent, Multihead, Tied, Piecewise, GatedUnit, Cell, StandardisedByHand,
 )  # fmt: skip
 """All networks that know their facts."""

@@ -335,6 +335,24 @@ class TestRecognise:
         assert found.name == "soft cap"
         assert gain(found) == pytest.approx(second.item() ** -0.5, rel=1e-5)
 
+    @pytest.mark.parametrize(
+        ("function", "expected"),
+        [
+            (lambda x: 1.2 * x * torch.sigmoid(2 * x) + 0.1 * x, "custom"),
+            (lambda x: x + torch.sin(x) ** 2, "custom"),
+            (lambda x: torch.sigmoid(x - 1), "sigmoid"),
+            (lambda x: 30 * torch.sigmoid(x / 30), "sigmoid"),
+            (lambda x: torch.sin(30 * x), "sigmoid"),
+        ],
+        ids=["acon-c", "snake", "shifted", "soft cap", "fast sine"],
+    )
+    def test_what_grows_is_not_called_after_what_saturates(self, function, expected):
+        """A function that contains a sigmoid but grows like a ReLU asks for He's rule."""
+        found = recognise(function, name="sigmoid")
+
+        assert found.name == expected
+        assert family(found) == ("rectifier" if expected == "custom" else "saturating")
+
     def test_not_elementwise(self):
         """A function that changes the shape is refused."""
         with pytest.raises(ValueError, match="not element-wise"):
