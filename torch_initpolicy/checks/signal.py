@@ -83,7 +83,7 @@ class Signal:
         """
         from torch_initpolicy.report.plots import plot_signals  # noqa: PLC0415 - above this module
 
-        return plot_signals((self, *others), labels)
+        return plot_signals([signal.points for signal in (self, *others)], labels)
 
     def log_to(self, writer: "Writer", step: int = 0, *, prefix: str = "signal") -> None:
         """Write the moments of each weighted operator to a TensorBoard writer.

@@ -10,7 +10,7 @@ that is no weight of a layer:
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -531,14 +531,14 @@ Drawn = Literal["normal", "orthogonal", "delta_orthogonal"]
 
 
 def _matrix(drawn: Drawn, gain: Gain) -> Initializer:
-    makers = {
-        "normal": lambda: VarianceScaling(1.0, "fan_in", gain=gain),
-        "orthogonal": lambda: Orthogonal(gain),
-        "delta_orthogonal": lambda: DeltaOrthogonal(gain),
+    makers: dict[str, Callable[[Gain], Initializer]] = {
+        "normal": lambda gain: VarianceScaling(1.0, "fan_in", gain=gain),
+        "orthogonal": Orthogonal,
+        "delta_orthogonal": DeltaOrthogonal,
     }
     if drawn not in makers:
         raise PolicyError(f"weights is one of {', '.join(map(repr, makers))}, got {drawn!r}")
-    return makers[drawn]()
+    return makers[drawn](gain)
 
 
 @preset

@@ -1,8 +1,8 @@
 """Mean field theory of wide plain networks: where the signal settles, and where it is critical.
 
-For weights of variance `weight / fan_in` and biases of variance `bias`, the mean square of a layer's
-output is `weight * E f(sqrt(q) z)^2 + bias` for that of the layer before, `q`. Knows functions of
-one variable; has never heard of layers.
+For weights of variance `weight / fan_in` and biases of variance `bias`, the mean square of what a
+layer gives is `weight * E f(sqrt(q) z)^2 + bias` for that of the layer before, `q`. Knows functions
+of one variable; has never heard of layers.
 
 Reference:
     Poole et al., *Exponential expressivity in deep neural networks through transient chaos*, 2016,

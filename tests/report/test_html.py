@@ -1,0 +1,187 @@
+"""The HTML report: one file that says everything, also in a real browser, without a network."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+
+from torch_initpolicy.api import plan_policy
+from torch_initpolicy.checks.findings import Finding
+from torch_initpolicy.checks.signal import audit_signal
+from torch_initpolicy.report.html import Page
+
+DEPTH = 12
+
+
+def net(gain: float) -> nn.Sequential:
+    """Build a plain net whose signal vanishes unless the gain is He's."""
+    layers = [layer for _ in range(DEPTH) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(64, 4))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=gain / 8 if parameter.ndim > 1 else 0.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page with everything on it."""
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    sick, well = net(0.7), net(2**0.5)
+    return Page(
+        "Audit of <Net> & co",
+        {"as it is": audit_signal(sick, x), "signal": audit_signal(well, x)},
+        plan_policy(sick, "signal", example_inputs=x),
+        [Finding("0.weight", ((0, 1), (2, 3)), "tied", "equal rows", remedy="draw them")],
+        json.dumps({"seed": 0}),
+    )
+
+
+class Outline(html.parser.HTMLParser):
+    """Collects the elements of a page."""
+
+    VOID = frozenset({"meta", "input", "link", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def outline(page: Page) -> Outline:
+    """Parse a page; every element must be closed in its place."""
+    parser = Outline()
+    parser.feed(str(page))
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_one_file(page):
+    """Nothing is fetched: no address, no link to a style or script."""
+    text = str(page)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not [a for tag, a in outline(page).elements if tag == "link" or a.get("src")]
+
+
+def test_names_are_escaped(page):
+    """A title or name with markup in it is shown, not obeyed."""
+    assert "<h1>Audit of &lt;Net&gt; &amp; co</h1>" in str(page)
+
+
+def test_everything_is_there(page):
+    """Verdicts, both profiles of both signals, each step of the plan, findings, receipt."""
+    text, elements = str(page), outline(page).elements
+    assert "vanishes" in text
+    assert "Repaired by <strong>signal</strong>" in text
+    svgs = [attributes for tag, attributes in elements if tag == "svg"]
+    assert len(svgs) == 2
+    assert text.count('<g class="line-0">') == text.count('<g class="line-1">') == 2
+    assert text.count("<circle") == 2 * 2 * (DEPTH + 1)
+    assert all(step.name in text for step in page.plan)
+    assert "equal rows" in text
+    assert "seed" in text
+
+
+def test_it_can_be_used_without_a_mouse(page):
+    """Headings, labels and roles: what a keyboard and a screen reader need."""
+    elements = outline(page).elements
+    labels = {a["for"] for tag, a in elements if tag == "label"}
+    assert labels == {a["id"] for tag, a in elements if tag == "input"}
+    assert all(a.get("aria-label") for tag, a in elements if tag == "svg")
+    assert all(a.get("aria-pressed") for tag, a in elements if "data-line" in a)
+    scrolling = [a for _, a in elements if a.get("class") == "scroll"]
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
+    assert [tag for tag, _ in elements].count("h1") == 1
+
+
+def test_light_and_dark(page):
+    """Colours follow the reader's choice."""
+    assert "prefers-color-scheme: dark" in str(page)
+    assert 'content="light dark"' in str(page)
+
+
+def test_an_empty_page():
+    """A page of nothing but a title is a page."""
+    assert outline(Page("nothing")).elements
+
+
+def test_a_healthy_signal_is_said():
+    """Where nothing is wrong the page says so first."""
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    signal = audit_signal(net(2**0.5), x)
+    text = str(Page("well", {"as it is": signal}))
+    assert signal.ok
+    assert "keeps its size" in text or "wanders" in text
+
+
+SCRIPT = """
+<script>
+const found = {};
+const rows = () => [...document.querySelectorAll("#plan tbody tr")];
+const filter = document.getElementById("filter-plan");
+filter.value = "4.weight";
+filter.dispatchEvent(new Event("input"));
+found.filtered = rows().filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+filter.value = "";
+filter.dispatchEvent(new Event("input"));
+found.all = rows().filter((row) => !row.hidden).length;
+const heads = [...document.querySelectorAll("#plan th")];
+const std = heads.findIndex((head) => head.textContent === "std");
+heads[std].querySelector("button").click();
+found.sort = heads[std].getAttribute("aria-sort");
+found.stds = rows().map((row) => row.cells[std].dataset.key).filter(Boolean).map(Number);
+const toggle = document.querySelector("button[data-line='1']");
+toggle.click();
+found.pressed = toggle.getAttribute("aria-pressed");
+const lines = [...document.querySelectorAll(".line-1")];
+found.hidden = lines.every((line) => line.style.display === "none");
+filter.focus();
+found.focused = document.activeElement.id;
+found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+const result = document.createElement("pre");
+result.id = "found";
+result.textContent = JSON.stringify(found);
+document.body.append(result);
+</script>
+"""
+
+
+def test_in_a_real_browser(page, tmp_path):
+    """Filtering, sorting and switching lines work in a browser; nothing juts out sideways."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no chromium here")
+    path = tmp_path / "report.html"
+    path.write_text(str(page).replace("</body>", SCRIPT + "</body>"), encoding="utf-8")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
+    found = json.loads(match.group(1))
+    assert found["filtered"] == ["4.weight", "14.weight", "24.weight"]
+    assert found["all"] == len(page.plan)
+    assert found["sort"] == "ascending"
+    assert found["stds"] == sorted(found["stds"])
+    assert found["pressed"] == "false"
+    assert found["hidden"]
+    assert found["focused"] == "filter-plan"
+    assert not found["wide"]

@@ -1,0 +1,229 @@
+"""A report as one HTML file: it needs no network, no script to be read, and no mouse.
+
+Scripts add sorting, filtering and switching lines on and off; colours follow the reader's choice
+of light or dark.
+"""
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from torch_initpolicy.checks.findings import Finding
+from torch_initpolicy.checks.signal import Signal
+from torch_initpolicy.checks.verdicts import Verdict
+from torch_initpolicy.engine.plan import Plan
+from torch_initpolicy.engine.steps import Number
+from torch_initpolicy.report.charts import chart
+from torch_initpolicy.report.profiles import backward, forward
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a report shows.
+
+    Attributes:
+        title: What the report is about.
+        signals: Signals of the model, by what they are called; the first is that of the model as
+            it is, the others those of suggested policies.
+        plan: What a policy would write, or has written.
+        findings: Symmetric starts; None where nobody looked.
+        receipt: A receipt, as JSON.
+    """
+
+    title: str
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    plan: Plan | None = None
+    findings: Sequence[Finding] | None = None
+    receipt: str | None = None
+
+    def __str__(self) -> str:
+        sections = "".join(_sections(self))
+        return _SHELL.format(
+            title=html.escape(self.title), style=_asset("report.css"),
+            script=_asset("report.js"), sections=sections,
+        )  # fmt: skip
+
+    def write(self, path: str | Path) -> None:
+        """Write the page to a file."""
+        Path(path).write_text(str(self), encoding="utf-8")
+
+
+_SHELL = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the report</a>
+<header><h1>{title}</h1></header>
+<main id="main">
+{sections}</main>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+def _asset(name: str) -> str:
+    return resources.files("torch_initpolicy.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _sections(page: Page) -> Iterator[str]:
+    if page.signals:
+        yield _section("Verdict", _verdicts(page.signals))
+        yield _section("Signal over the depth", _profiles(page.signals))
+        yield _section("Signal, operator by operator", _points(next(iter(page.signals.values()))))
+    if page.plan is not None:
+        yield _section(f"Plan: {page.plan.policy}", _plan(page.plan))
+    if page.findings is not None:
+        yield _section("Symmetric starts", _findings(page.findings))
+    if page.receipt is not None:
+        text = html.escape(page.receipt)
+        yield _section("Receipt", f"<details><summary>JSON</summary><pre>{text}</pre></details>")
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n"
+
+
+#
+# The signal
+#
+
+
+def _verdicts(signals: Mapping[str, Signal]) -> str:
+    first = next(iter(signals.values()))
+    if first.ok and not first.verdicts:
+        return '<p class="good">The signal keeps its size, forward and back.</p>\n'
+    repairs = [name for name, other in list(signals.items())[1:] if other.ok and not first.ok]
+    words = [f"<strong>{html.escape(name)}</strong>" for name in repairs]
+    said = f'<p class="good">Repaired by {" or by ".join(words)}: see the lines below.</p>\n'
+    return "".join(map(_verdict, first.verdicts)) + (said if words else "")
+
+
+def _verdict(verdict: Verdict) -> str:
+    kind = "mild" if verdict.mild else "bad"
+    return (
+        f'<div class="{kind}"><p><strong>{html.escape(verdict.kind)}</strong> at '
+        f"<code>{html.escape(verdict.where)}</code>: {html.escape(verdict.reason)}.</p>"
+        f"<p>{_with_code(verdict.advice)}.</p></div>\n"
+    )
+
+
+def _with_code(text: str) -> str:
+    """Escape a text, its calls set as code."""
+    words = html.escape(text, quote=False).split("apply_policy(")
+    calls = (f"<code>apply_policy({call.replace(')', ')</code>', 1)}" for call in words[1:])
+    return words[0] + "".join(calls)
+
+
+def _profiles(signals: Mapping[str, Signal]) -> str:
+    first = next(iter(signals.values()))
+    wrong = next((verdict.where for verdict in first.verdicts if not verdict.mild), None)
+    marked = _weight_at(first, wrong)
+    ahead = {name: forward(signal.points) for name, signal in signals.items()}
+    back = {name: backward(signal.points) for name, signal in signals.items()}
+    keys = "".join(
+        f'<button type="button" class="key-{i}" aria-pressed="true" data-line="{i}">'
+        f"{html.escape(name)}</button>"
+        for i, name in enumerate(signals)
+    )
+    note = '<p class="note">The dotted line is where it goes wrong first.</p>' if marked else ""
+    return (
+        f'<div class="keys" role="group" aria-label="Signals shown">{keys}</div>\n'
+        f"<h3>Second moment of each weight's output</h3>\n"
+        f"{chart('Second moments', ahead, marked=marked)}\n"
+        f"<h3>Squared length of the gradient by it</h3>\n"
+        f"{chart('Gradients', back, marked=marked)}\n{note}"
+    )
+
+
+def _weight_at(signal: Signal, name: str | None) -> str | None:
+    """Return the weight at, or before, a place."""
+    seen: str | None = None
+    for point in signal.points:
+        seen = point.site or seen
+        if point.name == name:
+            return seen
+    return None
+
+
+def _points(signal: Signal) -> str:
+    head = ("operator", "weight", "mean", "std", "zeros", "dead", "likeness", "rank", "gradient")
+    rows = (
+        (
+            f"{point.module}:{point.op}".lstrip(":"), point.site or "", point.mean, point.std,
+            point.zeros, point.dead, point.likeness, point.rank, point.gradient,
+        )
+        for point in signal.points
+    )  # fmt: skip
+    return _table("signal", head, rows)
+
+
+#
+# The plan, the findings
+#
+
+
+def _plan(plan: Plan) -> str:
+    head = ("parameter", "shape", "role", "operator", "meets", "fed by", "initializer", "std",
+            "reason", "evidence")  # fmt: skip
+    rows = (
+        (
+            step.name, " x ".join(map(str, step.shape)), step.role, step.op or "",
+            step.meets or "", step.fed_by or "", str(step.initializer), step.std, step.reason,
+            step.evidence,
+        )
+        for step in plan
+    )  # fmt: skip
+    return _table("plan", head, rows)
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return '<p class="good">No units start alike.</p>\n'
+    head = ("parameter", "verdict", "groups of units", "reason", "what to write instead")
+    rows = ((f.name, f.verdict, len(f.units), f.reason, f.remedy) for f in findings)
+    return _table("findings", head, rows)
+
+
+Cell = str | Number
+
+
+def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """Write a table whose columns can be sorted, with a field to filter its rows by."""
+    lines = list(rows)
+    columns = "".join(
+        f'<th scope="col"{_kind(cell)}><button type="button">{html.escape(word)}</button></th>'
+        for word, cell in zip(head, lines[0] if lines else head, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>\n" for line in lines)
+    return (
+        f'<p class="filter"><label for="filter-{name}">Show rows with</label> '
+        f'<input type="search" id="filter-{name}" data-table="{name}"> '
+        f'<output for="filter-{name}"></output></p>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f'<table id="{name}"><thead><tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody></table>'
+        "</div>\n"
+    )
+
+
+def _kind(value: Cell) -> str:
+    return "" if isinstance(value, str) else ' class="number"'
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, str):
+        return f"<td>{html.escape(value)}</td>"
+    numbers = value if isinstance(value, tuple) else (value,)
+    shown = " / ".join("" if number is None else f"{number:.4g}" for number in numbers)
+    key = "" if numbers[0] is None else repr(float(numbers[0]))
+    return f'<td class="number" data-key="{key}">{shown}</td>'
