@@ -682,12 +682,21 @@ def closes_residual() -> Matcher:
     """Match what closes a residual branch when it is zero: its last weight, norm or scale.
 
     Behind it no other parameter scales the branch, so that there is one for each branch.
+
+    Examples:
+        >>> closes_residual() & ~role("scale")
+        closes_residual() & ~role('scale')
     """
     return Is("closes_residual")
 
 
 def in_residual() -> Matcher:
-    """Match what lies inside a residual branch."""
+    """Match what lies inside a residual branch.
+
+    Examples:
+        >>> role("weight") & in_residual()
+        role('weight') & in_residual()
+    """
     return Is("in_residual")
 
 

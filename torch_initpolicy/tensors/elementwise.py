@@ -184,6 +184,12 @@ class Constant:
     """Set every element to `value`.
 
     A weight whose units are all alike stays so; use it for biases, scales and norms.
+
+    Examples:
+        >>> weight = torch.empty(2)
+        >>> Constant(0.5)(weight)
+        >>> weight
+        tensor([0.5000, 0.5000])
     """
 
     value: float
@@ -207,7 +213,14 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """Set every element to 0."""
+    """Set every element to 0.
+
+    Examples:
+        >>> weight = torch.ones(2)
+        >>> Zeros()(weight)
+        >>> weight
+        tensor([0., 0.])
+    """
 
     def scaled(self, factor: float) -> "Zeros":
         """Return zeros."""
@@ -225,7 +238,14 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Ones:
-    """Set every element to 1."""
+    """Set every element to 1.
+
+    Examples:
+        >>> weight = torch.zeros(2)
+        >>> Ones()(weight)
+        >>> weight
+        tensor([1., 1.])
+    """
 
     def scaled(self, factor: float) -> Constant:
         """Return the constant `factor`."""
@@ -248,6 +268,12 @@ class Uniform:
     Args:
         low: The least value.
         high: The greatest value.
+
+    Examples:
+        >>> weight = torch.empty(10000)
+        >>> Uniform(-1.0, 3.0)(weight, generator=torch.Generator().manual_seed(0))
+        >>> bool(weight.min() >= -1), bool(weight.max() <= 3), round(float(weight.mean()), 1)
+        (True, True, 1.0)
     """
 
     low: float
@@ -279,6 +305,12 @@ class Normal:
     Args:
         std: Its standard deviation.
         mean: Its mean.
+
+    Examples:
+        >>> weight = torch.empty(10000)
+        >>> Normal(0.02)(weight, generator=torch.Generator().manual_seed(0))
+        >>> round(float(weight.std()), 3)
+        0.02
     """
 
     std: float
@@ -462,6 +494,11 @@ def he_uniform(gain: Gain | None = None, mode: Mode = "fan_in") -> VarianceScali
 
     Reference:
         He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10 and 14.
+
+    Examples:
+        >>> spread = he_uniform().spread((20, 150), None)
+        >>> round(spread.high, 6), round(spread.std**2 * 150, 6)
+        (0.2, 2.0)
     """
     return _he(gain, mode, "uniform")
 
@@ -475,6 +512,10 @@ def xavier_normal(gain: Gain = 1.0) -> VarianceScaling:
     Reference:
         Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
         networks*, 2010, eq. 12.
+
+    Examples:
+        >>> round(xavier_normal().spread((20, 30), None).std, 6)
+        0.2
     """
     return VarianceScaling(1.0, "fan_avg", "normal", gain)
 
@@ -488,6 +529,10 @@ def xavier_uniform(gain: Gain = 1.0) -> VarianceScaling:
     Reference:
         Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
         networks*, 2010, eq. 16.
+
+    Examples:
+        >>> round(xavier_uniform().spread((70, 80), None).high, 6)
+        0.2
     """
     return VarianceScaling(1.0, "fan_avg", "uniform", gain)
 
@@ -501,6 +546,10 @@ def lecun_normal(gain: Gain = 1.0) -> VarianceScaling:
     Reference:
         LeCun et al., *Efficient BackProp*, 1998, eq. 16; Klambauer et al., *Self-Normalizing
         Neural Networks*, 2017, arXiv:1706.02515.
+
+    Examples:
+        >>> round(lecun_normal().spread((10, 25), None).std, 6)
+        0.2
     """
     return VarianceScaling(1.0, "fan_in", "normal", gain)
 
@@ -513,5 +562,9 @@ def lecun_uniform(gain: Gain = 1.0) -> VarianceScaling:
 
     Reference:
         LeCun et al., *Efficient BackProp*, 1998, eq. 16.
+
+    Examples:
+        >>> round(lecun_uniform().spread((10, 75), None).high, 6)
+        0.2
     """
     return VarianceScaling(1.0, "fan_in", "uniform", gain)

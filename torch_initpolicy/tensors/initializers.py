@@ -131,6 +131,12 @@ class ICNR:
     Reference:
         Aitken et al., *Checkerboard artifact free sub-pixel convolution*, 2017, arXiv:1707.02937
         (initialization to convolution, nearest-neighbour resize).
+
+    Examples:
+        >>> weight = torch.empty(4, 1, 3, 3)
+        >>> ICNR(Normal(0.1))(weight)
+        >>> bool((weight == weight[0]).all())
+        True
     """
 
     inner: Initializer
@@ -330,7 +336,14 @@ class BranchScaled:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Leave the tensor as it is: the constructor's value, or whatever has been loaded."""
+    """Leave the tensor as it is: the constructor's value, or whatever has been loaded.
+
+    Examples:
+        >>> weight = torch.ones(2)
+        >>> Keep()(weight)
+        >>> weight
+        tensor([1., 1.])
+    """
 
     def resolve(self, context: Context) -> "Keep":
         """Return the initializer itself."""

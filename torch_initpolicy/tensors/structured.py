@@ -165,6 +165,13 @@ class DeltaOrthogonal:
     Reference:
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393
         (delta-orthogonal kernels).
+
+    Examples:
+        >>> kernel = torch.empty(4, 4, 3, 3)
+        >>> DeltaOrthogonal()(kernel)
+        >>> middle = kernel[:, :, 1, 1]
+        >>> torch.allclose(middle @ middle.mT, torch.eye(4), atol=1e-6)
+        True
     """
 
     gain: Gain = 1.0
@@ -228,6 +235,13 @@ class Dirac:
 
     Reference:
         Zagoruyko and Komodakis, *DiracNets*, 2017, arXiv:1706.00388.
+
+    Examples:
+        >>> conv = torch.nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        >>> Dirac()(conv.weight)
+        >>> image = torch.ones(1, 2, 5, 5)
+        >>> torch.equal(conv(image), image)
+        True
     """
 
     gain: float = 1.0
@@ -265,6 +279,13 @@ class Identity:
     Reference:
         Le, Jaitly and Hinton, *A Simple Way to Initialize Recurrent Networks of Rectified Linear
         Units*, 2015, arXiv:1504.00941.
+
+    Examples:
+        >>> weight = torch.empty(2, 3)
+        >>> Identity()(weight)
+        >>> weight
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
     """
 
     gain: float = 1.0
@@ -304,6 +325,12 @@ class Sparse:
 
     Reference:
         Martens, *Deep learning via Hessian-free optimization*, 2010 (sparse initialization).
+
+    Examples:
+        >>> weight = torch.empty(8, 10)
+        >>> Sparse(0.7)(weight)
+        >>> weight.count_nonzero(dim=1).tolist()
+        [3, 3, 3, 3, 3, 3, 3, 3]
     """
 
     sparsity: float
