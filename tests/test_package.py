@@ -32,9 +32,6 @@ FLOORS = (
 )
 """The floors of the house: a module imports from its own floor and from those before it."""
 
-DEFERRED = {("checks.signal", "report"): "signal.plot() imports the plots when it is called"}
-"""Imports from a higher floor, inside functions only, each with its reason."""
-
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -68,19 +65,16 @@ class TestImports:
     )
     def test_order(self, path):
         """A module imports from its own floor or from a lower one, and never the whole package."""
-        module = dotted(path)
-        above = {room for room in rooms(path) if FLOOR[room] > FLOOR[module.split(".")[0]]}
+        own = dotted(path).split(".")[0]
 
-        assert above == {room for name, room in DEFERRED if name == module}
+        assert {room for room in rooms(path) if FLOOR[room] > FLOOR[own]} == set()
         assert not any(name.split(".")[1] not in FLOOR for name in imports(path))
 
     def test_no_cycles(self):
-        """Among modules, too, no import leads back to where it started, but for deferred ones."""
+        """Among modules, too, no import leads back to where it started."""
         known = {dotted(path) for path in MODULES}
         graph = {dotted(path): module_imports(path, known) for path in MODULES}
         del graph[""]
-        for module, room in DEFERRED:
-            graph[module] = {name for name in graph[module] if name.split(".")[0] != room}
         while leaves := {name for name, needs in graph.items() if not needs & graph.keys()}:
             graph = {name: needs for name, needs in graph.items() if name not in leaves}
 
