@@ -1,6 +1,5 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
-from torch_initpolicy.errors import SymmetricInitWarning, UnknownOperatorWarning, listing
+from torch_initpolicy.errors import SymmetricInitWarning, UnknownOperatorWarning, listing, warn
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.sites import Site, sites
@@ -81,10 +80,9 @@ def _plan(model: nn.Module, policy: Policyish, *, example_inputs: Any, **options
     )
     if reading.unknown_operators:
         counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]
-        warnings.warn(
+        warn(
             f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
             UnknownOperatorWarning,
-            stacklevel=4,
         )
     return _with_skipped(plan, found)
 
@@ -155,7 +153,7 @@ def apply_policy(
     Examples:
         >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
         >>> receipt = apply_policy(model, seed=0)
-        >>> abs(float(model[0].weight.std()) * (784 / 2) ** 0.5 - 1) < 0.01
+        >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
     with opened(model):
@@ -176,11 +174,10 @@ def apply_policy(
 
 def _warn_of_symmetry(plan: Plan) -> None:
     cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
-    warnings.warn(
+    warn(
         f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
         f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
         SymmetricInitWarning,
-        stacklevel=3,
     )
 
 

@@ -73,6 +73,7 @@ def restore(module: nn.Module) -> None:
         module: The module, without its submodules' tensors being of interest.
 
     Examples:
+        >>> import math
         >>> class Rotary(nn.Module):
         ...     def __init__(self, width: int, base: float = 1e4) -> None:
         ...         super().__init__()
