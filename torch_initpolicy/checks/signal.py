@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch_initpolicy.checks.measure import (
     second_moment,
     sketch,
 )
+from torch_initpolicy.checks.plots import Figure, Writer, plot_signals
 from torch_initpolicy.checks.points import Point, Update
 from torch_initpolicy.checks.verdicts import Verdict, verdicts
 from torch_initpolicy.engine.storage import full
@@ -31,9 +32,6 @@ from torch_initpolicy.trace.capture import Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.uses import Uses, advance
-
-if TYPE_CHECKING:
-    from torch_initpolicy.report.plots import Figure, Writer
 
 Loss = Callable[[Any], Tensor]
 """What the model returned, to a scalar."""
@@ -71,7 +69,7 @@ class Signal:
         """Write everything that was measured as JSON; what is not finite becomes null."""
         return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
 
-    def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> "Figure":
+    def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> Figure:
         """Draw the profiles over the depth, those of other signals over them.
 
         Args:
@@ -81,11 +79,9 @@ class Signal:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        from torch_initpolicy.report.plots import plot_signals  # noqa: PLC0415 - above this module
-
         return plot_signals([signal.points for signal in (self, *others)], labels)
 
-    def log_to(self, writer: "Writer", step: int = 0, *, prefix: str = "signal") -> None:
+    def log_to(self, writer: Writer, step: int = 0, *, prefix: str = "signal") -> None:
         """Write the moments of each weighted operator to a TensorBoard writer.
 
         Args:

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch_initpolicy.report.profiles import Profile
+from torch_initpolicy.checks.profiles import Profile
 
 WIDTH, HEIGHT = 960, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34

@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 
 from torch_initpolicy.checks.findings import Finding
+from torch_initpolicy.checks.profiles import backward, forward
 from torch_initpolicy.checks.signal import Signal
 from torch_initpolicy.checks.verdicts import Verdict
 from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number
 from torch_initpolicy.report.charts import chart
-from torch_initpolicy.report.profiles import backward, forward
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from torch_initpolicy.checks.points import Point
+from torch_initpolicy.checks.profiles import Profile, backward, forward
 from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.report.charts import chart
-from torch_initpolicy.report.profiles import Profile, backward, forward
 
 
 def point(site: str | None, second: float, gradient: float | None = 1.0) -> Point:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch_initpolicy.checks.points import Point
+from torch_initpolicy.checks.profiles import Profile, backward, forward
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.report.profiles import Profile, backward, forward
 
 if TYPE_CHECKING:
+    from matplotlib import figure as matplotlib_figure
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as MatplotlibFigure
 
-Figure: TypeAlias = "MatplotlibFigure"
+Figure: TypeAlias = "matplotlib_figure.Figure"
 """A matplotlib figure."""
 
 
