@@ -9,9 +9,9 @@ Each is also the builtin it specialises, so that both ways of catching it work::
     ├── TraceError(RuntimeError)            the forward pass could not be read with the given inputs
     ├── ApplyError(RuntimeError)            writing failed; the model is as it was
     ├── VerifyError(AssertionError)         a tensor is not what its step says
-    ├── SkippedInitError(RuntimeError)      a model is used whose weights were skipped and never filled
-    ├── MaterializeError(RuntimeError)      a meta-built model could not be made real; lists every case
-    ├── SymmetricInitError(RuntimeError)    units are tied or dead, and the caller asked to be stopped
+    ├── SkippedInitError(RuntimeError)      a model is used whose skipped weights were never filled
+    ├── MaterializeError(RuntimeError)      a meta-built model could not be made real; lists all
+    ├── SymmetricInitError(RuntimeError)    units are tied or dead; the caller asked to be stopped
     └── MissingExtraError(ImportError)      a feature needs an extra that is not installed
 
     InitPolicyWarning(UserWarning)
@@ -22,7 +22,10 @@ Each is also the builtin it specialises, so that both ways of catching it work::
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from types import FrameType
 
 SHOWN = 10
 
@@ -92,6 +95,19 @@ class SignalWarning(InitPolicyWarning):
 
 class SymmetricInitWarning(InitPolicyWarning):
     """Units are identical and will stay identical, or parameters can never move."""
+
+
+def warn(message: str, category: type[InitPolicyWarning]) -> None:
+    """Give a warning that points at the line which called this package, however deep within."""
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe(0)  # noqa: SLF001 - what `warnings` itself counts
+    while frame is not None and _package_of(frame) == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def listing(cases: Sequence[str]) -> str:

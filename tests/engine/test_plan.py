@@ -44,7 +44,10 @@ def network(width=50):
 
 def facts(model, **changes):
     """Facts as a trace of the network above gives them."""
-    known = {site.name: Facts(site.role, site.axes, evidence="traced") for site in sites(model)}
+    known = {
+        site.name: Facts(site.role, site.axes, used=True, evidence="traced")
+        for site in sites(model)
+    }
     relu = Activation("relu")
     for name, change in {
         "0.weight": {"meets": relu, "reads_input": True},

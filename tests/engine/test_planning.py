@@ -42,7 +42,10 @@ def network():
 
 def facts(model, **changes):
     """Say about each site of a model what its type says, and more of the sites that are named."""
-    known = {site.name: Facts(site.role, site.axes, evidence="traced") for site in sites(model)}
+    known = {
+        site.name: Facts(site.role, site.axes, used=True, evidence="traced")
+        for site in sites(model)
+    }
     named = {name.replace("__", "."): change for name, change in changes.items()}
     return {
         name: dataclasses.replace(fact, **named.get(name.replace(".", "_"), {}))
@@ -200,6 +203,24 @@ class TestSteps:
         step = make_plan(network(), known, presets.auto())["0.weight"]
 
         assert step.reason.startswith("meets my_op, of unknown role: Xavier")
+
+    def test_what_is_met_in_spite_of_a_stop(self):
+        """Where one path stops and another leads to an activation, that is what decides."""
+        known = facts(
+            network(), **{"0_weight": {"stopped_by": "my_op", "meets": Activation("relu")}}
+        )
+
+        assert make_plan(network(), known, presets.auto())["0.weight"].reason.startswith(
+            "meets relu: He"
+        )
+
+    def test_what_is_not_used(self):
+        """A weight that took no part in the forward pass is not said to meet nothing."""
+        known = facts(network(), **{"0_weight": {"used": False}})
+
+        assert make_plan(network(), known, presets.auto())["0.weight"].reason.startswith(
+            "not used by the forward pass: Xavier"
+        )
 
     def test_note(self):
         """A rule's note ends the reason."""

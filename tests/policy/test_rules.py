@@ -367,3 +367,10 @@ class TestPresetNames:
         """The error suggests, and lists what there is."""
         with pytest.raises(UnknownNameError, match=r"did you mean 'xavier'\?; there are auto, he"):
             preset_named("xaver")
+
+    def test_a_preset_without_what_it_needs(self):
+        """The message shows how the preset is written, in Python and in a file."""
+        with pytest.raises(
+            PolicyError, match=r"write presets\.constant\(value: float\), in a file"
+        ):
+            preset_named("constant")

@@ -356,5 +356,6 @@ def _read(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str,
     values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
     for name, value in values.items():
         if not codec.fits(value, types[name]):
-            raise PolicyError(f"{where}.{name} must be {types[name]}, got {data.get(name)!r}")
+            wanted = codec.spelt(types[name])
+            raise PolicyError(f"{where}.{name} must be {wanted}, got {data.get(name)!r}")
     return values

@@ -4,8 +4,7 @@ Everything that can be wrong is found here, before a tensor is touched, and rais
 """
 
 import types
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -25,6 +24,7 @@ from torch_initpolicy.errors import (
     UnusedRuleWarning,
     listing,
     nearest,
+    warn,
 )
 from torch_initpolicy.policy.match import Name, fans_of
 from torch_initpolicy.policy.recipes import Recipe
@@ -131,7 +131,7 @@ def make_plan(
         *cases,
     ], policy)  # fmt: skip
     if idle:
-        warnings.warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning, stacklevel=2)
+        warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
     return Plan(
         steps=tuple(steps),
         policy=_title(policy),
@@ -404,18 +404,34 @@ def _cause(facts: Facts, chosen: Initializer) -> str:
     """Say which fact about a site matters."""
     if facts.role != "weight":
         return _role(facts)
+    if facts.evidence in ("traced", "ran") and not facts.used:
+        return "not used by the forward pass"
     if (facts.op or "").startswith(_RECURS):
         return f"input of {facts.op}"
-    if getattr(chosen, "gain", None) == "signal" and facts.reads_unknown is None:
-        return f"reads a mean square of {figure(facts.reads, 3)}"
-    if getattr(chosen, "gain", None) == "signal" and facts.reads_unknown:
-        fed = _activation(facts.fed_by)
-        return f"what it reads is unknown behind {facts.reads_unknown}, it is fed by {fed}"
-    if getattr(chosen, "gain", None) == "fed_by":
-        return f"fed by {'the input' if facts.reads_input else _activation(facts.fed_by)}"
-    if facts.stopped_by is not None:
+    said = _OF_GAINS.get(getattr(chosen, "gain", None), _met)
+    return said(facts)
+
+
+def _met(facts: Facts) -> str:
+    if facts.meets is None and facts.stopped_by is not None:
         return f"meets {facts.stopped_by}, of unknown role"
     return f"meets {_activation(facts.meets)}"
+
+
+def _fed(facts: Facts) -> str:
+    return f"fed by {'the input' if facts.reads_input else _activation(facts.fed_by)}"
+
+
+def _read(facts: Facts) -> str:
+    if facts.reads_unknown is None:
+        return f"reads a mean square of {figure(facts.reads, 3)}"
+    return f"what it reads is unknown behind {facts.reads_unknown}, it is {_fed(facts)}"
+
+
+_OF_GAINS: Mapping[object, Callable[[Facts], str]] = types.MappingProxyType(
+    {"signal": _read, "fed_by": _fed}
+)
+"""What matters where the gain is not that of the activation that is met."""
 
 
 def _role(facts: Facts) -> str:

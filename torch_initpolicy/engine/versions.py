@@ -4,14 +4,13 @@ Knows what is installed; has never heard of a plan.
 """
 
 import platform
-import warnings
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
 from torch_initpolicy.engine.streams import CONTRACT
-from torch_initpolicy.errors import ApplyError, InitPolicyWarning
+from torch_initpolicy.errors import ApplyError, InitPolicyWarning, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +65,9 @@ class Versions:
                 f"{self.torch_initpolicy}"
             )
         if self.kernels != here.kernels:
-            warnings.warn(
+            warn(
                 f"drawn with {self.kernels}, this is {here.kernels}: the bits may differ",
                 InitPolicyWarning,
-                stacklevel=4,
             )
 
 

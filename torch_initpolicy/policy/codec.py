@@ -177,8 +177,7 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         _look_up(where, f"field of {kind.__name__}", key, fields)
         values[key] = decode(content, classes, f"{where}.{key}")
         if not fits(values[key], hints[key]):
-            wanted = str(hints[key]).replace("typing.", "")
-            raise PolicyError(f"{where}.{key} must be {wanted}, got {content!r}")
+            raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {content!r}")
     missing = [name for name, field in fields.items() if _needed(field) and name not in values]
     if missing:
         raise PolicyError(f"{where}: {kind.__name__} needs the fields {missing}")
@@ -218,6 +217,17 @@ def fits(value: object, hint: Any) -> bool:
     """
     check = _CHECKS.get(get_origin(hint))
     return check(value, get_args(hint)) if check else _is_a(value, hint)
+
+
+def spelt(hint: Any) -> str:
+    """Write an annotation as somebody would.
+
+    Examples:
+        >>> spelt(float), spelt(tuple[int, ...]), spelt(str | None)
+        ('float', 'tuple[int, ...]', 'str | None')
+    """
+    plain = isinstance(hint, type) and not get_args(hint)
+    return hint.__name__ if plain else str(hint).replace("typing.", "")
 
 
 def _is_a(value: object, hint: Any) -> bool:

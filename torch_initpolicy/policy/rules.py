@@ -4,6 +4,7 @@ Knows matchers, initializers and the files a policy is kept in; has never heard 
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -283,7 +284,11 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
     try:
         return PRESETS[name](**(arguments or {}))
     except TypeError as error:
-        raise PolicyError(f"preset {name!r}: {error}") from error
+        taken = inspect.signature(PRESETS[name]).replace(return_annotation=inspect.Signature.empty)
+        raise PolicyError(
+            f"preset {name!r}: {error}; in Python write presets.{name}{taken}, in a file "
+            f'{{"preset": "{name}", ...}}'
+        ) from error
 
 
 #
