@@ -100,7 +100,8 @@ class SymmetricInitWarning(InitPolicyWarning):
 def warn(message: str, category: type[InitPolicyWarning]) -> None:
     """Give a warning that points at the line which called this package, however deep within."""
     package = __name__.partition(".")[0]
-    level, frame = 1, sys._getframe(0)  # noqa: SLF001 - what `warnings` itself counts
+    level = 1
+    frame: FrameType | None = sys._getframe(0)  # noqa: SLF001 - what `warnings` itself counts
     while frame is not None and _package_of(frame) == package:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
