@@ -53,6 +53,9 @@ from torch_initpolicy.tensors.initializers import (
 
 SEED = 7
 
+FSDP_RUNS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
+"""Whether FSDP2 can run a forward pass without an accelerator; torch 2.6 could not."""
+
 
 class Net(nn.Module):
     """Two projections of any size, an embedding with padding, a norm, odd shapes and dtypes."""
@@ -255,8 +258,9 @@ def materialized(way: str) -> None:
     assert _unequal(model, expected) == []
     assert torch.equal(model.ramp, expected.ramp)
     assert model.head.weight is model.embedding.weight
-    output = model(torch.tensor([[1, 2, 41]]))
-    torch.testing.assert_close(output, expected(torch.tensor([[1, 2, 41]])))
+    if FSDP_RUNS:
+        output = model(torch.tensor([[1, 2, 41]]))
+        torch.testing.assert_close(output, expected(torch.tensor([[1, 2, 41]])))
 
 
 def odd_sizes() -> None:
@@ -430,9 +434,8 @@ CASES: dict[str, Callable[[], None]] = {
             outside,
             partial,
             checkpoint,
-            trains,
-            gathered,
             verified,
+            *((trains, gathered) if FSDP_RUNS else ()),
         )
     },
 }
