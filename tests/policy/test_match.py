@@ -8,8 +8,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
-from torch_initpolicy.policy import match
-from torch_initpolicy.policy.match import Matcher, fans_of
+from torch_initpolicy.policy import match, matchers
+from torch_initpolicy.policy.matchers import Matcher, fans_of
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation, Moments
 
@@ -362,9 +362,9 @@ class TestCombinations:
     def test_no_parts(self):
         """A combination of nothing, or of something else, is refused."""
         with pytest.raises(PolicyError):
-            match.AllOf(())
+            matchers.AllOf(())
         with pytest.raises(PolicyError):
-            match.Not("head.*")
+            matchers.Not("head.*")
 
 
 class TestPredicate:
@@ -430,7 +430,7 @@ class TestValues:
 
     def test_every_class_is_known_to_files(self):
         """All matchers but the predicate can be kept in a file."""
-        classes = {kind for kind in vars(match).values() if isinstance(kind, type)}
-        matchers = {kind for kind in classes if issubclass(kind, Matcher)} - {Matcher}
+        classes = {kind for kind in vars(matchers).values() if isinstance(kind, type)}
+        found = {kind for kind in classes if issubclass(kind, Matcher)} - {Matcher}
 
-        assert set(match.SERIALISABLE) == matchers - {match.Predicate}
+        assert set(matchers.SERIALISABLE) == found - {matchers.Predicate}

@@ -26,7 +26,7 @@ from torch_initpolicy.errors import (
     nearest,
     warn,
 )
-from torch_initpolicy.policy.match import Name, fans_of
+from torch_initpolicy.policy.matchers import Name, fans_of
 from torch_initpolicy.policy.recipes import Recipe
 from torch_initpolicy.policy.rules import InitPolicy, Rule, filling
 from torch_initpolicy.sites import Site, sites

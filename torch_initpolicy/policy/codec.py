@@ -67,7 +67,7 @@ def encode(value: object, classes: Classes, substitute: Substitute | None = None
         PolicyError: Something has no notation: a list, a function of your own, a module.
 
     Examples:
-        >>> from torch_initpolicy.policy.match import Name
+        >>> from torch_initpolicy.policy.matchers import Name
         >>> encode(Name(("head.*",)), {"Name": Name})
         {'class': 'Name', 'globs': ['head.*']}
     """
@@ -128,7 +128,7 @@ def decode(data: Data, classes: Classes, where: str = "file") -> Any:
         PolicyError: A field is missing, or holds what it cannot hold.
 
     Examples:
-        >>> from torch_initpolicy.policy.match import Name
+        >>> from torch_initpolicy.policy.matchers import Name
         >>> decode({"class": "Name", "globs": ["head.*"]}, {"Name": Name})
         name('head.*')
     """

@@ -14,8 +14,8 @@ from typing import ParamSpec, TypeAlias, cast
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
-from torch_initpolicy.policy import codec, match
-from torch_initpolicy.policy.match import Anything, Matcher
+from torch_initpolicy.policy import codec, matchers
+from torch_initpolicy.policy.matchers import Anything, Matcher
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer
@@ -43,6 +43,7 @@ class Rule:
         PolicyError: The matcher is none, or the initializer is no filled-in value.
 
     Examples:
+        >>> from torch_initpolicy.policy import match
         >>> from torch_initpolicy.tensors.initializers import Zeros
         >>> Rule(match.name("head.*"), Zeros())
         Rule(name('head.*'), Zeros())
@@ -104,6 +105,7 @@ class InitPolicy:
         PolicyError: Something among the rules is none.
 
     Examples:
+        >>> from torch_initpolicy.policy import match
         >>> from torch_initpolicy.tensors.initializers import Normal, Zeros
         >>> policy = InitPolicy([Rule(match.role("bias"), Zeros())]).otherwise(Normal(0.02))
         >>> policy
@@ -297,7 +299,7 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 
 CLASSES: codec.Classes = types.MappingProxyType({
     kind.__name__: kind
-    for kind in (*match.SERIALISABLE, *BUILTIN, UnitScale, TorchDefault, Rule)
+    for kind in (*matchers.SERIALISABLE, *BUILTIN, UnitScale, TorchDefault, Rule)
 })  # fmt: skip
 """The classes that a policy file may name."""
 

@@ -1,0 +1,544 @@
+"""Matchers as values: one class for each question that can be asked of a site and its facts.
+
+Knows sites and facts; has never heard of initializers. A matcher's repr is the call of
+`torch_initpolicy.policy.match` that makes it.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Literal, TypeVar, get_args
+
+from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.axes import Fans, fans
+from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
+from torch_initpolicy.tensors.layers import Role
+from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.ops import OPS, OpRole
+
+Bounds = tuple[float | None, float | None]
+"""Lowest and highest value allowed, both included; None leaves a side open."""
+
+Fact = Literal[
+    "ends_residual", "closes_residual", "in_residual", "reads_input", "feeds_output", "used",
+    "frozen", "tied",
+]  # fmt: skip
+"""What can be said of a site with yes or no."""
+
+Question = Callable[[Site, Facts], bool]
+
+
+class Matcher(ABC):
+    """A question about a site and its facts, answered with yes or no.
+
+    Examples:
+        >>> from torch_initpolicy.policy.match import name, role, tied
+        >>> name("head.*") & ~(role("bias") | tied())
+        name('head.*') & ~(role('bias') | tied())
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether a rule with this matcher is meant for the site."""
+
+    def __and__(self, other: "Matcher") -> "AllOf":
+        """Match what both match."""
+        if not isinstance(other, Matcher):
+            return NotImplemented
+        return AllOf(tuple(_flat(AllOf, self, other)))
+
+    def __or__(self, other: "Matcher") -> "AnyOf":
+        """Match what either matches."""
+        if not isinstance(other, Matcher):
+            return NotImplemented
+        return AnyOf(tuple(_flat(AnyOf, self, other)))
+
+    def __invert__(self) -> "Matcher":
+        """Match what this does not match."""
+        return self.inner if isinstance(self, Not) else Not(self)
+
+    def __bool__(self) -> bool:
+        """Refuse, because Python's `and`, `or` and `not` would silently drop one side."""
+        raise TypeError("a matcher is neither true nor false; combine matchers with &, | and ~")
+
+
+#
+# Combinations
+#
+
+
+def _combined(parts: tuple[Matcher, ...]) -> None:
+    strangers = [part for part in parts if not isinstance(part, Matcher)]
+    if strangers or not parts:
+        raise PolicyError(f"expected one matcher or more, got {strangers or 'none'}")
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(Matcher):
+    """Match what all parts match; written `a & b`."""
+
+    parts: tuple[Matcher, ...]
+
+    def __post_init__(self) -> None:
+        _combined(self.parts)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether every part matches."""
+        return all(part.matches(site, facts) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " & ".join(f"({p!r})" if isinstance(p, AnyOf) else repr(p) for p in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(Matcher):
+    """Match what any part matches; written `a | b`."""
+
+    parts: tuple[Matcher, ...]
+
+    def __post_init__(self) -> None:
+        _combined(self.parts)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether a part matches."""
+        return any(part.matches(site, facts) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Not(Matcher):
+    """Match what `inner` does not match; written `~a`."""
+
+    inner: Matcher
+
+    def __post_init__(self) -> None:
+        _combined((self.inner,))
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether `inner` does not match."""
+        return not self.inner.matches(site, facts)
+
+    def __repr__(self) -> str:
+        return (
+            f"~({self.inner!r})" if isinstance(self.inner, (AllOf, AnyOf)) else f"~{self.inner!r}"
+        )
+
+
+def _flat(combination: type[AllOf] | type[AnyOf], *matchers: Matcher) -> Iterator[Matcher]:
+    """Yield the parts of combinations of the same sort in place of these: `&` is associative."""
+    for matcher in matchers:
+        yield from matcher.parts if isinstance(matcher, combination) else (matcher,)
+
+
+#
+# By name, by the owner's class, by role
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Name(Matcher):
+    """Match a name of the site, its ties included.
+
+    Attributes:
+        globs: Patterns; `*` stands for anything, dots included, `?` for one character, `[ab]` for
+            one of these.
+        regex: A regular expression that must match the whole name, or None.
+    """
+
+    globs: tuple[str, ...] = ()
+    regex: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.globs and self.regex is None:
+            raise PolicyError("name() matches nothing: pass globs, or regex=...")
+        for glob in self.globs:
+            _check_glob(glob)
+        if self.regex is not None:
+            _check_regex(self.regex)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether one of the site's names fits."""
+        return any(self._fits(name) for name in site.names)
+
+    def _fits(self, name: str) -> bool:
+        if self.regex is not None and re.fullmatch(self.regex, name):
+            return True
+        return any(fnmatchcase(name, glob) for glob in self.globs)
+
+    def __repr__(self) -> str:
+        return _call("name", *self.globs, regex=self.regex)
+
+
+def _check_glob(glob: object) -> None:
+    if not isinstance(glob, str) or not glob:
+        raise PolicyError(f"a glob is a string like 'head.*', got {glob!r}")
+    if "[" in re.sub(r"\[!?.[^\]]*\]", "", glob):
+        raise PolicyError(f"the '[' in glob {glob!r} is never closed; write '[[]' for a bracket")
+
+
+def _check_regex(regex: str) -> None:
+    try:
+        re.compile(regex)
+    except (re.error, TypeError) as error:
+        raise PolicyError(f"{regex!r} is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Matcher):
+    """Match the class of the module that holds the site, subclasses included.
+
+    Classes are kept by name, so that a policy file names classes without importing them.
+
+    Attributes:
+        classes: Names: bare (`"Conv2d"`) or with a package they live under (`"torch.nn.Conv2d"`).
+    """
+
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise PolicyError("kind() matches nothing: pass classes, e.g. kind(nn.Linear)")
+        for name in self.classes:
+            if not isinstance(name, str) or not name.strip(". "):
+                raise PolicyError(f"a kind is a class or the name of one, got {name!r}")
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the owner's class, or one it inherits from, has one of the names."""
+        mro = type(site.owner).__mro__
+        return any(_is_called(kind, name) for name in self.classes for kind in mro)
+
+    def __repr__(self) -> str:
+        return _call("kind", *self.classes)
+
+
+def _is_called(kind: type, name: str) -> bool:
+    """Say whether `name` names the class, from any package above the module it lives in."""
+    if name in (kind.__name__, kind.__qualname__):
+        return True
+    package, dot, rest = name.removesuffix(kind.__qualname__).rpartition(".")
+    return bool(dot) and not rest and f"{kind.__module__}.".startswith(f"{package}.")
+
+
+@dataclass(frozen=True, slots=True)
+class HasRole(Matcher):
+    """Match what the parameter does; see `torch_initpolicy.tensors.layers.Role`."""
+
+    roles: tuple[Role, ...]
+
+    def __post_init__(self) -> None:
+        _known("role", self.roles, get_args(Role))
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the site has one of the roles."""
+        return facts.role in self.roles
+
+    def __repr__(self) -> str:
+        return _call("role", *self.roles)
+
+
+#
+# By the data flow
+#
+
+NOTHING = "nothing"
+"""What a site meets, or is fed by, where that is no activation."""
+
+INPUT = "input"
+"""What a site is fed by where that is the model's own input."""
+
+ACTIVATIONS = frozenset({
+    *KNOWN,
+    *get_args(Family),
+    *(name for name, op in OPS.items() if op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)),
+    "product",
+    CUSTOM,
+    NOTHING,
+})  # fmt: skip
+"""Every word that `meets` and `fed_by` understand: activations, those that the trace names after
+the operator that makes them, and families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meets(Matcher):
+    """Match the first activation that the output meets.
+
+    Attributes:
+        activations: Names (`"gelu"`), families (`"rectifier"`, `"saturating"`) or `"nothing"`.
+    """
+
+    activations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _known("activation", self.activations, ACTIVATIONS)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the nearest activation is one of these."""
+        return not _called(facts.meets).isdisjoint(self.activations)
+
+    def __repr__(self) -> str:
+        return _call("meets", *self.activations)
+
+
+@dataclass(frozen=True, slots=True)
+class FedBy(Matcher):
+    """Match the activation that the input comes from.
+
+    Attributes:
+        activations: Names, families, `"nothing"` (the plain output of another weight) or `"input"`
+            (the model's own input).
+    """
+
+    activations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _known("activation", self.activations, (*ACTIVATIONS, INPUT))
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the input comes from one of these."""
+        names = {INPUT} if facts.reads_input else _called(facts.fed_by)
+        return not names.isdisjoint(self.activations)
+
+    def __repr__(self) -> str:
+        return _call("fed_by", *self.activations)
+
+
+def _called(activation: Activation | None) -> frozenset[str]:
+    """Return the name of an activation and that of its family."""
+    return frozenset({NOTHING} if activation is None else {activation.name, family(activation)})
+
+
+@dataclass(frozen=True, slots=True)
+class Op(Matcher):
+    """Match the operator that consumes the parameter: `"conv2d"`, `"matmul"`."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(isinstance(name, str) and name for name in self.names):
+            raise PolicyError(f"op() takes names of operators like 'conv2d', got {self.names!r}")
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether one of these operators reads the site."""
+        return facts.op in self.names
+
+    def __repr__(self) -> str:
+        return _call("op", *self.names)
+
+
+_IS: Mapping[Fact, Question] = MappingProxyType({
+    "ends_residual": lambda _, facts: facts.ends_residual,
+    "closes_residual": lambda _, facts: facts.closes_residual,
+    "in_residual": lambda _, facts: facts.branch_depth > 0,
+    "reads_input": lambda _, facts: facts.reads_input,
+    "feeds_output": lambda _, facts: facts.feeds_output,
+    "used": lambda _, facts: facts.used,
+    "frozen": lambda site, _: not site.requires_grad,
+    "tied": lambda site, _: len(site.names) > 1,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Is(Matcher):
+    """Match where a fact holds."""
+
+    fact: Fact
+
+    def __post_init__(self) -> None:
+        _known("fact", (self.fact,), _IS)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the fact holds."""
+        return _IS[self.fact](site, facts)
+
+    def __repr__(self) -> str:
+        return _call(self.fact)
+
+
+@dataclass(frozen=True, slots=True)
+class Offset(Matcher):
+    """Match parameters that the operator adds a constant to, as in `(1 + weight) * x`."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check_number("offset", self.value)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether this constant is added."""
+        return facts.offset == self.value
+
+    def __repr__(self) -> str:
+        return _call("offset", self.value)
+
+
+#
+# By shape
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Fan(Matcher):
+    """Match weights whose fans lie within bounds, in each packed block.
+
+    What is no linear map has no fans and is not matched.
+    """
+
+    fan_in: Bounds = (None, None)
+    fan_out: Bounds = (None, None)
+
+    def __post_init__(self) -> None:
+        if self.fan_in == self.fan_out == (None, None):
+            raise PolicyError("fan() matches nothing: pass fan_in=(low, high) or fan_out=...")
+        for side, bounds in ("fan_in", self.fan_in), ("fan_out", self.fan_out):
+            _check_bounds(side, bounds)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether both fans lie within their bounds."""
+        blocks = fans_of(site, facts)
+        return bool(blocks) and all(
+            _within(fan_in, self.fan_in) and _within(fan_out, self.fan_out)
+            for fan_in, fan_out in blocks
+        )
+
+    def __repr__(self) -> str:
+        given = {"fan_in": self.fan_in, "fan_out": self.fan_out}
+        return _call("fan", **{side: b for side, b in given.items() if b != (None, None)})
+
+
+def fans_of(site: Site, facts: Facts) -> tuple[Fans, ...]:
+    """Count the fans of a site, one pair for each packed block; nothing where it has no axes."""
+    axes = facts.axes or site.axes
+    if axes is None or not (axes.inputs or axes.copies):
+        return ()
+    blocks = range(len(axes.blocks)) if axes.blocks else (None,)
+    return tuple(fans(site.shape, axes, block) for block in blocks)
+
+
+def _check_bounds(side: str, bounds: Bounds) -> None:
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise PolicyError(f"{side} is a number or (low, high), None for an open side: {bounds!r}")
+    ends = [end for end in bounds if end is not None]
+    for end in ends:
+        _check_number(side, end)
+    if ends != sorted(ends):
+        raise PolicyError(f"{side}={bounds} holds no number: the lower bound is the higher one")
+
+
+def _within(value: float, bounds: Bounds) -> bool:
+    low, high = bounds
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape(Matcher):
+    """Match the shape, or the number of dimensions.
+
+    Attributes:
+        sizes: One entry per dimension, None for any size; or None for any shape.
+        ndim: The number of dimensions, or None for any.
+    """
+
+    sizes: tuple[int | None, ...] | None = None
+    ndim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sizes is None and self.ndim is None:
+            raise PolicyError("shape() matches nothing: pass sizes, or ndim=...")
+        numbers = [size for size in (*(self.sizes or ()), self.ndim) if size is not None]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise PolicyError(f"sizes and ndim are whole numbers from 0, got {numbers}")
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether the shape fits."""
+        if self.ndim is not None and len(site.shape) != self.ndim:
+            return False
+        return self.sizes is None or (
+            len(self.sizes) == len(site.shape)
+            and all(want in (None, size) for want, size in zip(self.sizes, site.shape, strict=True))
+        )
+
+    def __repr__(self) -> str:
+        return _call("shape", *(self.sizes or ()), ndim=self.ndim)
+
+
+#
+# Anything at all
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Anything(Matcher):
+    """Match every site."""
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say yes."""
+        return True
+
+    def __repr__(self) -> str:
+        return _call("anything")
+
+
+@dataclass(frozen=True, slots=True)
+class Predicate(Matcher):
+    """Match where a function of your own says so; such a policy cannot be written to a file."""
+
+    function: Question
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise PolicyError(f"predicate() takes a function of (site, facts): {self.function!r}")
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Ask the function.
+
+        Raises:
+            PolicyError: The function raises.
+        """
+        try:
+            return bool(self.function(site, facts))
+        except Exception as error:
+            raise PolicyError(f"{self!r} raised {error!r} at {site.name!r}") from error
+
+    def __repr__(self) -> str:
+        return f"predicate({getattr(self.function, '__qualname__', self.function)})"
+
+
+SERIALISABLE: tuple[type[Matcher], ...] = (
+    AllOf, AnyOf, Not, Name, Kind, HasRole, Meets, FedBy, Op, Is, Offset, Fan, Shape, Anything,
+)  # fmt: skip
+"""The classes of matchers that a file may hold: all but `Predicate`."""
+
+#
+# What the classes above share
+#
+
+Word = TypeVar("Word", bound=str)
+
+
+def _known(what: str, words: Iterable[Word], known: Iterable[str]) -> None:
+    """Raise unless there is a word and all of them are known."""
+    given, allowed = tuple(words), sorted(known)
+    if not given:
+        raise PolicyError(f"name at least one {what}")
+    for word in given:
+        if word not in allowed:
+            raise UnknownNameError(f"no {what} is called {word!r}{nearest(str(word), allowed)}")
+
+
+def _check_number(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124 - NaN
+        raise PolicyError(f"{what} must be a number, got {value!r}")
+
+
+def _call(function: str, *values: object, **fields: object) -> str:
+    """Write the call of a function, without the fields that are None."""
+    named = (f"{key}={value!r}" for key, value in fields.items() if value is not None)
+    return f"{function}({', '.join((*map(repr, values), *named))})"
