@@ -2,8 +2,12 @@
 
 import contextlib
 import math
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +154,25 @@ class TestContract:
 
         assert torch.equal(models[0].weight, models[1].weight)
         assert torch.equal(models[0].weight, models[2].weight) == isinstance(initializer, Identity)
+
+    def test_processes(self):
+        """Another process, with another hash seed, draws the same bits."""
+        code = (
+            "from tests.engine.test_apply import *; model = layer(); fill(model, he_normal());"
+            "print(model.weight.detach().view(torch.int32).sum().item())"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": "7"},
+        )
+        model = layer()
+        fill(model, he_normal())
+
+        assert model.weight.detach().view(torch.int32).sum().item() == int(ran.stdout)
 
     def test_names_matter(self):
         """Two layers alike but for their names are drawn independently."""

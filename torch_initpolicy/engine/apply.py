@@ -68,8 +68,7 @@ class Written:
         seed: The seed, also where none was given.
         names: Canonical names of the sites that were written.
         devices: Types of the devices on which numbers were drawn.
-        blocks: Blocks that this process drew into the model in place; a sharded model draws
-            those it holds a part of.
+        blocks: Blocks that this process drew; of a sharded tensor those it holds a part of.
         staging: Seconds spent on what was computed before the first write.
         writing: Seconds spent on writing.
     """
@@ -373,10 +372,11 @@ def _staged(jobs: Iterable[Job], hands: Sequence[Hand]) -> list[Task]:
     threaded.sort(key=lambda job: -math.prod(job.site.shape))
     _share((partial(stage, job) for job in threaded), hands[: len(threaded)])
     _share((partial(stage, job) for job in serial), hands[:1])
-    errors = [error for error in found.values() if isinstance(error, ApplyError)]
+    outcomes = [found[job.site.name] for job in (*threaded, *serial)]
+    errors = [error for error in outcomes if isinstance(error, ApplyError)]
     if errors:
         raise ApplyError(f"nothing was written:\n{listing(list(map(str, errors)))}") from errors[0]
-    return [task for task in found.values() if not isinstance(task, ApplyError)]
+    return [task for task in outcomes if not isinstance(task, ApplyError)]
 
 
 def _parted(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
