@@ -1,7 +1,9 @@
 """Model-wide weight initialisation policies for PyTorch."""
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
+from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.decorator import init_policy
+from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.skip import skip_init
 from torch_initpolicy.policy import match, presets
@@ -14,8 +16,10 @@ __all__ = [
     "Receipt",
     "Rule",
     "apply_policy",
+    "audit_signal",
     "init_policy",
     "initializers",
+    "lsuv_",
     "match",
     "materialize",
     "plan_policy",

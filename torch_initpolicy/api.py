@@ -9,6 +9,7 @@ from torch import nn
 
 from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
+from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
 from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
@@ -138,7 +139,9 @@ def apply_policy(
         frozen: As for `plan_policy`.
         strict: As for `plan_policy`.
         calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
-            standard deviation on it (LSUV), after the policy has been applied.
+            standard deviation on it, after the policy has been applied, as `lsuv_` does. They also
+            serve as `example_inputs` where none are given. `verify` then finds other values than
+            the plan's.
         threads: Threads that draw on the CPU; None for as many as torch computes with.
         draw_on: Device that draws: `"cpu"` for the same bits on every device; None for the device
             that each tensor lives on.
@@ -160,13 +163,15 @@ def apply_policy(
         plan = _plan(
             model,
             policy,
-            example_inputs=example_inputs,
+            example_inputs=calibrate if example_inputs is None else example_inputs,
             only=only,
             skip=skip,
             frozen=frozen,
             strict=strict,
         )
         written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
+        if calibrate is not None:
+            lsuv_(model, calibrate, orthogonal=False, only=only, skip=skip, frozen=frozen)
     if plan.symmetric:
         _warn_of_symmetry(plan)
     return Receipt.of(plan, written)
