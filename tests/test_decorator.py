@@ -13,7 +13,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from torch_initpolicy import InitPolicy, Rule, init_policy, initializers, match
+from torch_initpolicy import (
+    InitPolicy,
+    Rule,
+    init_policy,
+    initializers,
+    match,
+    materialize,
+    skip_init,
+)
 
 
 def around(value: float) -> InitPolicy:
@@ -624,6 +632,27 @@ class TestMeta:
         Base.__init_policy__(model.to_empty(device="cpu"))
 
         assert authors(model) == {BASE}
+
+    def test_materialize_has_the_last_word(self):
+        """A meta-built model is made real by the policy that `materialize` is given."""
+        with torch.device("meta"):
+            model = Base()
+
+        materialize(model, around(DERIVED), seed=0)
+
+        assert authors(model) == {DERIVED}
+
+
+class TestSkipInit:
+    """Constructors whose own draws are skipped."""
+
+    def test_the_policy_is_not_skipped(self):
+        """Within `skip_init` the constructor's fills are skipped, the class' policy is not."""
+        with skip_init():
+            model = Decorated()
+
+        assert authors(model) == {DERIVED}
+        assert torch.equal(model.first.weight, Decorated().first.weight)
 
 
 @init_policy(around(BASE), seed=0)

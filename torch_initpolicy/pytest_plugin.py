@@ -1,4 +1,4 @@
-"""Fixtures for pytest; a suite opts in with `-p torch_initpolicy.pytest_plugin` or `pytest_plugins`.
+"""Fixtures for pytest; a suite opts in by `pytest_plugins` or `-p torch_initpolicy.pytest_plugin`.
 
 It is no entry point on purpose: such a plugin, and torch with it, would be imported in every run of
 pytest on the machine.
