@@ -453,8 +453,29 @@ class StandardisedByHand(Answering):
         return F.relu(F.linear(x, centred / (self.weight.std(1, keepdim=True) + 1e-5)))
 
 
+class Modulated(Answering):
+    """A feature-wise modulation adds a shift of the same origin as its scale: that is no skip."""
+
+    answers: ClassVar = {
+        "main.weight": {"ends_residual": False, "meets": "relu"},
+        "modulation.weight": {"ends_residual": False},
+        "branch.weight": {"ends_residual": True, "residual_branches": 1},
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.branch = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.modulation = nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.modulation(x).chunk(2, 1)
+        x = F.relu(self.main(x) * scale + shift)
+        return x + self.branch(x)
+
+
 ANSWERING: tuple[type[Answering], ...] = (
     Functional, InPlace, Primitives, Gates, Attention, Norms, RawOperands, Standardised, LowRank,
     Residual, Recurrent, Multihead, Tied, Piecewise, GatedUnit, Cell, StandardisedByHand,
+    Modulated,
 )  # fmt: skip
 """All networks that know their facts."""

@@ -10,7 +10,8 @@ from torch_initpolicy.tensors.layers import Role
 Evidence = Literal["traced", "ran", "order", "type"]
 """How a fact came to be known: `traced` from the forward pass on meta tensors, `ran` from the
 forward pass on small real inputs, `order` from the order of registration, `type` from the owner's
-class alone (the site took no part in the forward pass)."""
+class alone, where nothing has been read. That a site takes no part in a forward pass is `traced`,
+too; see `Facts.used`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,16 @@ class _Ancestry:
         return None
 
     def _is_identity(self, skip: int, value: int) -> bool:
-        """The skip is an ancestor of the branch, and there are weights between."""
+        """The skip is an ancestor of the branch, and there are weights between.
+
+        A modulation `scale * weight(x) + shift` of one origin is no branch: its weight reads
+        something else.
+        """
         shared = self.identity[skip] & self.ancestors[value]
-        return bool(shared) and self._weights_beyond(value, skip) > 0
+        return bool(shared) and any(
+            self.ancestors[self.uses.graph.nodes[index].outputs[0]] & shared
+            for index in _indices(self._beyond(value, skip))
+        )
 
     def _is_projection(self, skip: int, value: int) -> bool:
         """The skip is one weight away from an ancestor of the branch, which has more."""
@@ -116,14 +123,25 @@ class _Ancestry:
         )
 
     def _weights_beyond(self, value: int, other: int) -> int:
-        beyond = self.ancestors[value] & ~self.ancestors[other] & self.weighers
-        return beyond.bit_count()
+        return self._beyond(value, other).bit_count()
+
+    def _beyond(self, value: int, other: int) -> int:
+        """Return the weights that a value comes from and another does not, as bits."""
+        return self.ancestors[value] & ~self.ancestors[other] & self.weighers
 
     def _depth(self, skip: int, value: int) -> int:
         shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
         entry = shared.bit_length() - 1  # the last weight that both have in common
         before = 0 if entry < 0 else self.depth[self.uses.graph.nodes[entry].outputs[0]]
         return self.depth[value] - before
+
+
+def _indices(bits: int) -> Iterator[int]:
+    """Yield the positions of the bits that are set, the last first."""
+    while bits:
+        index = bits.bit_length() - 1
+        yield index
+        bits ^= 1 << index
 
 
 def _carries(uses: Uses, node: Node) -> bool:
