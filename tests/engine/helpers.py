@@ -2,13 +2,26 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
 from torch_initpolicy.engine.apply import Written, apply_steps
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.sites import Site, sites
-from torch_initpolicy.tensors.initializers import Initializer, Keep, Normal, Zeros
+from torch_initpolicy.tensors.initializers import (
+    From,
+    Identity,
+    Initializer,
+    Keep,
+    Normal,
+    Orthogonal,
+    Sparse,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+    he_normal,
+)
 
 
 def step_for(site: Site, initializer: Initializer) -> Step:
@@ -61,3 +74,23 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()
     )
+
+
+def layer(rows: int = 300, columns: int = 400, **options: object) -> nn.Linear:
+    """A matrix of two blocks, the second of them not full."""
+    return nn.Linear(columns, rows, bias=False, **options)
+
+
+INITIALIZERS = [
+    Normal(0.02),
+    Uniform(-1.0, 2.0),
+    TruncatedNormal(0.5),
+    TruncatedNormal(0.5, cut=4.0),
+    he_normal(),
+    Orthogonal(),
+    Sparse(0.5),
+    Identity(),
+    From(nn.init.xavier_uniform_),
+    From(nn.init.orthogonal_),
+]
+EACH = pytest.mark.parametrize("initializer", INITIALIZERS, ids=repr)
