@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 import torch_initpolicy
 from torch_initpolicy import InitPolicy, Rule, apply_policy, initializers, match, plan_policy
 from torch_initpolicy.errors import (
+    ApplyError,
     PlanError,
     PolicyError,
     SymmetricInitWarning,
@@ -260,6 +261,22 @@ class TestBadInput:
         with pytest.raises(PolicyError):
             build()
 
+    @pytest.mark.parametrize("seed", [1.5, "0", 2**64], ids=str)
+    def test_seeds_that_are_none(self, seed):
+        """A seed is an integer of 64 bits; anything else changes nothing."""
+        model = small()
+        before = bits(model)
+        with pytest.raises(ApplyError, match="seed"):
+            apply_policy(model, seed=seed, example_inputs=X)
+
+        assert equal(before, bits(model))
+
+    @pytest.mark.parametrize("model", [nn.Linear, 3, {}], ids=["class", "number", "dict"])
+    def test_models_that_are_none(self, model):
+        """What is no module is refused, with what was expected."""
+        with pytest.raises(PlanError, match="nn.Module"):
+            plan_policy(model)
+
     def test_every_unmatched_site_is_listed(self):
         """The error lists all sites, not the first."""
         with pytest.raises(PlanError) as caught:
@@ -293,7 +310,7 @@ class TestBadInput:
             raise RuntimeError("no idea")
 
         policy = InitPolicy([Rule(match.name("4.weight"), fails)]).otherwise(initializers.Ones())
-        with pytest.raises(torch_initpolicy.errors.ApplyError, match=r"4\.weight.*no idea"):
+        with pytest.raises(ApplyError, match=r"4\.weight.*no idea"):
             apply_policy(model, policy, seed=0)
 
         assert equal(before, bits(model))

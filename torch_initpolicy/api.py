@@ -15,7 +15,14 @@ from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
-from torch_initpolicy.errors import SymmetricInitWarning, UnknownOperatorWarning, listing, warn
+from torch_initpolicy.engine.storage import is_sharded
+from torch_initpolicy.errors import (
+    PlanError,
+    SymmetricInitWarning,
+    UnknownOperatorWarning,
+    listing,
+    warn,
+)
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.sites import Site, sites
@@ -60,7 +67,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(model):
+    with opened(_module(model)):
         return _plan(
             model,
             policy,
@@ -70,6 +77,13 @@ def plan_policy(
             frozen=frozen,
             strict=strict,
         )
+
+
+def _module(model: nn.Module) -> nn.Module:
+    """Refuse what is no module, a class of modules above all."""
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"model must be an nn.Module, got {model!r}; pass an object of your class")
+    return model
 
 
 def _plan(model: nn.Module, policy: Policyish, *, example_inputs: Any, **options: Any) -> Plan:
@@ -159,7 +173,7 @@ def apply_policy(
         >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
-    with opened(model):
+    with opened(_module(model)):
         plan = _plan(
             model,
             policy,
@@ -184,6 +198,10 @@ def _warn_of_symmetry(plan: Plan) -> None:
         f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
         SymmetricInitWarning,
     )
+
+
+def _is_guessed(plan: Plan) -> bool:
+    return any(step.evidence == "order" for step in plan)
 
 
 def materialize(
@@ -236,16 +254,9 @@ def materialize(
         >>> model[0].weight.device.type, model[1].running_var.sum().item()
         ('cpu', 16.0)
     """
-    with opened(model):
-        plan = _plan(
-            model,
-            policy,
-            example_inputs=example_inputs,
-            only=None,
-            skip=None,
-            frozen=frozen,
-            strict=strict,
-        )
+    options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
+    with opened(_module(model)):
+        plan = _plan(model, policy, example_inputs=example_inputs, **options)
         steps, written = materialize_steps(
             plan.pairs(),
             model,
@@ -255,4 +266,12 @@ def materialize(
             threads=threads,
             draw_on=draw_on,
         )
-    return Receipt.of(replace(plan, steps=steps), written)
+        plan = replace(plan, steps=steps)
+        if _is_guessed(plan) and not any(map(is_sharded, model.parameters())):
+            # Now that the model is real its forward pass can be run, which may tell more.
+            known = _plan(model, policy, example_inputs=example_inputs, **options)
+            plan = replace(known, steps=tuple(plan[s.name] if s.keeps else s for s in known))
+            written = apply_steps(
+                plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
+            )
+    return Receipt.of(plan, written)
