@@ -274,7 +274,7 @@ class TestBadInput:
     @pytest.mark.parametrize("model", [nn.Linear, 3, {}], ids=["class", "number", "dict"])
     def test_models_that_are_none(self, model):
         """What is no module is refused, with what was expected."""
-        with pytest.raises(PlanError, match="nn.Module"):
+        with pytest.raises(PlanError, match=r"nn\.Module"):
             plan_policy(model)
 
     def test_every_unmatched_site_is_listed(self):
