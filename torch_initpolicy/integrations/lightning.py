@@ -22,8 +22,8 @@ __all__ = ["ApplyPolicy"]
 class ApplyPolicy(Callback):  # type: ignore[misc, unused-ignore]
     """Apply a policy when the first fit begins, and at no later one.
 
-    It runs in `setup`, before a strategy wraps or shards the module, and before a checkpoint that is
-    resumed from is loaded, which so has the last word. What a module builds later, in
+    It runs in `setup`, before a strategy wraps or shards the module, and before a checkpoint to
+    resume from is loaded, which so has the last word. What a module builds later, in
     `configure_model`, it initialises there, with `apply_policy` or `materialize`.
 
     Attributes:
