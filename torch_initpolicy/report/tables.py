@@ -28,7 +28,14 @@ def plan_table(plan: Plan) -> RenderableType:
         >>> from rich.console import Console
         >>> from torch import nn
         >>> from torch_initpolicy.api import plan_policy
-        >>> Console(width=72).print(plan_table(plan_policy(nn.Linear(8, 8))))
+        >>> table = plan_table(plan_policy(nn.Linear(8, 8)))
+        >>> Console(width=72).print(table)  # doctest: +NORMALIZE_WHITESPACE
+        policy auto: 2 parameters, 72 elements; 0 kept
+        known from: traced 2
+        <BLANKLINE>
+        parameter shape std    why
+        weight    8x8   0.3536 meets nothing: Xavier normal, fans 8 + 8
+        bias      8     0      bias: zeros
     """
     heading = header(plan.steps, plan.policy, dict(plan.unknown_operators))
     return Group(Text(heading), "", _steps(plan))
@@ -64,6 +71,9 @@ def receipt_table(receipt: Receipt) -> RenderableType:
         >>> from torch import nn
         >>> from torch_initpolicy.api import apply_policy
         >>> receipt = apply_policy(nn.Linear(8, 8), seed=0)
-        >>> Console(width=72).print(receipt_table(receipt))  # doctest: +ELLIPSIS
+        >>> with (console := Console(width=160)).capture() as printed:
+        ...     console.print(receipt_table(receipt))
+        >>> print(printed.get().splitlines()[-1])  # doctest: +ELLIPSIS
+        2 tensors written, 0 kept: policy 'auto', seed 0, drawn on cpu by torch ...
     """
     return Group(plan_table(receipt.plan), "", Text(str(receipt)))
