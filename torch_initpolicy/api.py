@@ -15,6 +15,7 @@ from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
+from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded
 from torch_initpolicy.errors import (
     PlanError,
@@ -204,6 +205,20 @@ def _is_guessed(plan: Plan) -> bool:
     return any(step.evidence == "order" for step in plan)
 
 
+def _kept(step: Step, before: Step) -> Step:
+    """Let a step that keeps its site keep what it has become before."""
+    if not step.keeps:
+        return step
+    return replace(
+        step,
+        initializer=before.initializer,
+        std=before.std,
+        axes=before.axes,
+        padding=before.padding,
+        reason=before.reason,
+    )
+
+
 def materialize(
     model: nn.Module,
     policy: Policyish = "auto",
@@ -270,7 +285,7 @@ def materialize(
         if _is_guessed(plan) and not any(map(is_sharded, model.parameters())):
             # Now that the model is real its forward pass can be run, which may tell more.
             known = _plan(model, policy, example_inputs=example_inputs, **options)
-            plan = replace(known, steps=tuple(plan[s.name] if s.keeps else s for s in known))
+            plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
             )

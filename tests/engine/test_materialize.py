@@ -153,6 +153,14 @@ class TestDetails:
         )
         assert receipt.seed == 0
 
+    def test_inputs_unknown(self):
+        """Where the forward pass cannot be read on meta, it is run once the model is real."""
+        receipt = materialize(model := on_meta(Tokens))
+
+        assert {step.evidence for step in receipt.plan} == {"ran"}
+        assert receipt.plan["positions"].initializer == initializers.Normal(0.02)
+        assert same(built(Tokens), model)
+
     def test_plain_tensors(self):
         """A tensor that is no buffer is restored as well."""
         model = on_meta(Tokens)

@@ -291,6 +291,20 @@ class TestLibraries:
 
         assert not origins(model, [t for t in lost(model) if t.attribute == "gamma"])
 
+    def test_torchvision(self):
+        """A model that does not keep its name is compared with all it could be."""
+        torchvision = pytest.importorskip("torchvision")
+        build = partial(torchvision.models.convnext_small, num_classes=7)
+        model = on_meta(build)
+        wanted = [tensor for tensor in lost(model) if tensor.attribute == "layer_scale"]
+        origin = origins(model, wanted)
+
+        assert len(origin) == len(wanted) == 36
+        assert {value.source for value in origin.values()} == {
+            "torchvision.models.get_model('convnext_small')"
+        }
+        assert all(value.value.unique().item() == pytest.approx(1e-6) for value in origin.values())
+
     def test_transformers(self):
         """Rotary frequencies, which no checkpoint holds."""
         transformers = pytest.importorskip("transformers")

@@ -206,7 +206,7 @@ def _told(source: str) -> Iterator[None]:
 
 def _library(search: _Search) -> Iterator[Reference]:
     """Build the whole model once more."""
-    builders = (_own_constructor, _transformers, _timm)
+    builders = (_own_constructor, _transformers, _timm, _torchvision)
     for source, build in (pair for builder in builders for pair in builder(search.model)):
         if search.left:
             yield from _same(search, "", search.model, build, source)
@@ -281,6 +281,26 @@ def _timm(model: nn.Module) -> Iterator[tuple[str, Build]]:
             key: vars(model)[key] for key in ("num_classes", "drop_rate") if key in vars(model)
         }
         yield f"timm.create_model({name!r})", lambda: library.create_model(name, **options)
+
+
+def _torchvision(model: nn.Module) -> Iterator[tuple[str, Build]]:
+    """Build the models of torchvision of which it could be one."""
+    library, kind = sys.modules.get("torchvision.models"), class_of(model)
+    if library is None or not kind.__module__.startswith(f"{library.__name__}."):
+        return
+    for name in library.list_models():
+        builder = library.get_model_builder(name)
+        if builder.__module__ == kind.__module__:
+            source = f"torchvision.models.get_model({name!r})"
+            yield source, functools.partial(builder, **_options(builder, model))
+
+
+def _options(builder: Build, model: nn.Module) -> dict[str, int | None]:
+    """Return what a builder of torchvision has to be told: no pretrained parts, the classes."""
+    accepted = inspect.signature(builder).parameters
+    backbone = {"weights_backbone": None} if "weights_backbone" in accepted else {}
+    sizes = [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return {**backbone, **({"num_classes": sizes[-1]} if sizes and not backbone else {})}
 
 
 def _alike(module: nn.Module, built: nn.Module) -> bool:
