@@ -120,8 +120,8 @@ def _size(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
         yield _sized("vanishes", body, next(i for i, q in enumerate(ahead) if q < 0.1 * low))
     elif seconds[-1] > EXPLODED * high:
         yield _sized("explodes", body, next(i for i, q in enumerate(seconds) if q > 10 * high))
-    elif ahead[-1] < low / WANDERED or seconds[-1] > WANDERED * high:
-        yield _wandering(body, low, high)
+    else:
+        yield from _wandering([point for point in body if point.site is not None], low, high)
 
 
 def _largest_ahead(values: Sequence[float]) -> list[float]:
@@ -143,12 +143,16 @@ def _sized(kind: Kind, body: Sequence[Point], index: int) -> Verdict:
     )
 
 
-def _wandering(body: Sequence[Point], low: float, high: float) -> Verdict:
-    start, end = body[0], body[-1]
-    outside = (i for i, p in enumerate(body) if not low / WANDERED <= p.second <= high * WANDERED)
-    return Verdict(
+def _wandering(weighted: Sequence[Point], low: float, high: float) -> Iterator[Verdict]:
+    """Judge the outputs of weights alone: what residual branches add up to is meant to grow."""
+    ahead = _largest_ahead([point.second for point in weighted])
+    start, end = weighted[0], weighted[-1]
+    if low / WANDERED <= ahead[-1] and end.second <= high * WANDERED:
+        return
+    outside = (p for p in weighted if not low / WANDERED <= p.second <= high * WANDERED)
+    yield Verdict(
         "wanders",
-        body[next(outside, len(body) - 1)].name,
+        next(outside, end).name,
         f"the second moment goes from {start.second:.3g} at {start.name!r} to {end.second:.3g} at "
         f"{end.name!r}: finite width makes a random walk of it, and behind silu or gelu small "
         "deviations grow",

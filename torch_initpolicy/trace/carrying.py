@@ -120,6 +120,9 @@ def _operands(following: Following, node: Node) -> Iterator[Known]:
 
 def _added(following: Following, node: Node) -> Known:
     sizes = list(_operands(following, node))
+    known = [size for size in sizes if isinstance(size, Size)]
+    if node.op == "addcmul" and len(known) == len(sizes) == 3:
+        return known[0].plus(known[1].times(known[2]))
     if node.op not in ("add", "sub", "subtract", "rsub") or len(sizes) != 2:
         return following.lost(node, "a sum of its own kind")
     sign = float(node.kwargs.get("alpha", 1)) * (-1 if "sub" in node.op else 1)
