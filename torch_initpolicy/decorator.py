@@ -59,7 +59,9 @@ class _FirstForward:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Materialise the lazy layers and apply the policy; `Any` are the forward's arguments."""
-        with torch.no_grad(), torch.random.fork_rng(), _buffers_kept(module):
+        devices = {parameter.device for parameter in module.parameters()}
+        cuda = [device for device in devices if device.type == "cuda"]
+        with torch.no_grad(), torch.random.fork_rng(cuda), _buffers_kept(module):
             module.forward(*args, **kwargs)
         self.remove()
         _policy_of(module)(module)
