@@ -498,6 +498,23 @@ class TestConstruction:
 
         assert authors(Sub(width=2)) == {BASE}
 
+    def test_new_that_makes_a_class_for_each_object(self):
+        """An object of a class made on the spot, as `torch.fx` makes one, is covered."""
+
+        @init_policy(around(BASE))
+        class PerObject(nn.Module):
+            def __new__(cls, *args):
+                return super().__new__(type("Own", (cls,), {}))
+
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(2, 2)
+
+        model = PerObject()
+
+        assert type(model) is not PerObject
+        assert authors(model) == {BASE}
+
     def test_new_that_returns_something_else(self):
         """An object of another class is left alone, as Python does."""
 

@@ -4,7 +4,7 @@ Knows Python's construction protocol and the verb `apply_policy`; nothing of rul
 
 No metaclass is involved, so a decorated class mixes with any other. `__new__` is the one step of
 a construction that runs first and knows the class that is really built, whatever decorators and
-subclasses came later; there the class' own `__init__` is wrapped, once per class. The wrapper acts
+subclasses came later; there that class' `__init__` is wrapped, once per class. The wrapper acts
 only where `type(self)` is that class, which is to say in the outermost constructor.
 """
 
@@ -157,8 +157,10 @@ class _New:
     def __get__(self, instance: object, owner: type[nn.Module]) -> Callable[..., nn.Module]:
         @functools.wraps(owner.__init__, assigned=(), updated=())
         def new(cls: type[nn.Module], *args: object, **kwargs: object) -> nn.Module:
-            _ready(cls)
-            return self._following(cls)(cls, *args, **kwargs)
+            built = self._following(cls)(cls, *args, **kwargs)
+            if isinstance(built, cls):  # else Python calls no constructor
+                _ready(type(built))
+            return built
 
         return new
 
