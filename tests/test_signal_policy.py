@@ -1,8 +1,8 @@
 """The policy `signal` against the audit: second moments of real outputs, not of the theory's.
 
-Medians are over five seeds of weights and inputs. A plain net of width 1024 has a relative standard
-deviation of about sqrt(5 / 1024) = 7 % in each layer's second moment after the first, and the median
-of five of 4 %; a gain 15 % off would be 30 % off in the second moment, and twice that two layers on.
+Medians are over five seeds of weights and inputs. A plain net of width 1024 has a relative
+standard deviation of about sqrt(5 / 1024) = 7 % in each layer's second moment, and the median of
+five of 4 %; a gain 15 % off would be 30 % off in the second moment, and twice that two layers on.
 """
 
 import statistics
