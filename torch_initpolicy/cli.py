@@ -15,6 +15,7 @@ from typing import Annotated
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.audit import NOW, audit_model
 from torch_initpolicy.engine.skip import skip_init
 from torch_initpolicy.errors import InitPolicyError, MissingExtraError, PolicyError
 from torch_initpolicy.integrations.models import build
@@ -50,13 +51,18 @@ def _group() -> None:
     """Make every command a word of its own, however many there are."""
 
 
-def _writable(path: Path | None) -> Path | None:
+def _in_a_folder(path: Path | None) -> Path | None:
     """Find out before the work, not after it, where its result cannot be put."""
-    if path is not None and path.suffix != ".safetensors":
-        raise typer.BadParameter(f"{path} does not end with .safetensors")
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent}")
     return path
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Find out likewise where its result would have another format than its name says."""
+    if path is not None and path.suffix != ".safetensors":
+        raise typer.BadParameter(f"{path} does not end with .safetensors")
+    return _in_a_folder(path)
 
 
 Model = Annotated[
@@ -80,6 +86,19 @@ Skip = Annotated[
 Frozen = Annotated[bool, typer.Option("--frozen", help="Also parameters that require no gradient.")]
 Strict = Annotated[
     bool, typer.Option(help="Whether a rule that matches nothing is an error, or a warning.")
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the report to this .html file: signals, a plan, symmetric starts.",
+        callback=_in_a_folder,
+    ),
+]
+Suggest = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Policies to show beside it; else those that the verdicts ask for. Repeatable."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -125,6 +144,27 @@ def apply(
         with _progress(f"writing {out}"):
             save(built, receipt, out)
     _print(receipt.to_json() if as_json else tables.receipt_table(receipt))
+
+
+@app.command()
+def audit(
+    model: Model,
+    *,
+    html: Html = None,
+    suggest: Suggest = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the signal through a model as its constructor made it; say what repairs it."""
+    with _progress(f"building {model}"):
+        built = build(model)
+    with _progress("following the signal"):
+        page = audit_model(built, suggest=suggest, title=f"Audit of {model}")
+    if html is not None:
+        page.write(html)
+    signal = page.signals[NOW]
+    _print(signal.to_json() if as_json else str(signal))
+    if not signal.ok:
+        raise typer.Exit(FAILED)
 
 
 def _built(source: str) -> nn.Module:

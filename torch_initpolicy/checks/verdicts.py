@@ -68,14 +68,15 @@ def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
         inputs: How many inputs the batch held.
 
     Returns:
-        At most one verdict of each kind, forward before backward.
+        At most one verdict of each kind; the mild ones last, else forward before backward.
     """
     overflow = _first(points, lambda point: not math.isfinite(point.second))
     if overflow is not None:
         return (_overflow(points, overflow),)
     body = _body(points)
     judges = (_size, _dying, _likeness, _gradient)
-    return tuple(itertools.chain.from_iterable(judge(body, points) for judge in judges))
+    found = itertools.chain.from_iterable(judge(body, points) for judge in judges)
+    return tuple(sorted(found, key=lambda verdict: verdict.mild))
 
 
 def _body(points: Sequence[Point]) -> Sequence[Point]:
@@ -154,8 +155,8 @@ def _wandering(weighted: Sequence[Point], low: float, high: float) -> Iterator[V
         "wanders",
         next(outside, end).name,
         f"the second moment goes from {start.second:.3g} at {start.name!r} to {end.second:.3g} at "
-        f"{end.name!r}: finite width makes a random walk of it, and behind silu or gelu small "
-        "deviations grow",
+        f"{end.name!r}; some of that is to be expected of narrow layers, and behind silu or gelu, "
+        "where small deviations grow",
         _CALIBRATE,
         mild=True,
     )

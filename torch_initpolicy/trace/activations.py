@@ -105,9 +105,7 @@ class _Reader:
         """Yield the nodes of a region, without the comparisons that choose something outside it."""
         region = {node.index for node in nodes}
         for node in nodes:
-            if node.op not in _COMPARES or region.issuperset(
-                self.graph.consumers[node.outputs[0]]
-            ):
+            if node.op not in _COMPARES or region.issuperset(self.graph.consumers[node.outputs[0]]):
                 yield node
 
     def _is_elementwise(self, node: Node) -> bool:
