@@ -15,22 +15,21 @@ pytestmark = pytest.mark.bench
 timm = pytest.importorskip("timm")
 
 MODELS = {
-    "vit_large_patch16_224": (0.45, 3),
-    "convnext_base": (0.75, 5),
-    "swin_base_patch4_window7_224": (0.75, 5),
-    "resnet50": (1.0, 9),
+    "vit_large_patch16_224": (0.45, 0.45, 3),
+    "convnext_base": (0.75, 0.75, 5),
+    "swin_base_patch4_window7_224": (0.75, 0.75, 5),
+    "resnet50": (1.0, 1.25, 9),  # on meta its constructor alone takes 0.2
 }
-"""Ratio to reach, and how many rounds it takes to see it."""
+"""Ratios to reach under `skip_init` and from meta, and how many rounds it takes to see them."""
 
 
-@pytest.mark.parametrize(
-    ("name", "reach", "rounds"), [(k, *v) for k, v in MODELS.items()], ids=MODELS
-)
+@pytest.mark.parametrize("name", MODELS)
 class TestConstruction:
     """An initialised model, sooner than a constructor alone has it."""
 
-    def test_skip_init(self, name, reach, rounds):
+    def test_skip_init(self, name):
         """`skip_init`, the constructor and `apply_policy` against the constructor."""
+        reach, _, rounds = MODELS[name]
 
         def ours():
             with skip_init():
@@ -42,8 +41,9 @@ class TestConstruction:
 
         assert ratio(f"skip_init + {name} + apply_policy", ours, theirs, reach, rounds) <= reach
 
-    def test_meta(self, name, reach, rounds):
+    def test_meta(self, name):
         """A constructor on meta and `materialize` against the constructor."""
+        _, reach, rounds = MODELS[name]
 
         def ours():
             with torch.device("meta"):

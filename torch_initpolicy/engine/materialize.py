@@ -153,6 +153,8 @@ def allocate(model: nn.Module, device: torch.device) -> None:
     with torch.no_grad():
         _each_tensor(model, lambda tensor: _allocated(tensor, device))
     for tensor, holders in places:
+        if len(holders) == 1 and not vars(tensor):
+            continue
         first = _held(*holders[0])
         vars(first).update({k: v for k, v in vars(tensor).items() if k not in vars(first)})
         for module, name in holders[1:]:
