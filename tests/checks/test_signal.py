@@ -166,7 +166,10 @@ SICK = {
     "vanishes": (fill(plain(30), 1.0), {"vanishes", "gradient vanishes"}),
     "explodes": (fill(plain(30), 2.2), {"explodes", "gradient explodes"}),
     "overflows": (fill(plain(30), 1e3), {"overflows"}),
-    "collapses": (fill(plain(20, activation=nn.Sigmoid), 1.0), {"collapses", "gradient vanishes"}),
+    "collapses": (
+        fill(plain(20, activation=nn.Sigmoid), 1.0),
+        {"collapses", "gradient vanishes", "wanders"},
+    ),
     "chaos": (fill(plain(100, activation=nn.Tanh), 5 / 3), {"gradient explodes"}),
 }
 

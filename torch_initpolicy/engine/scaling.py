@@ -13,12 +13,12 @@ from torch import Tensor, distributed, nn
 
 from torch_initpolicy.engine.parametrized import Behind, behind, reading, store
 from torch_initpolicy.engine.planning import Filters
-from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.engine.storage import full, is_sharded, pieces
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.capture import Ran, tensors_in
 from torch_initpolicy.trace.ops import Op, OpRole
+from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.uses import Uses, advance
 
 TOLERANCE = 1e-4
