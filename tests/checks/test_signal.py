@@ -24,11 +24,12 @@ def plain(depth: int, width: int = 128, activation: type[nn.Module] = nn.ReLU) -
 
 
 def fill(model: nn.Module, gain: float) -> nn.Module:
-    """Draw weights of variance `gain ** 2 / fan_in`, biases zero."""
+    """Draw weights of variance `gain ** 2 / fan_in`, biases zero; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         matrix = parameter.ndim > 1
         std = gain / parameter.shape[-1] ** 0.5 if matrix else 0.0
-        nn.init.normal_(parameter, std=std)
+        nn.init.normal_(parameter, std=std, generator=generator)
     return model
 
 
