@@ -1,3 +1,4 @@
+# ruff: noqa: D103, D403 - the name of a case says what it is; a docstring says why it ends as it does
 """Small networks whose start is symmetric, or only looks so, with what becomes of each.
 
 The verdicts were written down by hand and are decided by training: `oracle.py` trains every case
@@ -29,7 +30,8 @@ class Case:
         dead: Parameters that never move although another start would move them.
         harmless: Suspects that the report must name and clear.
         exempt: Parameters, parts of which never move from any start (the oracle checks that).
-        follows: Parameters that get no gradient only because others are tied; freed with them.
+        follows: Parameters that get no gradient for reasons that lie elsewhere: others are tied, or
+            their units happen to be off.
         benign: Parameters that stay tied at no loss; why is told in the case.
         loss: Loss of the output where the targets are part of the story; else every output
             element has a random target of its own.
@@ -435,7 +437,7 @@ def mlp_constant_dropout_on_inputs():
 
 @case(tied="0.weight 0.bias 2.bias 2.weight 4.weight")
 def mlp_identity_between_constants():
-    """Units of the middle layer are tied too, though its rows are equal only up to a permutation."""
+    """Units of the middle layer are tied too; its rows are equal only up to a permutation."""
     model = constant(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     nn.init.eye_(model[2].weight)
     return model
@@ -1640,3 +1642,362 @@ def hidden_layer_of_raw_vectors():
 def redundant_biases():
     """A plain sum gives every bias the same gradient from any start; one would do."""
     return nn.Sequential(_with_bias(nn.Linear(5, 6), 0.0), Sum())
+
+
+#
+# Stranger things
+#
+
+
+@case(tied="0.weight 0.bias 2.weight")
+def one_output():
+    """The head's matrix is a vector."""
+    return constant(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+
+
+@case(tied="0.weight 0.bias 2.weight", inputs=vectors(8, 1))
+def one_input():
+    return constant(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+@case(tied="hidden.weight hidden.bias head.weight")
+def dictionary_output():
+    return Wrap(
+        lambda m, x: {"logits": m.head(m.hidden(x).sigmoid())},
+        hidden=fill(nn.Linear(5, 6), 0.2),
+        head=fill(nn.Linear(6, 3), 0.2),
+    )
+
+
+@case(
+    inputs=SEQUENCE,
+    exempt="block.k.bias",
+    harmless="head.weight",
+    follows="layers.4.bias layers.5.bias head.weight",
+)
+def deep_relu_net_zero_head():
+    """Units that are off by chance are not dead by their start."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.block(x)
+        for layer in m.layers:
+            h = torch.relu(layer(h))
+        return m.head(h)
+
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return Wrap(run, block=Attention(), layers=layers, head=fill(nn.Linear(8, 3), 0.0))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, width 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mix = Attention()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Two blocks on tokens, with positions and a norm before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(6, 8)
+        self.positions = nn.Parameter(0.1 * torch.randn(5, 8))
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 6, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.tokens(ids) + self.positions
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h))
+
+
+IDS = tokens(6, (4, 5))
+
+
+@case(inputs=IDS, exempt="blocks.0.mix.k.bias blocks.1.mix.k.bias")
+def transformer():
+    return Transformer()
+
+
+@case(
+    inputs=IDS,
+    exempt="blocks.0.mix.k.bias blocks.1.mix.k.bias",
+    harmless="blocks.0.mix.out.weight blocks.0.down.weight head.weight",
+)
+def transformer_zero_residuals_and_head():
+    model = Transformer()
+    fill(model.head, 0.0)
+    for block in model.blocks:
+        fill(block.mix.out, 0.0)
+        fill(block.down, 0.0)
+    return model
+
+
+@case(
+    inputs=IDS,
+    exempt="blocks.0.mix.k.bias blocks.1.mix.k.bias",
+    tied="blocks.1.up.weight blocks.1.up.bias blocks.1.down.weight",
+)
+def transformer_planted_pair():
+    """Two hidden units of one feed-forward layer are copies."""
+    model = Transformer()
+    copy_unit(model.blocks[1].up, model.blocks[1].down, 2, 11)
+    return model
+
+
+@case(
+    inputs=IDS,
+    exempt="blocks.0.mix.k.bias",
+    dead="blocks.0.up.weight blocks.0.up.bias blocks.0.down.weight "
+    "blocks.0.norm2.weight blocks.0.norm2.bias",
+)
+def transformer_zero_mlp():
+    model = Transformer()
+    del model.blocks[1]
+    fill(model.blocks[0].up, 0.0)
+    fill(model.blocks[0].down, 0.0)
+    return model
+
+
+@case(tied="tokens.weight head.weight", inputs=IDS)
+def tied_embedding_constant_columns():
+    """Two dimensions of a language model are copies throughout."""
+
+    def run(m: nn.Module, ids: Tensor) -> Tensor:
+        return m.head(torch.tanh(m.tokens(ids).cumsum(1)))
+
+    model = Wrap(run, tokens=nn.Embedding(6, 8), head=nn.Linear(8, 6, bias=False))
+    with torch.no_grad():
+        model.tokens.weight[:, 5] = model.tokens.weight[:, 2]
+        model.head.weight[:, 5] = model.head.weight[:, 2]
+    return model
+
+
+@case(dead="tokens.weight", inputs=IDS)
+def shared_embedding_and_head_zero():
+    return Wrap(
+        lambda m, ids: m.tokens(ids).cumsum(1) @ m.tokens.weight.mT,
+        tokens=fill(nn.Embedding(6, 8), 0.0),
+    )
+
+
+@case(inputs=vectors(4, 4, 5, 5), tied="conv1.weight norm1.weight norm1.bias conv2.weight")
+def resnet_constant():
+    """Channels of the input stay apart on the skip, but nothing tells the branch's units apart."""
+    return fill(Residual(), 0.1)
+
+
+@case(dead="encode.weight encode.bias mu.weight mu.bias decode.weight")
+def autoencoder_zero():
+    return Wrap(
+        lambda m, x: m.decode(m.mu(torch.tanh(m.encode(x)))),
+        encode=fill(nn.Linear(5, 6), 0.0),
+        mu=fill(nn.Linear(6, 2), 0.0),
+        decode=fill(nn.Linear(2, 5), 0.0),
+    )
+
+
+@case(harmless="mu.weight log_var.weight")
+def variational_autoencoder_zero_latent_heads():
+    """The noise of the latent code feeds the decoder before anything else does."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.tanh(m.encode(x))
+        mu, log_var = m.mu(h), m.log_var(h)
+        return m.decode(mu + torch.randn_like(mu) * (log_var / 2).exp())
+
+    return Wrap(
+        run,
+        encode=nn.Linear(5, 6),
+        mu=fill(nn.Linear(6, 2), 0.0),
+        log_var=fill(nn.Linear(6, 2), 0.0),
+        decode=nn.Linear(2, 5),
+    )
+
+
+@case(tied="0.weight 0.bias 2.weight")
+def planted_triple_of_copies():
+    model = mlp(nn.Tanh(), hidden=8)
+    copy_unit(model[0], model[2], 0, 3)
+    copy_unit(model[0], model[2], 0, 6)
+    return model
+
+
+@case(tied="0.weight 0.bias 2.weight")
+def copy_and_mirror_image():
+    """One unit, a copy and a negative of it: one unit in fact."""
+    model = mlp(nn.Tanh(), hidden=8)
+    copy_unit(model[0], model[2], 0, 3)
+    copy_unit(model[0], model[2], 0, 6, sign=-1.0)
+    return model
+
+
+@case(harmless="0.weight 3.weight")
+def constant_hidden_with_noise_on_units():
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.1 * torch.randn_like(x)
+
+    return constant(nn.Linear(5, 6), nn.Tanh(), Noise(), nn.Linear(6, 3))
+
+
+@case(tied="0.weight 0.bias 3.weight")
+def constant_hidden_with_common_noise():
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.1 * torch.randn_like(x[:, :1])
+
+    return constant(nn.Linear(5, 6), nn.Tanh(), Noise(), nn.Linear(6, 3))
+
+
+@case(tied="film.weight film.bias")
+def equal_modulations():
+    """Scale and shift come from equal rows, channel by channel, and feed a sum."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        scale, shift = m.film(x).chunk(2, -1)
+        return (torch.tanh(x.mean(-1, keepdim=True) * scale) + shift).sum(-1)
+
+    return Wrap(run, film=fill(nn.Linear(5, 12), 0.1))
+
+
+@case(tied="latents head.weight", inputs=SEQUENCE, exempt="mix.k.bias")
+def perceiver_zero_latents():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.cat([m.latents.expand(len(x), -1, -1), x], 1)
+        return m.head(m.mix(h)[:, :3].flatten(1))
+
+    return Wrap(run, latents=zeros(3, 8), mix=Attention(), head=_equal_thirds())
+
+
+def _equal_thirds() -> nn.Linear:
+    head = nn.Linear(24, 3)
+    with torch.no_grad():
+        head.weight.copy_(head.weight[:, :8].repeat(1, 3))
+    return head
+
+
+@case(harmless="latents", inputs=SEQUENCE, exempt="mix.k.bias")
+def perceiver_zero_latents_read_apart():
+    """The head reads each latent with weights of its own."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.cat([m.latents.expand(len(x), -1, -1), x], 1)
+        return m.head(m.mix(h)[:, :3].flatten(1))
+
+    return Wrap(run, latents=zeros(3, 8), mix=Attention(), head=nn.Linear(24, 3))
+
+
+@case(dead="u v")
+def low_rank_weight_both_zero():
+    return Wrap(
+        lambda m, x: m.head(torch.tanh(F.linear(x, m.base + m.u @ m.v))),
+        base=normal(4, 5),
+        u=zeros(4, 2),
+        v=zeros(2, 5),
+        head=nn.Linear(4, 3),
+    )
+
+
+@case(harmless="theta.weight")
+def spatial_transformer_identity():
+    """A zero layer with a bias that says "do nothing"."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        theta = m.theta(x).view(-1, 2, 3)
+        ones_ = torch.ones_like(x[:, :1])
+        return m.head(torch.tanh((theta @ torch.cat([x[:, :2], ones_], 1)[..., None])[..., 0]))
+
+    theta = fill(nn.Linear(5, 6), 0.0)
+    with torch.no_grad():
+        theta.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+    return Wrap(run, theta=theta, head=nn.Linear(2, 3))
+
+
+@case(harmless="log_scale last.weight")
+def normalising_flow_zero_coupling():
+    """Glow's couplings start at the identity."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = x[:, :2], x[:, 2:]
+        scale, shift = (m.last(torch.tanh(m.first(a))) * torch.exp(3 * m.log_scale)).chunk(2, -1)
+        return torch.cat([a, b * torch.exp(torch.tanh(scale)) + shift], 1)
+
+    return Wrap(run, first=nn.Linear(2, 8), last=fill(nn.Linear(8, 6), 0.0), log_scale=zeros(6))
+
+
+@case(harmless="codes", inputs=vectors(20, 5))
+def codebook_of_zeros():
+    """The first of equal codes is chosen, moves away, and leaves room for the next."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.into(x)
+        chosen = torch.cdist(h, m.codes).argmin(-1)
+        return m.codes[chosen] + h - h.detach()
+
+    return Wrap(run, into=nn.Linear(5, 3), codes=zeros(6, 3))
+
+
+@case(
+    harmless="gcn2.weight",
+    inputs=lambda g: (
+        torch.randn(6, 5, generator=g),
+        torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]]),
+    ),
+)
+def graph_network_zero_last():
+    def run(m: nn.Module, x: Tensor, edges: Tensor) -> Tensor:
+        h = torch.tanh(m.gcn1(x))
+        h = h + torch.zeros_like(h).index_add(0, edges[1], h[edges[0]])
+        return m.gcn2(h)
+
+    return Wrap(run, gcn1=nn.Linear(5, 6), gcn2=fill(nn.Linear(6, 2), 0.0))
+
+
+@case(harmless="up.weight", inputs=vectors(4, 3, 4, 4))
+def zero_pixel_shuffle_upsampler():
+    return Wrap(
+        lambda m, x: F.pixel_shuffle(m.up(x), 2), up=fill(nn.Conv2d(3, 8, 3, padding=1), 0.0)
+    )
+
+
+@case(tied="s")
+def soft_mixing_of_copies():
+    """Equal mixing logits over one and the same feature."""
+    return Wrap(lambda m, x: m.head(x) * m.s.sigmoid().mean(0), s=zeros(4, 3), head=nn.Linear(5, 3))
+
+
+@case(tied="w", inputs=vectors(8, 5))
+def complex_weights_constant():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.tanh((x.to(m.w.dtype) @ m.w).abs()).sum(-1)
+
+    return Wrap(run, w=nn.Parameter(torch.full((5, 4), 0.3 + 0.1j, dtype=torch.complex64)))
+
+
+@case(exempt="unused.weight unused.bias", harmless="unused.weight")
+def unused_zero_layer():
+    return Wrap(lambda m, x: m.head(x), head=nn.Linear(5, 3), unused=fill(nn.Linear(5, 3), 0.0))
+
+
+@case(dead="gates inner.weight inner.bias")
+def relu_of_zero_gates():
+    """relu'(0) is 0: the gates never open."""
+    return Wrap(
+        lambda m, x: m.head(x + torch.relu(m.gates) * m.inner(x)),
+        gates=zeros(5),
+        inner=nn.Linear(5, 5),
+        head=nn.Linear(5, 3),
+    )

@@ -26,15 +26,23 @@ OPTIMIZERS: dict[str, tuple[MakeOptimizer, float]] = {
     "momentum": (lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9), 1e-10),
     "adam": (lambda parameters: torch.optim.Adam(parameters, lr=0.003, eps=1e-6), 1e-5),
 }
-"""Each with the movement below which it is rounding: Adam magnifies gradients that are pure rounding."""
+"""Each with the movement below which it is rounding; Adam magnifies gradients that are nothing
+else."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of the parameters and modules of a network."""
+    """What became of the parameters and modules of a network.
+
+    Attributes:
+        tied: Those with units that were equal before, are equal after, and have moved.
+        stuck: Those that have not moved, or with units that were zero or a copy and have not.
+        idle: Those with any unit that has not moved.
+    """
 
     tied: frozenset[str]
     stuck: frozenset[str]
+    idle: frozenset[str]
 
 
 def fate(case: Case, *, perturb: Callable[[nn.Module], None] | None = None) -> Fate:
@@ -43,6 +51,7 @@ def fate(case: Case, *, perturb: Callable[[nn.Module], None] | None = None) -> F
     return Fate(
         tied=frozenset.intersection(*(one.tied for one in fates)),
         stuck=frozenset.intersection(*(one.stuck for one in fates)),
+        idle=frozenset.intersection(*(one.idle for one in fates)),
     )
 
 
@@ -71,7 +80,11 @@ def _fate(
     tied = (n for n in before if judge.tied(before[n], after[n]))
     stuck = (n for n in before if judge.stuck(before[n], after[n]))
     twins_tied = (a for a, b in twins if judge.twins_tied(a, b, before, after))
-    return Fate(tied=frozenset([*tied, *twins_tied]), stuck=frozenset(stuck))
+    return Fate(
+        tied=frozenset([*tied, *twins_tied]),
+        stuck=frozenset(stuck),
+        idle=frozenset(n for n in before if judge.idle(before[n], after[n])),
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,8 @@ def _train(model: nn.Module, case: Case, optimizer: torch.optim.Optimizer) -> No
 
 
 def _random_targets(output: object, generator: torch.Generator) -> Tensor:
-    outputs = output if isinstance(output, tuple) else (output,)
+    values = output.values() if isinstance(output, dict) else output
+    outputs = (values,) if isinstance(values, Tensor) else tuple(values)
     losses = [
         (y - torch.randn(y.shape, dtype=y.dtype, generator=generator)).pow(2).mean()
         for y in outputs
@@ -157,7 +171,7 @@ class _Judge:
         return any(
             self._pair_tied(rows_old[i], rows_new[i], rows_new[j], sign)
             for pair in _slicings(old, old.value, new.value)
-            for rows_old, rows_new in (pair, tuple(rows.sort(1).values for rows in pair))
+            for rows_old, rows_new in (pair, tuple(map(_sorted, pair)))
             for i, j, sign in _equal_pairs(rows_old)
         )
 
@@ -175,6 +189,14 @@ class _Judge:
             for index in _special(rows_old)
         )
 
+    def idle(self, old: _Weight, new: _Weight) -> bool:
+        """Tell whether any slice has not moved."""
+        return any(
+            self._unmoved(rows_new[index] - rows_old[index])
+            for rows_old, rows_new in _slicings(old, old.value, new.value)
+            for index in range(len(rows_old))
+        )
+
     def _unmoved(self, movement: Tensor) -> bool:
         return float(movement.abs().max()) <= self.rounding
 
@@ -187,6 +209,10 @@ class _Judge:
         movement = max(float((after[n].value - before[n].value).abs().max()) for n in names)
         apart = max(float((first - second).abs().max()) for first, second in pairs)
         return movement > self.rounding and apart <= EQUAL * movement
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    return rows if rows.is_complex() else rows.sort(1).values
 
 
 def _special(rows: Tensor) -> list[int]:

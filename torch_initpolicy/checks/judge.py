@@ -6,11 +6,8 @@ Knows which units belong together (a row and its bias) and how to say it; runs n
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from torch_initpolicy.checks.findings import Finding, Verdict
-from torch_initpolicy.checks.probe import AnyTrack, Track, TwinTrack, idle_parts
+from torch_initpolicy.checks.probe import Track, TwinTrack, idle_parts
 from torch_initpolicy.checks.scan import Likeness
 from torch_initpolicy.checks.trial import Values
 from torch_initpolicy.checks.units import View, views
@@ -83,13 +80,13 @@ def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
     named = set(suspects)
     for site in outcome.sites:
         if site.name in outcome.keys:
-            finding = _tied(outcome, site) or _dead(outcome, site)
+            finding = tied(outcome, site) or _dead(outcome, site)
             if finding is None and site.name in named:
                 finding = _harmless(outcome, site)
             if finding is not None:
                 yield finding
     for twin in outcome.twins:
-        yield _of_modules(outcome, twin)
+        yield of_modules(outcome, twin)
 
 
 #
@@ -97,7 +94,7 @@ def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
 #
 
 
-def _tied(outcome: Outcome, site: Site) -> Finding | None:
+def tied(outcome: Outcome, site: Site) -> Finding | None:
     """Say which units of a site are tied; None where none are."""
     found: dict[str, set[tuple[int, ...]]] = {}
     for track in outcome.by_site.get(site.name, ()):
@@ -118,7 +115,7 @@ def _tied(outcome: Outcome, site: Site) -> Finding | None:
             f"{sum(map(len, units))} {along} in {len(units)} group{'s' * (len(units) > 1)} start "
             f"equal and get equal gradients at every step, whatever the batch{others}"
         ),
-        remedy=_remedy(site),
+        remedy=remedy(site),
     )
 
 
@@ -245,9 +242,7 @@ def _dead_rows(outcome: Outcome, site: Site, track: Track) -> set[int]:
     }
 
 
-def _dead_finding(
-    outcome: Outcome, site: Site, along: str, units: tuple[int, ...]
-) -> Finding:
+def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ...]) -> Finding:
     causes = [name for name in _idle_suspects(outcome) if name != site.name]
     rest = f" and {len(causes) - 3} more" if len(causes) > 3 else ""
     own = site.name in outcome.by_site
@@ -262,7 +257,7 @@ def _dead_finding(
             f"no gradient arrives at {len(units)} {along}{cause}; it would if "
             f"{'they' if own else 'those'} did not start at a constant"
         ),
-        remedy=_remedy(site) if own else "",
+        remedy=remedy(site) if own else "",
     )
 
 
@@ -277,7 +272,8 @@ def _idle_suspects(outcome: Outcome) -> list[str]:
     )
 
 
-def _remedy(site: Site) -> str:
+def remedy(site: Site) -> str:
+    """Say in code how to start a parameter differently."""
     if site.role in ("weight", "recurrent", "embedding", "bias"):
         return f"apply_policy(model, only=[{site.name!r}])"
     return f"torch.nn.init.normal_(model.get_parameter({site.name!r}), std=0.02)"
@@ -321,7 +317,9 @@ def _why_harmless(outcome: Outcome, site: Site, tracks: Sequence[Track]) -> str:
         for name in outcome.by_site
         if any(outcome.stirred.get(key) == stirred - 1 for key in outcome.keys[name])
     ]
-    waited = f"waits for {', '.join(before[:3])}, and moves from step {stirred} on; " * (stirred > 1)
+    waited = f"waits for {', '.join(before[:3])}, and moves from step {stirred} on; " * (
+        stirred > 1
+    )
     parted = max((t.parted for t in tracks if t.parted), default=None)
     if parted is None:
         return f"{waited}gets a gradient from step {stirred} on"
@@ -333,7 +331,8 @@ def _why_harmless(outcome: Outcome, site: Site, tracks: Sequence[Track]) -> str:
 #
 
 
-def _of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
+def of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
+    """Say what became of modules that were copies of one another."""
     names = twin.twins.names
     moving = [g for g in twin.groups() if bool(twin.alive[list(g)].any())]
     tied = tuple(tuple(names[member] for member in group) for group in moving)
@@ -345,7 +344,7 @@ def _of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
         along="modules",
         step=outcome.steps if tied else twin.parted,
         reason=_TIED_MODULES if tied else _parted_modules(twin),
-        remedy=f"apply_policy(model, only=[{names[moving[0][1]] + '.*'!r}])" if tied else "",
+        remedy=f"apply_policy(model, only={[f'{n}.*' for n in tied[0][1:]]})" if tied else "",
     )
 
 
@@ -358,4 +357,6 @@ _TIED_MODULES = (
 def _parted_modules(twin: TwinTrack) -> str:
     if twin.stirred is None:
         return "copies of one another that get no gradient"
-    return f"copies at the start; their gradients differ, and they are apart after step {twin.parted}"
+    return (
+        f"copies at the start; their gradients differ, and they are apart after step {twin.parted}"
+    )

@@ -1,11 +1,12 @@
 """Follows equal units through a few steps of training on copies, until nothing changes any more.
 
-The theorem behind it: where the loss does not change when units are exchanged, neither does a step
-of training make them differ, whatever the batch. So gradients on generic inputs tell; but a gradient
-that is zero tells nothing yet, which is why steps are taken.
+The theorem behind it: where the loss does not change when units are exchanged, no step of training
+makes them differ, whatever the batch. So gradients on generic inputs tell; but one that is zero
+tells nothing yet, which is why steps are taken.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ MOST_STEPS = 60
 class Track:
     """Units of one parameter that were equal or zero at the start, and what became of them.
 
+    With `turns`, units are also followed that equal another's negative.
+
     Attributes:
         likeness: What was found at the start.
         key: Name of the parameter in the trial.
@@ -38,21 +41,24 @@ class Track:
         parted: The last step at which units have been told apart.
     """
 
-    def __init__(self, likeness: Likeness, key: str) -> None:
+    def __init__(self, likeness: Likeness, key: str, *, turns: bool = False) -> None:
         self.likeness = likeness
         self.key = key
+        self.units = likeness.units.cpu()
         self.labels = likeness.labels.cpu()
         self.signs = likeness.signs.cpu().clone()
-        self.units = likeness.units.cpu()
+        if not turns:
+            self.labels = _meet(self.labels, (self.signs < 0).long(), self.units)
+            self.signs = torch.ones_like(self.signs)
         self.alive = torch.zeros(len(self.labels), dtype=torch.bool)
         self.stirred: int | None = None
         self.parted: int | None = None
 
     @property
     def is_resolved(self) -> bool:
-        """Whether all units are told apart and have moved."""
+        """Whether all units have moved, of a vector any, and none together."""
         moved = self.alive.any() if self.likeness.is_vector else self.alive.all()
-        return bool(moved) and not self.has_groups
+        return bool(moved) and not self.moves_together
 
     @property
     def has_groups(self) -> bool:
@@ -145,11 +151,11 @@ class TwinTrack:
         parted: The last step at which modules have been told apart.
     """
 
-    def __init__(self, twins: Twins, keys: Sequence[Sequence[str]]) -> None:
+    def __init__(self, twins: Twins, names: Mapping[int, str]) -> None:
         self.twins = twins
-        self.keys = keys
-        self.labels = torch.zeros(len(keys), dtype=torch.int64)
-        self.alive = torch.zeros(len(keys), dtype=torch.bool)
+        self.keys = [[names[id(p)] for p in parameters] for parameters in twins.parameters]
+        self.labels = torch.zeros(len(self.keys), dtype=torch.int64)
+        self.alive = torch.zeros(len(self.keys), dtype=torch.bool)
         self.stirred: int | None = None
         self.parted: int | None = None
 
@@ -204,60 +210,115 @@ class TwinTrack:
 AnyTrack = Track | TwinTrack
 
 
-def follow(trial: Trial, tracks: Sequence[AnyTrack]) -> tuple[int, Mapping[str, int]]:
+def tracks_of(likenesses: Sequence[Likeness], names: Mapping[int, str]) -> list[Track]:
+    """Make a track of each likeness.
+
+    A unit that negates another is worth following only where what it feeds, or is fed by, may be
+    negated too: two logits under a softmax always move oppositely, and mean no loss.
+
+    Args:
+        likenesses: What was found at the start.
+        names: Name of each parameter in the trial, by its `id`.
+    """
+    return [
+        Track(
+            like,
+            names[id(like.site.parameters[like.part])],
+            turns=any(_turns(other, like) for other in likenesses),
+        )
+        for like in likenesses
+    ]
+
+
+def _turns(other: Likeness, like: Likeness) -> bool:
+    own = like.view
+    side = "outputs" if own.along == "entries" else own.along
+    return (
+        other.view.count == own.count
+        and other.view.features > 1
+        and other.view.along != side
+        and bool((other.signs <= 0).any())
+    )
+
+
+@dataclass
+class Journey:
+    """How far a probe has come.
+
+    Attributes:
+        steps: Number of gradients taken.
+        stirred: For each parameter that has got a gradient the first step at which it did.
+    """
+
+    steps: int = 0
+    stirred: dict[str, int] = field(default_factory=dict)
+
+    def note(self, gradients: Values, tracks: Sequence[AnyTrack], same: float) -> bool:
+        """Show one step's gradients to all tracks; tell whether anything is new."""
+        self.steps += 1
+        woken = [k for k, g in gradients.items() if k not in self.stirred and bool(g.any())]
+        self.stirred.update(dict.fromkeys(woken, self.steps))
+        changed = [track.see(gradients, self.steps, same) for track in tracks]
+        return any(changed) or bool(woken)
+
+
+def follow(trial: Trial, tracks: Sequence[AnyTrack]) -> Journey:
     """Train the copies until all tracks are resolved, or nothing has changed for a while.
 
     Args:
         trial: The copies.
         tracks: What to look at, changed in place.
-
-    Returns:
-        The number of steps, and for each parameter the first step at which it got a gradient.
     """
+    snapped = dict(trial.values)
     for track in tracks:
-        track.snap(trial.values)
-    quiet, stirred = 0, dict[str, int]()
+        track.snap(snapped)
+    if any(snapped[key] is not trial.values[key] for key in trial.trained):
+        trial.values = snapped
+    journey, quiet = Journey(), 0
     for step in range(1, MOST_STEPS + 1):
         gradients = trial.gradients(step)
-        woken = [k for k, g in gradients.items() if k not in stirred and bool(g.any())]
-        stirred.update(dict.fromkeys(woken, step))
-        changed = [track.see(gradients, step, trial.precision.same) for track in tracks]
-        if all(track.is_resolved for track in tracks):
-            return step, stirred
-        quiet = 0 if any(changed) or woken else quiet + 1
-        if quiet >= (NOISY_PATIENCE if trial.noisy else PATIENCE):
-            return step, stirred
+        quiet = 0 if journey.note(gradients, tracks, trial.precision.same) else quiet + 1
+        patience = NOISY_PATIENCE if trial.noisy else PATIENCE
+        if quiet >= patience or all(track.is_resolved for track in tracks):
+            break
         for track in tracks:
             track.level(gradients)
         trial.descend(gradients)
-    return MOST_STEPS, stirred
+    return journey
 
 
 DRAWS = 4
 """How often zeros are replaced by random numbers, to see what then gets a gradient."""
 
 
-def awakened(trial: Trial, tracks: Iterable[Track]) -> Values:
+def awakened(trial: Trial, tracks: Sequence[Track], journey: Journey) -> Values:
     """Tell which elements would get a gradient if the units that never moved were random.
 
     What gets none even so is out of the reach of any initialisation: unused, frozen or without
     effect on the loss (the bias before a batch norm, the key bias of attention, rows of padding).
+    What gets one on the same inputs without that has only been late, and is noted as moved.
 
     Returns:
-        For each trained parameter the largest gradient seen.
+        For each trained parameter the largest gradients seen.
     """
-    idle = [track for track in tracks if track.likeness.is_suspect and not bool(track.alive.all())]
-    kept = dict(trial.values)
+    kept = trial.values
     reach = {name: torch.zeros_like(kept[name]).abs() for name in trial.trained}
-    for draw in range(DRAWS if idle else 0):
-        for track in idle:
+    for draw in range(DRAWS):
+        if not any(map(_is_idle, tracks)):
+            break
+        journey.note(trial.gradients(draw + 1), tracks, trial.precision.same)
+        trial.values = dict(kept)
+        for track in filter(_is_idle, tracks):
             noise = 2.0 ** (draw + 1) * _usual(track, trial.starts[track.key])
             trial.values[track.key] = _shaken(track, trial.values[track.key], noise, draw)
-        for step in (1, 2):
-            gradients = trial.gradients(step + 2 * draw)
-            reach = {name: torch.maximum(reach[name], g.abs()) for name, g in gradients.items()}
-        trial.values = dict(kept)
+        gradients = trial.gradients(draw + 1)
+        reach = {name: torch.maximum(reach[name], g.abs()) for name, g in gradients.items()}
+        trial.values = kept
     return reach
+
+
+def _is_idle(track: Track) -> bool:
+    return track.likeness.is_suspect and not bool(track.alive.all())
 
 
 def _usual(track: Track, start: Tensor) -> float:
@@ -277,7 +338,7 @@ def _shaken(track: Track, value: Tensor, noise: float, draw: int) -> Tensor:
 
 
 def idle_parts(tracks: Iterable[Track], reach: Values) -> Iterator[tuple[Track, Tensor]]:
-    """Yield tracks with the positions of units that never moved, though another start moves them."""
+    """Yield tracks with the positions of units that never moved and would from another start."""
     for track in tracks:
         rows = track.likeness.view.select(reach[track.key], track.units.to(reach[track.key].device))
         dead = ~track.alive & (rows != 0).any(1).cpu()

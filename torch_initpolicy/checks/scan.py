@@ -4,8 +4,10 @@ What it finds are suspects. Whether they stay equal is for the probe, or for the
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +76,7 @@ class Likeness:
 
 _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
 
-_SAMPLE = 24
+_SAMPLE = 8
 """Elements of each unit that are looked at first; random units differ in the first few."""
 
 
@@ -96,7 +98,9 @@ def scan(
 
 
 def _scan_site(
-    site: Site, axes: Mapping[str, Axes | None], thorough: bool  # noqa: FBT001 - as `scan` has it
+    site: Site,
+    axes: Mapping[str, Axes | None],
+    thorough: bool,  # noqa: FBT001 - as `scan` has it
 ) -> Iterator[Likeness]:
     if site.lazy or not (site.dtype.is_floating_point or site.dtype.is_complex):
         return
@@ -111,7 +115,11 @@ def _scan_site(
 
 
 def _scan_view(
-    site: Site, part: int, tensor: Tensor, view: View, thorough: bool  # noqa: FBT001
+    site: Site,
+    part: int,
+    tensor: Tensor,
+    view: View,
+    thorough: bool,  # noqa: FBT001
 ) -> Iterator[Likeness]:
     if view.features == 1 and not (thorough or site.role in _MATRICES):
         found = _constant(tensor, view)
@@ -173,13 +181,16 @@ _PIECE = 1 << 20
 def _might_be_alike(sample: Tensor) -> bool:
     """Tell at little cost whether rows could be equal, or zero; rarely yes where they are not."""
     generator = torch.Generator().manual_seed(1)
-    vector = torch.rand(sample.shape[1], generator=generator, dtype=torch.float64) * 2 - 1
+    width = sample.shape[1]
+    vectors = torch.rand(2, width, generator=generator, dtype=torch.float64) * 2 - 1
     wide = sample.double() if sample.device.type != "mps" else sample.float()
-    key = (wide @ vector.to(wide)).abs().sort().values
-    scale = wide.abs().amax()
-    # A difference of NEAR in every element, and room for a key that is small by accident.
-    close = NEAR * torch.minimum(scale, 64 * key[1:] + 1e-30) * sample.shape[1]
-    return bool((key[:1] <= 1e-9 * scale).any() | (key.diff() <= close).any() | key.isnan().any())
+    # Threads of a matrix product would cost more than the sum.
+    first, second = ((wide * vector).sum(1) for vector in vectors.to(wide))
+    order = first.abs().argsort()
+    gaps = torch.stack((first.abs(), second * first.sign()))[:, order].diff().abs()
+    close = NEAR * math.sqrt(width) * wide.abs().amax()
+    # What is no number is close to everything.
+    return not bool((gaps > close).any(0).all()) or not bool(first.all())
 
 
 def _in_company(labels: Tensor, signs: Tensor) -> Tensor:
@@ -189,8 +200,7 @@ def _in_company(labels: Tensor, signs: Tensor) -> Tensor:
 
 def _shuffled(tensor: Tensor, view: View) -> Found | None:
     """Find units that are equal once sorted, and not without: their sums are equal first."""
-    sums = [part for part in _sums(tensor, view)]
-    totals = torch.stack(sums).sum(0)[:, None]
+    totals = torch.stack(list(_sums(tensor, view))).sum(0)[:, None]
     candidates = _in_company(*alike(lambda: [totals], near=1e-5))
     if not len(candidates):
         return None
@@ -298,3 +308,51 @@ def _inside(group: Twins, found: Sequence[Twins]) -> bool:
         == len(group.names)
         for larger in found
     )
+
+
+#
+# What is out of the ordinary
+#
+
+
+class Suspects(NamedTuple):
+    """What is equal or zero at the start, and out of the ordinary."""
+
+    likenesses: tuple[Likeness, ...]
+    twins: tuple[Twins, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.likenesses or self.twins)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sites, each once."""
+        return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
+
+
+def suspects(
+    model: nn.Module,
+    sites: Sequence[Site],
+    axes: Mapping[str, Axes | None] | None = None,
+    *,
+    asked: bool = False,
+) -> Suspects:
+    """Scan a model for what is out of the ordinary.
+
+    Args:
+        model: The model.
+        sites: Its parameters.
+        axes: What their axes mean, by name, where more is known than their owners' types say.
+        asked: Suspect constant vectors of unknown use too. As a rule the matrices around them tell
+            their entries apart; where there are no matrices they are suspects in any case.
+    """
+    raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in sites)
+    kept = (
+        like for like in scan(sites, axes) if like.is_suspect or (raw_too and _is_raw_vector(like))
+    )
+    return Suspects(tuple(kept), twins(model))
+
+
+def _is_raw_vector(like: Likeness) -> bool:
+    constant = len(like.units) == like.view.count > 1
+    return like.is_vector and constant and like.site.role == "unknown"

@@ -5,23 +5,33 @@ The one verb of this file composes the scan of the weights, the probe and the ju
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.findings import Finding, Report, sort
 from torch_initpolicy.checks.judge import Outcome, findings, groups_of
-from torch_initpolicy.checks.probe import AnyTrack, Track, TwinTrack, awakened, follow, idle_parts
-from torch_initpolicy.checks.scan import Likeness, Twins, scan, twins
+from torch_initpolicy.checks.probe import (
+    AnyTrack,
+    Track,
+    TwinTrack,
+    awakened,
+    follow,
+    idle_parts,
+    tracks_of,
+)
+from torch_initpolicy.checks.scan import Suspects, Twins, scan, suspects
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
-from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.capture import Call, map_tensors
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
+
+if TYPE_CHECKING:
+    from torch_initpolicy.tensors.axes import Axes
 
 
 def find_symmetry(
@@ -63,10 +73,10 @@ def find_symmetry(
     inner = next(module for _, module in canonical_modules(model))
     found = sites(model)
     _require_memory(found)
-    suspects = Suspects.of(inner, found, {}, asked=example_inputs is not None)
-    if not suspects:
+    suspected = suspects(inner, found, asked=example_inputs is not None)
+    if not suspected:
         return Report((), "scanned", "no weight holds equal units")
-    search = _Search(inner, found, suspects, loss_fn)
+    search = _Search(inner, found, suspected, loss_fn)
     if example_inputs is not None:
         return search.with_inputs(as_call(example_inputs))
     return search.with_found_inputs()
@@ -79,48 +89,6 @@ def _require_memory(found: Sequence[Site]) -> None:
             f"{len(on_meta)} parameters ({', '.join(on_meta[:3])}, ...) are on the meta device and "
             "hold no values to compare; call materialize(model) first"
         )
-
-
-class Suspects(NamedTuple):
-    """What is equal or zero at the start, and out of the ordinary."""
-
-    likenesses: tuple[Likeness, ...]
-    twins: tuple[Twins, ...]
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        found: Sequence[Site],
-        axes: Mapping[str, Axes | None],
-        *,
-        asked: bool,
-    ) -> "Suspects":
-        """Scan a model.
-
-        Constant vectors of unknown use are told apart by the matrices around them. They are
-        suspects only where somebody asks, or where there are no matrices.
-        """
-        raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in found)
-        kept = (
-            like
-            for like in scan(found, axes)
-            if like.is_suspect or (raw_too and _is_raw_vector(like))
-        )
-        return cls(tuple(kept), twins(model))
-
-    def __bool__(self) -> bool:
-        return bool(self.likenesses or self.twins)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the sites, each once."""
-        return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
-
-
-def _is_raw_vector(like: Likeness) -> bool:
-    constant = len(like.units) == like.view.count > 1
-    return like.is_vector and constant and like.site.role == "unknown"
 
 
 class Attempt(NamedTuple):
@@ -136,11 +104,11 @@ class _Search:
     """Tries to run a model, and judges what is suspected of it."""
 
     def __init__(
-        self, model: nn.Module, found: Sequence[Site], suspects: Suspects, loss: Loss | None
+        self, model: nn.Module, found: Sequence[Site], suspected: Suspects, loss: Loss | None
     ) -> None:
         self.model = model
         self.sites = found
-        self.suspects = suspects
+        self.suspects = suspected
         self.loss = loss
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.keys = {
@@ -174,25 +142,21 @@ class _Search:
             self.failures.append(reading.failure or "no inputs were found")
             return self._unprobed()
         report: Report | None = None
-        for call in (*_smaller(reading.call), reading.call):
-            report = self._first_that_runs(call) or report
-            if report is not None and report.ok:
+        small = (Attempt(call, "fresh", self._dtypes()[0]) for call in _smaller(reading.call))
+        ways = itertools.product(self._dtypes(), (None, False))
+        full_size = (Attempt(reading.call, "fresh", *way) for way in ways)
+        for attempt in (*small, *full_size):
+            report = self._attempt(attempt) or report
+            if report is not None and (report.ok or attempt.call is reading.call):
                 return report
         return report or self._unprobed()
-
-    def _first_that_runs(self, call: Call) -> Report | None:
-        for dtype, training in itertools.product(self._dtypes(), (None, False)):
-            report = self._attempt(Attempt(call, "fresh", dtype, training))
-            if report is not None:
-                return report
-        return None
 
     def _learn_axes(self, reading: Reading, *, asked: bool) -> None:
         """Look again at raw parameters, now that their use is known."""
         raw = [site.name for site in self.sites if site.axes is None and len(site.shape) > 1]
         self.axes = {name: reading.facts[name].axes for name in raw if name in reading.facts}
         if any(self.axes.values()):
-            self.suspects = Suspects.of(self.model, self.sites, self.axes, asked=asked)
+            self.suspects = suspects(self.model, self.sites, self.axes, asked=asked)
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -226,22 +190,20 @@ class _Search:
             trial = Trial(self.model, self._batches(attempt), self.loss)
             if not self._runs(trial):
                 return None
+            trial.trained = self._suspected_keys()
             outcome = self._suspects_alone(trial) or self._everything(trial)
             found = list(findings(outcome, self.suspects.names))
             return Report(sort(self._with_one_target(trial, found)), note=_note(trial, outcome))
 
     def _batches(self, attempt: Attempt) -> Batches:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return Batches(
-            attempt.call, attempt.style, attempt.dtype, device, vocabulary(self.model)
-        )
+        return Batches(attempt.call, attempt.style, attempt.dtype, device, vocabulary(self.model))
 
     def _runs(self, trial: Trial) -> bool:
         """Rehearse; where the suspects get nothing, see whether anything does."""
         try:
-            for trained in (self._suspected_keys(), self._all_keys()):
-                trial.trained = trained
-                gradients = trial.gradients(0)
+            for trial.trained in (self._suspected_keys(), self._all_keys()):
+                gradients = trial.gradients(1)
                 if not all(bool(g.isfinite().all()) for g in gradients.values()):
                     self.failures.append("the gradients are not finite")
                     return False
@@ -264,32 +226,27 @@ class _Search:
         return tuple(key for keys in self.keys.values() for key in keys)
 
     def _suspected_tracks(self) -> tuple[list[Track], list[TwinTrack]]:
-        tracks = [self._track(like) for like in self.suspects.likenesses]
-        return tracks, [self._twin_track(twin) for twin in self.suspects.twins]
-
-    def _track(self, like: Likeness) -> Track:
-        return Track(like, self.names[id(like.site.parameters[like.part])])
-
-    def _twin_track(self, twin: Twins) -> TwinTrack:
-        return TwinTrack(twin, [[self.names[id(p)] for p in ps] for ps in twin.parameters])
+        of_modules = [TwinTrack(twin, self.names) for twin in self.suspects.twins]
+        return tracks_of(self.suspects.likenesses, self.names), of_modules
 
     def _suspects_alone(self, trial: Trial) -> Outcome | None:
         """Train the suspects and nothing else, which is cheap; None where that does not clear them.
 
         Whatever tells units apart while all else stands still also does while all else moves.
         """
-        trial.trained = self._suspected_keys()
         outcome = self._followed(trial, *self._suspected_tracks())
         trial.reset()
-        moving = any(track.moves_together for track in (*outcome.tracks, *outcome.twins))
+        tracks: list[AnyTrack] = [*outcome.tracks, *outcome.twins]
+        moving = any(track.moves_together for track in tracks)
         idle = any(True for _ in idle_parts(outcome.tracks, outcome.reach))
         return None if moving or idle else outcome
 
     def _everything(self, trial: Trial) -> Outcome:
         """Train all there is, and look at all that is equal."""
         trial.trained = self._all_keys()
-        tracks = [self._track(like) for like in scan(self.sites, self.axes, thorough=True)]
-        outcome = self._followed(trial, tracks, [self._twin_track(t) for t in self.suspects.twins])
+        tracks = tracks_of(scan(self.sites, self.axes, thorough=True), self.names)
+        of_modules = [TwinTrack(twin, self.names) for twin in self.suspects.twins]
+        outcome = self._followed(trial, tracks, of_modules)
         trial.reset()
         return outcome
 
@@ -297,10 +254,11 @@ class _Search:
         self, trial: Trial, tracks: Sequence[Track], of_modules: Sequence[TwinTrack]
     ) -> Outcome:
         everything: list[AnyTrack] = [*tracks, *of_modules]
-        steps, stirred = follow(trial, everything)
-        reach = awakened(trial, tracks)
+        journey = follow(trial, everything)
+        steps = journey.steps
+        reach = awakened(trial, tracks, journey)
         keys = self._kept_keys(trial)
-        return Outcome(self.sites, keys, tracks, of_modules, reach, stirred, steps)
+        return Outcome(self.sites, keys, tracks, of_modules, reach, journey.stirred, steps)
 
     def _kept_keys(self, trial: Trial) -> dict[str, list[str]]:
         """Return the trained tensors behind each site that has any."""
@@ -323,7 +281,7 @@ class _Search:
     def _with_shared_targets(self, trial: Trial, twin: Twins, otherwise: Finding) -> Finding:
         trial.reset()
         trial.shared_targets = True
-        track = self._twin_track(twin)
+        track = TwinTrack(twin, self.names)
         trial.trained = tuple(dict.fromkeys(key for keys in track.keys for key in keys))
         outcome = self._followed(trial, (), (track,))
         trial.shared_targets = False

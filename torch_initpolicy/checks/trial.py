@@ -5,6 +5,7 @@ heard of units or verdicts.
 """
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Batches:
         low, high = int(given.min()), int(given.max())
         if (low, high) == (0, 0):
             high = self.vocabulary - 1
-        elif high == 1 or low == high:  # a mask, or a length
+        elif high in (1, low):  # a mask, or a length
             return given
         return torch.randint(low, high + 1, given.shape, generator=generator).to(given.dtype)
 
@@ -184,6 +185,7 @@ class Trial:
         self.starts = dict(self.values)
         self.buffers = {name: self._cast(b) for name, b in model.named_buffers()}
         self.trained: tuple[str, ...] = ()
+        self._last: tuple[tuple[object, ...], Values] | None = None
         self.noisy = False
         self.connected = False
         self.shared_targets = False
@@ -199,15 +201,31 @@ class Trial:
     def gradients(self, step: int) -> Values:
         """Return the gradients at the inputs and the noise of one step, cleaned of rounding.
 
-        They are taken twice, the second time of a third of the loss and with all parameters and
-        inputs larger by a hair. What then comes out different is rounding: zero, but for the order in
-        which a computer adds.
+        Where any are so small that they may be nothing but rounding, they are taken again, of a
+        third of the loss and with all parameters and inputs larger by a hair. What then comes out
+        different is zero, but for the order in which a computer adds.
         """
+        asked = (step, self.trained, self.values, self.shared_targets)
+        if self._last is None or any(a is not b for a, b in zip(asked, self._last[0], strict=True)):
+            self._last = asked, self._clean(step)
+        return dict(self._last[1])
+
+    def _clean(self, step: int) -> Values:
         raw = self._gradients(step, hair=0.0, share=1.0)
-        if not any(bool(g.any()) for g in raw.values()):
+        if not self._may_be_rounding(raw):
             return raw
         again = self._gradients(step, hair=self.precision.nudge, share=1 / 3)
         return {name: _real(g, again[name], self.precision.real) for name, g in raw.items()}
+
+    def _may_be_rounding(self, gradients: Values) -> bool:
+        """Whether some gradient, or some slice of one, is smaller than rounding could make it."""
+        found = [g.abs() for g in gradients.values() if bool(g.any())]
+        if not found:
+            return False
+        if self.loss is not None or self.batches.dtype != torch.float64:
+            return True
+        largest = max(1.0, *(float(g.amax()) for g in found))  # every output weighs about one
+        return any(_smallest_slice(g) < _DOUBTFUL * largest for g in found)
 
     def _gradients(self, step: int, *, hair: float, share: float) -> Values:
         values = {name: self._leaf(name, hair) for name in self.values}
@@ -222,7 +240,7 @@ class Trial:
         self.noisy |= drew_noise()
         self.connected |= found is not None
         pairs = zip(leaves, found or [None] * len(leaves), strict=True)
-        gradients = (torch.zeros_like(p) if g is None else _dense(g) / share for p, g in pairs)
+        gradients = (torch.zeros_like(p) if g is None else dense(g) / share for p, g in pairs)
         return dict(zip(self.trained, gradients, strict=True))
 
     def reset(self) -> None:
@@ -265,9 +283,23 @@ def _size(tensor: Tensor) -> float:
     return float(tensor.abs().double().pow(2).mean().sqrt()) if tensor.numel() else 0.0
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    gradient = gradient.detach()
-    return gradient.to_dense() if gradient.layout != torch.strided else gradient
+_DOUBTFUL = 1e-8
+"""Gradients smaller than this, relative to the largest, are looked at twice."""
+
+
+def _smallest_slice(size: Tensor) -> float:
+    """Return the largest element of the slice, along either of the first axes, where it is least.
+
+    Slices of zeros do not count.
+    """
+    slices = [size.flatten(1).amax(1), size.flatten(1).amax(0)] if size.ndim > 1 else [size]
+    return min((float(s[s > 0].amin()) for s in slices if bool(s.any())), default=math.inf)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient without its graph, its sparsity or its sharding."""
+    plain = full(gradient) if is_sharded(gradient) else gradient.detach()
+    return plain.to_dense() if plain.layout != torch.strided else plain
 
 
 def _real(gradient: Tensor, again: Tensor, tolerance: float) -> Tensor:
@@ -310,9 +342,7 @@ class _Targets:
 def _shared(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     """Give equal outputs, and equal slices of one output, equal weights."""
     for number, (output, own) in enumerate(zip(outputs, weights, strict=True)):
-        twin = next(
-            (n for n in range(number) if _copies(outputs[n], output)), number
-        )
+        twin = next((n for n in range(number) if _copies(outputs[n], output)), number)
         weight = weights[twin] if twin != number else own
         for axis in range(output.ndim):
             weight = _shared_along(output.detach(), weight, axis)
@@ -349,15 +379,14 @@ def _seeded(step: int) -> Iterator[Callable[[], bool]]:
     """Start all random generators at a state of this step; say afterwards whether one was used."""
     torch.manual_seed(step)
     random.seed(step)
-    before = _random_states()
-    yield lambda: any(
-        not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True)
-    )
+    before = random_states()
+    yield lambda: any(not torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
 
 
-def _random_states() -> list[Tensor]:
+def random_states() -> list[Tensor]:
+    """Return the states of torch's generators."""
     states = [torch.random.get_rng_state()]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return states
 

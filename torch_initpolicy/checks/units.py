@@ -52,19 +52,19 @@ class View:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Lay a parameter (or its gradient) out as `(units, features)`."""
-        return _real(self._units_first(tensor).reshape(self.count, -1))
+        return _real(self._units_first(tensor).reshape(self.count, self.features))
 
     def select(self, tensor: Tensor, units: Tensor) -> Tensor:
         """Return the rows of some units only."""
         if len(self.axes) == 1:
             chosen = tensor.reshape(self.shape).index_select(self.axes[0], units)
-            return _real(chosen.movedim(self.axes[0], 0).reshape(len(units), -1))
+            return _real(chosen.movedim(self.axes[0], 0).reshape(len(units), self.features))
         return self.rows(tensor)[units]
 
     def put(self, tensor: Tensor, units: Tensor, rows: Tensor) -> Tensor:
         """Return the parameter with the rows of some units replaced."""
-        whole = self._units_first(tensor).reshape(self.count, -1).clone()
-        new = torch.view_as_complex(rows.unflatten(1, (-1, 2))) if tensor.is_complex() else rows
+        whole = self._units_first(tensor).reshape(self.count, self.features).clone()
+        new = torch.view_as_complex(rows.reshape(len(rows), -1, 2)) if tensor.is_complex() else rows
         whole[units] = new.to(whole.dtype)
         order = (*self.axes, *self._rest)
         back = [order.index(axis) for axis in range(len(order))]
@@ -251,7 +251,9 @@ def _distances(blocks: Blocks, members: Tensor, leaders: Tensor, signs: Tensor) 
         for block in blocks()
         if block.shape[1]
     ]
-    return torch.stack(largest).amax(0).to(signs.dtype) if largest else signs.new_zeros(len(members))
+    return (
+        torch.stack(largest).amax(0).to(signs.dtype) if largest else signs.new_zeros(len(members))
+    )
 
 
 def _pieces(members: Tensor, width: int) -> Iterator[tuple[Tensor, slice]]:
