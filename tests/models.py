@@ -124,6 +124,7 @@ class Attention(Answering):
     answers: ClassVar = {
         "qkv.weight": {"meets": "softmax", "axes.blocks": (16, 8, 8), "axes.repeats": 1},
         "interleaved.weight": {"meets": "softmax", "axes.blocks": (4, 4, 4), "axes.repeats": 4},
+        "paired.weight": {"meets": "softmax", "axes.blocks": (16, 16, 16), "axes.repeats": 1},
         "table": {"role": "table", "meets": "softmax"},
         "temperature": {"role": "scale", "meets": "softmax"},
         "out.weight": {"meets": None, "ends_residual": True},
@@ -135,6 +136,7 @@ class Attention(Answering):
     def __init__(self) -> None:
         super().__init__()
         self.qkv, self.interleaved = nn.Linear(16, 32), nn.Linear(16, 48)
+        self.paired = nn.Linear(16, 48)
         self.out, self.out2 = nn.Linear(16, 16), nn.Linear(16, 16)
         self.table = nn.Parameter(torch.zeros(9, 4))
         self.temperature = nn.Parameter(torch.ones(4, 1, 1))
@@ -159,7 +161,13 @@ class Attention(Answering):
         x = x + self.out((attention @ v).transpose(1, 2).reshape(2, 6, 16))
         q, k, v = self.interleaved(x).view(2, 6, 4, 12).permute(0, 2, 1, 3).chunk(3, dim=-1)
         x = x + self.out2(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x.mean(1)
+        q, k, v = self.paired(x).chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(self.turned(q), self.turned(k), v).mean(1)
+
+    @staticmethod
+    def turned(x: Tensor) -> Tensor:
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even - odd, even + odd), dim=-1).flatten(-2)
 
 
 class Norms(Answering):

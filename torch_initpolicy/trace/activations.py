@@ -111,7 +111,8 @@ class _Reader:
     def _is_elementwise(self, node: Node) -> bool:
         """Say whether each number of a node's output depends on one number of its input."""
         by_role = self.roles[node.index] in _ELEMENTWISE and node.op not in _OVER_AN_AXIS
-        if not (by_role or node.op in _CHOOSES or node.op in _COMPARES):
+        chooses = node.op in _CHOOSES and len(node.args) + len(node.kwargs) > 1
+        if not (by_role or chooses or node.op in _COMPARES):
             return False
         after = self.graph.values[node.outputs[0]].shape
         return len(node.outputs) == 1 and all(

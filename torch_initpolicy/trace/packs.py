@@ -128,14 +128,15 @@ class _Follower:
             self._start(node)
             return
         role = self.uses.role(node)
-        parts = self._parts_read(node)
-        if role in _PRODUCTS and len(parts) > 1:
-            self._meet(parts)
+        operands = [parts for parts in self._operands(node) if parts]
+        several = role in _PRODUCTS and len(operands) > 1
         if role is OpRole.GATES:
             self._meet(self._halves(node))
-        if role in _KEEPS_CHANNELS or role in _PRODUCTS:
+        if several or role is OpRole.CONTRACTS:
+            self._meet(part for parts in operands for part in _united(parts))
+        if not several and (role in _KEEPS_CHANNELS or role in _PRODUCTS):
             for output in node.outputs:
-                self._follow(node, output, parts)
+                self._follow(node, output, frozenset().union(*operands))
 
     def _start(self, node: Node) -> None:
         value = self.uses.graph.values[node.outputs[0]]
@@ -145,14 +146,12 @@ class _Follower:
             if stride and size > 1:
                 self.views[value.index] = (_View(node.index, size, stride, value.offset),)
 
-    def _parts_read(self, node: Node) -> frozenset[_Part]:
-        values = self.uses.graph.values
-        parts: set[_Part] = set()
-        for value in self.uses.carried(node):
-            if 0 not in values[value].shape:
-                parts |= {view.part(values[value]) for view in self.views.get(value, ())}
-            parts |= self.parts.get(value, frozenset())
-        return frozenset(parts)
+    def _operands(self, node: Node) -> Iterator[frozenset[_Part]]:
+        """Yield what each signal that a node reads is made of."""
+        for value in dict.fromkeys(self.uses.carried(node)):
+            seen = self.uses.graph.values[value]
+            views = self.views.get(value, ()) if 0 not in seen.shape else ()
+            yield self.parts.get(value, frozenset()) | {view.part(seen) for view in views}
 
     def _follow(self, node: Node, output: int, parts: frozenset[_Part]) -> None:
         values = self.uses.graph.values
@@ -192,8 +191,16 @@ def _channel_axis(node: Node, value: Value) -> int | None:
 _UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
 
 
+def _united(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """Put together what one operand is made of: a rotary embedding takes its halves apart."""
+    channels: dict[int, int] = {}
+    for part in parts:
+        channels[part.node] = channels.get(part.node, 0) | part.channels
+    yield from (_Part(*item) for item in channels.items())
+
+
 def _largest(parts: set[int]) -> list[int]:
-    """Leave out what is contained in another part: the halves that a rotary embedding takes."""
+    """Leave out what is contained in another part."""
     return [p for p in parts if not any(p != other and p & other == p for other in parts)]
 
 
