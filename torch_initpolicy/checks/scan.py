@@ -7,17 +7,21 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_initpolicy.checks.shards import digest, signatures
 from torch_initpolicy.checks.units import NEAR, View, alike, views
 from torch_initpolicy.engine.storage import full, is_sharded
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 #
 # Units of one parameter
@@ -108,10 +112,9 @@ def _scan_site(
     for part, parameter in enumerate(site.parameters):
         if parameter.numel() == 0 or not parameter.requires_grad:
             continue
-        tensor = full(parameter).detach() if is_sharded(parameter) else parameter.detach()
-        fitting = known if tuple(tensor.shape) == site.shape else None
-        for view in views(tensor.shape, fitting):
-            yield from _scan_view(site, part, tensor, view, thorough)
+        fitting = known if tuple(parameter.shape) == site.shape else None
+        for view in views(parameter.shape, fitting):
+            yield from _scan_view(site, part, parameter.detach(), view, thorough)
 
 
 def _scan_view(
@@ -121,14 +124,12 @@ def _scan_view(
     view: View,
     thorough: bool,  # noqa: FBT001
 ) -> Iterator[Likeness]:
-    if view.features == 1 and not (thorough or site.role in _MATRICES):
-        found = _constant(tensor, view)
-    else:
-        found = _equal(tensor, view)
+    alone = view.features > 1 or thorough or site.role in _MATRICES
+    found = _equal(tensor, view) if alone else _constant(tensor, view)
     if found is not None:
         yield Likeness(site, part, view, *found)
     if thorough and view.features > 1:
-        shuffled = _shuffled(tensor, view)
+        shuffled = _shuffled(full(tensor), view)
         if shuffled is not None:
             yield Likeness(site, part, view, *shuffled, shuffled=True)
 
@@ -139,6 +140,9 @@ Found = tuple[Tensor, Tensor, Tensor]
 
 def _constant(tensor: Tensor, view: View) -> Found | None:
     """Look whether a tensor holds one number only."""
+    if is_sharded(tensor):
+        found = _equal(tensor, view)
+        return found if found is not None and not bool(found[1].any()) else None
     first = tensor[(0,) * tensor.ndim]
     if not bool((tensor == first).all()):
         return None
@@ -151,6 +155,8 @@ def _constant(tensor: Tensor, view: View) -> Found | None:
 
 def _equal(tensor: Tensor, view: View) -> Found | None:
     """Find equal units, by a sample of each first."""
+    if is_sharded(tensor):
+        return _equal_across(tensor, view)
     sample = next(iter(view.blocks(tensor, None, _SAMPLE)))
     if not _might_be_alike(sample):
         return None
@@ -158,6 +164,16 @@ def _equal(tensor: Tensor, view: View) -> Found | None:
     units = _in_company(labels, signs)
     if len(units) and sample.shape[1] < view.features:
         return _equal_wholly(tensor, view, units)
+    return (units, labels[units], signs[units]) if len(units) else None
+
+
+def _equal_across(tensor: "DTensor", view: View) -> Found | None:
+    """Find equal units of a sharded tensor, by signatures of them."""
+    if tuple(tensor.shape) != view.shape:  # a grouped convolution
+        return _equal(full(tensor), view)
+    rows = signatures(tensor, view)
+    labels, signs = alike(lambda: [rows], signed=True)
+    units = _in_company(labels, signs)
     return (units, labels[units], signs[units]) if len(units) else None
 
 
@@ -286,7 +302,7 @@ def _start(parameter: Tensor) -> tuple[float, ...]:
     """Return the first few elements, rounded as far as noise could reach."""
     local = parameter.detach()
     if is_sharded(local):
-        local = local.to_local()
+        return digest(local)
     start = local[(0,) * (local.ndim - 1)][:4] if local.numel() else local.flatten()
     return tuple(float(f"{number:.4g}") for number in start.abs().double().tolist())
 

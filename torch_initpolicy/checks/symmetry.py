@@ -6,6 +6,7 @@ The one verb of this file composes the scan of the weights, the probe and the ju
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch_initpolicy.checks.probe import (
     tracks_of,
 )
 from torch_initpolicy.checks.scan import Suspects, Twins, scan, suspects
+from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
@@ -73,13 +75,16 @@ def find_symmetry(
     inner = next(module for _, module in canonical_modules(model))
     found = sites(model)
     _require_memory(found)
+    spread = tuple(shard_findings(found))
     suspected = suspects(inner, found, asked=example_inputs is not None)
     if not suspected:
-        return Report((), "scanned", "no weight holds equal units")
+        return Report(spread, "scanned", "" if spread else "no weight holds equal units")
     search = _Search(inner, found, suspected, loss_fn)
-    if example_inputs is not None:
-        return search.with_inputs(as_call(example_inputs))
-    return search.with_found_inputs()
+    call = None if example_inputs is None else as_call(example_inputs)
+    report = search.with_found_inputs() if call is None else search.with_inputs(call)
+    named = {finding.name for finding in spread}
+    others = (finding for finding in report.findings if finding.name not in named)
+    return replace(report, findings=sort((*spread, *others)))
 
 
 def _require_memory(found: Sequence[Site]) -> None:
