@@ -39,7 +39,6 @@ def theirs(model: nn.Module, x: torch.Tensor, *, orthogonal: bool) -> None:
         lsuv.lsuv_with_singlebatch(
             model,
             x,
-            std_tol=tolerance,
             do_orthonorm=orthogonal,
             device=torch.device("cpu"),
             verbose=False,
