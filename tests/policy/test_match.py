@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, matchers
@@ -169,7 +170,7 @@ class TestDataFlow:
             (Activation("selu"), {"selu"}),
             (Activation("product", moments=Moments(0.1, 0.4, 0.5)), {"product", "rectifier"}),
         ],
-        ids=str,
+        ids=readable,
     )
     def test_activations(self, met, words):
         """An activation answers to its name and to its family, on either side."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
@@ -330,7 +331,7 @@ class TestPolicy:
             ([Zeros()], PolicyError, "made of rules"),
             (presets.he, PolicyError, r"call it: he\(\.\.\.\)"),
         ],
-        ids=str,
+        ids=readable,
     )
     def test_what_may_not(self, given, error, words):
         """Anything else is refused, with what was probably meant."""

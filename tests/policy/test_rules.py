@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
@@ -85,7 +86,7 @@ class TestRule:
             (presets.auto, r"call it: auto\(\.\.\.\)"),
             (match.anything(), "needs an initializer"),
         ],
-        ids=str,
+        ids=readable,
     )
     def test_no_initializer(self, filler, words):
         """What cannot fill a tensor is refused, with what to write."""
