@@ -31,7 +31,7 @@ def net(depth: int, channels: int = 16) -> nn.Sequential:
 
 def main(*, smoke: bool = False, out: Path | None = None, layers: int = 1000) -> dict[str, Outcome]:
     """Audit and train the same net under two policies."""
-    depth, steps = (20, 2) if smoke else (layers, 40 if layers <= 1000 else 5)
+    depth, steps = (20, 2) if smoke else (layers, 80 if layers <= 1000 else 5)
     data, results, rows = digits().first(64 if smoke else 512), {}, []
     policies = {
         "delta_orthogonal": presets.delta_orthogonal(q=1 / depth),
@@ -42,7 +42,7 @@ def main(*, smoke: bool = False, out: Path | None = None, layers: int = 1000) ->
         apply_policy(model, policy, seed=0)
         signal = audit_signal(model, data.inputs[:16])
         before = score(model, data)
-        results[name] = train(model, data, steps=steps, rate=1e-2 / max(depth / 100, 1), batch=32)
+        results[name] = train(model, data, steps=steps, rate=0.2 / depth, batch=32)
         ends = [point.second for point in signal.weighted if point.gradient is not None]
         rows.append(
             (name, ends[2], ends[-2], before.loss, results[name].loss, results[name].accuracy)
