@@ -27,7 +27,7 @@ def _convolution(layer, name):
 def _attention(layer, name):
     width = layer.embed_dim
     inputs = {"k_proj_weight": layer.kdim, "v_proj_weight": layer.vdim}
-    return inputs.get(name, width), width
+    return inputs.get(name, width), 3 * width if name == "in_proj_weight" else width
 
 
 def _recurrent(layer, name):
