@@ -2,6 +2,8 @@
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
 from torch_initpolicy.checks.signal import audit_signal
+from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.checks.watch import warn_on_symmetry
 from torch_initpolicy.decorator import init_policy
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.plan import Plan, Receipt
@@ -17,6 +19,7 @@ __all__ = [
     "Rule",
     "apply_policy",
     "audit_signal",
+    "find_symmetry",
     "init_policy",
     "initializers",
     "lsuv_",
@@ -25,4 +28,5 @@ __all__ = [
     "plan_policy",
     "presets",
     "skip_init",
+    "warn_on_symmetry",
 ]

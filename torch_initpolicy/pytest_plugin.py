@@ -12,13 +12,19 @@ from torch import nn
 
 from torch_initpolicy import testing
 
-__all__ = ["assert_initialized", "assert_untouched"]
+__all__ = ["assert_initialized", "assert_no_symmetry", "assert_untouched"]
 
 
 @pytest.fixture
 def assert_initialized() -> Callable[..., None]:
     """Assert that a model's weights look as a policy leaves them: see `testing`."""
     return testing.assert_initialized
+
+
+@pytest.fixture
+def assert_no_symmetry() -> Callable[..., None]:
+    """Assert that no units of a model are tied and no parameters dead: see `testing`."""
+    return testing.assert_no_symmetry
 
 
 @pytest.fixture

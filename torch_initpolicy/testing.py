@@ -1,7 +1,7 @@
 """Assertions that a test-suite of your own can call; fixtures are in `pytest_plugin`."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.api import plan_policy
+from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.errors import listing
 from torch_initpolicy.policy.presets import Policyish
 
-__all__ = ["assert_initialized", "assert_untouched"]
+__all__ = ["assert_initialized", "assert_no_symmetry", "assert_untouched"]
 
 
 def assert_initialized(
@@ -46,6 +47,40 @@ def assert_initialized(
         >>> assert_initialized(model, "he")
     """
     plan_policy(model, policy, example_inputs=example_inputs, only=only, skip=skip).verify(model)
+
+
+def assert_no_symmetry(
+    model: nn.Module,
+    inputs: Any = None,
+    loss_fn: Callable[[Any], Tensor] | None = None,
+) -> None:
+    """Assert that no units of a model are tied and no parameters dead.
+
+    What is symmetric at the start and breaks by itself (a zero-initialised last layer) is fine.
+
+    Args:
+        model: The model, in the mode it is to be trained in.
+        inputs: What its forward takes; looked for where None.
+        loss_fn: From its output to a scalar; by default every output has a target of its own.
+
+    Raises:
+        AssertionError: Something is tied, dead or, between processes, diverged; or the model could
+            not be run to tell. The message lists what.
+        TraceError: The forward pass raises with the given inputs.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> assert_no_symmetry(model, torch.randn(16, 4))
+        >>> for parameter in model.parameters():
+        ...     _ = nn.init.zeros_(parameter)
+        >>> assert_no_symmetry(model, torch.randn(16, 4))
+        Traceback (most recent call last):
+        AssertionError: 3 dead (probed: 4 steps on random inputs in float64)
+        ...
+    """
+    report = find_symmetry(model, inputs, loss_fn)
+    if not report.ok or report.of("suspect"):
+        raise AssertionError(str(report.without("harmless")))
 
 
 @contextmanager

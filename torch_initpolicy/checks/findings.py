@@ -84,6 +84,11 @@ class Report:
         """Return the findings with one of the given verdicts."""
         return tuple(finding for finding in self.findings if finding.verdict in verdicts)
 
+    def without(self, *verdicts: Verdict) -> "Report":
+        """Return the report without the findings of some verdicts."""
+        kept = tuple(finding for finding in self.findings if finding.verdict not in verdicts)
+        return dataclasses.replace(self, findings=kept)
+
     def to_json(self, *, indent: int | None = 2) -> str:
         """Write everything as JSON."""
         return json.dumps(

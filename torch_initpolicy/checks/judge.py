@@ -166,8 +166,7 @@ def _met(outcome: Outcome, track: Track, first: int, second: int) -> bool:
         for name, relations in outcome.relations.items()
         for relation in relations
         if relation.view.count == own.count
-        and relation.view.features > 1
-        and relation.view.along != side
+        and relation.view.along not in ("entries", side)
         and (name != track.likeness.site.name or relation.view.axes != own.axes)
     )
 

@@ -235,8 +235,7 @@ def _turns(other: Likeness, like: Likeness) -> bool:
     side = "outputs" if own.along == "entries" else own.along
     return (
         other.view.count == own.count
-        and other.view.features > 1
-        and other.view.along != side
+        and other.view.along not in ("entries", side)
         and bool((other.signs <= 0).any())
     )
 

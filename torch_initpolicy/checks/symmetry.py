@@ -67,10 +67,10 @@ def find_symmetry(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> find_symmetry(model).ok
         True
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.constant_(layer.weight, 0.5)
-        >>> [finding.name for finding in find_symmetry(model).of("tied")]
-        ['0.weight', '0.bias', '2.weight']
+        >>> for parameter in model.parameters():
+        ...     _ = nn.init.constant_(parameter, 0.1)
+        >>> [(f.name, f.along) for f in find_symmetry(model).of("tied")]
+        [('0.weight', 'outputs'), ('0.bias', 'entries'), ('2.weight', 'inputs')]
     """
     inner = next(module for _, module in canonical_modules(model))
     found = sites(model)

@@ -111,7 +111,7 @@ def views(shape: Sequence[int], axes: Axes | None) -> tuple[View, ...]:
     """
     wide = [axis for axis, size in enumerate(shape) if size > 1]
     if len(wide) < 2:
-        return (View("entries", tuple(shape), tuple(range(len(shape)))),)
+        return (View(_only_side(wide, axes), tuple(shape), tuple(range(len(shape)))),)
     if axes is None:
         single = [View(f"axis {axis}", tuple(shape), (axis,)) for axis in wide]
         first, *others = wide
@@ -119,6 +119,13 @@ def views(shape: Sequence[int], axes: Axes | None) -> tuple[View, ...]:
         stacked = [View(f"axes {first}, {axis}", tuple(shape), (first, axis)) for axis in others]
         return tuple(single + (stacked if len(others) > 1 else []))
     return tuple(_known_views(shape, axes))
+
+
+def _only_side(wide: Sequence[int], axes: Axes | None) -> str:
+    """Say what the entries of a vector are: a matrix with one row holds inputs only."""
+    sides = {} if axes is None else {"outputs": axes.outputs, "inputs": axes.inputs}
+    known = axes is not None and bool(axes.inputs)
+    return next((side for side, its in sides.items() if known and {*wide} & {*its}), "entries")
 
 
 def _known_views(shape: Sequence[int], axes: Axes) -> Iterator[View]:

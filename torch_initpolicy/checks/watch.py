@@ -10,7 +10,6 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,14 +63,18 @@ def warn_on_symmetry(
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.constant_(layer.weight, 0.5)
+        ...     _ = nn.init.constant_(layer.weight, 0.5), nn.init.zeros_(layer.bias)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with warn_on_symmetry(model, on_symmetry="raise"):
         ...     for _ in range(3):
-        ...         model(torch.randn(16, 4)).pow(2).mean().backward()
+        ...         x = torch.randn(16, 4)
+        ...         (model(x) - x[:, :2]).pow(2).mean().backward()
         ...         optimizer.step()
         Traceback (most recent call last):
-        torch_initpolicy.errors.SymmetricInitError: 2 parameters or modules are symmetric ...
+        torch_initpolicy.errors.SymmetricInitError: 2 parameters or modules are symmetric from the \
+start and will stay so; the model learns as if it were smaller:
+          - 0.weight: 8 units tied (outputs 0-7); write apply_policy(model, only=['0.weight'])
+          - 2.weight: 8 units tied (inputs 0-7); write apply_policy(model, only=['2.weight'])
     """
     if on_symmetry not in ("warn", "raise"):
         raise ValueError(f'on_symmetry is "warn" or "raise", got {on_symmetry!r}')
@@ -162,13 +165,11 @@ def message(found: Sequence[Finding]) -> str:
     )
 
 
-_INSIDE = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
-
-
 def _stacklevel() -> int:
     """Return how far up the first caller outside torch and this package is."""
+    inside = ("torch", __name__.partition(".")[0])
     frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     return max(level, 1)
 
@@ -316,8 +317,9 @@ class _Follower:
     def found(self) -> tuple[Finding, ...]:
         """Return what is tied, once any of it is certain; else, at the end, what is dead."""
         outcome = self._outcome()
-        certain = any(o.track.moves_together and o.quiet >= self.patience for o in self.observed)
-        ties = tuple(_ties(outcome)) if certain else ()
+        moving = [o for o in self.observed if o.track.moves_together]
+        certain = any(o.quiet >= self.patience for o in moving)
+        ties = tuple(_ties(outcome)) if certain and any(_reads(o.track) for o in moving) else ()
         if ties or not self.is_settled:
             return ties
         waited = [o.track for o in self.observed if o.quiet >= _DEAD]
@@ -333,6 +335,18 @@ class _Follower:
         kept = {name: of_site for name, of_site in keys.items() if of_site}
         stirred, steps = self.journey.stirred, self.journey.steps
         return Outcome(self.sites, kept, self.tracks, self.twins, {}, stirred, steps)
+
+
+def _reads(track: AnyTrack) -> bool:
+    """Whether a tie is not only one of outputs.
+
+    Where hidden units are tied, so are the inputs of what reads them. Outputs alone are tied where
+    the loss treats the outputs of the model alike, which is the loss' affair.
+    """
+    if isinstance(track, TwinTrack):
+        return True
+    like = track.likeness
+    return like.view.along != "outputs" or like.site.role == "embedding"
 
 
 def _ties(outcome: Outcome) -> Iterator[Finding]:
@@ -383,8 +397,12 @@ class _Noise:
         self._has_run = False
         self._has_drawn = False
         self._handles = [
-            model.register_forward_pre_hook(self._enter),
-            model.register_forward_hook(self._leave),
+            handle
+            for module in _callable(model)
+            for handle in (
+                module.register_forward_pre_hook(self._enter),
+                module.register_forward_hook(self._leave),
+            )
         ]
 
     @property
@@ -415,6 +433,15 @@ class _Noise:
             not torch.equal(a, b) for a, b in zip(self._before, after, strict=True)
         )
         self._before = None
+
+
+def _callable(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules that have a forward pass: containers have none."""
+    if type(model).forward is not nn.Module.forward:
+        yield model
+        return
+    for child in model.children():
+        yield from _callable(child)
 
 
 def _drops(module: nn.Module) -> bool:
