@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file, load_model, save_model
 
 from torch_initpolicy import InitPolicy, Plan, Receipt, apply_policy, presets
 from torch_initpolicy.cli import main
@@ -156,9 +156,75 @@ ERRORS = {
     "suffix": (["apply", SMALL, "--out", "x.pt"], 2, "does not end with .safetensors"),
     "folder": (["apply", SMALL, "--out", "no/x.safetensors"], 2, "there is no folder no"),
     "option": (["plan", SMALL, "--jsn"], 2, "No such option"),
+    "weights": (["check", SMALL, "--weights", "none.safetensors"], 2, "does not exist"),
     "seed": (["apply", SMALL, "--seed", "x"], 2, "Invalid value for '--seed'"),
     "command": (["paln"], 2, "No such command"),
 }
+
+
+SYMMETRIC = """
+from torch import nn
+def constant():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    return model
+def random():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+"""
+
+
+class TestCheck:
+    """`check` finds symmetric starts; it fails where training would not mend them."""
+
+    @pytest.fixture(autouse=True)
+    def _here(self, tmp_path, monkeypatch):
+        """Work in a folder with two models, and forget them afterwards."""
+        (tmp_path / "own_symmetric.py").write_text(SYMMETRIC)
+        monkeypatch.chdir(tmp_path)
+        yield
+        sys.modules.pop("own_symmetric", None)
+
+    def test_a_model_that_is_fine(self, run):
+        """Zero-initialised residual branches are named, and are no reason to fail."""
+        code, out, err = run("check", SMALL)
+
+        assert (code, err) == (0, "")
+        assert "harmless" in out.splitlines()[0]
+
+    def test_a_symmetric_model(self, run):
+        """What is tied is named with its units and the remedy, and the exit code says so."""
+        code, out, err = run("check", "own_symmetric:constant")
+
+        assert (code, err) == (1, "")
+        assert "3 tied" in out.splitlines()[0]
+        assert "outputs 0-5" in out
+        assert "apply_policy(model, only=['0.weight'])" in out
+
+    def test_json(self, run):
+        """With `--json` standard output is the report."""
+        code, out, _ = run("check", "own_symmetric:constant", "--json")
+
+        assert code == 1
+        assert json.loads(out)["ok"] is False
+        assert json.loads(out)["findings"][0]["units"] == [[0, 1, 2, 3, 4, 5]]
+
+    def test_weights_from_a_file(self, run, tmp_path):
+        """A file's weights are checked in place of the constructor's."""
+        file = tmp_path / "weights.safetensors"
+        save_model(build("own_symmetric:constant"), str(file))
+
+        assert run("check", "own_symmetric:random")[0] == 0
+        assert run("check", "own_symmetric:random", "--weights", str(file))[0] == 1
+
+    def test_weights_of_another_model(self, run, tmp_path):
+        """A file that does not fit is refused in one line."""
+        file = tmp_path / "weights.safetensors"
+        save_model(build("torch.nn:Identity"), str(file))
+        code, out, err = run("check", "own_symmetric:random", "--weights", str(file))
+
+        assert (code, out) == (1, "")
+        assert "holds no weights for this Sequential" in err
 
 
 class TestErrors:

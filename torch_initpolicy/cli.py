@@ -16,6 +16,7 @@ from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.audit import NOW, audit_model
+from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.engine.skip import skip_init
 from torch_initpolicy.errors import InitPolicyError, MissingExtraError, PolicyError
 from torch_initpolicy.integrations.models import build
@@ -26,7 +27,7 @@ try:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from torch_initpolicy.integrations.safetensors import save
+    from torch_initpolicy.integrations.safetensors import load, save
     from torch_initpolicy.report import tables
 except ImportError as error:  # the first thing a script does; nobody wants a traceback there
     raise SystemExit(str(MissingExtraError("the command torch-initpolicy", "cli"))) from error
@@ -100,6 +101,14 @@ Suggest = Annotated[
         help="Policies to show beside it; else those that the verdicts ask for. Repeatable."
     ),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Check the weights in this .safetensors file, not the constructor's.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -164,6 +173,20 @@ def audit(
     signal = page.signals[NOW]
     _print(signal.to_json() if as_json else str(signal))
     if not signal.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(model: Model, *, weights: Weights = None, as_json: AsJson = False) -> None:
+    """Find units that start equal and stay equal, and parameters that can never move."""
+    with _progress(f"building {model}"):
+        built = build(model)
+    if weights is not None:
+        load(built, weights)
+    with _progress("looking for symmetric starts"):
+        report = find_symmetry(built)
+    _print(report.to_json() if as_json else tables.symmetry_table(report))
+    if not report.ok:
         raise typer.Exit(FAILED)
 
 

@@ -102,9 +102,11 @@ class Report:
         )
 
     def __str__(self) -> str:
-        return "\n".join((self._headline(), *self._lines()))
+        return "\n".join((self.headline, *self._lines()))
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """Count the findings by verdict, and say how they were come by."""
         counts = [f"{len(self.of(v))} {v}" for v in VERDICTS if self.of(v)]
         note = f": {self.note}" if self.note else ""
         return f"{', '.join(counts) or 'no symmetric start found'} ({self.method}{note})"

@@ -9,11 +9,11 @@ from torch_initpolicy.errors import InitPolicyError, MissingExtraError
 
 try:
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_model
+    from safetensors.torch import load_model, save_model
 except ImportError as error:
-    raise MissingExtraError("writing safetensors files", "cli") from error
+    raise MissingExtraError("reading and writing safetensors files", "cli") from error
 
-__all__ = ["receipt_in", "save"]
+__all__ = ["load", "receipt_in", "save"]
 
 KEY = "torch_initpolicy.receipt"
 
@@ -46,6 +46,23 @@ def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def load(model: nn.Module, path: str | Path) -> None:
+    """Read all parameters and buffers of a model from a file; the file must hold no others.
+
+    Args:
+        model: The model.
+        path: The file.
+
+    Raises:
+        InitPolicyError: The file is no safetensors file, or is not about such a model.
+    """
+    try:
+        load_model(model, str(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        kind = type(model).__name__
+        raise InitPolicyError(f"{path} holds no weights for this {kind}: {error}") from error
 
 
 def receipt_in(path: str | Path) -> Receipt:

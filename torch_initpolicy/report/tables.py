@@ -1,13 +1,14 @@
-"""Plans and receipts as tables that fit a terminal; lays out, and computes nothing."""
+"""Plans, receipts and symmetric starts as tables that fit a terminal; computes nothing."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from torch_initpolicy.checks.findings import Report, describe
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.words import HEADINGS, header, rows
 
-__all__ = ["plan_table", "receipt_table"]
+__all__ = ["plan_table", "receipt_table", "symmetry_table"]
 
 _STYLES = {"parameter": "bold", "std": "cyan", "from": "dim"}
 
@@ -77,3 +78,39 @@ def receipt_table(receipt: Receipt) -> RenderableType:
         2 tensors written, 0 kept: policy 'auto', seed 0, drawn on cpu by torch ...
     """
     return Group(plan_table(receipt.plan), "", Text(str(receipt)))
+
+
+_VERDICTS = {"tied": "bold red", "dead": "bold red", "diverged": "bold red", "suspect": "yellow"}
+
+
+def symmetry_table(report: Report) -> RenderableType:
+    """Lay out what a search for symmetric starts has found, the gravest first.
+
+    Args:
+        report: What `find_symmetry` returned.
+
+    Returns:
+        What rich can print.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> from torch import nn
+        >>> from torch_initpolicy.checks.symmetry import find_symmetry
+        >>> model = nn.Linear(4, 2)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> table = symmetry_table(find_symmetry(model))
+        >>> Console(width=100).print(table)  # doctest: +NORMALIZE_WHITESPACE
+        1 harmless (probed: 1 step on random inputs in float64)
+        <BLANKLINE>
+        verdict  name   units       why
+        harmless weight outputs 0-1 its units get different gradients, and are apart after step 1
+    """
+    table = Table(box=None, pad_edge=False, header_style="underline")
+    for heading in ("verdict", "name", "units", "why"):
+        table.add_column(heading, overflow="fold")
+    for finding in report.findings:
+        why = f"{finding.reason}\n-> {finding.remedy}" if finding.remedy else finding.reason
+        units = describe(finding.units, finding.along)
+        verdict = Text(finding.verdict, style=_VERDICTS.get(finding.verdict, ""))
+        table.add_row(verdict, Text(finding.name, style="bold"), Text(units), Text(why))
+    return Group(Text(report.headline), "", table) if report.findings else Text(report.headline)
