@@ -76,6 +76,25 @@ def test_decorator(run):
     assert "a deepcopy keeps its weights" in printed
 
 
+def test_find_symmetry(run):
+    """Four mistakes are named; a training is warned at step 1, and not after it was mended."""
+    reports, printed = run("find_symmetry")
+    found = {
+        name: {(f.name, f.verdict) for f in r.of("tied", "dead")} for name, r in reports[0].items()
+    }
+    before, after = reports[1]
+
+    assert ("0.weight", "tied") in found["constant weights"]
+    assert {("a", "dead"), ("b", "dead")} == found["both factors of a product zero"]
+    assert {("experts.0", "tied")} == found["copied experts under a zero router"]
+    assert ("gate", "dead") in found["a gate that is zero at both ends"]
+    assert "1 harmless" in printed
+    assert "warned at step 1: " in printed
+    assert "0 warnings" in printed
+    assert before < 0.5
+    assert after > 0.8
+
+
 #
 # Several processes
 #

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch_initpolicy.checks.findings import Finding, Verdict
-from torch_initpolicy.checks.probe import Track, TwinTrack, idle_parts
+from torch_initpolicy.checks.probe import AnyTrack, Track, TwinTrack, idle_parts
 from torch_initpolicy.checks.scan import Likeness
 from torch_initpolicy.checks.trial import Values
 from torch_initpolicy.checks.units import View, views
@@ -104,7 +104,8 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         return None
     along = next(iter(found))
     units = tuple(sorted(found[along]))
-    others = "".join(f"; so do {n} {other}" for other, n in _others(found, along))
+    others = "".join(f"; so do {_many(n, other)}" for other, n in _others(found, along))
+    several = f" in {len(units)} groups" if len(units) > 1 else ""
     return Finding(
         name=site.name,
         units=units,
@@ -112,11 +113,24 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         along=along,
         step=outcome.steps,
         reason=(
-            f"{sum(map(len, units))} {along} in {len(units)} group{'s' * (len(units) > 1)} start "
-            f"equal and get equal gradients at every step, whatever the batch{others}"
+            f"{_many(sum(map(len, units)), along)}{several} start equal and get equal gradients "
+            f"at every step, whatever the batch{others}"
         ),
         remedy=remedy(site),
     )
+
+
+_NOUNS = {
+    "outputs": ("output unit", "output units"),
+    "inputs": ("input unit", "input units"),
+    "copies": ("copy", "copies"),
+    "entries": ("entry", "entries"),
+}
+
+
+def _many(count: int, along: str) -> str:
+    one, several = _NOUNS.get(along, (f"unit along {along}", f"units along {along}"))
+    return f"{count} {one if count == 1 else several}"
 
 
 def _others(found: Mapping[str, set[tuple[int, ...]]], along: str) -> Iterator[tuple[str, int]]:
@@ -242,10 +256,9 @@ def _dead_rows(outcome: Outcome, site: Site, track: Track) -> set[int]:
 
 
 def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ...]) -> Finding:
-    causes = [name for name in _idle_suspects(outcome) if name != site.name]
-    rest = f" and {len(causes) - 3} more" if len(causes) > 3 else ""
     own = site.name in outcome.by_site
-    cause = f" as long as {', '.join(causes[:3])}{rest} stay as they are" if causes else ""
+    causes = [name for name in _idle_suspects(outcome) if name != site.name]
+    shown = [*["it"] * own, *causes[:3], *[f"{len(causes) - 3} more"] * (len(causes) > 3)]
     return Finding(
         name=site.name,
         units=(units,),
@@ -253,8 +266,8 @@ def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ..
         along=along,
         step=outcome.steps,
         reason=(
-            f"no gradient arrives at {len(units)} {along}{cause}; it would if "
-            f"{'they' if own else 'those'} did not start at a constant"
+            f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient, unless "
+            f"{' or '.join(shown)} starts elsewhere"
         ),
         remedy=remedy(site) if own else "",
     )
@@ -273,9 +286,11 @@ def _idle_suspects(outcome: Outcome) -> list[str]:
 
 def remedy(site: Site) -> str:
     """Say in code how to start a parameter differently."""
-    if site.role in ("weight", "recurrent", "embedding", "bias"):
+    if site.role in ("weight", "recurrent", "embedding", "bias", "norm_weight", "norm_bias"):
         return f"apply_policy(model, only=[{site.name!r}])"
-    return f"torch.nn.init.normal_(model.get_parameter({site.name!r}), std=0.02)"
+    is_vector = sum(size > 1 for size in site.shape) < 2
+    how = "ones_({})" if is_vector else "normal_({}, std=0.02)"
+    return f"torch.nn.init.{how.format(f'model.get_parameter({site.name!r})')}"
 
 
 #
@@ -291,8 +306,8 @@ def _harmless(outcome: Outcome, site: Site) -> Finding:
         units=groups_of(first.likeness),
         verdict="harmless",
         along=first.likeness.view.along,
-        step=max((t.parted or t.stirred or 0 for t in tracks), default=0) or None,
-        reason=_why_harmless(outcome, site, tracks),
+        step=first.parted or first.stirred,
+        reason=_why_harmless(outcome, first),
     )
 
 
@@ -304,25 +319,32 @@ def groups_of(like: Likeness) -> Groups:
     return tuple(map(tuple, members.values()))
 
 
-def _why_harmless(outcome: Outcome, site: Site, tracks: Sequence[Track]) -> str:
-    stirred = min((t.stirred for t in tracks if t.stirred), default=None)
-    if stirred is None:
-        return (
-            "no gradient arrives, nor would it from another start: unused, or without effect on "
-            "the loss (as the bias before a batch norm, or rows of padding)"
-        )
+def _why_harmless(outcome: Outcome, track: Track) -> str:
+    if track.stirred is None:
+        return _unmoved(outcome)
+    waited = _waited(outcome, track.stirred) if track.stirred > 1 else ""
+    if track.parted is None:
+        return f"{waited}gets a gradient from step {track.stirred} on"
+    return f"{waited}its units get different gradients, and are apart after step {track.parted}"
+
+
+def _unmoved(outcome: Outcome) -> str:
+    """Say why a parameter that never moves is not to blame."""
+    why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
+    tracks: list[AnyTrack] = [*outcome.tracks, *outcome.twins]
+    if any(track.moves_together for track in tracks):
+        why = "it has no effect on the loss, or none while the units above are tied"
+    return f"no gradient arrives, nor would it from another start of its own: {why}"
+
+
+def _waited(outcome: Outcome, step: int) -> str:
+    """Say what had to move first."""
     before = [
         name
         for name in outcome.by_site
-        if any(outcome.stirred.get(key) == stirred - 1 for key in outcome.keys[name])
+        if any(outcome.stirred.get(key) == step - 1 for key in outcome.keys[name])
     ]
-    waited = f"waits for {', '.join(before[:3])}, and moves from step {stirred} on; " * (
-        stirred > 1
-    )
-    parted = max((t.parted for t in tracks if t.parted), default=None)
-    if parted is None:
-        return f"{waited}gets a gradient from step {stirred} on"
-    return f"{waited}its units get different gradients, and are apart after step {parted}"
+    return f"waits for {', '.join(before[:3])}, and moves from step {step} on; "
 
 
 #

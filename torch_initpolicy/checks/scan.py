@@ -17,7 +17,6 @@ from torch_initpolicy.checks.shards import digest, signatures
 from torch_initpolicy.checks.units import NEAR, View, alike, views
 from torch_initpolicy.engine.storage import full, is_sharded
 from torch_initpolicy.sites import Site, canonical_modules
-from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role
 
 if TYPE_CHECKING:
@@ -84,35 +83,27 @@ _SAMPLE = 8
 """Elements of each unit that are looked at first; random units differ in the first few."""
 
 
-def scan(
-    sites: Sequence[Site], axes: Mapping[str, Axes | None] | None = None, *, thorough: bool = False
-) -> tuple[Likeness, ...]:
+def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[Likeness, ...]:
     """Find the units of each trained parameter that are zero or equal another.
 
     Args:
         sites: The parameters.
-        axes: What their axes mean, by name, where more is known than their owners' types say.
         thorough: Look also for single equal entries of vectors, and for units that are equal only
             up to a permutation of their elements.
 
     Returns:
         One likeness for each parameter and each way to lay it out in which something was found.
     """
-    return tuple(itertools.chain.from_iterable(_scan_site(s, axes or {}, thorough) for s in sites))
+    return tuple(itertools.chain.from_iterable(_scan_site(site, thorough) for site in sites))
 
 
-def _scan_site(
-    site: Site,
-    axes: Mapping[str, Axes | None],
-    thorough: bool,  # noqa: FBT001 - as `scan` has it
-) -> Iterator[Likeness]:
+def _scan_site(site: Site, thorough: bool) -> Iterator[Likeness]:  # noqa: FBT001 - as `scan` has it
     if site.lazy or not (site.dtype.is_floating_point or site.dtype.is_complex):
         return
-    known = axes.get(site.name) or site.axes
     for part, parameter in enumerate(site.parameters):
         if parameter.numel() == 0 or not parameter.requires_grad:
             continue
-        fitting = known if tuple(parameter.shape) == site.shape else None
+        fitting = site.axes if tuple(parameter.shape) == site.shape else None
         for view in views(parameter.shape, fitting):
             yield from _scan_view(site, part, parameter.detach(), view, thorough)
 
@@ -346,29 +337,20 @@ class Suspects(NamedTuple):
         return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
 
 
-def suspects(
-    model: nn.Module,
-    sites: Sequence[Site],
-    axes: Mapping[str, Axes | None] | None = None,
-    *,
-    asked: bool = False,
-) -> Suspects:
+def suspects(model: nn.Module, sites: Sequence[Site], *, asked: bool = False) -> Suspects:
     """Scan a model for what is out of the ordinary.
 
     Args:
         model: The model.
         sites: Its parameters.
-        axes: What their axes mean, by name, where more is known than their owners' types say.
         asked: Suspect constant vectors of unknown use too. As a rule the matrices around them tell
             their entries apart; where there are no matrices they are suspects in any case.
     """
     raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in sites)
-    kept = (
-        like for like in scan(sites, axes) if like.is_suspect or (raw_too and _is_raw_vector(like))
-    )
+    kept = (like for like in scan(sites) if like.is_suspect or (raw_too and _is_raw_vector(like)))
     return Suspects(tuple(kept), twins(model))
 
 
 def _is_raw_vector(like: Likeness) -> bool:
     constant = len(like.units) == like.view.count > 1
-    return like.is_vector and constant and like.site.role == "unknown"
+    return like.is_vector and constant and like.site.role in ("unknown", "scale", "gate")

@@ -7,12 +7,13 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.findings import Finding, Report, sort
+from torch_initpolicy.checks.inputs import batch_size
 from torch_initpolicy.checks.judge import Outcome, findings, groups_of
 from torch_initpolicy.checks.probe import (
     AnyTrack,
@@ -28,12 +29,9 @@ from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
-from torch_initpolicy.trace.capture import Call, map_tensors
+from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
-
-if TYPE_CHECKING:
-    from torch_initpolicy.tensors.axes import Axes
 
 
 def find_symmetry(
@@ -96,6 +94,10 @@ def _require_memory(found: Sequence[Site]) -> None:
         )
 
 
+def _is_raw(site: Site) -> bool:
+    return site.axes is None and site.role == "unknown" and len(site.parameters) == 1
+
+
 class Attempt(NamedTuple):
     """One way to run a model."""
 
@@ -121,13 +123,12 @@ class _Search:
             for site in found
             if not site.lazy and (site.dtype.is_floating_point or site.dtype.is_complex)
         }
-        self.axes: dict[str, Axes | None] = {}
         self.failures: list[str] = []
 
     def with_inputs(self, call: Call) -> Report:
         """Probe with inputs like the user's."""
         with contextlib.suppress(TraceError):
-            self._learn_axes(read(self.model, self.sites, call), asked=True)
+            self._learn(read(self.model, self.sites, call), asked=True)
         ways = ((style, dtype) for dtype in self._dtypes() for style in ("fresh", "near", "given"))
         for style, dtype in ways:
             report = self._attempt(Attempt(call, style, dtype))
@@ -142,12 +143,12 @@ class _Search:
     def with_found_inputs(self) -> Report:
         """Probe with inputs that are looked for; where there are none, suspect only."""
         reading = read(self.model, self.sites)
-        self._learn_axes(reading, asked=False)
+        self._learn(reading, asked=False)
         if reading.call is None:
             self.failures.append(reading.failure or "no inputs were found")
             return self._unprobed()
         report: Report | None = None
-        small = (Attempt(call, "fresh", self._dtypes()[0]) for call in _smaller(reading.call))
+        small = (Attempt(call, "fresh", self._dtypes()[0]) for call in _handier(reading.call))
         ways = itertools.product(self._dtypes(), (None, False))
         full_size = (Attempt(reading.call, "fresh", *way) for way in ways)
         for attempt in (*small, *full_size):
@@ -156,12 +157,18 @@ class _Search:
                 return report
         return report or self._unprobed()
 
-    def _learn_axes(self, reading: Reading, *, asked: bool) -> None:
+    def _learn(self, reading: Reading, *, asked: bool) -> None:
         """Look again at raw parameters, now that their use is known."""
-        raw = [site.name for site in self.sites if site.axes is None and len(site.shape) > 1]
-        self.axes = {name: reading.facts[name].axes for name in raw if name in reading.facts}
-        if any(self.axes.values()):
-            self.suspects = suspects(self.model, self.sites, self.axes, asked=asked)
+        told = {site.name: reading.facts.get(site.name) for site in self.sites if _is_raw(site)}
+        known = {name: facts for name, facts in told.items() if facts is not None and facts.used}
+        if known:
+            self.sites = tuple(
+                replace(site, axes=known[site.name].axes, role=known[site.name].role)
+                if site.name in known
+                else site
+                for site in self.sites
+            )
+            self.suspects = suspects(self.model, self.sites, asked=asked)
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -249,7 +256,7 @@ class _Search:
     def _everything(self, trial: Trial) -> Outcome:
         """Train all there is, and look at all that is equal."""
         trial.trained = self._all_keys()
-        tracks = tracks_of(scan(self.sites, self.axes, thorough=True), self.names)
+        tracks = tracks_of(scan(self.sites, thorough=True), self.names)
         of_modules = [TwinTrack(twin, self.names) for twin in self.suspects.twins]
         outcome = self._followed(trial, tracks, of_modules)
         trial.reset()
@@ -306,19 +313,25 @@ _MOST_IN_DOUBLE = 300_000_000
 _EDGE = 64
 """Edge of the images that are tried first, in pixels."""
 
+_BATCH = 8
+"""Number of small inputs that are drawn at once."""
 
-def _smaller(call: Call) -> Iterator[Call]:
-    """Yield the call with small images, where it has any: most models take them."""
 
-    def small(tensor: Tensor) -> Tensor:
-        if tensor.ndim != 4 or tensor.shape[1] > 4 or min(tensor.shape[2:]) <= _EDGE:
-            return tensor
-        return torch.empty((4, tensor.shape[1], _EDGE, _EDGE), device="meta", dtype=tensor.dtype)
+def _handier(call: Call) -> Iterator[Call]:
+    """Yield the call with small images, which most models take, or with more of small inputs."""
+    before = batch_size(call)
 
-    args, kwargs = map_tensors(small, (tuple(call.args), dict(call.kwargs)))
-    if any(a is not b for a, b in zip(args, call.args, strict=True)) or any(
-        kwargs[key] is not call.kwargs[key] for key in kwargs
-    ):
+    def handy(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        if len(shape) == 4 and shape[1] <= 4 and min(shape[2:]) > _EDGE:
+            shape = [_BATCH // 2, shape[1], _EDGE, _EDGE]
+        elif shape and shape[0] == before and tensor.numel() <= before << 14:
+            shape[0] = _BATCH
+        return tensor.new_empty(shape)
+
+    args, kwargs = map_tensors(handy, (tuple(call.args), dict(call.kwargs)))
+    pairs = zip(tensors_in((args, kwargs)), tensors_in((call.args, call.kwargs)), strict=True)
+    if any(a.shape != b.shape for a, b in pairs):
         yield Call(args, kwargs)
 
 
