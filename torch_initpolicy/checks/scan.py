@@ -192,12 +192,15 @@ def _might_be_alike(sample: Tensor) -> bool:
     vectors = torch.rand(2, width, generator=generator, dtype=torch.float64) * 2 - 1
     wide = sample.double() if sample.device.type != "mps" else sample.float()
     # Threads of a matrix product would cost more than the sum.
-    first, second = ((wide * vector).sum(1) for vector in vectors.to(wide))
-    order = first.abs().argsort()
-    gaps = torch.stack((first.abs(), second * first.sign()))[:, order].diff().abs()
-    close = NEAR * math.sqrt(width) * wide.abs().amax()
-    # What is no number is close to everything.
-    return not bool((gaps > close).any(0).all()) or not bool(first.all())
+    first = (wide * vectors[0].to(wide)).sum(1)
+    sizes, order = first.abs().sort()
+    apart = NEAR * math.sqrt(width) * float(wide.abs().amax())
+    near = (~(sizes.diff() > apart)).nonzero().flatten()  # what is no number is near everything
+    if not len(near):
+        return not bool(sizes[0] > 0)
+    pair = torch.stack((order[near], order[near + 1]))
+    second = (wide[pair] * vectors[1].to(wide)).sum(2) * first[pair].sign()
+    return not bool((second.diff(dim=0).abs() > apart).all()) or not bool(sizes[0] > 0)
 
 
 def _in_company(labels: Tensor, signs: Tensor) -> Tensor:
@@ -252,6 +255,8 @@ def twins(model: nn.Module) -> tuple[Twins, ...]:
     Modules that share a parameter are no copies, and modules that are not trained cannot be told
     apart by training.
     """
+    if not _has_equal_matrices(model):
+        return ()
     kinds: dict[object, dict[str, nn.Module]] = {}
     for name, module in canonical_modules(model):
         if name and module not in kinds.setdefault(_kind(module), {}).values():
@@ -261,6 +266,13 @@ def twins(model: nn.Module) -> tuple[Twins, ...]:
         if kind is not None and len(modules) > 1:
             found.extend(g for g in _equal_modules(modules) if not _inside(g, found))
     return tuple(found)
+
+
+def _has_equal_matrices(model: nn.Module) -> bool:
+    """Tell at little cost whether any two trained matrices start with the same elements."""
+    matrices = (p for p in model.parameters() if p.ndim > 1 and p.requires_grad and not is_lazy(p))
+    starts = [(matrix.shape, _start(matrix)) for matrix in matrices]
+    return len(set(starts)) < len(starts)
 
 
 def _kind(module: nn.Module) -> object:
@@ -295,7 +307,7 @@ def _start(parameter: Tensor) -> tuple[float, ...]:
     if is_sharded(local):
         return digest(local)
     start = local[(0,) * (local.ndim - 1)][:4] if local.numel() else local.flatten()
-    return tuple(float(f"{number:.4g}") for number in start.abs().double().tolist())
+    return tuple(float(f"{abs(number):.4g}") for number in start.tolist())
 
 
 def _copies(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
