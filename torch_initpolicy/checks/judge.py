@@ -54,7 +54,7 @@ class Outcome:
 
     def is_reachable(self, site: Site) -> bool:
         """Whether any tensor behind a site would get a gradient from another start."""
-        return any(bool(self.reach[key].any()) for key in self.keys[site.name])
+        return any(bool(self.reach[key].any()) for key in self.keys[site.name] if key in self.reach)
 
 
 class Relation:

@@ -261,12 +261,13 @@ class Journey:
         return any(changed) or bool(woken)
 
 
-def follow(trial: Trial, tracks: Sequence[AnyTrack]) -> Journey:
+def follow(trial: Trial, tracks: Sequence[AnyTrack], *, patience: int = PATIENCE) -> Journey:
     """Train the copies until all tracks are resolved, or nothing has changed for a while.
 
     Args:
         trial: The copies.
         tracks: What to look at, changed in place.
+        patience: Steps without change that end it, where no random numbers are drawn.
     """
     snapped = dict(trial.values)
     for track in tracks:
@@ -277,8 +278,8 @@ def follow(trial: Trial, tracks: Sequence[AnyTrack]) -> Journey:
     for step in range(1, MOST_STEPS + 1):
         gradients = trial.gradients(step)
         quiet = 0 if journey.note(gradients, tracks, trial.precision.same) else quiet + 1
-        patience = NOISY_PATIENCE if trial.noisy else PATIENCE
-        if quiet >= patience or all(track.is_resolved for track in tracks):
+        waiting = patience if not trial.noisy else patience * NOISY_PATIENCE // PATIENCE
+        if quiet >= waiting or all(track.is_resolved for track in tracks):
             break
         for track in tracks:
             track.level(gradients)
@@ -338,7 +339,7 @@ def _shaken(track: Track, value: Tensor, noise: float, draw: int) -> Tensor:
 
 def idle_parts(tracks: Iterable[Track], reach: Values) -> Iterator[tuple[Track, Tensor]]:
     """Yield tracks with the positions of units that never moved and would from another start."""
-    for track in tracks:
+    for track in (t for t in tracks if t.key in reach and not bool(t.alive.all())):
         rows = track.likeness.view.select(reach[track.key], track.units.to(reach[track.key].device))
         dead = ~track.alive & (rows != 0).any(1).cpu()
         if bool(dead.any()):

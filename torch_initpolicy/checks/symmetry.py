@@ -17,6 +17,7 @@ from torch_initpolicy.checks.inputs import batch_size
 from torch_initpolicy.checks.judge import Outcome, findings, groups_of
 from torch_initpolicy.checks.probe import (
     AnyTrack,
+    Journey,
     Track,
     TwinTrack,
     awakened,
@@ -26,10 +27,11 @@ from torch_initpolicy.checks.probe import (
 )
 from torch_initpolicy.checks.scan import Suspects, Twins, scan, suspects
 from torch_initpolicy.checks.shards import shard_findings
-from torch_initpolicy.checks.trial import Batches, Loss, Trial, laboratory, vocabulary
+from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
+from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
 
@@ -76,13 +78,16 @@ def find_symmetry(
     spread = tuple(shard_findings(found))
     suspected = suspects(inner, found, asked=example_inputs is not None)
     if not suspected:
-        return Report(spread, "scanned", "" if spread else "no weight holds equal units")
+        return replace(_NOTHING, findings=spread, note="" if spread else _NOTHING.note)
     search = _Search(inner, found, suspected, loss_fn)
     call = None if example_inputs is None else as_call(example_inputs)
     report = search.with_found_inputs() if call is None else search.with_inputs(call)
     named = {finding.name for finding in spread}
     others = (finding for finding in report.findings if finding.name not in named)
     return replace(report, findings=sort((*spread, *others)))
+
+
+_NOTHING = Report((), "scanned", "no weight holds equal units")
 
 
 def _require_memory(found: Sequence[Site]) -> None:
@@ -98,13 +103,28 @@ def _is_raw(site: Site) -> bool:
     return site.axes is None and site.role == "unknown" and len(site.parameters) == 1
 
 
+def _told(site: Site, facts: Facts) -> Site:
+    """Return a raw parameter with what its use says; a number that is only added is a bias."""
+    is_added = facts.op in ("add", "sub") and facts.role in ("scale", "gate", "unknown")
+    return replace(site, axes=facts.axes, role="bias" if is_added else facts.role)
+
+
 class Attempt(NamedTuple):
-    """One way to run a model."""
+    """One way to run a model.
+
+    Attributes:
+        call: Inputs of the right shapes.
+        style: How to draw inputs like them.
+        dtype: What to run in.
+        training: The mode to run in; None for that of the model.
+        clears_only: Whether it can clear suspects, but not convict them.
+    """
 
     call: Call
     style: str
     dtype: torch.dtype
     training: bool | None = None
+    clears_only: bool = False
 
 
 class _Search:
@@ -129,6 +149,8 @@ class _Search:
         """Probe with inputs like the user's."""
         with contextlib.suppress(TraceError):
             self._learn(read(self.model, self.sites, call), asked=True)
+        if not self.suspects:
+            return _NOTHING
         ways = ((style, dtype) for dtype in self._dtypes() for style in ("fresh", "near", "given"))
         for style, dtype in ways:
             report = self._attempt(Attempt(call, style, dtype))
@@ -144,18 +166,27 @@ class _Search:
         """Probe with inputs that are looked for; where there are none, suspect only."""
         reading = read(self.model, self.sites)
         self._learn(reading, asked=False)
+        if not self.suspects:
+            return _NOTHING
         if reading.call is None:
             self.failures.append(reading.failure or "no inputs were found")
             return self._unprobed()
-        report: Report | None = None
-        small = (Attempt(call, "fresh", self._dtypes()[0]) for call in _handier(reading.call))
-        ways = itertools.product(self._dtypes(), (None, False))
-        full_size = (Attempt(reading.call, "fresh", *way) for way in ways)
-        for attempt in (*small, *full_size):
-            report = self._attempt(attempt) or report
-            if report is not None and (report.ok or attempt.call is reading.call):
+        for attempt in self._ways(reading.call):
+            report = self._attempt(attempt)
+            if report is not None:
                 return report
-        return report or self._unprobed()
+        return self._unprobed()
+
+    def _ways(self, call: Call) -> Iterator[Attempt]:
+        """Yield ways to run the model: on small images, on more samples, on what was found."""
+        first, *_ = dtypes = self._dtypes()
+        small, many = _with_small_images(call), _with_more_samples(call)
+        if small is not None:
+            yield Attempt(small, "fresh", first, clears_only=True)
+        if many is not None:
+            yield Attempt(many, "fresh", first)
+        for dtype, training in itertools.product(dtypes, (None, False)):
+            yield Attempt(call, "fresh", dtype, training)
 
     def _learn(self, reading: Reading, *, asked: bool) -> None:
         """Look again at raw parameters, now that their use is known."""
@@ -163,10 +194,7 @@ class _Search:
         known = {name: facts for name, facts in told.items() if facts is not None and facts.used}
         if known:
             self.sites = tuple(
-                replace(site, axes=known[site.name].axes, role=known[site.name].role)
-                if site.name in known
-                else site
-                for site in self.sites
+                _told(site, known[site.name]) if site.name in known else site for site in self.sites
             )
             self.suspects = suspects(self.model, self.sites, asked=asked)
 
@@ -203,7 +231,12 @@ class _Search:
             if not self._runs(trial):
                 return None
             trial.trained = self._suspected_keys()
-            outcome = self._suspects_alone(trial) or self._everything(trial)
+            if attempt.clears_only:
+                outcome = self._in_a_hurry(trial)
+            else:
+                outcome = self._suspects_alone(trial) or self._everything(trial)
+            if outcome is None:
+                return None
             found = list(findings(outcome, self.suspects.names))
             return Report(sort(self._with_one_target(trial, found)), note=_note(trial, outcome))
 
@@ -241,6 +274,16 @@ class _Search:
         of_modules = [TwinTrack(twin, self.names) for twin in self.suspects.twins]
         return tracks_of(self.suspects.likenesses, self.names), of_modules
 
+    def _in_a_hurry(self, trial: Trial) -> Outcome | None:
+        """Train the suspects as long as each step clears some; None where that is not enough."""
+        tracks, of_modules = self._suspected_tracks()
+        everything: list[AnyTrack] = [*tracks, *of_modules]
+        journey = follow(trial, everything, patience=1)
+        trial.reset()
+        if not all(track.is_resolved for track in everything):
+            return None
+        return self._outcome(trial, tracks, of_modules, {}, journey)
+
     def _suspects_alone(self, trial: Trial) -> Outcome | None:
         """Train the suspects and nothing else, which is cheap; None where that does not clear them.
 
@@ -265,12 +308,21 @@ class _Search:
     def _followed(
         self, trial: Trial, tracks: Sequence[Track], of_modules: Sequence[TwinTrack]
     ) -> Outcome:
-        everything: list[AnyTrack] = [*tracks, *of_modules]
-        journey = follow(trial, everything)
-        steps = journey.steps
+        journey = follow(trial, [*tracks, *of_modules])
         reach = awakened(trial, tracks, journey)
+        return self._outcome(trial, tracks, of_modules, reach, journey)
+
+    def _outcome(
+        self,
+        trial: Trial,
+        tracks: Sequence[Track],
+        of_modules: Sequence[TwinTrack],
+        reach: Values,
+        journey: Journey,
+    ) -> Outcome:
+        stirred, steps = journey.stirred, journey.steps
         keys = self._kept_keys(trial)
-        return Outcome(self.sites, keys, tracks, of_modules, reach, journey.stirred, steps)
+        return Outcome(self.sites, keys, tracks, of_modules, reach, stirred, steps)
 
     def _kept_keys(self, trial: Trial) -> dict[str, list[str]]:
         """Return the trained tensors behind each site that has any."""
@@ -317,22 +369,34 @@ _BATCH = 8
 """Number of small inputs that are drawn at once."""
 
 
-def _handier(call: Call) -> Iterator[Call]:
-    """Yield the call with small images, which most models take, or with more of small inputs."""
+def _with_small_images(call: Call) -> Call | None:
+    """Return the call with small images, which most models take; None where it has no others."""
+
+    def small(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4 or tensor.shape[1] > 4 or min(tensor.shape[2:]) <= _EDGE:
+            return tensor
+        return tensor.new_empty((_BATCH // 2, tensor.shape[1], _EDGE, _EDGE), device="meta")
+
+    return _changed(call, small)
+
+
+def _with_more_samples(call: Call) -> Call | None:
+    """Return the call with more samples, so that more is generic; None where they are large."""
     before = batch_size(call)
 
-    def handy(tensor: Tensor) -> Tensor:
-        shape = list(tensor.shape)
-        if len(shape) == 4 and shape[1] <= 4 and min(shape[2:]) > _EDGE:
-            shape = [_BATCH // 2, shape[1], _EDGE, _EDGE]
-        elif shape and shape[0] == before and tensor.numel() <= before << 14:
-            shape[0] = _BATCH
-        return tensor.new_empty(shape)
+    def more(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] != before or tensor.numel() > before << 14:
+            return tensor
+        return tensor.new_empty((_BATCH, *tensor.shape[1:]), device="meta")
 
-    args, kwargs = map_tensors(handy, (tuple(call.args), dict(call.kwargs)))
-    pairs = zip(tensors_in((args, kwargs)), tensors_in((call.args, call.kwargs)), strict=True)
-    if any(a.shape != b.shape for a, b in pairs):
-        yield Call(args, kwargs)
+    return _changed(call, more)
+
+
+def _changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call | None:
+    args, kwargs = map_tensors(change, (tuple(call.args), dict(call.kwargs)))
+    before, after = tensors_in((call.args, call.kwargs)), tensors_in((args, kwargs))
+    same = all(a is b for a, b in zip(before, after, strict=True))
+    return None if same else Call(args, kwargs)
 
 
 def _note(trial: Trial, outcome: Outcome) -> str:
