@@ -5,7 +5,7 @@ What it finds are suspects. Whether they stay equal is for the probe, or for the
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,17 +64,29 @@ class Likeness:
         """Whether it is out of the ordinary: not a plain bias or a neutral norm.
 
         Entries of a vector are told apart by the matrices around them, so equal ones mean nothing.
-        A vector of zeros may be a closed gate, and a constant bias may switch its units off.
+        A vector of zeros may be a closed gate, and a bias far from zero may switch its units off.
         """
         if not self.is_vector:
             return True
         site = self.site
         is_token = len(site.shape) > 2 and site.shape[:2] == (1, 1)
-        if len(self.units) < self.view.count or site.role == "norm_bias" or is_token:
+        if len(self.units) < self.view.count or is_token:
             return False
-        if len(site.shape) > 1 and site.role in _MATRICES:
-            return True
-        return self.is_zero != (site.role == "bias")
+        if site.role in _BIASES:
+            return not 0 <= self.value <= FAR
+        return self.is_zero or (len(site.shape) > 1 and site.role in _MATRICES)
+
+    @property
+    def value(self) -> float:
+        """The first element of the parameter; all of it where that is constant."""
+        tensor = full(self.site.parameters[self.part])
+        return float(tensor[(0,) * tensor.ndim].real)
+
+
+FAR = 8.0
+"""A bias beyond this saturates whatever it meets."""
+
+_BIASES: tuple[Role, ...] = ("bias", "norm_bias")
 
 
 _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
@@ -349,17 +361,28 @@ class Suspects(NamedTuple):
         return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
 
 
-def suspects(model: nn.Module, sites: Sequence[Site], *, asked: bool = False) -> Suspects:
+def suspects(
+    model: nn.Module,
+    sites: Sequence[Site],
+    *,
+    excused: Collection[str] = (),
+    asked: bool = False,
+) -> Suspects:
     """Scan a model for what is out of the ordinary.
 
     Args:
         model: The model.
         sites: Its parameters.
+        excused: Names of those that are known to be in order.
         asked: Suspect constant vectors of unknown use too. As a rule the matrices around them tell
             their entries apart; where there are no matrices they are suspects in any case.
     """
     raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in sites)
-    kept = (like for like in scan(sites) if like.is_suspect or (raw_too and _is_raw_vector(like)))
+    kept = (
+        like
+        for like in scan([site for site in sites if site.name not in excused])
+        if like.is_suspect or (raw_too and _is_raw_vector(like))
+    )
     return Suspects(tuple(kept), twins(model))
 
 

@@ -5,7 +5,7 @@ The one verb of this file composes the scan of the weights, the probe and the ju
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from torch_initpolicy.checks.probe import (
     idle_parts,
     tracks_of,
 )
-from torch_initpolicy.checks.scan import Suspects, Twins, scan, suspects
+from torch_initpolicy.checks.scan import FAR, Likeness, Suspects, Twins, scan, suspects
 from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
@@ -101,6 +101,18 @@ def _require_memory(found: Sequence[Site]) -> None:
 
 def _is_raw(site: Site) -> bool:
     return site.axes is None and site.role == "unknown" and len(site.parameters) == 1
+
+
+_SMOOTH = ("sigmoid", "softmax", "log_softmax", "tanh")
+
+
+def _is_fine(like: Likeness, used: Mapping[str, Facts]) -> bool:
+    """Whether a constant bias meets nothing that it could switch off: focal loss' prior."""
+    facts = used.get(like.site.name)
+    if facts is None or like.site.role != "bias" or not like.is_vector:
+        return False
+    is_smooth = facts.meets is None or facts.meets.name in _SMOOTH
+    return is_smooth and abs(like.value) <= FAR
 
 
 def _told(site: Site, facts: Facts) -> Site:
@@ -189,14 +201,15 @@ class _Search:
             yield Attempt(call, "fresh", dtype, training)
 
     def _learn(self, reading: Reading, *, asked: bool) -> None:
-        """Look again at raw parameters, now that their use is known."""
-        told = {site.name: reading.facts.get(site.name) for site in self.sites if _is_raw(site)}
-        known = {name: facts for name, facts in told.items() if facts is not None and facts.used}
-        if known:
+        """Look again at raw parameters and at biases, now that their use is known."""
+        used = {name: facts for name, facts in reading.facts.items() if facts.used}
+        raw = {site.name for site in self.sites if _is_raw(site)} & used.keys()
+        excused = [like.site.name for like in self.suspects.likenesses if _is_fine(like, used)]
+        if raw or excused:
             self.sites = tuple(
-                _told(site, known[site.name]) if site.name in known else site for site in self.sites
+                _told(site, used[site.name]) if site.name in raw else site for site in self.sites
             )
-            self.suspects = suspects(self.model, self.sites, asked=asked)
+            self.suspects = suspects(self.model, self.sites, excused=excused, asked=asked)
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
         numbers = sum(p.numel() for p in self.model.parameters())
