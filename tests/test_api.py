@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import torch_initpolicy
-from torch_initpolicy import InitPolicy, Rule, apply_policy, initializers, match, plan_policy
+from torch_initpolicy import (
+    InitPolicy,
+    Rule,
+    apply_policy,
+    initializers,
+    match,
+    plan_policy,
+    presets,
+)
 from torch_initpolicy.errors import (
     ApplyError,
     PlanError,
@@ -347,6 +355,24 @@ class TestWarnings:
         )
         with pytest.warns(UnusedRuleWarning, match="9"):
             plan_policy(small(), policy, strict=False)
+
+
+def test_a_rule_for_what_layers_meet_is_a_rule_for_their_weights():
+    """`kind & meets` leaves a bias to the rules that follow, unless biases are asked for."""
+    he = initializers.he_normal()
+    policy = InitPolicy([Rule(match.kind(nn.Conv2d) & match.meets("relu"), he)]).otherwise(
+        presets.auto()
+    )
+    plan = plan_policy(small(), policy, example_inputs=X)
+    biased = Rule(match.meets("relu", biases=True) & match.role("bias"), initializers.Constant(0.1))
+    with_bias = plan_policy(
+        small(), InitPolicy([biased]).otherwise(presets.auto()), example_inputs=X
+    )
+
+    assert plan["0.weight"].initializer == he
+    assert plan["0.bias"].initializer == initializers.Zeros()
+    assert with_bias["0.bias"].initializer == initializers.Constant(0.1)
+    assert with_bias["4.bias"].initializer == initializers.Zeros()
 
 
 class TestReceipt:

@@ -107,21 +107,22 @@ def role(*roles: Role) -> Matcher:
     return HasRole(roles)
 
 
-def meets(*activations: str) -> Matcher:
-    """Match sites by the first activation that their output meets.
+def meets(*activations: str, biases: bool = False) -> Matcher:
+    """Match weights by the first activation that their output meets.
 
     Args:
         activations: Names, families (`"rectifier"`, `"saturating"`) or `"nothing"`.
+        biases: Whether to match the biases that are added to such outputs too.
 
     Examples:
         >>> kind(nn.Conv2d) & meets("relu", "silu")
         kind('torch.nn.Conv2d') & meets('relu', 'silu')
     """
-    return Meets(activations)
+    return Meets(activations, biases)
 
 
 def fed_by(*activations: str) -> Matcher:
-    """Match sites by the activation that their input comes from.
+    """Match weights by the activation that their input comes from.
 
     Args:
         activations: Names, families, `"nothing"` or `"input"` (the model's own input).

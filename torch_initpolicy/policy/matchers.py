@@ -266,30 +266,37 @@ ACTIVATIONS = frozenset({
 the operator that makes them, and families."""
 
 
+MAPS: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
+"""Roles of parameters that have an input and an output of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Meets(Matcher):
-    """Match the first activation that the output meets.
+    """Match the weights whose output meets an activation first.
 
     Attributes:
         activations: Names (`"gelu"`), families (`"rectifier"`, `"saturating"`) or `"nothing"`.
+        biases: Whether to match the biases that are added to such outputs too.
     """
 
     activations: tuple[str, ...]
+    biases: bool = False
 
     def __post_init__(self) -> None:
         _known("activation", self.activations, ACTIVATIONS)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the nearest activation is one of these."""
-        return not _called(facts.meets).isdisjoint(self.activations)
+        fits = facts.role in MAPS or (self.biases and facts.role == "bias")
+        return fits and not _called(facts.meets).isdisjoint(self.activations)
 
     def __repr__(self) -> str:
-        return _call("meets", *self.activations)
+        return _call("meets", *self.activations, biases=self.biases or None)
 
 
 @dataclass(frozen=True, slots=True)
 class FedBy(Matcher):
-    """Match the activation that the input comes from.
+    """Match the weights whose input comes from an activation; their biases are not matched.
 
     Attributes:
         activations: Names, families, `"nothing"` (the plain output of another weight) or `"input"`
@@ -304,7 +311,7 @@ class FedBy(Matcher):
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the input comes from one of these."""
         names = {INPUT} if facts.reads_input else _called(facts.fed_by)
-        return not names.isdisjoint(self.activations)
+        return facts.role in MAPS and not names.isdisjoint(self.activations)
 
     def __repr__(self) -> str:
         return _call("fed_by", *self.activations)

@@ -576,7 +576,7 @@ def critical(*, q: float = 1 / 64, weights: Drawn = "orthogonal") -> InitPolicy:
         for name, point in points.items()
     ]
     biases = [
-        _rule(role("bias") & meets(name), Normal(math.sqrt(point.bias)))
+        _rule(role("bias") & meets(name, biases=True), Normal(math.sqrt(point.bias)))
         for name, point in points.items()
     ]
     first = _rule(
