@@ -559,6 +559,12 @@ def mlp_constant_layer_norm():
     return constant(nn.Linear(5, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 3))
 
 
+@case(dead="0.weight 0.bias 1.weight", tied="1.bias 2.weight")
+def linear_constant_layer_norm():
+    """Equal gradients from above are nothing to the norm, whatever lies below."""
+    return constant(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
 @case()
 def mlp_layer_norm():
     return nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3))

@@ -295,26 +295,65 @@ def awakened(trial: Trial, tracks: Sequence[Track], journey: Journey) -> Values:
     """Tell which elements would get a gradient if the units that never moved were random.
 
     What gets none even so is out of the reach of any initialisation: unused, frozen or without
-    effect on the loss (the bias before a batch norm, the key bias of attention, rows of padding).
-    What gets one on the same inputs without that has only been late, and is noted as moved.
+    effect on the loss (the bias before a batch norm, the key bias of attention, rows of padding);
+    or it has no effect while others are tied (the router of equal experts), and moves once they
+    are not. Only units that are themselves equal, and not zero, are part of such a tie: for them
+    it counts as well what they would get if all that is tied were random.
+
+    What gets a gradient on the same inputs without any of that has only been late, and is noted as
+    moved.
 
     Returns:
         For each trained parameter the largest gradients seen.
     """
-    kept = trial.values
-    reach = {name: torch.zeros_like(kept[name]).abs() for name in trial.trained}
+    reach = {name: torch.zeros_like(trial.values[name]).abs() for name in trial.trained}
     for draw in range(DRAWS):
         if not any(map(_is_idle, tracks)):
             break
         journey.note(trial.gradients(draw + 1), tracks, trial.precision.same)
-        trial.values = dict(kept)
-        for track in filter(_is_idle, tracks):
-            noise = 2.0 ** (draw + 1) * _usual(track, trial.starts[track.key])
-            trial.values[track.key] = _shaken(track, trial.values[track.key], noise, draw)
-        gradients = trial.gradients(draw + 1)
-        reach = {name: torch.maximum(reach[name], g.abs()) for name, g in gradients.items()}
-        trial.values = kept
+        _raise(reach, _shaken_gradients(trial, list(filter(_is_idle, tracks)), draw))
+        equal = [track for track in tracks if _is_equal_and_idle(track)]
+        if equal and any(track.moves_together for track in tracks):
+            gradients = _shaken_gradients(trial, [t for t in tracks if _is_special(t)], draw)
+            _raise(reach, {key: gradients[key] for key in _with_biases(equal, tracks)})
     return reach
+
+
+def _with_biases(equal: Sequence[Track], tracks: Sequence[Track]) -> set[str]:
+    """Name the parameters of some tracks, and the biases that belong to them."""
+    owners = [track.likeness.site.owner for track in equal]
+    biases = (
+        track.key
+        for track in tracks
+        if track.likeness.site.role == "bias" and track.likeness.site.owner in owners
+    )
+    return {*(track.key for track in equal), *biases}
+
+
+def _raise(reach: Values, gradients: Values) -> None:
+    for name, gradient in gradients.items():
+        reach[name] = torch.maximum(reach[name], gradient.abs())
+
+
+def _shaken_gradients(trial: Trial, tracks: Sequence[Track], draw: int) -> Values:
+    """Return the gradients with units that never moved, or move together, made random."""
+    kept = trial.values
+    trial.values = dict(kept)
+    for track in tracks:
+        noise = 2.0 ** (draw + 1) * _usual(track, trial.starts[track.key])
+        trial.values[track.key] = _shaken(track, trial.values[track.key], noise, draw)
+    gradients = trial.gradients(draw + 1)
+    trial.values = kept
+    return gradients
+
+
+def _is_special(track: Track) -> bool:
+    return track.likeness.is_suspect and (_is_idle(track) or track.moves_together)
+
+
+def _is_equal_and_idle(track: Track) -> bool:
+    signs = track.likeness.signs.cpu()
+    return _is_idle(track) and track.has_groups and bool(signs[~track.alive].any())
 
 
 def _is_idle(track: Track) -> bool:
@@ -328,9 +367,10 @@ def _usual(track: Track, start: Tensor) -> float:
 
 
 def _shaken(track: Track, value: Tensor, noise: float, draw: int) -> Tensor:
-    """Add noise to the units that never moved."""
+    """Add noise to the units that never moved, or are still equal."""
     generator = torch.Generator().manual_seed(draw)
-    units = track.units[~track.alive].to(value.device)
+    together = track.labels.bincount()[track.labels] > 1
+    units = track.units[~track.alive | together].to(value.device)
     view = track.likeness.view
     rows = view.select(value, units)
     drawn = torch.randn(rows.shape, generator=generator, dtype=torch.float64)

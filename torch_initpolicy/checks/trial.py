@@ -148,18 +148,20 @@ class Precision(NamedTuple):
 
     Attributes:
         nudge: Relative change of all parameters that rerolls rounding and changes little else.
-        real: A gradient is real where the nudge changes it by less than this, relatively.
+        real: A gradient is real where the nudge changes it by less than this, relatively,
+        floor: and where it is larger than this, relative to the largest of its parameter.
         same: Gradients are equal where they differ by less than this, relatively.
     """
 
     nudge: float
     real: float
+    floor: float
     same: float
 
 
 PRECISIONS: Mapping[torch.dtype, Precision] = {
-    torch.float64: Precision(nudge=1e-11, real=1e-5, same=1e-7),
-    torch.float32: Precision(nudge=1e-4, real=3e-2, same=1e-3),
+    torch.float64: Precision(nudge=1e-11, real=1e-5, floor=1e-12, same=1e-7),
+    torch.float32: Precision(nudge=1e-4, real=3e-2, floor=1e-6, same=1e-3),
 }
 
 
@@ -215,7 +217,7 @@ class Trial:
         if not self._may_be_rounding(raw):
             return raw
         again = self._gradients(step, hair=self.precision.nudge, share=1 / 3)
-        return {name: _real(g, again[name], self.precision.real) for name, g in raw.items()}
+        return {name: _real(g, again[name], self.precision) for name, g in raw.items()}
 
     def _may_be_rounding(self, gradients: Values) -> bool:
         """Whether some gradient, or some slice of one, is smaller than rounding could make it."""
@@ -302,12 +304,13 @@ def dense(gradient: Tensor) -> Tensor:
     return plain.to_dense() if plain.layout != torch.strided else plain
 
 
-def _real(gradient: Tensor, again: Tensor, tolerance: float) -> Tensor:
-    """Set to zero what did not come out the same the second time."""
-    apart = (gradient - again).abs()
-    if bool(apart.sum() > 0.3 * gradient.abs().sum()):
+def _real(gradient: Tensor, again: Tensor, precision: Precision) -> Tensor:
+    """Set to zero what did not come out the same the second time, or is too small to tell."""
+    apart, size = (gradient - again).abs(), gradient.abs()
+    if not bool(size.any()) or bool(apart.sum() > 0.3 * size.sum()):
         return torch.zeros_like(gradient)
-    return torch.where(apart <= tolerance * gradient.abs(), gradient, 0.0)
+    is_real = (apart <= precision.real * size) & (size > precision.floor * size.amax())
+    return torch.where(is_real, gradient, 0.0)
 
 
 @dataclass(frozen=True)
