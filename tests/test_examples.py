@@ -100,17 +100,23 @@ def test_find_symmetry(run):
 #
 
 FSDP2 = str(EXAMPLES / "fsdp2.py")
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+ALONE = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(EXAMPLES.parent),
+    # The name of a machine need not lead to an address on which its processes can meet.
+    "GLOO_SOCKET_IFNAME": "lo",
+}
 ERROR = re.compile(r"Error: .*(closed by peer|reset by peer|[Tt]imed out|aborted)")
 
 
 def losses(ranks):
     """What the example prints under torchrun, one loss per step."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc-per-node={ranks}", FSDP2, "--steps=2"]
-    finished = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=ALONE, timeout=300
-    )
+    here = "--local-addr=127.0.0.1"
+    command = [*torchrun, here, f"--nproc-per-node={ranks}", FSDP2, "--steps=2"]
+    finished = subprocess.run(command, capture_output=True, text=True, env=ALONE, timeout=300)
+    assert finished.returncode == 0, finished.stderr
     return [float(loss) for loss in re.findall(r"loss (\S+)", finished.stdout)]
 
 

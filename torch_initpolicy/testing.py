@@ -75,7 +75,7 @@ def assert_no_symmetry(
         ...     _ = nn.init.zeros_(parameter)
         >>> assert_no_symmetry(model, torch.randn(16, 4))
         Traceback (most recent call last):
-        AssertionError: 3 dead (probed: 4 steps on random inputs in float64)
+        AssertionError: 3 dead (probed: 8 steps on random inputs in float64)
         ...
     """
     report = find_symmetry(model, inputs, loss_fn)
