@@ -281,6 +281,22 @@ class TestTwins:
 
         assert [twin.names for twin in twins(model)] == [("0", "1")]
 
+    def test_modules_that_hold_a_number(self):
+        """A parameter without axes (a residual gain) is compared like any other."""
+
+        class Gained(nn.Linear):
+            def __init__(self) -> None:
+                super().__init__(4, 6)
+                self.gain = nn.Parameter(torch.tensor(0.5))
+
+        first = Gained()
+        other = copy.deepcopy(first)
+        with torch.no_grad():
+            other.gain += 1
+        model = nn.ModuleList([first, copy.deepcopy(first), other])
+
+        assert [twin.names for twin in twins(model)] == [("0", "1")]
+
     def test_random_modules_of_one_shape(self):
         """Modules that only look alike are told apart."""
         assert twins(nn.ModuleList(nn.Linear(4, 6) for _ in range(5))) == ()

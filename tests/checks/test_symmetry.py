@@ -166,6 +166,25 @@ class _Fails(nn.Linear):
         raise RuntimeError("not today")
 
 
+class _Images(nn.Module):
+    """Takes images whose edges are multiples of a number; its last layer starts at zero."""
+
+    def __init__(self, edge: int) -> None:
+        super().__init__()
+        self.pretrained_cfg = {"input_size": (3, 128, 128) if edge == 64 else (3, edge, edge)}
+        self.edge = edge
+        self.stem = nn.Conv2d(3, 6, 8, stride=8)
+        self.fill = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 4)
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            self.fill.bias[1:4] = -7.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert all(size % self.edge == 0 for size in x.shape[2:])
+        return self.head(self.fill(self.stem(x).mean((2, 3))).relu())
+
+
 class TestInputs:
     """What can be given, and what happens where nothing runs."""
 
@@ -225,6 +244,24 @@ class TestInputs:
 
         assert find_symmetry(model, inputs).ok
         assert {"weight", "bias"} == _names(find_symmetry(model, inputs, lambda y: y.sum()), "tied")
+
+    @pytest.mark.parametrize("edge", [64, 136], ids=["small-images-fit", "of-one-size-only"])
+    def test_large_images(self, edge):
+        """A model of large images is cleared on little; it is never convicted on so little.
+
+        Most columns of the zero layer get no gradient, since a bias keeps the units before it
+        silent, and would get none from another start of that layer.
+        """
+        model = _Images(edge)
+
+        cleared = find_symmetry(model)
+        fill(model.fill, 0.1)
+        convicted = find_symmetry(model)
+
+        assert [(f.name, f.verdict) for f in cleared.findings] == [("head.weight", "harmless")]
+        assert ("float64" if edge == 64 else "float32") in cleared.note
+        assert "fill.weight" in _names(convicted, "tied")
+        assert "float64" in convicted.note
 
     def test_meta_parameters_are_refused(self):
         """Parameters without memory hold nothing to compare."""

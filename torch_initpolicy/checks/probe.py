@@ -291,7 +291,9 @@ DRAWS = 4
 """How often zeros are replaced by random numbers, to see what then gets a gradient."""
 
 
-def awakened(trial: Trial, tracks: Sequence[Track], journey: Journey) -> Values:
+def awakened(
+    trial: Trial, tracks: Sequence[Track], journey: Journey, *, draws: int = DRAWS
+) -> Values:
     """Tell which elements would get a gradient if the units that never moved were random.
 
     What gets none even so is out of the reach of any initialisation: unused, frozen or without
@@ -307,7 +309,7 @@ def awakened(trial: Trial, tracks: Sequence[Track], journey: Journey) -> Values:
         For each trained parameter the largest gradients seen.
     """
     reach = {name: torch.zeros_like(trial.values[name]).abs() for name in trial.trained}
-    for draw in range(DRAWS):
+    for draw in range(draws):
         if not any(map(_is_idle, tracks)):
             break
         journey.note(trial.gradients(draw + 1), tracks, trial.precision.same)

@@ -318,7 +318,7 @@ def _start(parameter: Tensor) -> tuple[float, ...]:
     local = parameter.detach()
     if is_sharded(local):
         return digest(local)
-    start = local[(0,) * (local.ndim - 1)][:4] if local.numel() else local.flatten()
+    start = local[(0,) * (local.ndim - 1)][:4] if local.ndim and local.numel() else local.flatten()
     return tuple(float(f"{abs(number):.4g}") for number in start.tolist())
 
 

@@ -190,11 +190,13 @@ class _Search:
         return self._unprobed()
 
     def _ways(self, call: Call) -> Iterator[Attempt]:
-        """Yield ways to run the model: on small images, on more samples, on what was found."""
+        """Yield ways to run the model: on little first, on more samples, on what was found."""
         first, *_ = dtypes = self._dtypes()
-        small, many = _with_small_images(call), _with_more_samples(call)
+        small, one, many = _with_small_images(call), _with_one_large(call), _with_more_samples(call)
         if small is not None:
             yield Attempt(small, "fresh", first, clears_only=True)
+        if one is not None:
+            yield Attempt(one, "fresh", torch.float32, clears_only=True)
         if many is not None:
             yield Attempt(many, "fresh", first)
         for dtype, training in itertools.product(dtypes, (None, False)):
@@ -288,14 +290,25 @@ class _Search:
         return tracks_of(self.suspects.likenesses, self.names), of_modules
 
     def _in_a_hurry(self, trial: Trial) -> Outcome | None:
-        """Train the suspects as long as each step clears some; None where that is not enough."""
+        """Train the suspects as long as each step clears some; None where that is not enough.
+
+        A few units may get no gradient in a parameter that does: columns behind a silent unit, rows
+        of a table that these inputs do not look up. They are cleared if they would get none from
+        another start either.
+        """
         tracks, of_modules = self._suspected_tracks()
         everything: list[AnyTrack] = [*tracks, *of_modules]
         journey = follow(trial, everything, patience=1)
-        trial.reset()
-        if not all(track.is_resolved for track in everything):
+        together = any(track.moves_together for track in everything)
+        if together or not all(track.key in journey.stirred for track in tracks):
             return None
-        return self._outcome(trial, tracks, of_modules, {}, journey)
+        if not all(track.is_resolved for track in of_modules):
+            return None
+        reach = awakened(trial, tracks, journey, draws=1)
+        trial.reset()
+        if any(True for _ in idle_parts(tracks, reach)):
+            return None
+        return self._outcome(trial, tracks, of_modules, reach, journey)
 
     def _suspects_alone(self, trial: Trial) -> Outcome | None:
         """Train the suspects and nothing else, which is cheap; None where that does not clear them.
@@ -391,6 +404,18 @@ def _with_small_images(call: Call) -> Call | None:
         return tensor.new_empty((_BATCH // 2, tensor.shape[1], _EDGE, _EDGE), device="meta")
 
     return _changed(call, small)
+
+
+def _with_one_large(call: Call) -> Call | None:
+    """Return the call with a single sample; None where samples are small."""
+    before = batch_size(call)
+
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.ndim < 2 or tensor.shape[0] != before or tensor.numel() <= before << 14:
+            return tensor
+        return tensor.new_empty((1, *tensor.shape[1:]), device="meta")
+
+    return _changed(call, one)
 
 
 def _with_more_samples(call: Call) -> Call | None:
