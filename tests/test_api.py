@@ -27,6 +27,7 @@ from torch_initpolicy.errors import (
     UnknownNameError,
     UnknownOperatorWarning,
     UnusedRuleWarning,
+    VerifyError,
 )
 
 
@@ -383,6 +384,83 @@ class TestReceipt:
         torch_initpolicy.Receipt.from_json(receipt.to_json()).reproduce(second)
 
         assert equal(bits(first), bits(second))
+
+
+class Calibrated(nn.Module):
+    """Weights of every kind that is scaled in its own way: packed, shared, recurrent, behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.shared = nn.Linear(64, 64)
+        self.recurrent = nn.LSTM(64, 64, batch_first=True)
+        self.behind = parametrizations.weight_norm(nn.Linear(64, 64))
+
+    def forward(self, x):
+        """Attend, go twice through the shared layer, and on."""
+        x, _ = self.attention(x, x, x)
+        x, _ = self.recurrent(self.shared(self.shared(x).relu()))
+        return self.behind(x)
+
+
+SEQUENCES = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(0)) * 3
+
+
+class TestCalibrate:
+    """A calibration is part of the receipt."""
+
+    def test_the_receipt_names_the_factors(self):
+        """Each weight's quotient with the weights before calibration is what the receipt says."""
+        plain, model = Calibrated(), Calibrated()
+        apply_policy(plain, seed=0, example_inputs=SEQUENCES)
+        receipt = apply_policy(model, seed=0, calibrate=SEQUENCES)
+        quotients = (model.attention.in_proj_weight / plain.attention.in_proj_weight).chunk(3)
+
+        assert set(receipt.calibrated) == {
+            "attention.in_proj_weight",
+            "attention.out_proj.weight",
+            "shared.weight",
+            "recurrent.weight_ih_l0",
+            "recurrent.weight_hh_l0",
+            "behind.weight",
+        }
+        assert [part.mean().item() for part in quotients] == pytest.approx(
+            receipt.calibrated["attention.in_proj_weight"]
+        )
+        assert (model.shared.weight / plain.shared.weight).mean().item() == pytest.approx(
+            receipt.calibrated["shared.weight"][0]
+        )
+        assert "6 calibrated" in str(receipt)
+        assert "to calibrate" in receipt.plan["shared.weight"].reason
+
+    def test_verified(self):
+        """The factors are reckoned with, and the plan without them finds the difference."""
+        model = Calibrated()
+        receipt = apply_policy(model, seed=0, calibrate=SEQUENCES)
+
+        assert receipt.verify().ok
+        assert receipt.plan.verify(model).ok
+        with pytest.raises(VerifyError, match=r"attention\.out_proj\.weight"):
+            plan_policy(model, example_inputs=SEQUENCES).verify()
+
+    def test_reproduced(self):
+        """From JSON, the same bits, although no inputs are at hand."""
+        first, second = Calibrated(), Calibrated()
+        receipt = apply_policy(first, seed=0, calibrate=SEQUENCES)
+        restored = torch_initpolicy.Receipt.from_json(receipt.to_json())
+        restored.reproduce(second)
+
+        assert restored == receipt
+        assert equal(bits(first), bits(second))
+
+    def test_inputs_that_do_not_fit(self):
+        """A calibration that raises leaves the model as it was before the policy was applied."""
+        model = small()
+        before = bits(model)
+
+        with pytest.raises(TraceError, match="raises with these inputs"):
+            apply_policy(model, seed=0, example_inputs=X, calibrate=torch.ones(2, 3))
+        assert equal(before, bits(model))
 
 
 class TestMaterialize:

@@ -1,11 +1,11 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
@@ -16,7 +16,8 @@ from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step
-from torch_initpolicy.engine.storage import is_sharded
+from torch_initpolicy.engine.storage import is_sharded, undone_on_error
+from torch_initpolicy.engine.words import figure
 from torch_initpolicy.errors import (
     PlanError,
     SymmetricInitWarning,
@@ -155,8 +156,8 @@ def apply_policy(
         strict: As for `plan_policy`.
         calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
             standard deviation on it, after the policy has been applied, as `lsuv_` does. They also
-            serve as `example_inputs` where none are given. `verify` then finds other values than
-            the plan's.
+            serve as `example_inputs` where none are given. The steps of the receipt's plan name
+            the factors, so that it still verifies the model and reproduces its bits.
         threads: Threads that draw on the CPU; None for as many as torch computes with.
         draw_on: Device that draws: `"cpu"` for the same bits on every device; None for the device
             that each tensor lives on.
@@ -184,12 +185,32 @@ def apply_policy(
             frozen=frozen,
             strict=strict,
         )
-        written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
-        if calibrate is not None:
-            lsuv_(model, calibrate, orthogonal=False, only=only, skip=skip, frozen=frozen)
+        with undone_on_error(_held(model) if calibrate is not None else ()):
+            written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
+            if calibrate is not None:
+                plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
     if plan.symmetric:
         _warn_of_symmetry(plan)
     return Receipt.of(plan, written)
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what writing may change and still has values of its own."""
+    yield from (p for p in model.parameters() if pending_of(p) is None)
+    yield from model.buffers()
+
+
+def _calibrated(plan: Plan, inputs: Any, **filters: Any) -> Plan:
+    """Scale the weights that a plan has filled, and return the plan that says so."""
+    model = cast("nn.Module", plan.model)
+    factors = lsuv_(model, inputs, orthogonal=False, **filters).factors
+    steps = (
+        replace(step, factors=found, reason=f"{step.reason}; x {figure(found, 4)} to calibrate")
+        if (found := factors.get(step.name))
+        else step
+        for step in plan
+    )
+    return replace(plan, steps=tuple(steps))
 
 
 def _warn_of_symmetry(plan: Plan) -> None:

@@ -69,12 +69,12 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-def filled(initializer, shape, axes=None, dtype=torch.float32, seed=0):
+def filled(initializer, shape, axes=None, dtype=torch.float32, seed=0, factors=()):
     """A model of one tensor, written by an initializer, and the pair of its site and step."""
     model = nn.Module()
     model.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
     (site,) = sites(model)
-    step = replace(step_for(site, initializer), axes=axes)
+    step = replace(step_for(site, initializer), axes=axes, factors=factors)
     apply_steps([(site, step)], seed)
     return model.weight.detach(), (site, step)
 
@@ -119,6 +119,33 @@ class TestNoFalseAlarm:
 
         assert verification.unmeasured == ("weight",)
         assert verification.ok
+
+    @pytest.mark.parametrize(("initializer", "shape", "axes"), CASES)
+    @DTYPES
+    def test_multiplied(self, initializer, shape, axes, dtype):
+        """Every initializer, whose values a calibration has multiplied."""
+        _, pair = filled(initializer, shape, axes, dtype, factors=(0.7,))
+
+        assert reasons(pair) == []
+
+    @pytest.mark.parametrize(
+        ("initializer", "shape", "axes"), [case for case in CASES if case.id != "zeros"]
+    )
+    def test_multiplied_by_something_else(self, initializer, shape, axes):
+        """A factor that is 7 % off is found."""
+        _, (site, step) = filled(initializer, shape, axes, factors=(0.7,))
+
+        assert reasons((site, replace(step, factors=(0.75,))))
+
+    def test_thirds(self):
+        """Queries, keys and values each with a factor of its own, in a pack and out of one."""
+        axes = Axes((1,), (0,), blocks=(100, 100, 100))
+        for layout in (axes, replace(axes, blocks=())):
+            _, pair = filled(xavier_normal(), (300, 500), layout, factors=(0.5, 1.0, 2.0))
+            assert reasons(pair) == []
+        _, (site, step) = filled(xavier_normal(), (300, 500), axes, factors=(0.5, 1.0, 2.0))
+        (reason,) = reasons((site, replace(step, factors=(0.5, 1.0, 2.1))))
+        assert reason.startswith("block 2: std")
 
     def test_layouts(self):
         """Padding, norms, recurrent packs and parametrised weights pass."""

@@ -35,6 +35,7 @@ from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import (
     Piece,
     is_sharded,
+    multiply_,
     obstacles,
     pieces,
     whole,
@@ -304,8 +305,18 @@ def _prepare(job: Job, hand: Hand) -> Task:
     target = _target(job, hand).to(site.device, site.dtype)
     _zero_padding(job, [whole(target)])
     if site.storage != "plain":
-        return partial(_store, site, behind(site, target))
+        return partial(_store, site, _behind(job, target))
     return partial(_place, [(piece, _own(piece.part_of(target))) for piece in job.held])
+
+
+def _behind(job: Job, target: Tensor) -> Behind:
+    """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
+    found = behind(job.site, target)
+    if not job.step.factors:
+        return found
+    multiplied = found.reading.clone()
+    multiply_([whole(multiplied)], job.step.factors)
+    return behind(job.site, multiplied)
 
 
 def _own(part: Tensor) -> Tensor:
@@ -359,6 +370,8 @@ def _write(jobs: Sequence[Job], staged: Sequence[Task], hands: Sequence[Hand]) -
     share(chain(staged, chain.from_iterable(map(tasks_of, serial))), hands[:1])
     for job in direct:
         _zero_padding(job, job.held)
+    for job in (job for job in jobs if job.step.factors):
+        multiply_(job.held, job.step.factors)
     for parameter in (parameter for job in jobs for parameter in job.site.parameters):
         mark_filled(parameter)
 

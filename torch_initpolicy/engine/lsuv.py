@@ -3,9 +3,8 @@
 Runs the model on copies of its parameters; the model itself is written to once, at the end.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import distributed, nn
 from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
-from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes
-from torch_initpolicy.engine.storage import is_sharded, obstacles
+from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
+from torch_initpolicy.engine.storage import is_sharded, obstacles, undone_on_error
 from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, listing
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
@@ -51,6 +50,11 @@ class Calibration:
     def worst(self) -> float:
         """Largest relative deviation from what was wanted; 0 where nothing was scaled."""
         return max((abs(scaled.after / self.std - 1) for scaled in self.scaled), default=0.0)
+
+    @property
+    def factors(self) -> dict[str, tuple[float, ...]]:
+        """What each weight was multiplied by, by name; three numbers for packed q, k and v."""
+        return factors_of(self.scaled)
 
     def __str__(self) -> str:
         names = [*(scaled.site for scaled in self.scaled), *(left.site for left in self.left)]
@@ -129,7 +133,7 @@ def lsuv_(
         scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
         if not orthogonal:
             return _scaled(model, inputs, scaler)
-        with _undone_on_error(found):
+        with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):
             _orthogonalise(model, found, inputs, filters, seed)
             return _scaled(model, inputs, scaler)
 
@@ -157,19 +161,6 @@ def _orthogonalise(
         model, facts, _START, only=filters.only, skip=filters.skip, frozen=filters.frozen
     )
     apply_steps(plan.pairs(), seed)
-
-
-@contextlib.contextmanager
-def _undone_on_error(found: Iterable[Site]) -> Iterator[None]:
-    """Put back the values of all weights where something raises."""
-    weights = [p for site in found if site.axes is not None for p in site.parameters]
-    saved = [(parameter, parameter.detach().clone()) for parameter in weights]
-    try:
-        yield
-    except BaseException:
-        for parameter, values in saved:
-            parameter.copy_(values)
-        raise
 
 
 def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:

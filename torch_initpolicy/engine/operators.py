@@ -97,7 +97,8 @@ def _scale_projection(scaler: Scaler, given: Mapping[str, Operand], slot: str, i
     offset = bias.tensor.chunk(3)[index] if bias is not None else None
     line = scaler.line(F.linear(given[slot].tensor, matrix), offset)
     parts = tuple(p.chunk(3)[index] if packed is not None else p for p in scaler.parts_of(site))
-    scaler.settle(Target((site.name,), slot, parts), line)
+    block = index if packed is not None else None
+    scaler.settle(Target((site.name,), slot, parts, block), line)
 
 
 def _note_lookup(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:

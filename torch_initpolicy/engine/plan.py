@@ -242,6 +242,22 @@ class Receipt:
         """How many tensors were left as they were."""
         return sum(step.keeps for step in self.plan)
 
+    @property
+    def calibrated(self) -> dict[str, tuple[float, ...]]:
+        """What each calibrated weight was multiplied by, by name; three numbers for packed q, k, v.
+
+        Empty where `apply_policy` was not asked to `calibrate`.
+        """
+        return {step.name: step.factors for step in self.plan if step.factors}
+
+    def verify(self, model: nn.Module | None = None) -> Verification:
+        """Measure every tensor of a model against what was written; see `Plan.verify`.
+
+        Args:
+            model: A model with the same sites; None for the one that was written.
+        """
+        return self.plan.verify(model)
+
     def reproduce(
         self,
         model: nn.Module,
@@ -251,7 +267,8 @@ class Receipt:
     ) -> "Receipt":
         """Write the same bits to another model that has the same parameters.
 
-        What the plan kept is kept here too: it is not part of the receipt.
+        What the plan kept is kept here too: it is not part of the receipt. What was calibrated is
+        multiplied by the same factors, without another look at inputs.
 
         Args:
             model: A model with the same parameters, spread over processes as it may be.
@@ -276,8 +293,9 @@ class Receipt:
 
     def __str__(self) -> str:
         drawn = f" on {', '.join(self.devices)}" if self.devices else ""
+        scaled = f", {len(self.calibrated)} calibrated" if self.calibrated else ""
         return (
-            f"{self.written} tensors written, {self.kept} kept: policy {self.plan.policy!r}, "
+            f"{self.written} tensors written, {self.kept} kept{scaled}: policy {self.plan.policy!r}, "
             f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"
         )
 

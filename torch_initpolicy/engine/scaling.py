@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from torch_initpolicy.engine.parametrized import Behind, behind, reading, store
 from torch_initpolicy.engine.planning import Filters
-from torch_initpolicy.engine.storage import full, is_sharded, pieces
+from torch_initpolicy.engine.storage import full, is_sharded, multiply_, pieces
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.capture import Ran, tensors_in
@@ -36,6 +36,7 @@ class Scaled:
             weights being scaled already.
         after: The same with the scaled weight.
         factor: What the weight was multiplied by.
+        block: Which third of packed queries, keys and values it is; None for the whole weight.
     """
 
     site: str
@@ -43,6 +44,7 @@ class Scaled:
     before: float
     after: float
     factor: float
+    block: int | None = None
 
     def __str__(self) -> str:
         return f"{self.op:>12}  std {self.before:>9.4g} -> {self.after:<9.4g} x {self.factor:.4g}"
@@ -59,6 +61,28 @@ class Left:
 
     site: str
     reason: str
+
+
+def factors_of(scaled: Iterable[Scaled]) -> dict[str, tuple[float, ...]]:
+    """Return what each weight was multiplied by in all, by canonical name.
+
+    Returns:
+        One number for each weight, or three where packed queries, keys and values have each their
+        own.
+
+    Examples:
+        >>> factors_of([Scaled("w", "value", 1.0, 1.0, 2.0, block=2)])
+        {'w': (1.0, 1.0, 2.0)}
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for each in scaled:
+        known = found.get(each.site, (1.0,))
+        parts = known * 3 if each.block is not None and len(known) == 1 else known
+        found[each.site] = tuple(
+            known * each.factor if each.block in (None, number) else known
+            for number, known in enumerate(parts)
+        )
+    return found
 
 
 #
@@ -132,11 +156,13 @@ class Target:
         sites: Their canonical names.
         op: What is scaled to its standard deviation, for the report.
         parts: The tensors that are multiplied, aliases of stand-ins.
+        block: Which third of packed queries, keys and values it is; None for whole weights.
     """
 
     sites: tuple[str, ...]
     op: str
     parts: tuple[Tensor, ...]
+    block: int | None = None
 
 
 @dataclass(slots=True)
@@ -144,6 +170,7 @@ class History:
     """What is remembered of one target over the passes."""
 
     before: float
+    block: int | None = None
     factor: float = 1.0
     used: list[tuple[float, float]] = field(default_factory=list)
 
@@ -310,7 +337,7 @@ class Scaler:
         if reason is not None or not isinstance(scale, float):
             self.left.update(dict.fromkeys(target.sites, reason or ""))
             return 1.0
-        history = self.histories.setdefault(key, History(before))
+        history = self.histories.setdefault(key, History(before, target.block))
         history.factor *= scale
         history.used.append((response.count, after))
         return scale
@@ -361,22 +388,37 @@ class Scaler:
             distributed.all_reduce(sums, group=group)
 
     def write(self) -> None:
-        """Give the model the values of the stand-ins that were changed."""
-        for name, found in self.changed.items():
+        """Multiply the weights of the model, each once, and give its biases their new values."""
+        factors = factors_of(self.scaled())
+        found = {
+            name: behind(self.sites[name], reading(self.sites[name]) * factors[name][0])
+            for name, changed in self.changed.items()
+            if changed is not None
+        }
+        for name in self.changed:
             site = self.sites[name]
-            if found is not None:
-                store(site, found)
-                continue
-            for piece in pieces(site.parameters[0]):
-                piece.tensor.copy_(piece.part_of(self.stand_ins[id(site.parameters[0])]))
+            if name in found:
+                store(site, found[name])
+            elif name in factors:
+                multiply_(pieces(site.parameters[0]), factors[name])
+            else:
+                self._copy(site)
 
-    def report(self) -> tuple[tuple[Scaled, ...], tuple[Left, ...]]:
-        """Say what was scaled and what was left."""
-        scaled = tuple(
-            Scaled(name, op, history.before, history.std, history.factor)
+    def _copy(self, site: Site) -> None:
+        for piece in pieces(site.parameters[0]):
+            piece.tensor.copy_(piece.part_of(self.stand_ins[id(site.parameters[0])]))
+
+    def scaled(self) -> tuple[Scaled, ...]:
+        """Say what was scaled."""
+        return tuple(
+            Scaled(name, op, history.before, history.std, history.factor, history.block)
             for (names, op), history in self.histories.items()
             for name in names
         )
+
+    def report(self) -> tuple[tuple[Scaled, ...], tuple[Left, ...]]:
+        """Say what was scaled and what was left."""
+        scaled = self.scaled()
         done = {entry.site for entry in scaled}
         unused = "no operator applied it in this forward pass"
         weights = (s for s in self.sites.values() if s.role in ("weight", "recurrent"))

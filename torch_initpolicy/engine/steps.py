@@ -44,6 +44,9 @@ class Step:
         padding: Row that stays zero, or None.
         feeds_output: Whether its output is the model's own, with no weight behind it.
         ends_residual: Whether it is the last weight of a residual branch.
+        factors: What is multiplied to the filled values: one number for all of them, or one for
+            each of as many equal parts along the first axis (a calibration of packed queries, keys
+            and values); empty where there is nothing to multiply. Of a kept site a mere record.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Step:
     padding: int | None = None
     feeds_output: bool = False
     ends_residual: bool = False
+    factors: tuple[float, ...] = ()
 
     @property
     def keeps(self) -> bool:

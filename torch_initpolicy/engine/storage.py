@@ -9,7 +9,8 @@ initializers or of random numbers.
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -198,6 +199,50 @@ def full(parameter: Tensor) -> Tensor:
         return _plain(parameter)
     with torch.no_grad():
         return parameter.full_tensor()
+
+
+def along(piece: Piece, axis: int, positions: range) -> Tensor:
+    """Return what a piece holds of some positions along an axis of the logical tensor."""
+    box = piece.box[axis]
+    first, last = (min(max(at, box.start), box.stop) for at in (positions.start, positions.stop))
+    return piece.tensor.narrow(axis, first - box.start, max(last - first, 0))
+
+
+def multiply_(held: Iterable[Piece], factors: Sequence[float]) -> None:
+    """Multiply the pieces of a tensor in place.
+
+    Args:
+        held: The pieces that this process holds.
+        factors: One number for all of the tensor, or one for each of as many equal parts along its
+            first axis.
+
+    Examples:
+        >>> tensor = torch.ones(4)
+        >>> multiply_([whole(tensor)], (2.0, 3.0))
+        >>> tensor.tolist()
+        [2.0, 2.0, 3.0, 3.0]
+    """
+    for piece in held:
+        if len(factors) == 1:
+            piece.tensor.mul_(factors[0])
+            continue
+        rows = piece.shape[0] // len(factors)
+        for number, factor in enumerate(factors):
+            along(piece, 0, range(number * rows, (number + 1) * rows)).mul_(factor)
+
+
+@contextmanager
+def undone_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back the values of tensors where something raises; takes a copy of them."""
+    with torch.no_grad():
+        saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, values in saved:
+                tensor.copy_(values)
+        raise
 
 
 def _plain(tensor: Tensor) -> Tensor:
