@@ -310,6 +310,30 @@ class TestBadInput:
         with pytest.raises(PlanError, match="inference"):
             apply_policy(model, seed=0)
 
+    @pytest.mark.parametrize(
+        ("dtype", "initializer"),
+        [(torch.float16, initializers.Constant(1e5)), (torch.float32, initializers.Normal(1e38))],
+        ids=["constant", "tails"],
+    )
+    def test_beyond_the_dtype(self, dtype, initializer):
+        """What a parameter's dtype cannot hold is found in planning."""
+        with pytest.raises(PlanError, match=r"weight.*do not fit into float"):
+            plan_policy(nn.Linear(2, 2, dtype=dtype), initializer)
+
+    def test_a_callable_that_gives_nan(self):
+        """Every site whose function gives what is not finite is listed, and nothing has changed."""
+        model = small()
+        before = bits(model)
+
+        def spoils(tensor: Tensor) -> None:
+            tensor.div_(0)
+
+        with pytest.raises(ApplyError, match="not finite") as caught:
+            apply_policy(model, spoils, seed=0)
+
+        assert str(caught.value).count("spoils) gives") == 6
+        assert equal(before, bits(model))
+
     def test_a_callable_that_raises(self):
         """A user's function runs before the first write: when it raises nothing has changed."""
         model = small()

@@ -225,6 +225,15 @@ def _raises(tensor):
     raise ZeroDivisionError("no luck")
 
 
+def _widens(tensor):
+    tensor.data = tensor.double()
+
+
+def _spoils(tensor):
+    tensor.fill_(1.0)
+    tensor[0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+
+
 def _outside(tensor):
     return torch.zeros_like(tensor)
 
@@ -238,7 +247,17 @@ class TestErrors:
             pytest.param(From(_raises), "no luck", id="raises"),
             pytest.param(From(_outside), "must fill its argument in place", id="not in place"),
             pytest.param(
-                From(lambda tensor: tensor.resize_(2, 2)), r"made \(2, 2\) of it", id="resizes"
+                From(lambda tensor: tensor.resize_(2, 2)),
+                r"made of shape \(2, 2\), float32, on cpu of a tensor of shape \(4, 16\)",
+                id="resizes",
+            ),
+            pytest.param(
+                From(_widens), r"made of shape \(4, 16\), float64, on cpu of a", id="other dtype"
+            ),
+            pytest.param(
+                From(_spoils),
+                r"\(Linear, \(4, 16\)\): From\(\S+_spoils\) gives 3 of 64 elements that are not",
+                id="not finite",
             ),
             pytest.param(he_normal(gain="meets"), "is known in a plan", id="unresolved"),
             pytest.param(Blocks((Zeros(), Ones())), "2 initializers for 0", id="no blocks"),
@@ -255,6 +274,26 @@ class TestErrors:
 
         assert "'head.weight'" in str(error.value)
         assert same(before, state(model))
+
+    @pytest.mark.parametrize(
+        "initializer",
+        [
+            pytest.param(Constant(1e5), id="elementwise"),
+            pytest.param(Normal(3e4), id="the tails of a distribution"),
+            pytest.param(Orthogonal(1e6), id="structured"),
+            pytest.param(From(nn.init.constant_, val=1e5), id="function"),
+        ],
+    )
+    def test_beyond_the_dtype(self, initializer):
+        """What a half precision tensor cannot hold is refused, though float32 can."""
+        model = layer(30, 40, dtype=torch.float16)
+        before = state(model)
+
+        with pytest.raises(ApplyError, match=r"'weight'.*float16"):
+            fill(model, initializer)
+
+        assert same(before, state(model))
+        fill(layer(30, 40), initializer)
 
     def test_cause(self):
         """The exception of a user's function is the cause of the cause."""
@@ -298,6 +337,28 @@ class TestErrors:
 
         with pytest.raises(ApplyError, match="holds no real or complex numbers"):
             fill(model, Zeros())
+
+    @pytest.mark.parametrize("threads", [0, -1, 1.5, "two", True], ids=repr)
+    def test_threads(self, threads):
+        """What is no number of threads is refused before anything is written."""
+        model = layer(3, 4)
+        before = state(model)
+
+        with pytest.raises(ApplyError, match="threads is a number from 1 on"):
+            fill(model, Normal(1.0), threads=threads)
+
+        assert same(before, state(model))
+
+    @pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", 2.5], ids=repr)
+    def test_devices(self, device):
+        """A device that is not there, or holds no numbers, is refused before the first write."""
+        model = layer(3, 4)
+        before = state(model)
+
+        with pytest.raises(ApplyError, match=r"draw_on='\S+' is no device that can draw here"):
+            fill(model, Normal(1.0), draw_on=device)
+
+        assert same(before, state(model))
 
     def test_seed(self):
         """A seed that does not fit is refused before anything is written."""

@@ -23,6 +23,7 @@ from torch_initpolicy.engine.drawing import (
     Hand,
     Job,
     Task,
+    check_threads,
     drawn,
     hands_for,
     normals,
@@ -31,7 +32,7 @@ from torch_initpolicy.engine.drawing import (
 )
 from torch_initpolicy.engine.guard import mark_filled
 from torch_initpolicy.engine.parametrized import Behind, behind, reading, store
-from torch_initpolicy.engine.steps import Step
+from torch_initpolicy.engine.steps import Step, overflow
 from torch_initpolicy.engine.storage import (
     Piece,
     is_sharded,
@@ -42,6 +43,7 @@ from torch_initpolicy.engine.storage import (
 )
 from torch_initpolicy.engine.streams import (
     as_seed,
+    check_origin,
     draws_on,
     isolated,
 )
@@ -117,6 +119,8 @@ def apply_steps(
     """
     started = time.perf_counter()
     with _plainly():
+        check_threads(threads)
+        check_origin(draw_on)
         known = list(pairs)
         jobs = _jobs(known, draw_on)
         seed = _agreed(seed, jobs, model)
@@ -171,13 +175,17 @@ def _job_or_why_not(site: Site, step: Step, draw_on: torch.device | str | None) 
 def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
     for reason in _obstacles(site, step):
         raise ApplyError(reason)
+    draws, working = _draws(step), working_dtype(site.dtype)
+    beyond = overflow((draw.spread for draw in draws), site.dtype)
+    if beyond is not None:
+        raise ApplyError(f"({step.initializer}): {beyond}")
     return Job(
         site=site,
         step=step,
         origin=torch.device(draw_on or draws_on(site.device)),
         held=pieces(site.parameters[0]) if site.storage == "plain" else (),
-        draws=_draws(step),
-        working=working_dtype(site.dtype),
+        draws=draws,
+        working=working,
     )
 
 
@@ -283,8 +291,7 @@ def _attempt(job: Job, hand: Hand) -> Task | ApplyError:
     except ApplyError as error:
         return error
     except Exception as error:  # noqa: BLE001 - whatever a user's callable may raise
-        title = f"{job.site.name!r} ({job.site.kind}, {job.site.shape})"
-        failure = ApplyError(f"{title}: {job.step.initializer} raised {error!r}")
+        failure = _refused(job, f"raised {error!r}")
         failure.__cause__ = error
         return failure
 
@@ -303,6 +310,7 @@ _GLOBAL = 1 << 63
 def _prepare(job: Job, hand: Hand) -> Task:
     site = job.site
     target = _target(job, hand).to(site.device, site.dtype)
+    _check_finite(job, target)
     _zero_padding(job, [whole(target)])
     if site.storage != "plain":
         return partial(_store, site, _behind(job, target))
@@ -340,11 +348,29 @@ def _called(job: Job, hand: Hand) -> Tensor:
     now = reading(job.site).to(job.origin, job.working)
     copy = now.clone(memory_format=torch.contiguous_format)
     job.step.initializer(copy, job.step.axes, generator=hand.stream(job)(0))
-    if tuple(copy.shape) != job.site.shape:
-        raise ApplyError(
-            f"{job.site.name!r}: {job.step.initializer} made {tuple(copy.shape)} of it"
-        )
+    made, wanted = ((tuple(t.shape), t.dtype, t.device) for t in (copy, now))
+    if made != wanted:
+        raise _refused(job, f"made {_described(copy)} of a tensor {_described(now)}")
     return copy
+
+
+def _described(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"of shape {tuple(tensor.shape)}, {dtype}, on {tensor.device}"
+
+
+def _check_finite(job: Job, target: Tensor) -> None:
+    """Raise where values are not finite, be it for the dtype of the site alone."""
+    wrong = int(target.isfinite().logical_not().sum())
+    if wrong:
+        raise _refused(
+            job, f"gives {wrong} of {target.numel()} elements that are not finite in {target.dtype}"
+        )
+
+
+def _refused(job: Job, why: str) -> ApplyError:
+    title = f"{job.site.name!r} ({job.site.kind}, {job.site.shape})"
+    return ApplyError(f"{title}: {job.step.initializer} {why}")
 
 
 def _zero_padding(job: Job, held: Iterable[Piece]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import Piece, whole
 from torch_initpolicy.engine.streams import BLOCK, Seek, key, keys, seeker
+from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.elementwise import fill_with
 from torch_initpolicy.tensors.initializers import Draw
@@ -93,6 +94,21 @@ class Hand:
 _ROOM = BLOCK * torch.complex128.itemsize
 _WORTH = 4
 """Blocks of work that make up for starting a thread."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that is none.
+
+    Raises:
+        ApplyError: It is no positive integer.
+    """
+    if threads is None:
+        return
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ApplyError(
+            f"threads is a number from 1 on, or None for as many as torch computes with; "
+            f"got {threads!r}"
+        )
 
 
 def hands_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Hand]:

@@ -68,5 +68,5 @@ def step_of(data: codec.Data, where: str) -> Step:
 def outcome(step: Step) -> codec.Data:
     """Return what decides about the numbers that a step leaves behind, whatever its reasons."""
     parts = (step.name, step.shape, step.dtype, step.initializer, step.axes, step.padding)
-    parts += (step.factors,) if step.factors else ()
-    return codec.encode(parts, _CLASSES, _opaque)
+    multiplied = (step.factors,) if step.factors else ()
+    return codec.encode((*parts, *multiplied), _CLASSES, _opaque)

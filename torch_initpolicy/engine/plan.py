@@ -294,8 +294,9 @@ class Receipt:
     def __str__(self) -> str:
         drawn = f" on {', '.join(self.devices)}" if self.devices else ""
         scaled = f", {len(self.calibrated)} calibrated" if self.calibrated else ""
+        counts = f"{self.written} tensors written, {self.kept} kept{scaled}"
         return (
-            f"{self.written} tensors written, {self.kept} kept{scaled}: policy {self.plan.policy!r}, "
+            f"{counts}: policy {self.plan.policy!r}, "
             f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"
         )
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from torch_initpolicy.engine.parametrized import behind
 from torch_initpolicy.engine.plan import Plan
-from torch_initpolicy.engine.steps import Number, Step
+from torch_initpolicy.engine.steps import Number, Step, overflow
 from torch_initpolicy.engine.storage import obstacles
 from torch_initpolicy.engine.streams import isolated
 from torch_initpolicy.engine.words import figure, told
@@ -292,6 +292,7 @@ def _step(choice: Choice, gains: Gains) -> Step:
     resolved = _known(chosen).resolve(_context(facts, gains))
     if not isinstance(resolved, Keep):
         _check_memory(site)
+        _check_range(choice, resolved)
     reason = _reason(choice, rule, chosen, told(resolved, *fans))
     step = _described(choice, resolved, fans, repr(rule.matcher), reason)
     if site.storage != "plain":
@@ -367,10 +368,13 @@ def _merged(numbers: Iterable[float]) -> Number:
 
 
 def _std(choice: Choice, initializer: Initializer) -> Number:
+    return _merged(spread.std for spread in _spreads(choice, initializer))
+
+
+def _spreads(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
+    """Return the distributions of a site's values, one or one per block; none if nobody knows."""
     spread = _known(initializer).spread(choice.site.shape, choice.axes)
-    if spread is None:
-        return None
-    return _merged(each.std for each in ((spread,) if isinstance(spread, Spread) else spread))
+    return (spread,) if isinstance(spread, Spread) else spread or ()
 
 
 #
@@ -461,6 +465,13 @@ def _check_memory(site: Site) -> None:
         working_dtype(site.dtype)
     except PolicyError as error:
         raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+def _check_range(choice: Choice, initializer: Initializer) -> None:
+    """Raise where a site's dtype cannot hold what would be drawn for it."""
+    reason = overflow(_spreads(choice, initializer), choice.site.dtype)
+    if reason is not None:
+        raise PolicyError(f"{initializer}: {reason}")
 
 
 def _check_reachable(site: Site, step: Step) -> None:

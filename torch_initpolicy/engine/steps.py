@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_initpolicy.tensors.axes import Axes, conventional
-from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
+from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Spread, Zeros
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence
 
@@ -80,6 +80,37 @@ class Step:
     def elements(self) -> int:
         """How many elements the site has."""
         return math.prod(self.shape)
+
+
+_FARTHEST = 6.0
+"""Standard deviations out to which a distribution without bounds must be representable."""
+
+
+def overflow(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
+    """Say how values go beyond what a dtype can hold; None if they do not.
+
+    Args:
+        spreads: Distributions of the values.
+        dtype: A floating-point or complex dtype.
+
+    Examples:
+        >>> overflow([Spread(1e6, 0.0)], torch.float16)
+        'values up to 1e+06 do not fit into float16, which ends at 65504'
+        >>> overflow([Spread(1e6, 0.0)], torch.float32)
+    """
+    most = torch.finfo(dtype).max
+    reach = max((_reach(spread) for spread in spreads), default=0.0)
+    if reach <= most:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return f"values up to {reach:.6g} do not fit into {name}, which ends at {most:.6g}"
+
+
+def _reach(spread: Spread) -> float:
+    far = _FARTHEST * spread.std
+    low = spread.mean - far if spread.low is None else spread.low
+    high = spread.mean + far if spread.high is None else spread.high
+    return max(abs(low), abs(high))
 
 
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:

@@ -98,6 +98,25 @@ def draws_on(device: torch.device) -> torch.device:
     return device if device.type in _NATIVE else torch.device("cpu")
 
 
+def check_origin(device: torch.device | str | None) -> None:
+    """Refuse a device that cannot draw here.
+
+    Raises:
+        ApplyError: It is no device, is not there, or holds no numbers (`"meta"`).
+    """
+    if device is None:
+        return
+    try:
+        torch.Generator(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ApplyError(
+            f"draw_on={str(device)!r} is no device that can draw here: {why}; use 'cpu', or None "
+            "for the device that each tensor lives on"
+        ) from error
+
+
 def seeker(device: torch.device) -> Seek:
     """Return a function that moves one generator on `device` to the start of any key's stream.
 

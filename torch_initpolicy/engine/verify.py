@@ -141,16 +141,19 @@ def calibrated(step: Step) -> Step:
     """
     if not step.factors or _is_silent(step):
         return step
-    initializer = cast("Structured", step.initializer)
     if len(set(step.factors)) == 1:
-        return replace(step, initializer=initializer.scaled(step.factors[0]))
+        scaled = cast("Structured", step.initializer).scaled(step.factors[0])
+        return replace(step, initializer=scaled)
     blocks = step.axes.blocks if step.axes else ()
     if len(blocks) != len(step.factors) or len(set(blocks)) > 1:
         return replace(step, initializer=Keep())
-    packed = isinstance(initializer, Blocks)
-    inner = initializer.initializers if packed else (initializer,) * len(blocks)
-    parts = zip(cast("tuple[Structured, ...]", inner), step.factors, strict=True)
-    return replace(step, initializer=Blocks(tuple(each.scaled(factor) for each, factor in parts)))
+    each = (
+        step.initializer.initializers
+        if isinstance(step.initializer, Blocks)
+        else (step.initializer,) * len(blocks)
+    )
+    parts = zip(cast("tuple[Structured, ...]", each), step.factors, strict=True)
+    return replace(step, initializer=Blocks(tuple(part.scaled(factor) for part, factor in parts)))
 
 
 def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
