@@ -22,6 +22,7 @@ from torch_initpolicy.errors import (
     SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
+    counted,
     listing,
     nearest,
 )
@@ -78,6 +79,16 @@ def test_long_lists_are_cut_and_counted():
     lines = listing([str(i) for i in range(SHOWN + 3)]).splitlines()
 
     assert (len(lines), lines[0], lines[-1]) == (SHOWN + 1, "  - 0", "  ... and 3 more")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 tensors"), (1, "1 tensor"), (2, "2 tensors"), (1024, "1,024 tensors")],
+    ids=["none", "one", "two", "many"],
+)
+def test_counts_are_written_as_one_would_say_them(count, expected):
+    """One is singular; thousands are separated."""
+    assert counted(count, "tensor") == expected
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch_initpolicy import (
     Plan,
     Receipt,
     Rule,
+    Step,
     apply_policy,
     init_policy,
     initializers,
@@ -20,7 +21,6 @@ from torch_initpolicy import (
     plan_policy,
     presets,
 )
-from torch_initpolicy.engine.steps import Step
 
 
 @init_policy

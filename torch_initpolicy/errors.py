@@ -119,6 +119,16 @@ def listing(cases: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def counted(count: int, noun: str) -> str:
+    """Write how many there are of something: `"1 tensor"`, `"1,024 tensors"`.
+
+    Args:
+        count: How many.
+        noun: The word for one of them, whose plural ends in `s`.
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Write what was probably meant: `"; did you mean 'relu' or 'relu6'?"`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=3)

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from torch_initpolicy import InitPolicy, Rule, apply_policy, initializers, match, presets, skip_init
+from torch_initpolicy import (
+    InitPolicy,
+    Rule,
+    apply_policy,
+    initializers,
+    match,
+    presets,
+    restore,
+    skip_init,
+)
 from torch_initpolicy import materialize as materialize_
 from torch_initpolicy.errors import ApplyError, MaterializeError, PlanError
 
@@ -264,17 +273,36 @@ class TestErrors:
             materialize(model)
 
         assert str(raised.value) == (
-            "4 tensors of a model built on the meta device hold values that only its constructor "
+            "4 tensors of a model built on the meta device with values that only its constructor "
             "computes:\n"
             "  - '0.gamma' (Forgetful, shape (3,))\n"
             "  - '0.mask' (Forgetful, shape (2, 2))\n"
             "  - '1.gamma' (Forgetful, shape (3,))\n"
             "  - '1.mask' (Forgetful, shape (2, 2))\n"
             "pass rebuild=..., a function that builds the model once more (it runs on the CPU and "
-            "draws no weights), or register a function that computes them with restore.register; "
-            "a parameter may also get a Rule"
+            "draws no weights), or register a function that computes them with "
+            "torch_initpolicy.restore.register; a parameter may also get a Rule"
         )
         assert before == snapshot(model)
+
+    def test_restore(self):
+        """What the message says to register is enough, and holds for that class alone."""
+
+        class Remembered(Forgetful):
+            pass
+
+        @restore.register
+        def _(module: Remembered) -> None:
+            module.mask = torch.full((2, 2), 5.0)
+            module.gamma.data.fill_(5.0)
+
+        model = on_meta(lambda: nn.Sequential(Remembered(5.0), Forgetful(3.0)))
+        with pytest.raises(MaterializeError, match="2 tensors of a model") as raised:
+            materialize(model)
+        materialize(model[0])
+
+        assert "'1.gamma'" in str(raised.value)
+        assert (model[0].mask.sum().item(), model[0].gamma.tolist()) == (20.0, [5.0] * 3)
 
     def test_rebuild(self):
         """A function that builds the model tells all."""

@@ -16,7 +16,7 @@ from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
 from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
 from torch_initpolicy.engine.storage import is_sharded, obstacles, undone_on_error
-from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, listing
+from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, counted, listing
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import Site, canonical_modules, sites
@@ -61,7 +61,10 @@ class Calibration:
         width = max(map(len, names), default=0)
         rows = [f"{scaled.site:{width}}  {scaled}" for scaled in self.scaled]
         rows += [f"{left.site:{width}}  left: {left.reason}" for left in self.left]
-        head = f"{len(self.scaled)} weights scaled to std {self.std:g}, {len(self.left)} left"
+        head = (
+            f"{counted(len(self.scaled), 'weight')} scaled to std {self.std:g}, "
+            f"{len(self.left)} left"
+        )
         return "\n".join((head, *rows))
 
 

@@ -18,7 +18,7 @@ from torch_initpolicy.engine.guard import as_constructed
 from torch_initpolicy.engine.origins import Build, Lost, Origin, class_of, origins, tensors_of
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded, pieces
-from torch_initpolicy.errors import MaterializeError, listing
+from torch_initpolicy.errors import MaterializeError, counted, listing
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.tensors.layers import buffers_of
 
@@ -105,11 +105,11 @@ def _check(lost: Iterable[Lost], found: Mapping[str, Origin]) -> None:
     ]
     if cases:
         raise MaterializeError(
-            f"{len(cases)} tensors of a model built on the meta device hold values that only its "
-            f"constructor computes:\n{listing(cases)}\n"
+            f"{counted(len(cases), 'tensor')} of a model built on the meta device with values that "
+            f"only its constructor computes:\n{listing(cases)}\n"
             "pass rebuild=..., a function that builds the model once more (it runs on the CPU and "
-            "draws no weights), or register a function that computes them with restore.register; "
-            "a parameter may also get a Rule"
+            "draws no weights), or register a function that computes them with "
+            "torch_initpolicy.restore.register; a parameter may also get a Rule"
         )
 
 

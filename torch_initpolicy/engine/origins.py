@@ -63,14 +63,19 @@ class Reference(NamedTuple):
 
 @functools.singledispatch
 def restore(module: nn.Module) -> None:
-    """Compute in place the buffers and constants that the constructor of `module` computes.
+    """Compute the buffers and constants of a module once more, as its constructor does.
 
-    Teach it a module of your own with `restore.register`, where `materialize` cannot find out by
-    itself. The function is called with a copy of the module on the CPU, whose tensors on the meta
-    device are undefined there; it may write them in place or assign new ones.
+    `materialize` calls this for what a model built on the meta device has lost. Register a function
+    for modules of your own with `restore.register` where it cannot find out by itself; the type of
+    the argument, or a class given to `register`, says for which, subclasses included. The function
+    is called with a copy of the module on the CPU, whose tensors on the meta device are undefined
+    there; it may write them in place or assign new ones.
 
     Args:
         module: The module, without its submodules' tensors being of interest.
+
+    Raises:
+        NotImplementedError: No function is registered for the module's class.
 
     Examples:
         >>> import math
@@ -85,6 +90,10 @@ def restore(module: nn.Module) -> None:
         >>> @restore.register
         ... def _(module: Rotary) -> None:
         ...     module.frequencies = module.compute()
+        >>> module = Rotary(4)
+        >>> restore(module)
+        >>> module.frequencies
+        tensor([1.0000, 0.0100])
     """
     raise NotImplementedError(f"no function is registered for {type(module).__name__}")
 

@@ -20,7 +20,14 @@ from torch_initpolicy.engine.storage import reshard
 from torch_initpolicy.engine.verify import Verification, verify_steps
 from torch_initpolicy.engine.versions import Versions
 from torch_initpolicy.engine.words import header, table
-from torch_initpolicy.errors import PlanError, PolicyError, UnknownNameError, listing, nearest
+from torch_initpolicy.errors import (
+    PlanError,
+    PolicyError,
+    UnknownNameError,
+    counted,
+    listing,
+    nearest,
+)
 from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, sites
 
@@ -294,7 +301,7 @@ class Receipt:
     def __str__(self) -> str:
         drawn = f" on {', '.join(self.devices)}" if self.devices else ""
         scaled = f", {len(self.calibrated)} calibrated" if self.calibrated else ""
-        counts = f"{self.written} tensors written, {self.kept} kept{scaled}"
+        counts = f"{counted(self.written, 'tensor')} written, {self.kept} kept{scaled}"
         return (
             f"{counts}: policy {self.plan.policy!r}, "
             f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"

@@ -22,6 +22,7 @@ from torch_initpolicy.errors import (
     PlanError,
     PolicyError,
     UnusedRuleWarning,
+    counted,
     listing,
     nearest,
     warn,
@@ -395,7 +396,7 @@ def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
 def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
     blocks = choice.axes.blocks if choice.axes else ()
     if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
-        yield f"each of {len(blocks)} blocks"
+        yield f"each of {counted(len(blocks), 'block')}"
     if isinstance(chosen, BranchScaled):
         yield f"scaled for {choice.facts.residual_branches} residual branches"
     if choice.facts.offset:

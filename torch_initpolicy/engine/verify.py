@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_initpolicy.engine.parametrized import ROUNDING, reading
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import Piece, along, full, pieces, whole
-from torch_initpolicy.errors import VerifyError, listing
+from torch_initpolicy.errors import VerifyError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes, block_ranges, conventional, part
 from torch_initpolicy.tensors.initializers import (
@@ -80,9 +80,11 @@ class Verification:
         return not self.findings
 
     def __str__(self) -> str:
-        head = f"{len(self.measured)} tensors measured, {len(self.unmeasured)} not"
+        head = f"{counted(len(self.measured), 'tensor')} measured, {len(self.unmeasured)} not"
         cases = [f"{finding.name!r}: {finding.reason}" for finding in self.findings]
-        return f"{head}, {len(cases)} findings:\n{listing(cases)}" if cases else f"{head}: all well"
+        if not cases:
+            return f"{head}: all well"
+        return f"{head}, {counted(len(cases), 'finding')}:\n{listing(cases)}"
 
 
 def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
@@ -280,7 +282,7 @@ def _off_mean(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[st
     mean = sample.shift / sample.size
     if not abs(mean) <= error:
         yield (
-            f"mean {spread.mean + mean:.6g} of {sample.size} elements, "
+            f"mean {spread.mean + mean:.6g} of {counted(sample.size, 'element')}, "
             f"expected {spread.mean:.6g} +- {error:.2g}"
         )
 
@@ -292,7 +294,7 @@ def _off_std(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[str
     slack = allowed.rounding * max(abs(spread.mean), spread.std)
     if not low - slack <= std <= high + slack:
         yield (
-            f"std {std:.6g} of {sample.size} elements, "
+            f"std {std:.6g} of {counted(sample.size, 'element')}, "
             f"expected {spread.std:.6g}, between {low:.6g} and {high:.6g}"
         )
 
@@ -388,7 +390,7 @@ def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Itera
     rounding = 4 * torch.finfo(tensor.dtype).eps  # of a gain, and of what is multiplied to it
     wrong = int(((expected - tensor).abs() > rounding * expected.abs()).sum())
     if wrong:
-        yield f"{wrong} elements are not those of {initializer}"
+        yield f"{counted(wrong, 'element')} other than those of {initializer}"
 
 
 @structure.register(Sparse)
@@ -398,7 +400,7 @@ def _(initializer: Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
         expected = math.ceil(initializer.sparsity * matrices.shape[-1])
         least = int((matrices == 0).sum(-1).min()) if matrices.numel() else expected
         if initializer.std and least < expected:
-            yield f"{title}a unit with {least} zeros, expected {expected}"
+            yield f"{title}a unit with {counted(least, 'zero')}, expected {expected}"
 
 
 @structure.register(ICNR)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_initpolicy.engine.steps import Number, Step, symmetric
+from torch_initpolicy.errors import counted
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     Constant,
@@ -232,8 +233,9 @@ def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, i
     kept = sum(step.keeps for step in steps)
     known = Counter(step.evidence for step in steps)
     unknown = folded((step.name, ()) for step in steps if step.role == "unknown")
+    counts = f"{counted(len(steps), 'parameter')}, {counted(elements, 'element')}; {kept:,} kept"
     lines = [
-        f"policy {policy}: {len(steps)} parameters, {elements:,} elements; {kept} kept",
+        f"policy {policy}: {counts}",
         f"known from: {_counts(known)}",
     ]
     if unknown_operators:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy.errors import UnknownNameError, nearest
+from torch_initpolicy.errors import UnknownNameError, counted, nearest
 
 Function = Callable[[Tensor], Tensor]
 """An element-wise function of one tensor."""
@@ -167,7 +167,8 @@ def _look_up(activation: Activation) -> tuple[Known, tuple[float, ...]]:
         known.usual if parameter is None else tuple(float(n) for n in given if n is not None)
     )
     if len(parameters) != len(known.usual):
-        raise ValueError(f"{activation}: {activation.name} takes {len(known.usual)} parameters")
+        takes = counted(len(known.usual), "parameter")
+        raise ValueError(f"{activation}: {activation.name} takes {takes}")
     return known, parameters
 
 

@@ -23,7 +23,7 @@ from typing import Literal, NoReturn, cast
 import torch
 from torch import Tensor
 
-from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.errors import PolicyError, counted
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.elementwise import (
     Constant,
@@ -228,8 +228,9 @@ class Blocks:
         packed = 0 if axes is None else len(axes.blocks)
         if axes is None or packed != len(self.initializers):
             raise PolicyError(
-                f"{self} has {len(self.initializers)} initializers for {packed} packed blocks in "
-                f"a tensor of shape {tuple(shape)}; pass Axes(..., blocks=...)"
+                f"{self} has {counted(len(self.initializers), 'initializer')} for "
+                f"{counted(packed, 'packed block')} in a tensor of shape {tuple(shape)}; "
+                "pass Axes(..., blocks=...)"
             )
         blocks = parts(shape, fitting(self, shape, axes))
         for inner, (block_shape, block_axes) in zip(self.initializers, blocks, strict=True):
