@@ -1,0 +1,63 @@
+"""No model of timm or torchvision, as its own library makes it, starts with a lasting symmetry."""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.zoo.catalogue import REPRESENTATIVES, selected
+from torch_initpolicy import find_symmetry
+from torch_initpolicy.integrations.models import build
+
+pytestmark = pytest.mark.zoo
+
+SUSPECTED = (
+    "timm:convit_tiny timm:convnextv2_atto timm:cs3darknet_focus_s timm:csatv2 "
+    "timm:efficientvim_m1 timm:efficientvit_m0 timm:fastvit_t8 timm:gmlp_ti16_224 "
+    "timm:hiera_tiny_224 timm:levit_128s timm:mobilevitv2_050 timm:nf_regnet_b0 timm:regnety_002 "
+    "timm:repvit_m0_9 timm:resnet18 timm:sequencer2d_s timm:shvit_s1 timm:swiftformer_xs "
+    "torchvision:vit_b_32"
+).split()
+"""Models that do start with zeros or equal units somewhere, and have to be run to be cleared."""
+
+SHORTENED = {
+    "timm:aimv2_3b_*": {"depth": 4},
+    "timm:eva02_enormous_*": {"depth": 4},
+    "timm:swinv2_cr_giant_*": {"depths": (1, 1, 2, 1)},
+    "timm:vit_5b_*": {"depth": 4, "num_kv_heads": 16},
+    "timm:vit_7b_*": {"depth": 4},
+    "timm:vit_*gigantic_*": {"depth": 4},
+}
+"""Models of more than 1.5 billion parameters: equal blocks are left out to spare memory."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Search a sample of families, or all that `--zoo` asks for."""
+    option = metafunc.config.getoption("zoo")
+    few = (*SUSPECTED, *(source for source in REPRESENTATIVES[::4] if source not in SUSPECTED))
+    metafunc.parametrize("source", few if option == "sample" else selected(option))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: small convolutions in double precision gain nothing from others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def made_by_its_library(source: str) -> nn.Module:
+    """Build a model with its own initial values; of the largest, a few blocks of each kind."""
+    fewer = next((less for glob, less in SHORTENED.items() if fnmatchcase(source, glob)), None)
+    return build(source) if fewer is None else timm.create_model(source.partition(":")[2], **fewer)
+
+
+def test_nothing_but_harmless(source):
+    """Every finding is harmless: whatever is zero or equal at the start breaks by itself."""
+    report = find_symmetry(made_by_its_library(source))
+
+    assert [str(f) for f in report.findings if f.verdict != "harmless"] == []
