@@ -41,6 +41,20 @@ class TestDeclared:
 
         assert shapes(next(candidates(model))) == [(2, 3, 48, 48)]
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+    def test_features_have_the_dtype_of_the_weights(self, dtype):
+        """A model in another precision refuses float32, whatever it declares."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(dtype)
+        model.pretrained_cfg = {"input_size": (3, 32, 32)}
+
+        assert {call.args[0].dtype for call in candidates(model)} == {dtype}
+
+    def test_indices_stay_indices(self):
+        """Precision is no concern of what looks rows up."""
+        (call, *_) = candidates(nn.Embedding(4, 4).half())
+
+        assert call.args[0].dtype == torch.int64
+
     def test_transformers(self):
         """The main input's name and the configuration say what a model takes."""
 

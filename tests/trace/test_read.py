@@ -190,3 +190,33 @@ class TestWrappers:
         assert dict(reading(built).facts) == dict(
             reading(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())).facts
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_precision_is_no_fact(dtype):
+    """The data flow is the same in every precision, behind norms and convolutions too."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 4, 1))
+    plain = reading(model)
+    found = reading(model.to(dtype))
+
+    assert found.evidence == "traced"
+    assert dict(found.facts) == dict(plain.facts)
+
+
+class Refuses(nn.Module):
+    """A forward that fails without a word, as a bare `assert` does in many models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError
+
+
+def test_a_wordless_failure_is_a_failure_like_others():
+    """A bare `assert` in a forward ended planning with an IndexError of our own."""
+    found = reading(Refuses())
+
+    assert found.evidence == "order"
+    assert found.failure == "AssertionError"

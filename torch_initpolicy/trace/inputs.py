@@ -51,9 +51,32 @@ def candidates(model: nn.Module) -> Iterator[Call]:
     """Yield inputs that the forward pass of `model` may take, the likeliest first.
 
     What the model declares (`pretrained_cfg`, `dummy_inputs`, `config`, `example_input_array`)
-    comes before what its first layer, or its first raw parameter, has the shape for.
+    comes before what its first layer, or its first raw parameter, has the shape for. Features have
+    the dtype of the model's first weight: one in half precision refuses float32.
     """
-    yield from itertools.islice(_all_candidates(model), _MOST)
+    dtype = _dtype(model)
+    for call in itertools.islice(_all_candidates(model), _MOST):
+        yield _cast(call, dtype)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype a model computes in; eight bits only store."""
+    dtypes = (parameter.dtype for parameter in model.parameters())
+    computing = (d for d in dtypes if d.itemsize > 1 and (d.is_floating_point or d.is_complex))
+    return next(computing, torch.get_default_dtype())
+
+
+def _cast(call: Call, dtype: torch.dtype) -> Call:
+    """Give the features of a call another dtype, and leave indices as they are."""
+
+    def cast(argument: Any) -> Any:
+        is_feature = isinstance(argument, Tensor) and argument.is_floating_point()
+        return argument.to(dtype) if is_feature else argument
+
+    return Call(
+        tuple(cast(argument) for argument in call.args),
+        {key: cast(argument) for key, argument in call.kwargs.items()},
+    )
 
 
 def _all_candidates(model: nn.Module) -> Iterator[Call]:

@@ -139,7 +139,7 @@ class _Attempt:
                 shape_rules=SHAPE_RULES,
             )
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
-            self.failure = self.failure or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            self.failure = self.failure or _in_short(error)
             return None
         found = flow(graph, table=self.table, numbers=self.numbers)
         return Reading(
@@ -150,6 +150,12 @@ class _Attempt:
             unknown_operators=unknown_operators(found),
             failure=self.failure if evidence == "ran" else None,
         )
+
+
+def _in_short(error: Exception) -> str:
+    """Say what was raised in one line; a bare `assert` has no words of its own."""
+    kind, (line, *_) = type(error).__name__, str(error).splitlines() or [""]
+    return f"{kind}: {line}" if line else kind
 
 
 def _joined(first: Reading, training: Reading) -> Reading:
