@@ -1,16 +1,17 @@
 """The size of what operators without weights make of what they get."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
 from torch_initpolicy.tensors.gains import KNOWN, Activation
-from torch_initpolicy.tensors.gaussian import Size, activated, constant
-from torch_initpolicy.trace.following import Following, Known, Rules, Unknown
+from torch_initpolicy.tensors.gaussian import Size, activated, constant, with_cube
+from torch_initpolicy.trace.following import Drawn, Following, Known, Rows, Rules, Unknown
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole, activation_of, argument
-from torch_initpolicy.trace.weighing import averaged_by_attention, by_rows
+from torch_initpolicy.trace.weighing import attention_rows, averaged
 
 
 def _lost(following: Following, node: Node) -> Known:
@@ -23,11 +24,17 @@ def _same(following: Following, node: Node) -> Known:
         return following.lost(node, "numbers from elsewhere")
     size = following.size(node.inputs[0])
     _copied(following.rows, node)
+    _copied(following.drawn, node)
     _copied(following.bent, node)
     if isinstance(size, Size) and "dropout" in node.op:
-        kept = 1 - float(argument(node, 1, "p", 0.5))
-        return Size(size.mean, size.second / max(kept, 1e-3), size.shared, size.near)
+        return size.times(_dropped(float(argument(node, 1, "p", 0.5))))
     return size
+
+
+def _dropped(p: float) -> Size:
+    """Return the moments of dropout's factors: 0, or the inverse of the fraction that is kept."""
+    kept = max(1 - p, 1e-3)
+    return with_cube(1.0, 1 / kept, 1.0, 1.0, 1 / kept**2)
 
 
 Note = TypeVar("Note")
@@ -54,10 +61,10 @@ def _softmax(following: Following, node: Node) -> Known:
     logits = following.size(node.inputs[0])
     if isinstance(logits, Unknown):
         return logits
-    power = logits.second - logits.shared
-    rows = min(1.0, math.exp(min(power, 50.0)) / count)
+    keys = following.drawn.get(node.inputs[0])
+    rows = attention_rows(logits.second - logits.shared, count, keys)
     following.rows.update(dict.fromkeys(node.outputs, rows))
-    return Size(1 / count, rows / count, 1 / count**2, 1 / count**2)
+    return Size(1 / count, rows.squares / count, 1 / count**2, 1 / count**2)
 
 
 def _gate(following: Following, node: Node) -> Known:
@@ -153,12 +160,12 @@ def _normalised(following: Following, node: Node) -> Known:
 
 def _by_channel(size: Size) -> Size:
     """Statistics over the batch take away what its inputs and positions share."""
-    return Size(0.0, 1.0, 0.0)
+    return Size(0.0, 1.0, 0.0, 0.0, size.skewness)
 
 
 def _by_feature(size: Size) -> Size:
     """Statistics over the features take away a mean that is common to the units."""
-    return Size(0.0, 1.0, size.correlation, size.nearness)
+    return Size(0.0, 1.0, size.correlation, size.nearness, size.skewness)
 
 
 def _by_power(size: Size) -> Size:
@@ -177,11 +184,13 @@ def _contracted(following: Following, node: Node) -> Known:
     if len(node.inputs) != 2:
         return following.lost(node, "a product of more than two signals")
     left, right = (following.size(value) for value in node.inputs)
-    for weights, averaged in ((node.inputs[0], right), (node.inputs[1], left)):
-        if weights in following.rows and isinstance(averaged, Size):
-            return by_rows(averaged, following.rows[weights], following.shape(weights)[-1])
+    for weights, value, size in zip(node.inputs, node.inputs[::-1], (right, left), strict=True):
+        if weights in following.rows and isinstance(size, Size):
+            return _averaged(following, weights, value, size)
     if isinstance(left, Unknown) or isinstance(right, Unknown):
         return left if isinstance(left, Unknown) else right
+    if node.inputs[1] in following.drawn:
+        following.drawn.update(dict.fromkeys(node.outputs, following.drawn[node.inputs[1]]))
     count = _summed(node, [following.shape(value) for value in node.inputs])
     if count is None:
         return following.lost(node, "a product over axes that are not known")
@@ -190,6 +199,11 @@ def _contracted(following: Following, node: Node) -> Known:
     shared = count * (left.second * right.shared - means) + count**2 * means
     shared = min(shared, second)
     return Size(count * left.mean * right.mean, second, shared, shared)
+
+
+def _averaged(following: Following, weights: int, value: int, size: Size) -> Size:
+    count, drawn = following.shape(weights)[-1], following.drawn.get(value)
+    return averaged(size, following.rows[weights], count, drawn)
 
 
 def _summed(node: Node, shapes: Sequence[tuple[int, ...]]) -> int | None:
@@ -221,13 +235,15 @@ def _scaled_attention(following: Following, node: Node) -> Known:
     power = query.second * (key.second - key.shared) * width * scale**2
     count = following.shape(given["key"])[-2]
     causal = argument(node, 5, "is_causal", default=False)
-    return _causal(value, power, count) if causal else averaged_by_attention(value, power, count)
+    keys, drawn = (following.drawn.get(given[slot]) for slot in ("key", "value"))
+    rows = (_causal_rows if causal else attention_rows)(power, count, keys)
+    return averaged(value, rows, count, drawn)
 
 
-def _causal(value: Size, power: float, count: int) -> Size:
-    """Return attention's average where position `i` sees the `i` values up to it."""
-    rows = sum(min(1.0, math.exp(min(power, 50.0)) / i) for i in range(1, count + 1)) / count
-    return by_rows(value, rows, count)
+def _causal_rows(power: float, count: int, keys: Drawn | None) -> Rows:
+    """Describe attention weights where position `i` sees the `i` values up to it."""
+    squares = [attention_rows(power, seen, keys).squares for seen in range(1, count + 1)]
+    return Rows(statistics.fmean(squares), power, keys)
 
 
 def _mixed(following: Following, node: Node) -> Known:
@@ -310,11 +326,12 @@ def _joined_side_by_side(following: Following, node: Node) -> Known:
     if unknown is not None or not total:
         return unknown or following.lost(node, "nothing side by side")
     known = [(size, count / total) for size, count in sizes if isinstance(size, Size)]
-    return Size(
+    return with_cube(
         sum(size.mean * part for size, part in known),
         sum(size.second * part for size, part in known),
         sum(size.shared * part for size, part in known),
         sum(size.near * part for size, part in known),
+        sum(size.cube * part for size, part in known),
     )
 
 

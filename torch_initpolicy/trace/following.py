@@ -6,6 +6,7 @@ Knows values and where they come from; what operators do to sizes is given to it
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +36,32 @@ class Unknown:
 Known = Size | Unknown
 
 
+class Drawn(NamedTuple):
+    """Where numbers come from that a weight made and nothing has changed since.
+
+    Attributes:
+        signal: The value that the weight read.
+        width: How many numbers of it each sum runs over.
+    """
+
+    signal: int
+    width: int
+
+
+class Rows(NamedTuple):
+    """Weights of an average, of which each row sums to one.
+
+    Attributes:
+        squares: Sum of the squares of a row, on average.
+        power: Variance of the logits behind them.
+        keys: What the logits' keys were drawn from, where that is known.
+    """
+
+    squares: float
+    power: float
+    keys: Drawn | None = None
+
+
 Rules = Mapping[OpRole, Callable[["Following", Node], Known]]
 """How to find the size of what an operator makes, by its role."""
 
@@ -50,7 +77,8 @@ class Following:
         weighed: What weights do to sizes.
         carried: What other operators do.
         sizes: What is known of each value.
-        rows: Of attention weights, the sum of their squares over a row.
+        rows: What is known of attention weights.
+        drawn: What a value was drawn from by the weight that made it; of logits, their keys.
         bent: Values that come out of an activation of a normal one: for what competes in a pool.
         units: Axis along which the units of the last weight lie, where it is known.
         read: What each weight read, use by use.
@@ -62,7 +90,8 @@ class Following:
     weighed: Rules
     carried: Rules
     sizes: dict[int, Known] = field(default_factory=dict)
-    rows: dict[int, float] = field(default_factory=dict)
+    rows: dict[int, Rows] = field(default_factory=dict)
+    drawn: dict[int, Drawn] = field(default_factory=dict)
     bent: dict[int, tuple[Activation, Size]] = field(default_factory=dict)
     units: dict[int, int] = field(default_factory=dict)
     read: dict[str, list[Known]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Knows shapes and the arguments of convolutions; has never heard of a graph.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,10 +18,13 @@ class Taps(NamedTuple):
     Attributes:
         once: Mean over the positions of the output.
         twice: Mean over pairs of positions: taps that meet the input at both.
+        beside: Mean over pairs of neighbours along a diagonal, likewise: as far apart as two
+            positions under a small window are on average.
     """
 
     once: float = 1.0
     twice: float = 1.0
+    beside: float = 1.0
 
 
 def reached(node: Node, shape: Sequence[int], weight: Sequence[int]) -> Taps:
@@ -43,7 +47,7 @@ def reached(node: Node, shape: Sequence[int], weight: Sequence[int]) -> Taps:
     paddings = _paddings(argument(node, 4, "padding", 0), kernel, dilations)
     count = _transposed if transposed else _plain
     dims = [count(*dim) for dim in zip(extents, kernel, strides, dilations, paddings, strict=True)]
-    return Taps(math.prod(d.once for d in dims), math.prod(d.twice for d in dims))
+    return Taps(*(math.prod(along) for along in zip(*dims, strict=True)))
 
 
 def _each(value: int | Sequence[int], count: int) -> Sequence[int]:
@@ -72,7 +76,7 @@ def _plain(extent: int, kernel: int, stride: int, dilation: int, padding: Paddin
     before, behind = padding
     outputs = (extent + before + behind - dilation * (kernel - 1) - 1) // stride + 1
     hits = [_within(outputs, stride, tap * dilation - before, extent) for tap in range(kernel)]
-    return _mean([count / max(outputs, 1) for count in hits])
+    return _fractions(hits, outputs)
 
 
 def _transposed(extent: int, kernel: int, stride: int, dilation: int, padding: Padding) -> Taps:
@@ -80,12 +84,24 @@ def _transposed(extent: int, kernel: int, stride: int, dilation: int, padding: P
     before, behind = padding
     outputs = (extent - 1) * stride - before - behind + dilation * (kernel - 1) + 1
     hits = [_within(extent, stride, tap * dilation - before, outputs) for tap in range(kernel)]
-    return _mean([count * stride / max(outputs, 1) for count in hits])
+    return _fractions(hits, outputs, phases=stride)
 
 
-def _mean(fractions: Sequence[float]) -> Taps:
-    once = sum(fractions) / len(fractions)
-    return Taps(once, sum(fraction**2 for fraction in fractions) / len(fractions))
+def _fractions(hits: Sequence[int], outputs: int, phases: int = 1) -> Taps:
+    """Say what the taps' hits, each a run of neighbouring outputs, make of pairs of outputs.
+
+    Args:
+        hits: Outputs at which each tap meets the input.
+        outputs: How many outputs there are.
+        phases: A tap meets every one of `phases` outputs, neighbours meet different taps.
+    """
+    shares = [hit * phases / max(outputs, 1) for hit in hits]
+    once = statistics.fmean(shares)
+    twice = statistics.fmean(share**2 for share in shares) / phases
+    if outputs < 2:
+        return Taps(once, twice, once)
+    both = 0.0 if phases > 1 else statistics.fmean(max(hit - 1, 0) for hit in hits)
+    return Taps(once, twice, both / (outputs - 1))
 
 
 def _within(count: int, stride: int, offset: int, extent: int) -> int:

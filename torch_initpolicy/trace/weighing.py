@@ -7,7 +7,7 @@ from types import MappingProxyType
 from torch_initpolicy.tensors.axes import fans
 from torch_initpolicy.tensors.gaussian import Size, constant
 from torch_initpolicy.trace.expressions import axes_at, labels_of, whole
-from torch_initpolicy.trace.following import Following, Known, Rules, Unknown
+from torch_initpolicy.trace.following import Drawn, Following, Known, Rows, Rules, Unknown
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.taps import reached
@@ -30,7 +30,16 @@ def _product(following: Following, node: Node) -> Known:
         return _fixed(following, node, fixed[0], size)
     for use in used:
         following.note(use, size)
+    _draw(following, node, used)
     return size.weighed() if isinstance(size, Size) else size
+
+
+def _draw(following: Following, node: Node, used: Sequence[Use]) -> None:
+    """Note what a single weight draws its output from."""
+    partner = used[0].partner if len(used) == 1 else None
+    fan_in = None if partner is None else _fan_in(used[0], node)
+    if partner is not None and fan_in:
+        following.drawn.update(dict.fromkeys(node.outputs, Drawn(partner, int(fan_in))))
 
 
 def _met(following: Following, node: Node, used: Sequence[Use]) -> Known:
@@ -51,8 +60,7 @@ def _met(following: Following, node: Node, used: Sequence[Use]) -> Known:
     if not signals:
         return met
     taps = reached(node, following.shape(signals[0]), used[0].value.shape)
-    once, twice = taps
-    return Size(met.mean, met.second * once, met.shared * twice, met.near * once)
+    return Size(met.mean, met.second * taps.once, met.shared * taps.twice, met.near * taps.beside)
 
 
 def _fixed(following: Following, node: Node, use: Use, met: Size) -> Known:
@@ -106,28 +114,46 @@ def _attended(following: Following, node: Node) -> Known:
     for use in _weights_at(following, node):
         own = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
         if use.slot == "out_proj_weight" and isinstance(values, Size):
-            averaged = averaged_by_attention(
-                values.weighed(), 1.0, following.shape(given["key"])[0]
-            )
+            averaged = _averaged_by_layer(following, node, values.weighed())
             following.note(use, unknown or averaged)
         elif use.slot.endswith("proj_weight"):
             following.note(use, unknown or inputs[own.get(use.slot, "query")])
     return unknown or (values.weighed() if isinstance(values, Size) else values)
 
 
-def averaged_by_attention(value: Size, power: float, count: int) -> Size:
-    """Return attention's average over `count` values, its logits of variance `power`.
+def _averaged_by_layer(following: Following, node: Node, value: Size) -> Size:
+    """Return the average inside an attention layer, whose batch lies behind its sequence."""
+    given = following.slots(node)
+    drawn = {slot: Drawn(given[slot], following.shape(given[slot])[-1]) for slot in _PAIR}
+    count = following.shape(given["key"])[0]
+    return averaged(value, attention_rows(1.0, count, drawn["key"]), count, drawn["value"])
 
-    The squared weights of a row sum to `exp(power) / count` where logits are normal.
+
+_PAIR = ("key", "value")
+
+
+def attention_rows(power: float, count: int, keys: Drawn | None) -> Rows:
+    """Describe softmax weights over `count` values, their logits normal of variance `power`.
+
+    The squared weights of a row sum to `exp(power) / count`.
     """
-    return by_rows(value, min(1.0, math.exp(min(power, 50.0)) / max(count, 1)), count)
+    return Rows(min(1.0, math.exp(min(power, 50.0)) / max(count, 1)), power, keys)
 
 
-def by_rows(value: Size, rows: float, count: int) -> Size:
-    """Return an average whose weights' squares sum to `rows`; its neighbours average likewise."""
+def averaged(value: Size, rows: Rows, count: int, drawn: Drawn | None = None) -> Size:
+    """Return an average by attention weights; its neighbours average likewise.
+
+    Keys and values that are drawn from the same normal signal vary together, so that the average
+    leans towards the query: softmax weights `exp(u x)` move the mean of a normal `x` by `u` times
+    its variance, and no further than the largest of `count`.
+    """
     apart = value.second - value.shared
     even = value.shared + apart / max(count, 1)
-    return Size(value.mean, value.shared + apart * rows, even, even)
+    shift = 0.0
+    if drawn is not None and rows.keys == drawn:
+        shift = min(rows.power, 2 * math.log(max(count, 1))) / drawn.width
+    second = value.shared + apart * min(rows.squares + shift, 1.0)
+    return Size(value.mean, second, even, even)
 
 
 def recurring(following: Following, node: Node) -> Known:
