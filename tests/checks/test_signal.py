@@ -195,6 +195,32 @@ def test_healthy_nets_are_left_in_peace(name):
     assert audit_signal(HEALTHY[name], batch(32, 128)).ok
 
 
+class Causal(nn.Module):
+    """Attention whose mask is written out, as that of many a GPT."""
+
+    def __init__(self, masked: float) -> None:
+        super().__init__()
+        self.masked = masked
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (q @ k.mT).masked_fill(future, self.masked)
+        return self.proj(scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min], ids=str)
+def test_a_mask_is_no_overflow(masked):
+    """Scores that a mask sets to minus infinity, for softmax to make zeros of, are no signal."""
+    assert audit_signal(fill(Causal(masked), 1.0), batch(4, 6, 16)).ok
+
+
+def test_an_overflow_before_a_mask_is_one():
+    """Where the scores are not finite of themselves, the mask excuses nothing."""
+    assert kinds(fill(Causal(-torch.inf), 1e30), batch(4, 6, 16)) == ["overflows"]
+
+
 def test_dead_units_are_found():
     """A bias that silences most of a layer is reported at its activation, with the fraction."""
     model = fill(plain(3, 64), HE)

@@ -34,6 +34,9 @@ DEAD = 0.5
 ALIKE = 1e-3
 """Different inputs whose mean cosine comes this close to 1 have become one."""
 
+MASKED = -1e30
+"""Means below are those of masked scores."""
+
 PLAIN = 3
 """Weights on the way before a course over the depth can be told."""
 
@@ -70,6 +73,7 @@ def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
     Returns:
         At most one verdict of each kind; the mild ones last, else forward before backward.
     """
+    points = [point for point in points if not _is_masked(point)]
     overflow = _first(points, lambda point: not math.isfinite(point.second))
     if overflow is not None:
         return (_overflow(points, overflow),)
@@ -77,6 +81,14 @@ def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
     judges = (_size, _dying, _likeness, _gradient)
     found = itertools.chain.from_iterable(judge(body, points) for judge in judges)
     return tuple(sorted(found, key=lambda verdict: verdict.mild))
+
+
+def _is_masked(point: Point) -> bool:
+    """Say whether a mask put minus infinity there, or its stand-in, for a softmax to make zeros of.
+
+    What overflows by itself does so to both sides, or to the positive one behind a rectifier.
+    """
+    return not math.isfinite(point.second) and point.mean < MASKED
 
 
 def _body(points: Sequence[Point]) -> Sequence[Point]:
