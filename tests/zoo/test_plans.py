@@ -16,12 +16,6 @@ PACKED = {
     ("*", "kv"): {2},
     ("*", "qk"): {2},
     ("timm:gcvit*", "qkv"): {2, 3},  # where its query is global, only k and v are packed
-    # Not seen as packed, which costs them the fans of their blocks:
-    ("timm:samvit*", "qkv"): {0},  # copied with the heads in front before the parts are taken
-    ("timm:*halo*", "kv"): {0},  # copied into windows before the parts are taken
-    ("timm:mvitv2_[!h]*[!s]", "qkv"): {0},  # each part enters a convolution of its own
-    ("timm:vit_dwee*", "qkv"): {0},  # halves of q and k, alternating by head, attend apart
-    ("timm:vit_dlittle*", "qkv"): {0},  # likewise
 }
 """Blocks in a weight of such a name, as the libraries use these names; later lines speak last."""
 

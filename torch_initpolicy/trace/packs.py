@@ -1,16 +1,20 @@
 """Packed weights: one matrix whose output is cut into q, k and v, or into value and gate.
 
-The output of a weight is followed through views, and through sums with that of others; where two
-of its parts meet in a product, the weight is as many matrices packed into one.
+The output of a weight is followed through views and copies, and through sums with that of others.
+Where it is cut and two of its pieces meet, the weight is as many matrices packed into one. Pieces
+meet in a product, whatever has become of them on the way there, or where one scales and the other
+shifts the same signal. Pieces that only lie side by side, as heads or box coordinates do, are not
+matrices of their own.
 """
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch_initpolicy.trace.graph import Node, Value
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.layouts import Layout, of_axis
 from torch_initpolicy.trace.ops import OpRole, argument
 from torch_initpolicy.trace.uses import Uses
 from torch_initpolicy.trace.walks import CARRIERS
@@ -23,77 +27,31 @@ class Pack(NamedTuple):
     repeats: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some of the channels of a weight's output, as bits."""
+Units = int
+"""Some of the units of a weight, as bits."""
 
-    node: int
-    channels: int
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """Where the channels of a weight's output lie in memory.
-
-    Attributes:
-        node: The weight.
-        size: Number of its channels.
-        stride: Distance between two channels, in elements.
-        offset: Where the output begins.
-    """
-
-    node: int
-    size: int
-    stride: int
-    offset: int
-
-    def part(self, value: Value) -> _Part:
-        """Return the channels that a view of the output shows."""
-        first = (value.offset - self.offset) // self.stride % self.size
-        runs = sorted(
-            (stride // self.stride, size)
-            for stride, size in zip(value.stride, value.shape, strict=True)
-            if self.stride <= stride < self.stride * self.size and size > 1
-        )
-        return _Part(self.node, _bits(first, tuple(runs)) & ((1 << self.size) - 1))
-
-    def after(self, before: Value, value: Value) -> "_View | None":
-        """Return the view that an operator which reads `before` makes of it, or None."""
-        if before.storage == value.storage:
-            return self
-        axis = self.axis(before)
-        if axis is None or before.shape != value.shape or not value.stride[axis]:
-            return None
-        return _View(self.node, self.size, value.stride[axis], value.offset)
-
-    def axis(self, value: Value) -> int | None:
-        """Return the dimension along which a value has all channels, or None."""
-        return next(
-            (
-                axis
-                for axis, (stride, size) in enumerate(zip(value.stride, value.shape, strict=True))
-                if (stride, size) == (self.stride, self.size)
-            ),
-            None,
-        )
+Origin = Mapping[int, Units]
+"""Units that a value depends on, by weight; left out where it depends on all or none."""
 
 
-@functools.lru_cache(maxsize=4096)
-def _bits(first: int, runs: tuple[tuple[int, int], ...]) -> int:
-    """Return the channels `first + sum(i * stride)`, as bits."""
-    bits = 1
-    for stride, size in runs:
-        bits = sum(bits << (stride * i) for i in range(size)) if stride > 1 else _ones(bits, size)
-    return bits << first
+class Meeting(NamedTuple):
+    """Units of one weight that come together, each side on a way of its own."""
+
+    one: Units
+    other: Units
+
+    def joins(self, pieces: Sequence[Units]) -> bool:
+        """Say whether two different pieces meet here."""
+        return any(self.one & a and self.other & b for a, b in itertools.permutations(pieces, 2))
 
 
-def _ones(bits: int, size: int) -> int:
-    return (1 << size) - 1 if bits == 1 else sum(bits << i for i in range(size))
-
-
-_PRODUCTS = frozenset({OpRole.CONTRACTS, OpRole.MULTIPLIES, OpRole.ATTENDS})
-_KEEPS_CHANNELS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
-_MOST_PARTS = 12
+_PRODUCTS = frozenset(
+    {OpRole.CONTRACTS, OpRole.MULTIPLIES, OpRole.ATTENDS, OpRole.PROJECTS_AND_ATTENDS}
+)
+_KEEPS_UNITS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
+_RESHAPES = frozenset(
+    {"reshape", "view", "flatten", "unflatten", "ravel", "contiguous", "reshape_as", "view_as"}
+)
 
 _MOST_SUMMANDS = 3
 """Weights whose outputs are followed through one sum: an input's, a state's and one more. The sums
@@ -105,120 +63,197 @@ def packs(uses: Uses) -> Mapping[int, Pack]:
     follower = _Follower(uses)
     for node in uses.graph.nodes:
         follower.enter(node)
-    sizes = {view.node: view.size for views in follower.views.values() for view in views}
     found = {
-        node: _pattern(tuple(sorted(_largest(parts))), sizes[node])
-        for node, parts in follower.met.items()
+        node: _pattern(tuple(_divided(whole, follower.pieces[node], meetings)))
+        for node, meetings in follower.met.items()
+        if (whole := (1 << follower.sizes[node]) - 1)
     }
     return {node: pack for node, pack in found.items() if pack is not None}
 
 
 class _Follower:
-    """Follows the outputs of weights through views and carriers."""
+    """Follows the outputs of weights, to the pieces they are cut into and to where these meet."""
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
-        self.views: dict[int, tuple[_View, ...]] = {}  # by value: the outputs it is a view of
-        self.parts: dict[int, frozenset[_Part]] = {}  # by value: what it is made of
-        self.met: dict[int, set[int]] = {}  # by weight: channels that meet in a product
+        self.sizes: dict[int, int] = {}  # by weight: number of its units
+        self.layouts: dict[int, tuple[Layout, ...]] = {}  # by value: the outputs that it shows
+        self.origins: dict[int, Origin] = {}  # by value
+        self.scales: dict[int, Origin] = {}  # by value: what has scaled a signal on the way to it
+        self.pieces: dict[int, set[Units]] = {}  # by weight: what views of its output show
+        self.met: dict[int, set[Meeting]] = {}  # by weight
 
     def enter(self, node: Node) -> None:
         """Follow one node."""
-        if node.index in self.uses.weighers:
-            self._start(node)
-            return
+        weighs = node.index in self.uses.weighers
         role = self.uses.role(node)
-        operands = [parts for parts in self._operands(node) if parts]
-        several = role in _PRODUCTS and len(operands) > 1
+        operands = tuple(dict.fromkeys(self.uses.carried(node)))
+        if weighs or role in _PRODUCTS:
+            self._multiply(operands)
         if role is OpRole.GATES:
-            self._meet(self._halves(node))
-        if several or role is OpRole.CONTRACTS:
-            self._meet(part for parts in operands for part in _united(parts))
-        if not several and (role in _KEEPS_CHANNELS or role in _PRODUCTS):
-            for output in node.outputs:
-                self._follow(node, output, frozenset().union(*operands))
+            self._gate(node, operands)
+        scales = {} if weighs else self._scaled(role, operands)
+        shown = () if weighs else self._shown(role, operands)
+        for output in node.outputs:
+            self._follow(node, output, shown)
+            self._derive(output, operands)
+            if scales:
+                self.scales[output] = scales
+        if weighs:
+            self._start(node)
 
     def _start(self, node: Node) -> None:
         value = self.uses.graph.values[node.outputs[0]]
-        axis = _channel_axis(node, value)
-        if axis is not None and value.stride:
-            stride, size = value.stride[axis], value.shape[axis]
-            if stride and size > 1:
-                self.views[value.index] = (_View(node.index, size, stride, value.offset),)
+        axis = _unit_axis(node, len(value.shape))
+        layout = of_axis(node.index, value, axis) if axis is not None and value.stride else None
+        if layout is not None:
+            self.layouts[value.index] = (layout,)
+            self.sizes[node.index] = layout.size
 
-    def _operands(self, node: Node) -> Iterator[frozenset[_Part]]:
-        """Yield what each signal that a node reads is made of."""
-        for value in dict.fromkeys(self.uses.carried(node)):
-            seen = self.uses.graph.values[value]
-            views = self.views.get(value, ()) if 0 not in seen.shape else ()
-            yield self.parts.get(value, frozenset()) | {view.part(seen) for view in views}
+    def _shown(self, role: OpRole, operands: Sequence[int]) -> tuple[int, ...]:
+        """Return the operands whose units lie in the output as they lay before."""
+        showing = tuple(value for value in operands if value in self.layouts)
+        mixes = role not in _KEEPS_UNITS or (role is OpRole.MULTIPLIES and len(showing) > 1)
+        return () if mixes else showing
 
-    def _follow(self, node: Node, output: int, parts: frozenset[_Part]) -> None:
+    def _follow(self, node: Node, output: int, shown: Sequence[int]) -> None:
+        """Follow the outputs of weights into what an operator makes of them."""
         values = self.uses.graph.values
-        views = tuple(
-            seen
-            for value in dict.fromkeys(self.uses.carried(node))
-            for view in self.views.get(value, ())
-            if (seen := view.after(values[value], values[output])) is not None
-        )
-        if views:
-            self.views[output] = views if len(views) <= _MOST_SUMMANDS else views[:1]
-        elif 0 < len(parts) <= _MOST_PARTS:
-            self.parts[output] = parts
+        reshaped = node.op in _RESHAPES
+        found = {
+            layout.after(values[value], values[output], reshaped=reshaped): None
+            for value in shown
+            for layout in self.layouts[value]
+        }
+        layouts = [layout for layout in found if layout is not None]
+        # Where pieces of one weight are added up, it is none of them that lies there.
+        times = Counter(layout.node for layout in layouts)
+        kept = tuple(layout for layout in layouts if times[layout.node] == 1)
+        if kept:
+            self.layouts[output] = kept if len(kept) <= _MOST_SUMMANDS else kept[:1]
 
-    def _halves(self, node: Node) -> Iterator[_Part]:
-        """Yield the two halves of each weight's output that a gated unit takes apart."""
-        values = self.uses.graph.values
-        for value in self.uses.carried(node):
-            axis = argument(node, 1, "dim", -1) % len(values[value].shape)
-            for view in self.views.get(value, ()):
-                if view.axis(values[value]) == axis:
-                    yield _Part(view.node, _ones(1, view.size // 2))
-                    yield _Part(view.node, _ones(1, view.size // 2) << view.size // 2)
+    def _derive(self, output: int, operands: Sequence[int]) -> None:
+        """Say what a value depends on: the pieces that it shows, and all that went into it."""
+        pieces = self._pieces(output)
+        for node, units in pieces.items():
+            self.pieces.setdefault(node, set()).add(units)
+        joined = _joined([pieces, *(self._besides(value, pieces) for value in operands)])
+        self.origins[output] = {
+            node: units for node, units in joined.items() if units.bit_count() < self.sizes[node]
+        }
 
-    def _meet(self, parts: Iterable[_Part]) -> None:
-        for part in parts:
-            self.met.setdefault(part.node, set()).add(part.channels)
+    def _pieces(self, value: int) -> Origin:
+        seen = self.uses.graph.values[value]
+        shown = {layout.node: layout.units(seen) for layout in self.layouts.get(value, ())}
+        return {node: units for node, units in shown.items() if units is not None}
+
+    def _besides(self, value: int, pieces: Origin) -> Origin:
+        """Return what an operand brings in, but for the outputs of which it is cut to a piece."""
+        cut = {layout.node for layout in self.layouts.get(value, ())} & pieces.keys()
+        origin = self.origins.get(value, {})
+        return {node: units for node, units in origin.items() if node not in cut}
+
+    def _multiply(self, operands: Sequence[int]) -> None:
+        """Let the operands of a product meet, two by two."""
+        for one, other in itertools.combinations(operands, 2):
+            self._meet(self.origins.get(one, {}), self.origins.get(other, {}))
+
+    def _meet(self, one: Origin, other: Origin) -> None:
+        for node in one.keys() & other.keys():
+            meeting = Meeting(one[node] & ~other[node], other[node] & ~one[node])
+            if meeting.one and meeting.other:
+                self.met.setdefault(node, set()).add(meeting)
+
+    def _scaled(self, role: OpRole, operands: Sequence[int]) -> Origin:
+        """Say what scales the signal, and let it meet what shifts the signal here."""
+        if role is OpRole.ADDS:
+            for value, shift in itertools.permutations(operands, 2):
+                self._meet(self.scales.get(value, {}), self._pure(shift))
+        before = [self.scales[value] for value in operands if value in self.scales]
+        multiplies = role is OpRole.MULTIPLIES and len(operands) > 1
+        here = [self._factor(value, operands) for value in operands if multiplies]
+        return _joined((*before, *here)) if role in _KEEPS_UNITS else {}
+
+    def _factor(self, value: int, operands: Sequence[int]) -> Origin:
+        """Return the pieces that a factor shows, of weights that the other factors are free of."""
+        others = [self.origins.get(other, {}) for other in operands if other != value]
+        taken = set(itertools.chain(*others))
+        return {node: units for node, units in self._pure(value).items() if node not in taken}
+
+    def _pure(self, value: int) -> Origin:
+        """Return the pieces that a value shows and that nothing else has been multiplied with."""
+        shown = {layout.node for layout in self.layouts.get(value, ())}
+        origin = self.origins.get(value, {})
+        scaled = self.scales.get(value, {})
+        return {n: units for n, units in origin.items() if n in shown and n not in scaled}
+
+    def _gate(self, node: Node, operands: Sequence[int]) -> None:
+        """Cut what a gated unit reads into the two halves that it takes apart."""
+        for operand in operands:
+            value = self.uses.graph.values[operand]
+            axis = argument(node, 1, "dim", -1) % len(value.shape)
+            for layout in self.layouts.get(operand, ()):
+                one, other = layout.halves(value, axis)
+                if one and other and one != other:
+                    self.pieces.setdefault(layout.node, set()).update((one, other))
+                    self.met.setdefault(layout.node, set()).add(Meeting(one, other))
 
 
-def _channel_axis(node: Node, value: Value) -> int | None:
+def _unit_axis(node: Node, dims: int) -> int | None:
     """Return the axis of a weight's output along which its units lie."""
     if node.op.startswith("conv"):
-        return 1 if len(value.shape) > 2 else 0
-    return len(value.shape) - 1 if node.op in _UNITS_LAST else None
+        return dims - 1 - int(node.op[-2])
+    return dims - 1 if node.op in _UNITS_LAST else None
 
 
 _UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
 
 
-def _united(parts: Iterable[_Part]) -> Iterator[_Part]:
-    """Put together what one operand is made of: a rotary embedding takes its halves apart."""
-    channels: dict[int, int] = {}
-    for part in parts:
-        channels[part.node] = channels.get(part.node, 0) | part.channels
-    yield from (_Part(*item) for item in channels.items())
+def _joined(origins: Iterable[Origin]) -> Origin:
+    """Put together what several values depend on."""
+    found: dict[int, Units] = {}
+    for origin in origins:
+        for node, units in origin.items():
+            found[node] = found.get(node, 0) | units
+    return found
 
 
-def _largest(parts: set[int]) -> list[int]:
-    """Leave out what is contained in another part."""
-    return [p for p in parts if not any(p != other and p & other == p for other in parts)]
+def _divided(whole: Units, pieces: Iterable[Units], meetings: Iterable[Meeting]) -> Iterator[Units]:
+    """Divide units into the pieces they are cut into, as far down as pieces meet."""
+    parts = _parts(whole, pieces)
+    if len(parts) > 1 and any(meeting.joins(parts) for meeting in meetings):
+        for part in parts:
+            yield from _divided(part, pieces, meetings)
+    else:
+        yield whole
+
+
+def _parts(whole: Units, pieces: Iterable[Units]) -> tuple[Units, ...]:
+    """Return the largest pieces within some units, or nothing where they do not tile them."""
+    within = sorted((p for p in pieces if p & whole == p != whole), key=int.bit_count)
+    parts: list[Units] = []
+    for piece in reversed(within):
+        if not any(part & piece == piece for part in parts):
+            parts.append(piece)
+    tiles = sum(map(int.bit_count, parts)) == whole.bit_count()
+    return tuple(parts) if tiles and functools.reduce(int.__or__, parts, 0) == whole else ()
 
 
 @functools.lru_cache(maxsize=256)
-def _pattern(parts: tuple[int, ...], size: int) -> Pack | None:
-    """Return the pattern of parts along the axis, or None where they do not tile it."""
-    disjoint = sum(part.bit_count() for part in parts) == size
-    if len(parts) < 2 or not disjoint or functools.reduce(int.__or__, parts) != (1 << size) - 1:
+def _pattern(parts: tuple[Units, ...]) -> Pack | None:
+    """Return how parts that tile an axis recur along it, or None where they do not."""
+    if len(parts) < 2:
         return None
-    runs = list(_runs(parts, size))
+    runs = list(_runs(parts))
     period = len(parts)
     sizes = tuple(length for _, length in runs[:period])
     recurs = len(runs) % period == 0 and runs == runs[:period] * (len(runs) // period)
     return Pack(sizes, len(runs) // period) if recurs else None
 
 
-def _runs(parts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs of channels that belong to one part, as `(part, length)`."""
-    owner = [next(i for i, part in enumerate(parts) if part >> c & 1) for c in range(size)]
+def _runs(parts: Sequence[Units]) -> Iterator[tuple[int, int]]:
+    """Yield the runs of units that belong to one part, as `(part, length)`."""
+    size = functools.reduce(int.__or__, parts).bit_length()
+    owner = [next(i for i, part in enumerate(parts) if part >> unit & 1) for unit in range(size)]
     for part, run in itertools.groupby(owner):
         yield part, sum(1 for _ in run)
