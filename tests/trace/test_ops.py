@@ -74,3 +74,9 @@ def test_the_same_table_serves_every_site_of_a_model():
         OPS["relu"] = OPS["add"]
 
     assert sites(nn.ReLU()) == ()
+
+
+def test_signatures_name_the_table():
+    """The table is a default argument of public functions, whose help has to stay readable."""
+    assert "OPS" in repr(OPS)
+    assert len(repr(OPS)) < 30

@@ -55,7 +55,14 @@ def _each(names: str, role: OpRole, *slots: str) -> dict[str, Op]:
     return dict.fromkeys(names.split(), Op(role, slots))
 
 
-OPS: Mapping[str, Op] = MappingProxyType(
+class _Operators(dict[str, Op]):
+    """A table that goes by its name: it is a default, and `help` would print all of it."""
+
+    def __repr__(self) -> str:
+        return "OPS"
+
+
+OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     _each("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
           "deform_conv2d", OpRole.WEIGHS, "input", "weight", "bias")
     | {"deform_conv2d": Op(OpRole.WEIGHS, ("input", "input", "weight", "bias"))}
@@ -131,7 +138,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
             "from_numpy device dtype grad cauchy geometric "
             "isin multinomial is_nonzero shape size stft_window hann_window tril_indices "
             "triu_indices equal allclose isclose set_detect_anomaly", OpRole.CREATES)
-)  # fmt: skip
+))  # fmt: skip
 """The operators whose role is known, by the name that `op_name` gives them."""
 
 UNKNOWN = Op(OpRole.UNKNOWN)
