@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_initpolicy.tensors.gains import CUSTOM, Activation, recognise
+from torch_initpolicy.tensors.gains import CUSTOM, Activation, family, recognise
 from torch_initpolicy.trace.graph import Graph, Node, Ref
 from torch_initpolicy.trace.ops import OpRole, activation_of
 
@@ -27,6 +27,15 @@ _CHOOSES = frozenset({"where", "maximum", "minimum", "max", "min", "masked_fill"
 _COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "zeros_like", "ones_like", "full_like"})
 """Operators that make what is chosen by, or from; what they make is no signal."""
 
+_FILLED: Mapping[str, float] = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}
+"""What operators that make tensors of one number fill them with."""
+
+_MASKED = frozenset({"getitem", "setitem"})
+"""Operators that read or write what a mask of the same shape picks: `x[x < 0] = 0`."""
+
+_POWERS = frozenset({"pow", "square", "float_power"})
+"""Operators that raise an activation to a power."""
+
 _OVER_AN_AXIS = frozenset({"softmax", "log_softmax"})
 """Activations that are not functions of one variable."""
 
@@ -35,6 +44,9 @@ _EVEN = frozenset({"square", "abs"})
 
 _AFFINE = frozenset({OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS})
 """Roles of operators that alone make no activation."""
+
+_AVERAGES = frozenset({OpRole.MIXES, OpRole.SUMMARISES})
+"""Roles of operators that take means."""
 
 _LONGEST = 32
 """Nodes in the longest region that is looked at."""
@@ -87,7 +99,11 @@ class _Reader:
     def number(self, index: int) -> float | None:
         """Return the number that a value is, or None where it is none."""
         value = self.graph.values[index]
-        return value.constant if value.parameter is None else self.numbers.get(value.parameter)
+        if value.parameter is not None:
+            return self.numbers.get(value.parameter)
+        if value.constant is None and value.producer is not None:
+            return _FILLED.get(self.graph.nodes[value.producer].op)
+        return value.constant
 
     def regions(self) -> dict[int, list[Node]]:
         """Group element-wise nodes by the one value that they are a function of."""
@@ -110,6 +126,8 @@ class _Reader:
 
     def _is_elementwise(self, node: Node) -> bool:
         """Say whether each number of a node's output depends on one number of its input."""
+        if node.op in _MASKED:
+            return self._is_masked(node)
         by_role = self.roles[node.index] in _ELEMENTWISE and node.op not in _OVER_AN_AXIS
         chooses = node.op in _CHOOSES and len(node.args) + len(node.kwargs) > 1
         if not (by_role or chooses or node.op in _COMPARES):
@@ -118,6 +136,14 @@ class _Reader:
         return len(node.outputs) == 1 and all(
             self.graph.values[v].shape == after for v in node.inputs if self.number(v) is None
         )
+
+    def _is_masked(self, node: Node) -> bool:
+        """Say whether a node picks by a mask of the same shape, and thus number by number."""
+        refs = [argument for argument in node.args[:2] if isinstance(argument, Ref)]
+        if len(refs) < 2:
+            return False
+        picked, by = (self.graph.values[ref.value] for ref in refs)
+        return by.dtype == torch.bool and by.shape == picked.shape
 
     def composite(self, start: int, nodes: list[Node]) -> Composite | None:
         """Name what a region computes, at the last meeting of its paths that has a name."""
@@ -129,7 +155,7 @@ class _Reader:
             activation = self._activation(start, inner)
             if activation is None or self._is_statistic(activation, inner[-1]):
                 continue
-            if best is None or activation.moments is None:
+            if best is None or activation.moments is None or self._is_raised(best, inner):
                 members = frozenset(node.index for node in inner)
                 best = Composite(start, inner[-1].outputs[0], members, activation)
         return best
@@ -155,8 +181,29 @@ class _Reader:
         """Say whether a plain activation is merely scaled (the gammas of NFNet)."""
         added = [node for node in inner if node.index not in best.inner]
         return len(best.inner) == 1 and all(
-            self.roles[node.index] in _AFFINE and best.start not in node.inputs for node in added
+            self.roles[node.index] in _AFFINE
+            and best.start not in node.inputs
+            and not self._is_power(node, best.start)
+            for node in added
         )
+
+    def _is_raised(self, best: Composite, inner: list[Node]) -> bool:
+        """Say whether an activation is raised to a power, and not for the sake of a mean."""
+        added = [node for node in inner if node.index not in best.inner]
+        powers = [node for node in added if self._is_power(node, best.start)]
+        others = (node for node in added if node not in powers)
+        readers = self.graph.consumers[inner[-1].outputs[0]]
+        return (
+            len(powers) > 0
+            and all(self.roles[node.index] is OpRole.CASTS for node in others)
+            and not all(self.roles[index] in _AVERAGES for index in readers)
+        )
+
+    def _is_power(self, node: Node, start: int) -> bool:
+        """Say whether a node raises what it reads to a power, or multiplies such powers."""
+        product = self.roles[node.index] is OpRole.MULTIPLIES and not node.op.startswith("div")
+        signals = [value for value in node.inputs if self.number(value) is None]
+        return start not in signals and (node.op in _POWERS or (product and len(signals) == 2))
 
     def _is_statistic(self, activation: Activation, last: Node) -> bool:
         readers = self.graph.consumers[last.outputs[0]]
@@ -178,8 +225,10 @@ class _Reader:
 
     def _evaluated(self, start: int, inner: list[Node]) -> Activation | None:
         bends = (n for n in inner if self.roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES))
-        chooses = any(node.op in _CHOOSES for node in inner)
+        chooses = any(node.op in _CHOOSES | _MASKED for node in inner)
         name = next((node.op for node in bends), CUSTOM if chooses else "product")
+        if family(name) == "rectifier" and any(self._is_power(node, start) for node in inner[1:]):
+            name = CUSTOM
         try:
             return recognise(self._replay(start, inner), name=name)
         except (RuntimeError, TypeError, ValueError):
@@ -202,7 +251,8 @@ class _Reader:
                 args = [look_up(argument) for argument in node.args]
                 kwargs = {key: look_up(argument) for key, argument in node.kwargs.items()}
                 casts = self.roles[node.index] is OpRole.CASTS
-                made[node.outputs[0]] = args[0] if casts else node.function(*args, **kwargs)
+                result = args[0] if casts else node.function(*args, **kwargs)
+                made[node.outputs[0]] = args[0] if result is None else result
             return made[inner[-1].outputs[0]]
 
         return function
