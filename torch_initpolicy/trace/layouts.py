@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_initpolicy.trace.graph import Value
@@ -55,17 +55,16 @@ class Layout:
 
     def units(self, value: Value) -> int | None:
         """Return the units that a value in this memory shows, as bits; None if unclear."""
-        return _units(self, value.shape, value.stride, value.offset)
+        first = _first(self, value.offset)
+        return _units(self.size, self.digits, first, value.shape, value.stride)
 
     def halves(self, value: Value, axis: int) -> tuple[int | None, int | None]:
         """Return the units of the two halves of a value along an axis, as bits."""
         half = value.shape[axis] // 2
         shape = (*value.shape[:axis], half, *value.shape[axis + 1 :])
-        second = value.offset + half * value.stride[axis]
-        return (
-            _units(self, shape, value.stride, value.offset),
-            _units(self, shape, value.stride, second),
-        )
+        lower = replace(value, shape=shape)
+        upper = replace(lower, offset=value.offset + half * value.stride[axis])
+        return self.units(lower), self.units(upper)
 
     def after(self, before: Value, value: Value, *, reshaped: bool) -> "Layout | None":
         """Return the layout of what an operator makes of a value in this memory.
@@ -111,22 +110,30 @@ def bits(first: int, runs: Sequence[Run]) -> int:
     """
     found = 1
     for extent, step in runs:
-        found = functools.reduce(int.__or__, (found << (step * i) for i in range(extent)))
+        done = 1
+        while done < extent:
+            more = min(done, extent - done)
+            found |= found << step * more
+            done += more
     return found << first
 
 
 @functools.lru_cache(maxsize=4096)
 def _units(
-    layout: Layout, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
+    size: int,
+    digits: tuple[Digit, ...],
+    first: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
 ) -> int | None:
-    runs = _dimensions(layout.digits, shape, stride)
+    runs = _dimensions(digits, shape, stride)
     if runs is None:
         return None
     steps = sorted((run for dim in runs for run in dim if run.step), key=lambda run: run.step)
-    found = bits(_first(layout, offset), steps)
+    found = bits(first, steps)
     # A slice that begins amid a lower digit carries into a higher one, which no run can say.
     exact = found.bit_count() == math.prod(run.extent for run in steps)
-    return found if exact and found.bit_length() <= layout.size else None
+    return found if exact and found.bit_length() <= size else None
 
 
 def _first(layout: Layout, offset: int) -> int:
