@@ -48,6 +48,15 @@ _AFFINE = frozenset({OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS})
 _AVERAGES = frozenset({OpRole.MIXES, OpRole.SUMMARISES})
 """Roles of operators that take means."""
 
+_SUMS = frozenset({"sum", "nansum"})
+
+_QUOTIENTS = frozenset({"div", "divide", "true_divide"})
+
+_GUARDS = frozenset({"clamp", "clip", "clamp_min", "reciprocal"})
+"""Functions through which a sum goes before it divides what it is the sum of."""
+
+_SOFTMAX = Activation("softmax")
+
 _LONGEST = 32
 """Nodes in the longest region that is looked at."""
 
@@ -84,7 +93,8 @@ def composites(
     """
     reader = _Reader(graph, roles, numbers)
     found = (reader.composite(start, nodes[:_LONGEST]) for start, nodes in reader.regions().items())
-    return {composite.start: composite for composite in found if composite is not None}
+    known = (composite for composite in found if composite is not None)
+    return {composite.start: reader.softmax(composite) or composite for composite in known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +169,43 @@ class _Reader:
                 members = frozenset(node.index for node in inner)
                 best = Composite(start, inner[-1].outputs[0], members, activation)
         return best
+
+    def softmax(self, exponential: Composite) -> Composite | None:
+        """Return the softmax that an exponential divided by its own sum is; None if it is none."""
+        graph, end = self.graph, exponential.end
+        producer = graph.values[end].producer
+        if producer is None or graph.nodes[producer].op != "exp":
+            return None
+        sums = {end: False}  # what is made of the sum, and whether it is inverted
+        inner, waiting = set(exponential.inner), list(graph.consumers[end])
+        while waiting:
+            node = graph.nodes[waiting.pop(0)]
+            read = [value for value in node.inputs if self.number(value) is None]
+            if self._divides(node, end, sums):
+                members = frozenset(inner | {node.index})
+                return Composite(exponential.start, node.outputs[0], members, _SOFTMAX)
+            is_sum = read == [end] and node.op in _SUMS
+            if is_sum or (len(read) == 1 and read[0] in sums and self._keeps_sums(node, end)):
+                sums[node.outputs[0]] = sums[read[0]] or node.op == "reciprocal"
+                inner.add(node.index)
+                waiting += graph.consumers[node.outputs[0]]
+        return None
+
+    def _divides(self, node: Node, end: int, sums: Mapping[int, bool]) -> bool:
+        """Say whether a node divides a value by its own sum, or multiplies it by the inverse."""
+        if len(node.inputs) != 2 or not set(node.inputs) <= sums.keys():
+            return False
+        left, right = node.inputs
+        if node.op in _QUOTIENTS:
+            return left == end and right != end and not sums[right]
+        return (
+            node.op in ("mul", "multiply") and end in (left, right) and (sums[left] or sums[right])
+        )
+
+    def _keeps_sums(self, node: Node, end: int) -> bool:
+        """Say whether a node leaves a sum what it is, a guard against zero apart."""
+        kept = self.roles[node.index] in (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES)
+        return end not in node.inputs and (kept or node.op in _GUARDS)
 
     def _meetings(self, start: int, nodes: list[Node]) -> Iterator[int]:
         """Yield how many nodes have run whenever one value holds all that they computed."""
