@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_initpolicy import presets
+from torch_initpolicy import InitPolicy, Rule, initializers, match, presets
 from torch_initpolicy.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,16 @@ def test_code_runs():
     assert namespace["plan"]["blocks.0.mlp.fc1.weight"].std == pytest.approx(0.0553, abs=5e-5)
     assert namespace["receipt"].seed == 0
     assert namespace["resnet"].fc.weight.count_nonzero() == 0
+
+
+def test_policy_file_loads(tmp_path):
+    """The policy written by hand is read: its rule first, then the preset."""
+    (text,) = blocks("toml")
+    (tmp_path / "policy.toml").write_text(text)
+    policy = InitPolicy.load(tmp_path / "policy.toml")
+
+    assert policy.rules[0] == Rule(match.name("fc.*"), initializers.TruncatedNormal(0.02))
+    assert policy.rules[1:] == presets.he(mode="fan_out").rules
 
 
 def test_plan_is_the_reviewed_one():
