@@ -83,8 +83,9 @@ def _computed(following: Following, node: Node) -> Known:
 
 
 def _multiplied(following: Following, node: Node) -> Known:
-    kind = following.uses.kinds.get(node.outputs[0])
-    if kind in ("normalised", "scaled"):
+    kinds = following.uses.kinds
+    kind, before = kinds.get(node.outputs[0]), [kinds.get(value) for value in node.inputs]
+    if kind == "scaled" or (kind == "normalised" and kind not in before):
         return _normal_by_hand(following, node)
     sizes = list(_operands(following, node))
     unknown = next((size for size in sizes if isinstance(size, Unknown)), None)
