@@ -10,7 +10,10 @@ import torch
 from scipy import stats
 from torch import nn
 
+from torch_initpolicy import apply_policy, plan_policy, presets
+from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import SkippedParameter, mark_filled, pending_of
+from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened, skip_init
 from torch_initpolicy.tensors.initializers import (
     Normal,
@@ -397,6 +400,44 @@ class TestSurroundings:
 
         assert [nn.Parameter, SkippedParameter] == [type(layer.weight), type(layer.bias)]
         assert type(other.weight) is SkippedParameter
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            pytest.param(lambda model: apply_policy(model, seed=0), id="apply_policy"),
+            pytest.param(lambda model: plan_policy(model).apply(seed=0), id="plan and apply"),
+            pytest.param(lambda model: apply_steps(plan_policy(model).pairs(), 0), id="steps"),
+            pytest.param(
+                lambda model: apply_steps(make_plan(model, {}, presets.policy("auto")).pairs(), 0),
+                id="steps without a trace",
+            ),
+        ],
+    )
+    def test_written_within(self, write):
+        """What is written inside of a block stays, and is what is written outside of one."""
+        outside = nn.Linear(64, 32)
+        write(outside)
+        with skip_init():
+            inside, other = nn.Linear(64, 32), nn.Linear(4, 4)
+            write(inside)
+            early = inside.weight.sum().item()
+
+        assert torch.equal(outside.weight, inside.weight)
+        assert torch.equal(outside.bias, inside.bias)
+        assert early == outside.weight.sum().item()
+        assert type(inside.weight) is nn.Parameter
+        assert type(other.weight) is SkippedParameter
+
+    def test_calibrated_within(self):
+        """A policy with a calibration serves inside of a block too."""
+        x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+        outside = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+        apply_policy(outside, seed=0, calibrate=x)
+        with skip_init():
+            inside = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+            apply_policy(inside, seed=0, calibrate=x)
+
+        assert all(map(torch.equal, outside.parameters(), inside.parameters()))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])

@@ -32,6 +32,7 @@ from torch_initpolicy.engine.drawing import (
 )
 from torch_initpolicy.engine.guard import mark_filled
 from torch_initpolicy.engine.parametrized import Behind, behind, reading, store
+from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step, overflow
 from torch_initpolicy.engine.storage import (
     Piece,
@@ -118,10 +119,10 @@ def apply_steps(
             model is exactly as it was before.
     """
     started = time.perf_counter()
-    with _plainly():
+    known = list(pairs)
+    with opened(p for site, _ in known for p in site.parameters), _plainly():
         check_threads(threads)
         check_origin(draw_on)
-        known = list(pairs)
         jobs = _jobs(known, draw_on)
         seed = _agreed(seed, jobs, model)
         hands = hands_for(seed, jobs, torch.get_num_threads() if threads is None else threads)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.engine.pending import Entry, Known, covers_storage, same_storage
 from torch_initpolicy.engine.steps import Step
-from torch_initpolicy.errors import SkippedInitError, listing
+from torch_initpolicy.errors import SkippedInitError, counted, listing
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.initializers import Spread
 
@@ -307,8 +307,8 @@ def _refuse(tensor: Tensor) -> NoReturn:
     undrawn = (site for site in sites(model) if _skipped(site.parameters[0]) is not None)
     cases = [f"{site.name}: {_description(site.parameters[0])}" for site in undrawn]
     raise SkippedInitError(
-        f"{max(len(cases), 1)} of the model's parameters were skipped by skip_init and hold no "
-        "values yet:\n"
+        f"the model has {counted(max(len(cases), 1), 'parameter')} that skip_init has skipped, "
+        "without values yet:\n"
         f"{listing(cases or [_description(tensor)])}\n"
         "fill them with apply_policy(model) or load_state_dict before the model is used or saved"
     )
@@ -370,12 +370,12 @@ def as_constructed(step: Step, pending: Pending, source: str = "the constructor"
 
 
 @contextmanager
-def unguarded(model: nn.Module) -> Iterator[None]:
-    """Let the skipped parameters of `model` be read and written like any other.
+def unguarded(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let skipped parameters among some tensors be read and written like any other.
 
     Those that are not `mark_filled` when the block ends are guarded again.
     """
-    parameters = [p for p in model.parameters() if isinstance(p, SkippedParameter)]
+    parameters = [tensor for tensor in tensors if isinstance(tensor, SkippedParameter)]
     for parameter in parameters:
         parameter.__class__ = _PLAIN[SkippedParameter]
     try:

@@ -23,6 +23,7 @@ from torch_initpolicy.engine.guard import (
     Function,
     getter,
     guard,
+    pending_of,
     setter,
     tensors,
     unguarded,
@@ -85,21 +86,22 @@ def skip_init() -> Iterator[None]:
 
 
 @contextmanager
-def opened(model: nn.Module) -> Iterator[None]:
-    """Let a model be planned and written, whatever of it is skipped.
+def opened(held: nn.Module | Iterable[Tensor]) -> Iterator[None]:
+    """Let a model, or some of its parameters, be planned and written, whatever is skipped.
 
-    Within the block its skipped parameters are plain ones, about which `pending_of` still tells;
+    Within the block the skipped parameters are plain ones, about which `pending_of` still tells;
     those that are not marked as filled are guarded again when it ends. Nothing is skipped in it,
     so that weights can be drawn also within a `skip_init` block.
     """
+    parameters = list(held.parameters() if isinstance(held, nn.Module) else held)
     modes = _active_modes()
     before = [mode.paused for mode in modes]
     for mode in modes:
         mode.paused = True
     try:
         for mode in modes:
-            guard(mode.ledger.take(model.parameters()))
-        with unguarded(model):
+            guard(mode.ledger.take(p for p in parameters if pending_of(p) is None))
+        with unguarded(parameters):
             yield
     finally:
         for mode, paused in zip(modes, before, strict=True):
