@@ -7,6 +7,7 @@ whatever is not listed must come out clean.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -2015,3 +2016,332 @@ def relu_of_zero_gates():
         inner=nn.Linear(5, 5),
         head=nn.Linear(5, 3),
     )
+
+
+#
+# As users write them
+#
+
+
+@case(harmless="layers.0 layers.1 layers.2")
+def raw_layers_of_zeros_with_random_biases():
+    """Opens from the head down; units with nearly equal slopes part slowly."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        for weight, bias in zip(m.layers[:2], m.biases, strict=True):
+            x = torch.tanh(F.linear(x, weight, bias))
+        return F.linear(x, m.layers[2])
+
+    sizes = (5, 6, 6, 3)
+    layers = [zeros(o, i) for i, o in itertools.pairwise(sizes)]
+    biases = [nn.Parameter(torch.rand(6)) for _ in range(2)]
+    return Wrap(run, layers=nn.ParameterList(layers), biases=nn.ParameterList(biases))
+
+
+@case(tied="0.weight 0.bias 1.weight 2.weight")
+def slopes_of_their_own_but_equal():
+    return constant(nn.Linear(5, 6), nn.PReLU(6), nn.Linear(6, 3))
+
+
+@case(harmless="0.weight 2.weight")
+def slopes_that_differ():
+    model = constant(nn.Linear(5, 6), nn.PReLU(6), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.linspace(0.1, 0.6, 6))
+    return model
+
+
+@case(tied="pieces.weight pieces.bias")
+def maxout_with_equal_pieces():
+    """The random head tells units apart, but nothing the two pieces of each."""
+    return Wrap(
+        lambda m, x: m.head(m.pieces(x).unflatten(-1, (6, 2)).amax(-1)),
+        pieces=fill(nn.Linear(5, 12), 0.2),
+        head=nn.Linear(6, 3),
+    )
+
+
+@case(harmless="first.weight second.weight")
+def constant_layers_that_are_read_twice():
+    """The columns of the second layer part only because the rows of the first have."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.tanh(m.first(x))
+        return m.head(torch.cat([h, torch.tanh(m.second(h))], -1))
+
+    first, second = fill(nn.Linear(5, 6), 0.1), fill(nn.Linear(6, 4), 0.1)
+    return Wrap(run, first=first, second=second, head=nn.Linear(10, 3))
+
+
+@case(tied="trunk.weight trunk.bias heads.0.weight heads.1.weight")
+def two_tasks_on_a_constant_trunk():
+    heads = nn.ModuleList(fill(nn.Linear(6, 2), 0.0) for _ in range(2))
+    return Wrap(
+        lambda m, x: [head(torch.tanh(m.trunk(x))) for head in m.heads],
+        trunk=fill(nn.Linear(5, 6), 0.1),
+        heads=heads,
+    )
+
+
+def _wider() -> nn.Sequential:
+    """Repeat two units, and halve what they feed: Net2Net."""
+    model = mlp(hidden=8)
+    with torch.no_grad():
+        model[0].weight[6:] = model[0].weight[:2]
+        model[0].bias[6:] = model[0].bias[:2]
+        model[2].weight[:, :2] /= 2
+        model[2].weight[:, 6:] = model[2].weight[:, :2]
+    return model
+
+
+@case(tied="0.weight 0.bias 2.weight")
+def net_to_wider_net():
+    return _wider()
+
+
+@case(harmless="0.weight")
+def net_to_wider_net_with_noise():
+    model = _wider()
+    with torch.no_grad():
+        model[2].weight[:, 6:] += 0.01 * torch.randn(3, 2)
+    return model
+
+
+@case(inputs=STEPS, dead=f"{CORE} head.weight")
+def gru_zeros():
+    return fill(Recurrent(nn.GRU(5, 4, batch_first=True)), 0.0)
+
+
+@case(inputs=SEQUENCE, tied="q k")
+def attention_constant_query_and_key():
+    """A product of two equal maps has rank one; values do not care."""
+    return Wrap(
+        lambda m, x: (x @ m.q @ (x @ m.k).mT).softmax(-1) @ x @ m.v,
+        q=ones(8, 4, value=0.1),
+        k=ones(8, 4, value=0.1),
+        v=normal(8, 3),
+    )
+
+
+def _stacked_heads(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (torch.einsum("bnd,hde->bhne", x, part) for part in (m.q, m.k, m.v))
+    return torch.einsum("bhne,hed->bnd", (q @ k.mT).softmax(-1) @ v, m.out)
+
+
+def _two_copies(*shape: int) -> nn.Parameter:
+    return nn.Parameter(0.4 * torch.randn(1, *shape).repeat(2, 1, 1))
+
+
+@case(inputs=SEQUENCE, tied="q k v out")
+def stacked_heads_that_are_copies():
+    q, k, v = (_two_copies(8, 4) for _ in range(3))
+    return Wrap(_stacked_heads, q=q, k=k, v=v, out=_two_copies(4, 8))
+
+
+@case(inputs=SEQUENCE, harmless="q k v")
+def stacked_heads_that_are_copies_with_outputs_of_their_own():
+    q, k, v = (_two_copies(8, 4) for _ in range(3))
+    return Wrap(_stacked_heads, q=q, k=k, v=v, out=normal(2, 4, 8))
+
+
+def _additive(hidden: nn.Module) -> nn.Module:
+    return Wrap(
+        lambda m, x: m.head((x * (torch.tanh(m.hidden(x)) @ m.score).softmax(1)[..., None]).sum(1)),
+        hidden=hidden,
+        score=zeros(6),
+        head=nn.Linear(8, 2),
+    )
+
+
+@case(inputs=SEQUENCE, harmless="score")
+def additive_attention_zero_score():
+    return _additive(nn.Linear(8, 6))
+
+
+@case(inputs=SEQUENCE, dead="hidden.weight hidden.bias score")
+def additive_attention_all_zero():
+    return _additive(fill(nn.Linear(8, 6), 0.0))
+
+
+@case(inputs=SEQUENCE, tied="slots", follows="q.weight k.weight")
+def equal_slots():
+    """Equal slots share every input evenly, whatever the keys and queries."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        slots = m.slots.expand(len(x), -1, -1)
+        shares = (m.k(x) @ m.q(slots).mT).softmax(-1)
+        return m.head(torch.tanh(slots + shares.mT @ m.v(x))).sum(1)
+
+    q, k, v = (nn.Linear(8, 8, bias=False) for _ in range(3))
+    return Wrap(run, slots=zeros(1, 3, 8), q=q, k=k, v=v, head=nn.Linear(8, 2))
+
+
+def _memory(m: nn.Module, x: Tensor) -> Tensor:
+    return m.head((x @ m.keys.mT).softmax(-1) @ m.values)
+
+
+@case(harmless="keys")
+def memory_with_zero_keys():
+    return Wrap(_memory, keys=zeros(6, 5), values=normal(6, 4), head=nn.Linear(4, 2))
+
+
+@case(tied="values", follows="keys")
+def memory_of_equal_slots():
+    """Equal values make every key right."""
+    return Wrap(_memory, keys=zeros(6, 5), values=ones(6, 4, value=0.1), head=nn.Linear(4, 2))
+
+
+@case(
+    dead="time.weight time.bias modulation.weight final.weight",
+    harmless="out.weight",
+    inputs=lambda g: (torch.randn(6, 5, generator=g), torch.randn(6, 4, generator=g)),
+)
+def diffusion_transformer_that_never_hears_the_time():
+    """Behind a zero time embedding the zero modulations learn their biases only."""
+
+    def run(m: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+        c, h = F.silu(m.time(t)), m.body(x)
+        h = h + m.modulation(c) * torch.tanh(m.inner(h))
+        return m.out(F.layer_norm(h, (6,)) * (1 + m.final(c)))
+
+    return Wrap(
+        run,
+        time=fill(nn.Linear(4, 6), 0.0),
+        body=nn.Linear(5, 6),
+        inner=nn.Linear(6, 6),
+        modulation=fill(nn.Linear(6, 6), 0.0),
+        final=fill(nn.Linear(6, 6), 0.0),
+        out=fill(nn.Linear(6, 3), 0.0),
+    )
+
+
+@case(tied="down.weight down.bias up.weight")
+def adapter_of_two_zero_layers_and_a_sigmoid():
+    """sigmoid(0) opens what relu or gelu would leave shut, to one unit."""
+    return Wrap(
+        lambda m, x: m.base(x) + m.up(torch.sigmoid(m.down(x))),
+        base=nn.Linear(5, 3).requires_grad_(False),
+        down=fill(nn.Linear(5, 2), 0.0),
+        up=fill(nn.Linear(2, 3), 0.0),
+    )
+
+
+@case(harmless="last.weight gamma")
+def zero_layer_scale_before_a_zero_layer_with_a_bias():
+    """The bias is what opens the scale."""
+    last = nn.Linear(6, 5)
+    nn.init.zeros_(last.weight)
+    return Wrap(
+        lambda m, x: m.head(x + m.gamma * m.last(F.gelu(m.first(x)))),
+        first=nn.Linear(5, 6),
+        last=last,
+        gamma=zeros(5),
+        head=nn.Linear(5, 3),
+    )
+
+
+def _machine(m: nn.Module, x: Tensor) -> Tensor:
+    crossed = (x @ m.factors).square() - x.square() @ m.factors.square()
+    return m.linear(x)[:, 0] + crossed.sum(1) / 2
+
+
+@case(dead="factors", harmless="linear.weight")
+def factorisation_machine_zero():
+    return Wrap(_machine, linear=fill(nn.Linear(5, 1), 0.0), factors=zeros(5, 4))
+
+
+@case(tied="factors", harmless="linear.weight")
+def factorisation_machine_constant():
+    return Wrap(_machine, linear=fill(nn.Linear(5, 1), 0.0), factors=ones(5, 4, value=0.1))
+
+
+@case(tied="left.weight left.bias right.weight right.bias")
+def two_towers_constant():
+    """Their outputs meet in a product, which treats all dimensions alike."""
+    return Wrap(
+        lambda m, x: (m.left(x) * m.right(x.flip(-1))).sum(-1),
+        left=fill(nn.Linear(5, 4), 0.1),
+        right=fill(nn.Linear(5, 4), 0.2),
+    )
+
+
+@case(tied="first middle")
+def tensor_train_of_ones():
+    return Wrap(
+        lambda m, x: torch.einsum("bi,ir,rhs,so->bho", x, m.first, m.middle, m.last),
+        first=ones(5, 3, value=0.3),
+        middle=ones(3, 4, 3, value=0.3),
+        last=normal(3, 2),
+    )
+
+
+@case(tied="bases mixing")
+def equal_bases_of_relations():
+    """Every relation mixes the same three matrices; one would do."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        here, there = torch.einsum("rb,bio->rio", m.mixing, m.bases)
+        return m.head(torch.tanh(x @ here + x.roll(1, 0) @ there))
+
+    bases = nn.Parameter(0.4 * torch.randn(1, 5, 6).repeat(3, 1, 1))
+    return Wrap(run, mixing=ones(2, 3), bases=bases, head=nn.Linear(6, 2))
+
+
+@case(tied="centres widths head.weight")
+def equal_radial_functions():
+    return Wrap(
+        lambda m, x: m.head(torch.exp(-(x[:, None] - m.centres).square().sum(-1) * m.widths.exp())),
+        centres=zeros(6, 5),
+        widths=zeros(6),
+        head=fill(nn.Linear(6, 2), 0.0),
+    )
+
+
+@case(tied="means", follows="shares")
+def mixture_of_equal_components():
+    """The classic of clustering: all means start in one place."""
+    return Wrap(
+        lambda m, x: (m.shares.log_softmax(0) - (x[:, None] - m.means).square().sum(-1)).logsumexp(
+            -1
+        ),
+        means=zeros(4, 5),
+        shares=zeros(4),
+    )
+
+
+@case(tied="leaves", follows="splits.weight splits.bias")
+def soft_tree_of_zeros():
+    """Equal leaves make every split idle."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        a, b, c = m.splits(x).sigmoid().unbind(-1)
+        shares = torch.stack([a * b, a * (1 - b), (1 - a) * c, (1 - a) * (1 - c)], -1)
+        return shares @ m.leaves
+
+    return Wrap(run, splits=fill(nn.Linear(5, 3), 0.0), leaves=zeros(4, 2))
+
+
+def _top_two(m: nn.Module, x: Tensor) -> Tensor:
+    weights, chosen = m.router(x).topk(2, -1)
+    shares = x.new_zeros(len(x), len(m.experts)).scatter(1, chosen, weights.softmax(-1))
+    y = x.new_zeros(len(x), 3)
+    for expert, share in zip(m.experts, shares.T, strict=True):
+        rows = share.nonzero().flatten()
+        if len(rows):
+            y = y.index_add(0, rows, expert(x[rows]) * share[rows, None])
+    return y
+
+
+@case(
+    tied="experts.0",
+    dead="router.weight experts.2.0.weight experts.2.0.bias experts.2.2.weight experts.2.2.bias",
+)
+def copied_experts_zero_router_top_two():
+    """The two that are chosen stay one; the third is never asked."""
+    router = fill(nn.Linear(5, 3, bias=False), 0.0)
+    return Wrap(_top_two, experts=_experts(copies=True), router=router)
+
+
+@case(harmless="experts.0")
+def copied_experts_random_router_top_two():
+    return Wrap(_top_two, experts=_experts(copies=True), router=nn.Linear(5, 3, bias=False))

@@ -79,9 +79,10 @@ def _fate(
     judge = _Judge(rounding)
     tied = (n for n in before if judge.tied(before[n], after[n]))
     stuck = (n for n in before if judge.stuck(before[n], after[n]))
-    twins_tied = (a for a, b in twins if judge.twins_tied(a, b, before, after))
+    pairs = [(a, b) for a, b in twins if judge.twins_tied(a, b, before, after)]
+    firsts = {a for a, _ in pairs} - {b for _, b in pairs}
     return Fate(
-        tied=frozenset([*tied, *twins_tied]),
+        tied=frozenset([*tied, *firsts]),
         stuck=frozenset(stuck),
         idle=frozenset(n for n in before if judge.idle(before[n], after[n])),
     )
@@ -229,14 +230,12 @@ def _special(rows: Tensor) -> list[int]:
 def _twins(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield pairs of modules with a matrix and equal, trained parameters.
 
-    Only the largest, and each only with the first it equals.
+    Only the largest.
     """
     named = [(n, m) for n, m in model.named_modules() if n and _has_matrix(m)]
     found: list[tuple[str, str]] = []
     for (a, first), (b, second) in itertools.combinations(named, 2):
-        inside = any(f"{b}.".startswith(f"{d}.") for _, d in found)
-        known = any(f"{a}.".startswith(f"{d}.") for _, d in found)
-        if not inside and not known and _same(first, second):
+        if not any(b.startswith(f"{d}.") for _, d in found) and _same(first, second):
             found.append((a, b))
             yield a, b
 

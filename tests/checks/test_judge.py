@@ -64,14 +64,15 @@ class TestTogether:
 
 class TestWords:
     def test_who_waits_for_whom(self):
-        """Dead parameters name what would have to start elsewhere."""
+        """Dead parameters name what would have to start with other values."""
         found = case("gate_zero_at_both_ends")
 
         assert found["gate"].reason == (
-            "1 entry never gets a gradient, unless it or last.weight starts elsewhere"
+            "1 entry never gets a gradient, unless it or last.weight starts with other values"
         )
         assert found["first.weight"].reason == (
-            "6 output units never get a gradient, unless gate or last.weight starts elsewhere"
+            "6 output units never get a gradient, unless gate or last.weight starts with other "
+            "values"
         )
         assert (found["first.weight"].remedy, found["gate"].remedy) == (
             "",

@@ -17,9 +17,15 @@ from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning
 UNSEEN = {
     "units_summed",  # nothing with parameters reads the units
     "equal_modulations",  # likewise
+    "maxout_with_equal_pieces",  # likewise: the pieces meet in a maximum
+    "two_towers_constant",  # likewise: the towers meet in a product
     "mlp_zero_hidden_random_bias_relu",  # half of the rows move; the others may only be unused
 }
 """Cases in which gradients alone leave it open that something is wrong; `find_symmetry` knows."""
+
+BROKEN_BY_ROUNDING = {("weight_norm_constant", True)}
+"""Adam takes full steps along what is nothing but rounding, where weight norm leaves no gradient;
+so in float32 these ties are gone after one."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,6 +99,8 @@ class TestTable:
     )
     def test_warned_if_and_only_if_something_is_wrong(self, case: Case, adam):
         """On every start of the table, in float32, by SGD and by Adam."""
+        if (case.name, adam) in BROKEN_BY_ROUNDING:
+            pytest.skip("rounding breaks the tie")
         torch.manual_seed(1)
         model = case.build()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -134,6 +142,45 @@ def _step_of(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+class _Cell(nn.Module):
+    """A recurrent core with equal weights below a random head, which tells its units apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = fill(nn.RNN(5, 8, batch_first=True), 0.1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(torch.stack([x, x.roll(1, 1), x.flip(1)], 1))[0][:, -1])
+
+
+SHORT = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+    "sgd-tiny": lambda parameters: torch.optim.SGD(parameters, lr=1e-5),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-5),
+    "adam-tiny": lambda parameters: torch.optim.Adam(parameters, lr=1e-6),
+}
+
+
+class TestShortSteps:
+    """Units that have parted move the gradients of others by no more than the step length."""
+
+    @pytest.mark.parametrize("make", SHORT.values(), ids=SHORT)
+    def test_no_warning_while_units_are_parting(self, make):
+        """The recurrence's columns follow its rows by so little that one look would not tell."""
+        torch.manual_seed(0)
+        model = _Cell()
+        with warn_on_symmetry(model):
+            assert train(model, make(model.parameters()), steps=40) == []
+
+    @pytest.mark.parametrize("make", SHORT.values(), ids=SHORT)
+    def test_ties_are_found_as_soon(self, make):
+        """A network that is one unit for ever is so from the second step, however short."""
+        model = tied()
+        with warn_on_symmetry(model):
+            assert train(model, make(model.parameters())) == [2]
 
 
 class TestWarning:

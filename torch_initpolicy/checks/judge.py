@@ -3,7 +3,7 @@
 Knows which units belong together (a row and its bias) and how to say it; runs nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch_initpolicy.checks.findings import Finding, Verdict
@@ -104,8 +104,7 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         return None
     along = next(iter(found))
     units = tuple(sorted(found[along]))
-    others = "".join(f"; so do {_many(n, other)}" for other, n in _others(found, along))
-    several = f" in {len(units)} groups" if len(units) > 1 else ""
+    others = " and ".join(_counted(groups, o) for o, groups in found.items() if o != along)
     return Finding(
         name=site.name,
         units=units,
@@ -113,8 +112,8 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         along=along,
         step=outcome.steps,
         reason=(
-            f"{_many(sum(map(len, units)), along)}{several} start equal and get equal gradients "
-            f"at every step, whatever the batch{others}"
+            f"{_counted(units, along)} start equal and get equal gradients at every step, whatever "
+            f"the batch{others and f'; so do {others}'}"
         ),
         remedy=remedy(site),
     )
@@ -133,8 +132,9 @@ def _many(count: int, along: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
-def _others(found: Mapping[str, set[tuple[int, ...]]], along: str) -> Iterator[tuple[str, int]]:
-    return ((o, sum(map(len, groups))) for o, groups in found.items() if o != along)
+def _counted(groups: Collection[tuple[int, ...]], along: str) -> str:
+    several = f" in {len(groups)} groups" if len(groups) > 1 else ""
+    return f"{_many(sum(map(len, groups)), along)}{several}"
 
 
 def _tied_groups(outcome: Outcome, site: Site, track: Track) -> Iterator[tuple[int, ...]]:
@@ -267,7 +267,7 @@ def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ..
         step=outcome.steps,
         reason=(
             f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient, unless "
-            f"{' or '.join(shown)} starts elsewhere"
+            f"{' or '.join(shown)} starts with other values"
         ),
         remedy=remedy(site) if own else "",
     )

@@ -30,6 +30,7 @@ from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laboratory, vocabulary
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.inputs import as_call
@@ -118,7 +119,15 @@ def _is_fine(like: Likeness, used: Mapping[str, Facts]) -> bool:
 def _told(site: Site, facts: Facts) -> Site:
     """Return a raw parameter with what its use says; a number that is only added is a bias."""
     is_added = facts.op in ("add", "sub") and facts.role in ("scale", "gate", "unknown")
-    return replace(site, axes=facts.axes, role="bias" if is_added else facts.role)
+    axes = facts.axes and _with_stacks(facts.axes, site.shape, facts.op or "")
+    return replace(site, axes=axes, role="bias" if is_added else facts.role)
+
+
+def _with_stacks(axes: Axes, shape: Sequence[int], op: str) -> Axes:
+    """Return axes with those that are named nowhere as copies; only convolutions have kernels."""
+    named = (*axes.inputs, *axes.outputs, *axes.copies)
+    rest = (axis for axis in range(len(shape)) if axis not in named)
+    return axes if "conv" in op else replace(axes, copies=(*axes.copies, *rest))
 
 
 class Attempt(NamedTuple):
@@ -304,9 +313,10 @@ class _Search:
             return None
         if not all(track.is_resolved for track in of_modules):
             return None
-        reach = awakened(trial, tracks, journey, draws=1)
+        open_tracks = [track for track in tracks if not track.is_resolved]
+        reach = awakened(trial, open_tracks, journey, draws=1)
         trial.reset()
-        if any(True for _ in idle_parts(tracks, reach)):
+        if any(True for _ in idle_parts(open_tracks, reach)):
             return None
         return self._outcome(trial, tracks, of_modules, reach, journey)
 

@@ -48,6 +48,10 @@ def warn_on_symmetry(
     later where something still waits for a zero to move, where random numbers are drawn in the
     forward pass, or where no gradient arrives at all. Then all hooks are removed.
 
+    Gradients alone do not tell equal output units that no other weight reads (two pieces of a
+    maxout, two towers that meet in a product) from classes of a zero head that the labels treat
+    alike: these are not warned of, and are for `find_symmetry` to judge.
+
     Works with gradient accumulation, gradient scalers, closures, several optimizers, parameter
     groups, `torch.compile`, DDP and FSDP2.
 
@@ -226,19 +230,36 @@ class _Followed:
 
 def _gradients(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the gradients of the named parameters that an optimizer is about to use."""
+    for name, parameter in _trained(optimizer, names):
+        if parameter.grad is not None:
+            yield name, parameter.grad
+
+
+def _without_gradients(
+    optimizer: Optimizer, names: Mapping[int, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield zeros for the named parameters to which no gradient has come."""
+    for name, parameter in _trained(optimizer, names):
+        if parameter.grad is None:
+            yield name, torch.zeros_like(parameter)
+
+
+def _trained(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters that an optimizer is about to move."""
     for group in optimizer.param_groups:
         if float(group.get("lr", 1.0)) == 0.0:  # a warm-up from zero moves nothing yet
             continue
         for parameter in group["params"]:
-            if id(parameter) in names and parameter.grad is not None:
-                yield names[id(parameter)], parameter.grad
+            if id(parameter) in names:
+                yield names[id(parameter)], parameter
 
 
 _SURE = 1
 """Steps without news after which a tie is certain where everything moves and nothing is random."""
 
 _WAITING = 5
-"""The same where something may still be waiting for a zero to move."""
+"""The same where something may still be waiting for a zero to move, or for units that have parted
+elsewhere: with short steps it takes a few until the others show it."""
 
 _NOISY = 24
 """The same where random numbers are drawn: the masks of two units may agree by accident."""
@@ -246,8 +267,9 @@ _NOISY = 24
 _DEAD = 10
 """Steps with a gradient of exactly zero after which a parameter of zeros is dead."""
 
-_SAME: Mapping[torch.dtype, float] = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Gradients are equal where they differ by less than this, relatively."""
+_SAME: Mapping[torch.dtype, float] = {torch.float64: 1e-6, torch.float32: 1e-5}
+"""Gradients are equal where they differ by less than this, relatively: rounding makes up 1e-6 at
+most, and units that have just parted move the gradients of others by the step length."""
 
 _SAME_IN_HALF = 3e-2
 
@@ -268,9 +290,26 @@ class _Observed:
     quiet: int = 0
     pending: Values = field(default_factory=dict)
 
-    def show(self, gradients: Values, step: int) -> None:
-        """Show the track its gradients, once all of them are there."""
+    @property
+    def is_spreading(self) -> bool:
+        """Whether units have parted that got equal gradients before.
+
+        Others tell them apart, by as little as those have moved; what is left of such a group may
+        still be on its way.
+        """
+        return (self.track.parted or 0) > (self.track.stirred or 0)
+
+    def show(self, gradients: Values, idle: Values, step: int) -> None:
+        """Show the track its gradients, once all of them are there.
+
+        Args:
+            gradients: What one optimizer is about to use.
+            idle: Zeros for what it holds without a gradient: experts that no sample has chosen.
+            step: Number of the step.
+        """
         self.pending |= {key: g for key, g in gradients.items() if key in self.keys}
+        if self.pending:
+            self.pending = {key: g for key, g in idle.items() if key in self.keys} | self.pending
         if self.pending.keys() < self.keys:
             return
         seen, self.pending = self.pending, {}
@@ -303,8 +342,9 @@ class _Follower:
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
             return
         self.journey.note(gradients, (), 0.0)
+        idle = dict(_without_gradients(optimizer, self.names))
         for observed in self.observed:
-            observed.show(gradients, self.journey.steps)
+            observed.show(gradients, idle, self.journey.steps)
         blocked = not all(bool(observed.track.alive.any()) for observed in self.observed)
         self.patience = noise.patience or (_WAITING if blocked else _SURE)
 
@@ -317,8 +357,8 @@ class _Follower:
     def found(self) -> tuple[Finding, ...]:
         """Return what is tied, once any of it is certain; else, at the end, what is dead."""
         outcome = self._outcome()
-        moving = [o for o in self.observed if o.track.moves_together]
-        certain = any(o.quiet >= self.patience for o in moving)
+        moving = [o for o in self.observed if o.track.moves_together and not o.is_spreading]
+        certain = any(o.quiet >= self._patience_with(o.track) for o in moving)
         ties = tuple(_ties(outcome)) if certain and any(_reads(o.track) for o in moving) else ()
         if ties or not self.is_settled:
             return ties
@@ -326,6 +366,11 @@ class _Follower:
         dead = ((t, _dead_units(t)) for t in self.tracks if t in waited)
         findings = {t.likeness.site.name: _dead(t, units) for t, units in dead if units}
         return tuple(findings.values())
+
+    def _patience_with(self, track: AnyTrack) -> int:
+        """Return the steps to wait for a track; more where what may be its own units has parted."""
+        may_follow = any(_is_of_as_many(other, track) for other in self.tracks if other.parted)
+        return max(self.patience, _WAITING) if may_follow else self.patience
 
     def _outcome(self) -> Outcome:
         keys = {
@@ -335,6 +380,13 @@ class _Follower:
         kept = {name: of_site for name, of_site in keys.items() if of_site}
         stirred, steps = self.journey.stirred, self.journey.steps
         return Outcome(self.sites, kept, self.tracks, self.twins, {}, stirred, steps)
+
+
+def _is_of_as_many(other: Track, track: AnyTrack) -> bool:
+    """Whether units could be those of another track, or of one of its gates."""
+    if isinstance(track, TwinTrack) or other is track:
+        return False
+    return other.likeness.view.count % track.likeness.view.count == 0
 
 
 def _reads(track: AnyTrack) -> bool:
