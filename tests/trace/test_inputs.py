@@ -124,7 +124,26 @@ def test_models_of_transformers_are_traced_with_inputs_they_declare(name):
     assert dict(found.unknown_operators) == {}
 
 
+class _Scaled(nn.Module):
+    """A model whose first parameter passes for one of a single feature: it broadcasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(1, 6))
+        self.mix = nn.Parameter(torch.eye(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale.exp()) @ self.mix
+
+
 class TestShapesOfInputs:
+    def test_a_size_that_broadcasts_comes_last(self):
+        """One feature runs through anything, and makes all that read it alike."""
+        reading = read(_Scaled(), sites(_Scaled()))
+
+        assert reading.call is not None
+        assert reading.call.args[0].shape[1] == 6
+
     def test_examples_are_understood(self):
         """A mapping is keywords, a tuple or list positions, anything else the only argument."""
         x = torch.zeros(1)

@@ -153,8 +153,13 @@ def _guessed(model: nn.Module) -> Iterator[Tensor]:
         if found:
             break
     for parameter in itertools.islice(model.parameters(), 2):
-        for size in dict.fromkeys(parameter.shape):
+        for size in sorted(dict.fromkeys(parameter.shape), key=_broadcasts):
             yield _floats(BATCH, size)
+
+
+def _broadcasts(size: int) -> bool:
+    """Whether features of a size pass for any other size, and so say nothing."""
+    return size == 1
 
 
 def _for_layer(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
