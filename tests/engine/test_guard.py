@@ -111,7 +111,9 @@ class TestRefusal:
         """A parameter that belongs to no module is described."""
         parameter = skipped().first.bias
 
-        with pytest.raises(SkippedInitError, match=r"^1 .*:\n  - Uniform\(.*\), shape \(4,\)\n"):
+        with pytest.raises(
+            SkippedInitError, match=r"has 1 parameter .*:\n  - Uniform\(.*\), shape \(4,\)\n"
+        ):
             parameter.sum()
 
     def test_repr(self):

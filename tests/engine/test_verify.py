@@ -137,6 +137,14 @@ class TestNoFalseAlarm:
 
         assert reasons((site, replace(step, factors=(0.75,))))
 
+    def test_counts_in_words(self):
+        """One finding is one finding, and one tensor one tensor."""
+        _, (site, step) = filled(Normal(0.02), MATRIX)
+        wrong = measure_steps([(site, replace(step, initializer=Normal(0.04)))])
+
+        assert str(measure_steps([(site, step)])) == "1 tensor measured, 0 not: all well"
+        assert str(wrong).startswith("1 tensor measured, 0 not, 1 finding:\n  - 'weight': std")
+
     def test_thirds(self):
         """Queries, keys and values each with a factor of its own, in a pack and out of one."""
         axes = Axes((1,), (0,), blocks=(100, 100, 100))
