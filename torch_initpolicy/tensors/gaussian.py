@@ -46,7 +46,9 @@ class Size:
     @property
     def skewness(self) -> float:
         """The third central moment over the cube of the standard deviation."""
-        return self.third / self.variance**1.5 if self.variance > TINY else 0.0
+        return (
+            self.third / self.variance / math.sqrt(self.variance) if self.variance > TINY else 0.0
+        )
 
     @property
     def cube(self) -> float:
