@@ -84,3 +84,12 @@ def test_three_moments(name):
 def test_a_weight_takes_the_skewness_away():
     """Sums with weights of either sign are skewed to neither side."""
     assert ONE.weighed() == Size(0.0, 1.0, 0.2, 0.2)
+
+
+def test_huge_signals():
+    """Where cubes are out of range, squares are still followed, and nothing raises."""
+    huge = Size(1e120, 1e241, 0.0, 0.0)
+    product = huge.times(constant(1e10))
+    assert product.second == pytest.approx(1e261)
+    assert product.skewness == 0.0
+    assert activated(Activation("relu"), Size(0.0, 1e200)).second == pytest.approx(5e199)

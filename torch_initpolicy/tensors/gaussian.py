@@ -45,15 +45,17 @@ class Size:
 
     @property
     def skewness(self) -> float:
-        """The third central moment over the cube of the standard deviation."""
+        """The third central moment over the cube of the standard deviation; 0 out of range."""
+        cube = self.variance * math.sqrt(self.variance)
         return (
-            self.third / self.variance / math.sqrt(self.variance) if self.variance > TINY else 0.0
+            self.third / cube if _TINY_CUBE < cube < math.inf and math.isfinite(self.third) else 0.0
         )
 
     @property
     def cube(self) -> float:
-        """`E x^3`."""
-        return self.third + 3 * self.mean * self.variance + self.mean**3
+        """`E x^3`; infinite or nan where it is out of range."""
+        # Products: unlike powers, they do not raise where they overflow.
+        return self.third + self.mean * (3 * self.variance + self.mean * self.mean)
 
     @property
     def correlation(self) -> float:
@@ -79,6 +81,11 @@ class Size:
             self.near * power,
             self.third * power * factor,
         )
+
+    def skewed(self, skewness: float) -> "Size":
+        """Return the same moments up to the second, and another skewness."""
+        third = skewness * self.variance * math.sqrt(self.variance)
+        return Size(self.mean, self.second, self.shared, self.near, third)
 
     def plus(self, other: "Size") -> "Size":
         """Return the moments of the sum with an independent signal."""
@@ -123,11 +130,12 @@ class Size:
 
 
 TINY = 1e-12
+_TINY_CUBE = 1e-18
 
 
 def with_cube(mean: float, second: float, shared: float, near: float, cube: float) -> Size:
     """Return the moments of a signal of which `E x^3` is known."""
-    third = cube - 3 * mean * second + 2 * mean**3
+    third = cube - mean * (3 * second - 2 * mean * mean)
     return Size(mean, second, shared, near, third)
 
 

@@ -321,19 +321,20 @@ def _window(node: Node) -> int:
 
 
 def _joined_side_by_side(following: Following, node: Node) -> Known:
+    """A mixture, skewed as a unit of it is: that units differ in their means is no skewness."""
     sizes = [(following.size(value), math.prod(following.shape(value))) for value in node.inputs]
     unknown = next((size for size, _ in sizes if isinstance(size, Unknown)), None)
     total = sum(count for _, count in sizes)
     if unknown is not None or not total:
         return unknown or following.lost(node, "nothing side by side")
     known = [(size, count / total) for size, count in sizes if isinstance(size, Size)]
-    return with_cube(
+    mixture = Size(
         sum(size.mean * part for size, part in known),
         sum(size.second * part for size, part in known),
         sum(size.shared * part for size, part in known),
         sum(size.near * part for size, part in known),
-        sum(size.cube * part for size, part in known),
     )
+    return mixture.skewed(sum(size.skewness * part for size, part in known))
 
 
 def _created(following: Following, node: Node) -> Known:

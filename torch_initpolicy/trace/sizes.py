@@ -5,6 +5,14 @@ normal and independent, biases zero, normalisations the identity on what they no
 to be normalised by their own statistics, as in training. What cannot be followed is left unknown,
 with the reason, up to the next normalisation.
 
+All this is the mean over many draws of the weights; three things make a single net differ.
+Where a layer has few units, as the squeeze of a SqueezeNet or of a gate does, its second moment is
+itself a draw: `n` units that all inputs and positions share spread by `sqrt(2 / n)`, and every
+layer behind them inherits it. A depthwise kernel is a sum over few taps: neighbours within one
+image vary together, on average over kernels by the square of their correlation, so that the mean
+over a small map varies more than the mean of as many independent positions. And beside zero padding
+the signal is smaller than inside, where convolutions and pools read it more often.
+
 Reference:
     Bingham and Miikkulainen, *AutoInit: Analytic Signal-Preserving Weight Initialization for Neural
     Networks*, 2021, arXiv:2109.08958; Poole et al., *Exponential expressivity in deep neural
