@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torch_initpolicy.engine.lsuv import Calibration, lsuv_
 from torch_initpolicy.errors import ApplyError, TraceError
@@ -301,6 +302,60 @@ def test_a_deep_bidirectional_layer_is_scaled_throughout():
     assert {scaled.site for scaled in report.scaled} == names
     assert report.worst < TOLERANCE
     assert report.passes == 1
+
+
+class Tagger(nn.Module):
+    """A recurrent layer that reads packed sequences of several lengths, and a layer on top."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        self.layer = kind(6, 10, **options)
+        self.tags = nn.Linear(20 if options.get("bidirectional") else 10, 3)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        return self.tags(pad_packed_sequence(self.layer(packed)[0])[0])
+
+
+def gates_of(layer: nn.RNNBase, x: torch.Tensor, suffix: str) -> torch.Tensor:
+    """Return what goes into the gates of one direction, which reads `x` from its start."""
+    alone = type(layer)(layer.input_size, layer.hidden_size)
+    for name, parameter in alone.named_parameters():
+        parameter.data = getattr(layer, name + suffix).data
+    out = alone(x)[0]
+    before = torch.cat((torch.zeros_like(out[:1]), out[:-1]))
+    return x @ alone.weight_ih_l0.mT + before @ alone.weight_hh_l0.mT
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("orthogonal", [True, False], ids=["orthogonal", "as they are"])
+def test_packed_sequences_are_scaled_over_the_steps_they_have(kind, orthogonal):
+    """The gates have unit deviation over all steps of all sequences, run one by one."""
+    model = Tagger(kind, bidirectional=True)
+    x, lengths = batch(12, 16, 6), torch.arange(16) * 7 % 12 + 1
+    report = lsuv_(model, (x, lengths), orthogonal=orthogonal)
+    sequences = [x[:length, n] for n, length in enumerate(lengths)]
+    with torch.no_grad():
+        ahead = [gates_of(model.layer, each, "") for each in sequences]
+        back = [gates_of(model.layer, each.flip(0), "_reverse") for each in sequences]
+    assert deviation(torch.cat(ahead)) < TOLERANCE
+    assert deviation(torch.cat(back)) < TOLERANCE
+    names = {n for n, p in model.named_parameters() if p.ndim == 2}
+    assert {scaled.site for scaled in report.scaled} == names
+    assert report.worst < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_what_follows_packed_sequences_sees_the_scaled_layer(kind):
+    """The layer on top has unit deviation in a model run anew, two layers deep."""
+    model = Tagger(kind, num_layers=2)
+    x, lengths = batch(12, 16, 6), torch.full((16,), 12)
+    lsuv_(model, (x, lengths), orthogonal=False)
+    with torch.no_grad():
+        made = model(x, lengths) - model.tags.bias
+    report = lsuv_(model, (x, lengths), orthogonal=False)
+    assert made.std() == pytest.approx(1, abs=0.2)
+    assert all(scaled.factor == pytest.approx(1, abs=1e-3) for scaled in report.scaled)
 
 
 class Steps(nn.Module):

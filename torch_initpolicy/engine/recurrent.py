@@ -4,10 +4,11 @@ The state comes back through the weights that are scaled, so a layer runs until 
 settled; a few runs of the one layer do, because the state is bounded.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.engine.scaling import TOLERANCE, Operand, Scaler, Target
 from torch_initpolicy.trace.capture import Ran, tensors_in
+from torch_initpolicy.trace.shapes import is_packed
 
 ITERATIONS = 50
 """Times that a layer runs until its gates have settled."""
@@ -49,40 +51,147 @@ class Feedback:
         return f"its gates do not settle within {ITERATIONS} runs"
 
 
+class _Steps(Protocol):
+    """How a signal is laid out over time."""
+
+    def reversed(self, signal: Tensor) -> Tensor:
+        """Return a signal with each of its sequences from its end."""
+
+    def before(self, states: Tensor, start: Tensor) -> Tensor:
+        """Return the state before each step, from those after each and the initial ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """Sequences of one length along the axis `time`."""
+
+    time: int
+
+    def reversed(self, signal: Tensor) -> Tensor:
+        return signal.flip(self.time)
+
+    def before(self, states: Tensor, start: Tensor) -> Tensor:
+        steps = states.shape[self.time]
+        first = start.movedim(0, self.time)
+        return torch.cat((first, states.narrow(self.time, 0, steps - 1)), self.time)
+
+
+class _Packed:
+    """Sequences of several lengths, longest first, a row for each step of each that still runs."""
+
+    def __init__(self, batch_sizes: Tensor) -> None:
+        running: list[int] = batch_sizes.tolist()
+        starts = [0, *itertools.accumulate(running)]
+        lengths = [sum(count > n for count in running) for n in range(running[0])]
+        self.running = running
+        self.mirrored = [
+            starts[lengths[n] - 1 - step] + n
+            for step, count in enumerate(running)
+            for n in range(count)
+        ]
+
+    def reversed(self, signal: Tensor) -> Tensor:
+        return signal[self.mirrored]
+
+    def before(self, states: Tensor, start: Tensor) -> Tensor:
+        each = (start[0], *torch.split(states, self.running)[:-1])
+        return torch.cat([step[:n] for step, n in zip(each, self.running, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a recurrent layer was called with.
+
+    Torch calls it as `(input, hx, weights, ...)`, and as `(data, batch_sizes, hx, weights, ...)`
+    for packed sequences.
+
+    Attributes:
+        ran: The layer as it ran.
+        lead: How many arguments come before the weights.
+    """
+
+    ran: Ran
+    lead: int
+
+    @classmethod
+    def of(cls, ran: Ran) -> "_Call":
+        """Tell the two forms apart."""
+        return cls(ran, 3 if is_packed(ran.args) else 2)
+
+    @property
+    def hx(self) -> Tensor | Sequence[Tensor]:
+        """The initial states."""
+        found: Tensor | Sequence[Tensor] = self.ran.args[self.lead - 1]
+        return found
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """The initial states, one tensor for each kind."""
+        return (self.hx,) if isinstance(self.hx, Tensor) else tuple(self.hx)
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """The weights, layer by layer, direction by direction."""
+        found: Sequence[Tensor] = self.ran.args[self.lead]
+        return found
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What follows: biases, layers, dropout, training, bidirectional, batch first if padded."""
+        return tuple(self.ran.args[self.lead + 1 :])
+
+    @property
+    def steps(self) -> _Steps:
+        """How the signal is laid out."""
+        return _Packed(self.ran.args[1]) if self.lead == 3 else _Padded(int(self.options[5]))
+
+    def again(self, weights: Sequence[Tensor]) -> Any:
+        """Run the layer with other weights."""
+        before = self.ran.args[: self.lead]
+        return self.ran.node.function(*before, list(weights), *self.options)
+
+    def alone(
+        self, signal: Tensor, weights: Sequence[Tensor], states: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Run one layer in one direction and return its output."""
+        sizes = self.ran.args[1 : self.lead - 1]
+        hx: Any = states[0] if isinstance(self.hx, Tensor) else states
+        options = (self.options[0], 1, 0.0, False, False, *self.options[5:])
+        found: Tensor = self.ran.node.function(signal, *sizes, hx, list(weights), *options)[0]
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Direction:
     """One layer in one direction.
 
     Attributes:
-        run: Runs it: signal, weights and initial states to outputs.
+        call: The call of all layers.
+        steps: How its signal is laid out.
         weights: Its weights, `(ih, hh, *biases, *projection)`.
         states: Its initial states, `(1, batch, size)`.
-        time: Axis of the time.
         backward: Whether it reads from the end.
     """
 
-    run: Callable[[Tensor, Sequence[Tensor], tuple[Tensor, ...]], Tensor]
+    call: _Call
+    steps: _Steps
     weights: tuple[Tensor, ...]
     states: tuple[Tensor, ...]
-    time: int
     backward: bool
 
     def outputs(self, signal: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Return what the layer gives at each time, in the order in which it reads."""
-        return self.run(signal, weights, self.states)
+        return self.call.alone(signal, weights, self.states)
 
     def turned(self, signal: Tensor) -> Tensor:
         """Bring a signal into the order in which the layer reads it, or back."""
-        return signal.flip(self.time) if self.backward else signal
+        return self.steps.reversed(signal) if self.backward else signal
 
     def gates(self, signal: Tensor, scale: float) -> Tensor:
-        """Return what the scaled weights bring to the gates, `(time, batch, gates)` or so."""
+        """Return what the scaled weights bring to the gates, `(..., gates)`."""
         ih, hh = (weight * scale for weight in self.weights[:2])
         states = self.outputs(signal, (ih, hh, *self.weights[2:]))
-        start = self.states[0].movedim(0, self.time)
-        before = torch.cat(
-            (start, states.narrow(self.time, 0, states.shape[self.time] - 1)), self.time
-        )
+        before = self.steps.before(states, self.states[0])
         return F.linear(signal, ih) + F.linear(before, hh)
 
 
@@ -91,22 +200,18 @@ def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> No
     if ran.node.op.endswith("_cell"):
         _scale_cell(scaler, ran, operands)
         return
-    if not isinstance(ran.args[2], (list, tuple)):
-        for name in _names(scaler, operands).values():
-            scaler.left.setdefault(name, "its sequences are packed; pad them for this")
-        return
+    call = _Call.of(ran)
     # The layer holds its parameters in a list of its own, which stand-ins do not reach.
     held = ((operand, scaler.parameter_of(operand)) for operand in operands)
     ours = {id(o.tensor): scaler.parts_of(site)[0] for o, site in held if site is not None}
-    held_by_layer: Sequence[Tensor] = ran.args[2]
-    flat = [ours.get(id(weight), weight) for weight in held_by_layer]
+    flat = [ours.get(id(weight), weight) for weight in call.weights]
     names = _names(scaler, operands)
     signal = ran.args[0]
-    for layer in _layers(ran, flat):
+    _, _, dropout, training, *_ = call.options
+    for layer in _layers(call, flat):
         made = [_scaled(scaler, direction, signal, names) for direction in layer]
-        signal = F.dropout(torch.cat(made, -1), ran.args[5], training=ran.args[6])
-    results = ran.node.function(*ran.args[:2], flat, *ran.args[3:])
-    for output, again in zip(ran.outputs, tensors_in(results), strict=False):
+        signal = F.dropout(torch.cat(made, -1), dropout, training=training)
+    for output, again in zip(ran.outputs, tensors_in(call.again(flat)), strict=False):
         output.copy_(again)
 
 
@@ -117,27 +222,20 @@ def _names(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
     return {id(scaler.parts_of(site)[0]): site.name for site in found if scaler.parts_of(site)}
 
 
-def _layers(ran: Ran, flat: Sequence[Tensor]) -> Iterator[list[_Direction]]:
+def _layers(call: _Call, flat: Sequence[Tensor]) -> Iterator[list[_Direction]]:
     """Take a layer apart: its weights come layer by layer, direction by direction."""
-    _, hx, _, biases, count, _, _, bidirectional, batch_first = ran.args
-    states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    _, count, _, _, bidirectional, *_ = call.options
     directions = 2 if bidirectional else 1
     each = len(flat) // (count * directions)
-
-    def run(signal: Tensor, weights: Sequence[Tensor], start: tuple[Tensor, ...]) -> Tensor:
-        initial: Any = start[0] if isinstance(hx, Tensor) else start
-        options = (biases, 1, 0.0, False, False, batch_first)
-        found: Tensor = ran.node.function(signal, initial, list(weights), *options)[0]
-        return found
-
+    steps = call.steps
     for layer in range(count):
         numbers = range(layer * directions, (layer + 1) * directions)
         yield [
             _Direction(
-                run=run,
+                call=call,
+                steps=steps,
                 weights=tuple(flat[number * each : (number + 1) * each]),
-                states=tuple(state[number : number + 1] for state in states),
-                time=1 if batch_first else 0,
+                states=tuple(state[number : number + 1] for state in call.states),
                 backward=number % directions == 1,
             )
             for number in numbers

@@ -76,16 +76,24 @@ def _gru(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _recurrent(args: tuple[Any, ...], states: int) -> tuple[Tensor, list[Tensor]]:
-    """The output of a recurrent layer has the width of all directions.
-
-    Called as `(input, hx, ...)`, or as `(data, batch_sizes, hx, ...)` for packed sequences.
-    """
-    packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64
+    """The output of a recurrent layer has the width of all directions."""
+    packed = is_packed(args)
     hx = args[2 if packed else 1]
     hidden = [hx] if states == 1 else list(hx)
     directions = 2 if args[8 if packed else 7] else 1
     shape = (*args[0].shape[:-1], hidden[0].shape[-1] * directions)
     return args[0].new_empty(shape), [torch.empty_like(state) for state in hidden]
+
+
+def is_packed(args: Sequence[Any]) -> bool:
+    """Tell whether a recurrent layer was called with packed sequences.
+
+    It is called as `(input, hx, ...)`, or as `(data, batch_sizes, hx, ...)` for these.
+
+    Args:
+        args: The arguments of `torch.lstm`, `torch.gru` and the like.
+    """
+    return isinstance(args[1], Tensor) and args[1].dtype == torch.int64
 
 
 def _check(fits: bool, *what: Any) -> None:  # noqa: FBT001 - the condition, as in torch._check
