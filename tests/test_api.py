@@ -349,6 +349,36 @@ class TestBadInput:
         assert equal(before, bits(model))
 
 
+class Nested(nn.Module):
+    """Takes what nobody would guess."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, state):
+        if not isinstance(state, dict):
+            raise TypeError("a state is a dict of parts")
+        return self.layer(state["parts"]["first"])
+
+
+class TestUntraced:
+    """Plans from the order of registration alone say so."""
+
+    def test_plan_says_why(self):
+        """The forward pass that raises is quoted, with what helps."""
+        text = str(plan_policy(Nested()))
+        reason = "TypeError: a state is a dict of parts"
+        assert f"known from: order 2 (no inputs found: {reason}; give" in text
+
+    def test_given_inputs(self):
+        """With inputs that fit there is nothing to say."""
+        state = {"parts": {"first": torch.zeros(2, 8)}}
+        plan = plan_policy(Nested(), example_inputs=(state,))
+        assert plan.untraced is None
+        assert "known from: traced 2\n" in str(plan)
+
+
 class TestWarnings:
     def test_constants_on_hidden_weights(self):
         """The zeros preset says what it does to a hidden layer."""

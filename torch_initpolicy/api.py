@@ -93,7 +93,12 @@ def _plan(model: nn.Module, policy: Policyish, *, example_inputs: Any, **options
     found = sites(model)
     reading = _reading(model, found, example_inputs)
     plan = make_plan(
-        model, reading.facts, given, unknown_operators=reading.unknown_operators, **options
+        model,
+        reading.facts,
+        given,
+        unknown_operators=reading.unknown_operators,
+        untraced=reading.untraced,
+        **options,
     )
     if reading.unknown_operators:
         counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]

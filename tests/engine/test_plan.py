@@ -90,6 +90,19 @@ class TestLooking:
         assert "meets relu: He normal, fan_in 8, gain 1.41421" in text
         assert "\n\nparameter" in text
 
+    def test_untraced(self):
+        """What kept the forward pass from being read is printed, and survives the file."""
+        made = plan(untraced="ValueError: two of them")
+
+        assert "(no inputs found: ValueError: two of them; give example_inputs=)" in str(made)
+        assert Plan.from_json(made.to_json()).untraced == "ValueError: two of them"
+
+    def test_traced(self):
+        """A plan that misses nothing says nothing of it, in print or in a file."""
+        assert "no inputs" not in str(plan())
+        assert "untraced" not in plan().to_json()
+        assert Plan.from_json(plan().to_json()).untraced is None
+
     def test_policy(self):
         """The plan knows the policy's name and hash."""
         assert plan("he").policy == "he"

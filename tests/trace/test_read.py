@@ -219,4 +219,9 @@ def test_a_wordless_failure_is_a_failure_like_others():
     found = reading(Refuses())
 
     assert found.evidence == "order"
-    assert found.failure == "AssertionError"
+    assert found.failure == found.untraced == "AssertionError"
+
+
+def test_what_was_read_is_not_untraced():
+    """Attempts that failed before one that did not are no reason to doubt it."""
+    assert reading(nn.Linear(3, 3)).untraced is None

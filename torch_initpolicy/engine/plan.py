@@ -56,6 +56,8 @@ class Plan:
         policy_hash: Its hash; None where it holds functions of the user's.
         unknown_operators: Operators of unknown role that the trace met, with their number.
         model: The model it was made for; None for a plan that was read from a file.
+        untraced: Where the forward pass could not be read, so that the order of registration had
+            to do: what it raised with the inputs that were tried. None otherwise.
     """
 
     steps: tuple[Step, ...]
@@ -63,6 +65,7 @@ class Plan:
     policy_hash: str | None = None
     unknown_operators: tuple[tuple[str, int], ...] = ()
     model: nn.Module | None = field(default=None, repr=False, compare=False)
+    untraced: str | None = None
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -78,7 +81,7 @@ class Plan:
         return step
 
     def __str__(self) -> str:
-        head = header(self.steps, self.policy, dict(self.unknown_operators))
+        head = header(self.steps, self.policy, dict(self.unknown_operators), self.untraced)
         return f"{head}\n\n{table(self.steps)}"
 
     @property
@@ -343,7 +346,9 @@ _CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
 _OF_RECEIPTS: Types = MappingProxyType(
     {"seed": int, "devices": tuple[str, ...], "versions": Versions, "seconds": float}
 )
-_OF_PLANS: Types = MappingProxyType({"policy": str, "policy_hash": str | None})
+_OF_PLANS: Types = MappingProxyType(
+    {"policy": str, "policy_hash": str | None, "untraced": str | None}
+)
 
 
 def _plan_data(plan: Plan) -> codec.Data:
@@ -352,6 +357,7 @@ def _plan_data(plan: Plan) -> codec.Data:
         "policy": plan.policy,
         "policy_hash": plan.policy_hash,
         "unknown_operators": dict(plan.unknown_operators),
+        **({} if plan.untraced is None else {"untraced": plan.untraced}),
         "steps": [step_data(step) for step in plan.steps],
     }
 

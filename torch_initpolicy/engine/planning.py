@@ -94,6 +94,7 @@ def make_plan(
     frozen: bool = False,
     strict: bool = True,
     unknown_operators: Mapping[str, int] = _NONE,
+    untraced: str | None = None,
 ) -> Plan:
     """Decide what a policy writes to each site of a model.
 
@@ -106,6 +107,7 @@ def make_plan(
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
         unknown_operators: Operators of unknown role that the trace met, with their number.
+        untraced: Why the forward pass could not be read, or None.
 
     Returns:
         A plan with exactly one step for each site.
@@ -139,6 +141,7 @@ def make_plan(
         policy_hash=_hash(policy),
         unknown_operators=tuple(unknown_operators.items()),
         model=model if isinstance(model, nn.Module) else None,
+        untraced=untraced,
     )
 
 

@@ -227,8 +227,20 @@ def _ranges(values: Sequence[int]) -> str:
     return "{" + ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ends) + "}"
 
 
-def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, int]) -> str:
-    """Say what a plan is about, and what it does not know."""
+def header(
+    steps: Sequence[Step],
+    policy: str,
+    unknown_operators: Mapping[str, int],
+    untraced: str | None = None,
+) -> str:
+    """Say what a plan is about, and what it does not know.
+
+    Args:
+        steps: The steps.
+        policy: Name of the policy.
+        unknown_operators: Operators of unknown role, with their number.
+        untraced: Why the forward pass could not be read, or None.
+    """
     elements = sum(step.elements for step in steps)
     kept = sum(step.keeps for step in steps)
     known = Counter(step.evidence for step in steps)
@@ -236,7 +248,7 @@ def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, i
     counts = f"{counted(len(steps), 'parameter')}, {counted(elements, 'element')}; {kept:,} kept"
     lines = [
         f"policy {policy}: {counts}",
-        f"known from: {_counts(known)}",
+        f"known from: {_counts(known)}{_why(untraced)}",
     ]
     if unknown_operators:
         lines.append(f"operators of unknown role, nothing guessed: {_counts(unknown_operators)}")
@@ -246,6 +258,13 @@ def header(steps: Sequence[Step], policy: str, unknown_operators: Mapping[str, i
     if alike:
         lines.append(f"hidden units left identical, so that they learn as one: {_names(alike)}")
     return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+
+
+def _why(untraced: str | None) -> str:
+    """Say why the forward pass tells nothing, and what would help."""
+    if untraced is None:
+        return ""
+    return f" (no inputs found: {textwrap.shorten(untraced, 200)}; give example_inputs=)"
 
 
 def _names(rows: Iterable[Row]) -> str:

@@ -38,7 +38,7 @@ def plan_table(plan: Plan) -> RenderableType:
         weight    8x8   0.3536 meets nothing: Xavier normal, fans 8 + 8
         bias      8     0      bias: zeros
     """
-    heading = header(plan.steps, plan.policy, dict(plan.unknown_operators))
+    heading = header(plan.steps, plan.policy, dict(plan.unknown_operators), plan.untraced)
     return Group(Text(heading), "", _steps(plan))
 
 

@@ -38,6 +38,13 @@ class Reading:
     unknown_operators: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
 
+    @property
+    def untraced(self) -> str | None:
+        """Why the forward pass could not be read at all, or None."""
+        if self.evidence != "order":
+            return None
+        return self.failure or "nothing to try"
+
 
 def read(
     model: nn.Module,
