@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from safetensors.torch import load_model, save_file
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 
 from torch_initpolicy import apply_policy
 from torch_initpolicy.errors import InitPolicyError
-from torch_initpolicy.integrations.safetensors import receipt_in, save
+from torch_initpolicy.integrations.safetensors import load, receipt_in, save
 
 
 class Tied(nn.Module):
@@ -49,6 +49,72 @@ class TestSave:
 
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, again.state_dict()[name])
+
+
+def differences(model, path):
+    """Return what is said about a file that does not fit a model."""
+    with pytest.raises(InitPolicyError) as refused:
+        load(model, path)
+    return str(refused.value).splitlines()
+
+
+class TestLoad:
+    """A file that fits is loaded; of another it is said in what it differs."""
+
+    def test_ties(self, tmp_path):
+        """Tied tensors are in the file once, which is enough."""
+        model, loaded = Tied(), Tied()
+        save_model(model, str(tmp_path / "tied.safetensors"))
+
+        load(loaded, tmp_path / "tied.safetensors")
+
+        assert torch.equal(loaded.head.weight, model.head.weight)
+
+    def test_names(self, tmp_path):
+        """Each name is told once, with the side that lacks it."""
+        save_file({"0.weight": torch.zeros(2, 2), "1.bias": torch.zeros(2)}, tmp_path / "a")
+
+        title, *lines = differences(nn.Sequential(nn.Linear(2, 2)), tmp_path / "a")
+
+        assert title.endswith("a holds no weights for this Sequential:")
+        assert lines == [
+            "1 tensor missing from it:",
+            "  - 0.bias",
+            "1 tensor unknown to the model:",
+            "  - 1.bias",
+        ]
+
+    def test_shapes(self, tmp_path):
+        """Where a shape differs both are told, and the model is left as it was."""
+        held = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+        save_file(held, tmp_path / "a")
+        model = nn.Linear(2, 2)
+        before = model.bias.clone()
+
+        _, *lines = differences(model, tmp_path / "a")
+
+        assert lines == [
+            "1 tensor of another shape than the model's:",
+            "  - weight: [2, 3], not [2, 2]",
+        ]
+        assert torch.equal(model.bias, before)
+
+    def test_many(self, tmp_path):
+        """Of many names the first are shown, and how many there are."""
+        save_file({"a": torch.zeros(1)}, tmp_path / "a")
+
+        model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(21)))
+        _, first, *lines = differences(model, tmp_path / "a")
+
+        assert first == "42 tensors missing from it:"
+        assert lines[10] == "  ... and 32 more"
+        assert len(lines) == 13
+
+    def test_another_format(self, tmp_path):
+        """A file of another format says so."""
+        (tmp_path / "text").write_text("hello, this is no such file at all")
+
+        assert "text cannot be read" in differences(nn.Linear(1, 1), tmp_path / "text")[0]
 
 
 class TestReceiptIn:

@@ -1,11 +1,12 @@
 """Weights in a safetensors file, with the receipt of how they came about in its metadata."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from torch_initpolicy.engine.plan import Receipt
-from torch_initpolicy.errors import InitPolicyError, MissingExtraError
+from torch_initpolicy.errors import InitPolicyError, MissingExtraError, counted, listing
 
 try:
     from safetensors import SafetensorError, safe_open
@@ -52,17 +53,45 @@ def load(model: nn.Module, path: str | Path) -> None:
     """Read all parameters and buffers of a model from a file; the file must hold no others.
 
     Args:
-        model: The model.
+        model: The model. What the file holds for it is loaded even where the rest does not fit,
+            unless a shape does not.
         path: The file.
 
     Raises:
-        InitPolicyError: The file is no safetensors file, or is not about such a model.
+        InitPolicyError: The file is no safetensors file, or is not about such a model; the message
+            lists what differs.
     """
     try:
-        load_model(model, str(path))
+        differences = {"of another shape than the model's": list(_reshaped(model, path))}
+        if not any(differences.values()):
+            missing, unexpected = load_model(model, str(path), strict=False)
+            differences |= {"missing from it": missing, "unknown to the model": unexpected}
     except (SafetensorError, RuntimeError, OSError) as error:
-        kind = type(model).__name__
-        raise InitPolicyError(f"{path} holds no weights for this {kind}: {error}") from error
+        raise InitPolicyError(f"{path} cannot be read: {error}") from error
+    _raise_all(model, path, differences)
+
+
+def _reshaped(model: nn.Module, path: str | Path) -> Iterator[str]:
+    """Yield the tensors that have another shape in the file than in the model."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safe_open(str(path), framework="pt") as file:
+        for name in shapes.keys() & file.keys():
+            held = file.get_slice(name).get_shape()
+            if held != shapes[name]:
+                yield f"{name}: {held}, not {shapes[name]}"
+
+
+def _raise_all(
+    model: nn.Module, path: str | Path, differences: Mapping[str, Sequence[str]]
+) -> None:
+    cases = [
+        f"{counted(len(names), 'tensor')} {kind}:\n{listing(sorted(names))}"
+        for kind, names in differences.items()
+        if names
+    ]
+    if cases:
+        about = f"{path} holds no weights for this {type(model).__name__}"
+        raise InitPolicyError("\n".join([f"{about}:", *cases]))
 
 
 def receipt_in(path: str | Path) -> Receipt:
