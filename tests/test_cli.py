@@ -137,6 +137,22 @@ def broken():
 
 def odd():
     return nn.Linear(2, 2)
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, numbers, *, ids):
+        return numbers.view(7, 4) @ self.layer(self.table(ids)).relu().view(4, 5)
+
+class Tied(Odd):
+    def __init__(self):
+        super().__init__()
+        nn.init.constant_(self.layer.weight, 0.1)
+        nn.init.constant_(self.layer.bias, 0.1)
+        nn.init.constant_(self.table.weight, 0.1)
 """
 
 ERRORS = {
@@ -144,7 +160,12 @@ ERRORS = {
     "address": (["plan", "resnet50"], 2, "write timm:resnet50"),
     "preset": (["plan", SMALL, "-p", "hee"], 2, "did you mean 'he'"),
     "policy file": (["plan", SMALL, "-p", "none.toml"], 2, "none.toml cannot be read"),
-    "glob": (["plan", SMALL, "--only", "fx.*"], 1, "did you mean 'fc.*'"),
+    "glob": (["plan", SMALL, "--only", "fx.*"], 2, "did you mean 'fc.*'"),
+    "globs": (
+        ["apply", SMALL, "--only", "nope*", "--skip", "none*"],
+        2,
+        "- only='nope*' matches nothing - skip='none*' matches nothing",
+    ),
     "own module": (["plan", "no_module:fn"], 2, "no module 'no_module'"),
     "own name": (["plan", "own_cli:od"], 2, "did you mean 'odd'"),
     "own code": (
@@ -158,6 +179,13 @@ ERRORS = {
     "option": (["plan", SMALL, "--jsn"], 2, "No such option"),
     "weights": (["check", SMALL, "--weights", "none.safetensors"], 2, "does not exist"),
     "seed": (["apply", SMALL, "--seed", "x"], 2, "Invalid value for '--seed'"),
+    "large seed": (["apply", SMALL, "--seed", str(2**64)], 2, "does not fit into 64 bits"),
+    "suggestion": (["audit", SMALL, "--suggest", "hee"], 2, "did you mean 'he'"),
+    "input": (["plan", SMALL, "--input", "3x64"], 2, "'3x64' is no input; write [NAME=][KIND:]"),
+    "kind of input": (["check", SMALL, "--input", "flot:3,64"], 2, "did you mean 'float'"),
+    "inputs of one name": (["audit", SMALL, "-i", "x=2,3", "-i", "x=3"], 2, "are named 'x'"),
+    "input of another shape": (["plan", SMALL, "-i", "2,4,64,64"], 1, "give inputs by --input"),
+    "no input to be found": (["audit", "own_cli:Odd"], 1, "give inputs by --input [NAME=][KIND:]"),
     "command": (["paln"], 2, "No such command"),
 }
 
@@ -224,7 +252,85 @@ class TestCheck:
         code, out, err = run("check", "own_symmetric:random", "--weights", str(file))
 
         assert (code, out) == (1, "")
-        assert "holds no weights for this Sequential" in err
+        assert "holds no weights for this Sequential:" in err
+        assert "4 tensors missing from it:" in err
+
+
+class TestInput:
+    """`--input` says what a model takes where nobody could guess it."""
+
+    GIVEN = ("--input", "7,2,2", "-i", "ids=int:5")
+
+    @pytest.fixture(autouse=True)
+    def _here(self, tmp_path, monkeypatch):
+        """Work in a folder with such a model, and forget it afterwards."""
+        (tmp_path / "own_cli.py").write_text(OWN)
+        monkeypatch.chdir(tmp_path)
+        sys.modules.pop("own_cli", None)
+        yield
+        sys.modules.pop("own_cli", None)
+
+    @pytest.mark.parametrize("command", ["plan", "apply"])
+    def test_the_flow_is_read(self, run, command):
+        """What a layer meets is seen with the inputs, and only guessed without them."""
+        _, without, advice = run(command, "own_cli:Odd", "--json")
+        code, out, err = run(command, "own_cli:Odd", *self.GIVEN, "--json")
+
+        def evidence(text):
+            read = json.loads(text)
+            return {step["evidence"] for step in read.get("plan", read)["steps"]}
+
+        assert (code, err) == (0, "")
+        assert evidence(without) == {"order"}
+        assert advice.startswith("advice: give inputs by --input ")
+        assert evidence(out) == {"traced"}
+
+    def test_the_signal_is_followed(self, run):
+        """The audit follows a model that it cannot run otherwise."""
+        code, out, err = run("audit", "own_cli:Odd", *self.GIVEN)
+
+        assert (code, err) == (0, "")
+        assert "layer" in out
+
+    def test_units_are_told_apart(self, run):
+        """What is equal is only suspect without inputs; with them it is known to stay equal."""
+        verdicts = [
+            {finding["verdict"] for finding in json.loads(out)["findings"]}
+            for _, out, _ in (
+                run("check", "own_cli:Tied", "--json"),
+                run("check", "own_cli:Tied", *self.GIVEN, "--json"),
+            )
+        ]
+
+        assert verdicts == [{"suspect"}, {"tied"}]
+
+    @pytest.mark.parametrize("command", ["plan", "apply", "audit", "check"])
+    def test_the_help_names_it(self, run, command):
+        """The notation is where one looks for it."""
+        _, out, _ = run(command, "--help")
+
+        assert "--input" in out
+        assert "[NAME=][KIND:]SHAPE" in out
+
+
+class TestBeforeTheWork:
+    """What can be known before a model is built is not told after it."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("plan", "--policy", "hee"),
+            ("audit", "--suggest", "he", "--suggest", "hee"),
+            ("apply", "--seed", str(-(2**63) - 1)),
+            ("check", "--input", "0,3"),
+        ],
+        ids=lambda options: options[0],
+    )
+    def test_no_model_is_built(self, run, monkeypatch, options):
+        """The command ends before it asks for the model."""
+        monkeypatch.setattr("torch_initpolicy.cli.build", lambda _: pytest.fail("was built"))
+
+        assert run(options[0], SMALL, *options[1:])[0] == 2
 
 
 class TestErrors:
@@ -270,6 +376,32 @@ class TestEntry:
         assert code in {0, 2}
         assert "plan" in out + err
         assert "apply" in out + err
+
+    @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+    def test_seeds_of_64_bits(self, run, seed):
+        """Every seed that the streams take is taken, signed or not."""
+        code, out, _ = run("apply", SMALL, "--seed", str(seed))
+
+        assert code == 0
+        assert f"seed {seed}" in out
+
+    def test_version(self, run):
+        """The version is printed alone, and with it what the bits depend on."""
+        code, out, err = run("--version")
+
+        assert (code, err) == (0, "")
+        assert out.startswith("torch-initpolicy ")
+        assert torch.__version__ in out
+        assert len(out.splitlines()) == 1
+
+    def test_as_a_module(self):
+        """`python -m torch_initpolicy` is the same command."""
+        finished = in_a_process("-m", "torch_initpolicy", "plan", SMALL, "--seed", "1")
+        shown = in_a_process("-m", "torch_initpolicy", "--version")
+
+        assert finished.returncode == 2
+        assert "torch-initpolicy plan" in finished.stderr
+        assert (shown.returncode, shown.stderr) == (0, "")
 
     def test_without_the_extra(self):
         """Without typer or rich one line names the extra, with exit code 1."""

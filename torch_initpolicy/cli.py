@@ -2,7 +2,7 @@
 
 Results go to standard output, and with `--json` nothing else does; progress, warnings and errors
 go to standard error. Exit codes: 0, all is well; 1, something failed or was found; 2, the command
-line asks for something that does not exist.
+line asks for something that does not exist, or is written wrongly.
 """
 
 import traceback
@@ -17,9 +17,21 @@ from torch import nn
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.audit import NOW, audit_model
 from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.engine.planning import Filters
 from torch_initpolicy.engine.skip import skip_init
-from torch_initpolicy.errors import InitPolicyError, MissingExtraError, PolicyError
+from torch_initpolicy.engine.streams import as_seed
+from torch_initpolicy.engine.versions import Versions
+from torch_initpolicy.errors import (
+    InitPolicyError,
+    MissingExtraError,
+    PolicyError,
+    TraceError,
+    listing,
+)
+from torch_initpolicy.integrations.inputs import NOTATION, Input, drawn, require_distinct
 from torch_initpolicy.integrations.models import build
+from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.sites import sites
 
 try:
     import typer
@@ -40,16 +52,34 @@ USAGE_ERRORS = (PolicyError, MissingExtraError)
 """Errors that another command line would mend; any other is a failure of the work itself."""
 
 app = typer.Typer(
-    help="Initialise PyTorch models by a policy, chosen by what each layer meets in the data flow.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _show_version(asked: bool) -> None:
+    """Print what the bits depend on, the version of the package first."""
+    if asked:
+        here = Versions.here()
+        _print(
+            f"torch-initpolicy {here.torch_initpolicy} "
+            f"(random streams v{here.streams}, {here.kernels}, Python {here.python})"
+        )
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Print the version and exit.", is_eager=True, callback=_show_version
+    ),
+]
+
+
 @app.callback()
-def _group() -> None:
-    """Make every command a word of its own, however many there are."""
+def _group(*, version: Version = False) -> None:
+    """Initialise PyTorch models by a policy, chosen by what each layer meets in the data flow."""
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -66,14 +96,66 @@ def _writable(path: Path | None) -> Path | None:
     return _in_a_folder(path)
 
 
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """Say which option holds what is refused, before the work and not after it."""
+    try:
+        yield
+    except InitPolicyError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@_as_usage()
+def _seed(seed: int) -> int:
+    return as_seed(seed)
+
+
+@_as_usage()
+def _policy(name: str) -> str:
+    policy_of(name)
+    return name
+
+
+def _policies(names: list[str] | None) -> list[str] | None:
+    return [_policy(name) for name in names] if names else None
+
+
+@_as_usage()
+def _input(word: str) -> Input:
+    return Input.parse(word)
+
+
+@_as_usage()
+def _inputs(inputs: list[Input] | None) -> list[Input] | None:
+    require_distinct(inputs or ())
+    return inputs
+
+
 Model = Annotated[
     str,
     typer.Argument(help="timm:resnet50, torchvision:resnet50 or package.module:callable."),
 ]
 Policy = Annotated[
-    str, typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file.")
+    str,
+    typer.Option(
+        "--policy", "-p", help="Name of a preset, or a .json or .toml file.", callback=_policy
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the random streams, up to 64 bits.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_seed)
+]
+Inputs = Annotated[
+    list[Input] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        parser=_input,
+        callback=_inputs,
+        metavar="[NAME=][KIND:]SHAPE",
+        help="An input of the model, else they are looked for: 2,3,224,224 for floats, int:2,16 "
+        "for indices, mask=bool:2,8 for a named one. Repeatable.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Save the weights here, as FILE.safetensors.", callback=_writable),
@@ -98,7 +180,8 @@ Html = Annotated[
 Suggest = Annotated[
     list[str] | None,
     typer.Option(
-        help="Policies to show beside it; else those that the verdicts ask for. Repeatable."
+        help="Policies to show beside it; else those that the verdicts ask for. Repeatable.",
+        callback=_policies,
     ),
 ]
 Weights = Annotated[
@@ -117,6 +200,7 @@ def plan(
     model: Model,
     *,
     policy: Policy = "auto",
+    inputs: Inputs = None,
     only: Only = None,
     skip: Skip = None,
     frozen: Frozen = False,
@@ -125,8 +209,18 @@ def plan(
 ) -> None:
     """Show what a policy would write to each parameter, and why; write nothing."""
     built = _built(model)
+    _require_matches(built, only, skip)
     with _progress("reading the data flow"):
-        result = plan_policy(built, policy, only=only, skip=skip, frozen=frozen, strict=strict)
+        result = plan_policy(
+            built,
+            policy,
+            example_inputs=drawn(inputs, built),
+            only=only,
+            skip=skip,
+            frozen=frozen,
+            strict=strict,
+        )
+    _advise(guessed=any(step.evidence == "order" for step in result))
     _print(result.to_json() if as_json else tables.plan_table(result))
 
 
@@ -135,6 +229,7 @@ def apply(
     model: Model,
     *,
     policy: Policy = "auto",
+    inputs: Inputs = None,
     seed: Seed = 0,
     out: Out = None,
     only: Only = None,
@@ -145,13 +240,22 @@ def apply(
 ) -> None:
     """Initialise a model by a policy; save its weights with the receipt in their metadata."""
     built = _built(model)
+    _require_matches(built, only, skip)
     with _progress("initialising"):
         receipt = apply_policy(
-            built, policy, seed=seed, only=only, skip=skip, frozen=frozen, strict=strict
+            built,
+            policy,
+            seed=seed,
+            example_inputs=drawn(inputs, built),
+            only=only,
+            skip=skip,
+            frozen=frozen,
+            strict=strict,
         )
     if out is not None:
         with _progress(f"writing {out}"):
             save(built, receipt, out)
+    _advise(guessed=any(step.evidence == "order" for step in receipt.plan))
     _print(receipt.to_json() if as_json else tables.receipt_table(receipt))
 
 
@@ -159,6 +263,7 @@ def apply(
 def audit(
     model: Model,
     *,
+    inputs: Inputs = None,
     html: Html = None,
     suggest: Suggest = None,
     as_json: AsJson = False,
@@ -167,7 +272,7 @@ def audit(
     with _progress(f"building {model}"):
         built = build(model)
     with _progress("following the signal"):
-        page = audit_model(built, suggest=suggest, title=f"Audit of {model}")
+        page = audit_model(built, drawn(inputs, built), suggest=suggest, title=f"Audit of {model}")
     if html is not None:
         page.write(html)
     signal = page.signals[NOW]
@@ -177,14 +282,21 @@ def audit(
 
 
 @app.command()
-def check(model: Model, *, weights: Weights = None, as_json: AsJson = False) -> None:
+def check(
+    model: Model,
+    *,
+    inputs: Inputs = None,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
     """Find units that start equal and stay equal, and parameters that can never move."""
     with _progress(f"building {model}"):
         built = build(model)
     if weights is not None:
         load(built, weights)
     with _progress("looking for symmetric starts"):
-        report = find_symmetry(built)
+        report = find_symmetry(built, drawn(inputs, built))
+    _advise(guessed=not inputs and bool(report.of("suspect")))
     _print(report.to_json() if as_json else tables.symmetry_table(report))
     if not report.ok:
         raise typer.Exit(FAILED)
@@ -194,6 +306,13 @@ def _built(source: str) -> nn.Module:
     """Build the model; its constructor's own draws would be thrown away, so they are skipped."""
     with _progress(f"building {source}"), skip_init():
         return build(source)
+
+
+def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
+    """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
+    filters = Filters(tuple(only or ()), tuple(skip or ()), frozen=True)
+    if idle := list(filters.idle(sites(model))):
+        raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
 
 
 #
@@ -233,6 +352,12 @@ def _say(kind: str, style: str, message: object) -> None:
     _console(stderr=True).print(f"[{style}]{kind}:[/] {escape(str(message))}")
 
 
+def _advise(*, guessed: bool) -> None:
+    """Name the option that would have told what could only be guessed without inputs."""
+    if guessed:
+        _say("advice", "bold", f"give inputs by --input {NOTATION}")
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Show warnings without the line of code that raised them."""
@@ -261,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(args=arguments, prog_name="torch-initpolicy")
     except InitPolicyError as error:
         _say("error", "bold red", error)
+        _advise(guessed=isinstance(error, TraceError))
         raise SystemExit(USAGE if isinstance(error, USAGE_ERRORS) else FAILED) from error
     except Exception as error:  # the model's own code may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
