@@ -29,6 +29,7 @@ FLOORS = (
     {"api"},
     {"audit", "decorator", "testing", "integrations"},
     {"cli", "pytest_plugin"},
+    {"__main__"},
 )
 """The floors of the house: a module imports from its own floor and from those before it."""
 
