@@ -379,6 +379,63 @@ class TestUntraced:
         assert "known from: traced 2\n" in str(plan)
 
 
+class Raw(nn.Module):
+    """Holds a parameter of which nothing is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros(2, 5))
+
+    def forward(self, x):
+        return x.cos()
+
+
+class TestNothingWritten:
+    """A policy that would write but does not is no silent success."""
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    @pytest.mark.parametrize("verb", [plan_policy, apply_policy])
+    def test_torchscript(self, verb):
+        """A scripted module names its parameters, and what to do instead."""
+        scripted = torch.jit.script(nn.Linear(3, 3))
+        before = bits(scripted)
+        with pytest.warns(UnusedRuleWarning, match="before torch.jit compiles it") as caught:
+            verb(scripted)
+        assert "writes nothing" in str(caught[0].message)
+        assert "'weight' (RecursiveScriptModule, (3, 3))" in str(caught[0].message)
+        assert equal(bits(scripted), before)
+
+    def test_unknown_parameters(self):
+        """A model of raw parameters alone is told how to name them."""
+        with pytest.warns(UnusedRuleWarning, match=r"fill them by name: Rule\(match\.name"):
+            receipt = apply_policy(Raw())
+        assert receipt.written == 0
+
+    @pytest.mark.parametrize(
+        ("policy", "options"),
+        [
+            (initializers.Keep(), {}),
+            (InitPolicy([Rule(match.anything(), initializers.Keep(), "loaded")]), {}),
+            ("auto", {"skip": "raw"}),
+            (initializers.Zeros(), {}),
+        ],
+        ids=["keep", "rule", "skip", "written"],
+    )
+    def test_what_was_asked_for(self, policy, options):
+        """Whoever wants parameters kept, or gets them written, is not warned."""
+        apply_policy(Raw(), policy, **options)
+
+    def test_frozen(self):
+        """A parameter that is kept because it is frozen is no surprise."""
+        apply_policy(Raw().requires_grad_(requires_grad=False))
+
+    def test_only_a_part(self):
+        """As long as something is written, the plan's heading names what is unknown."""
+        receipt = apply_policy(nn.Sequential(nn.Linear(5, 5), Raw()))
+        assert (receipt.written, receipt.kept) == (2, 1)
+
+
 class TestWarnings:
     def test_constants_on_hidden_weights(self):
         """The zeros preset says what it does to a hidden layer."""

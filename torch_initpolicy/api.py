@@ -22,13 +22,16 @@ from torch_initpolicy.errors import (
     PlanError,
     SymmetricInitWarning,
     UnknownOperatorWarning,
+    UnusedRuleWarning,
     listing,
     warn,
 )
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import Site, sites
-from torch_initpolicy.trace.read import Reading, read
+from torch_initpolicy.tensors.initializers import Keep
+from torch_initpolicy.trace.read import Reading, is_scripted, read
 
 
 def plan_policy(
@@ -63,6 +66,11 @@ def plan_policy(
         PolicyError: The policy is malformed.
         TraceError: The forward pass raises with the given `example_inputs`.
 
+    Warns:
+        UnknownOperatorWarning: The forward pass has operators of unknown role.
+        UnusedRuleWarning: A rule decides about no site, and `strict` is off; or all parameters are
+            kept since it is unknown what they do, as in TorchScript.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> plan = plan_policy(model)
@@ -70,15 +78,18 @@ def plan_policy(
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
     with opened(_module(model)):
-        return _plan(
+        given = policy_of(policy)
+        plan = _plan(
             model,
-            policy,
+            given,
             example_inputs=example_inputs,
             only=only,
             skip=skip,
             frozen=frozen,
             strict=strict,
         )
+    _warn_of_nothing(plan, given)
+    return plan
 
 
 def _module(model: nn.Module) -> nn.Module:
@@ -181,9 +192,10 @@ def apply_policy(
         True
     """
     with opened(_module(model)):
+        given = policy_of(policy)
         plan = _plan(
             model,
-            policy,
+            given,
             example_inputs=calibrate if example_inputs is None else example_inputs,
             only=only,
             skip=skip,
@@ -194,9 +206,32 @@ def apply_policy(
             written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
             if calibrate is not None:
                 plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
+    _warn_of_nothing(plan, given)
     if plan.symmetric:
         _warn_of_symmetry(plan)
     return Receipt.of(plan, written)
+
+
+def _warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
+    """Warn where a policy that writes leaves every parameter alone, unknown ones among them."""
+    unknown = [step for step in plan if step.role == "unknown" and step.rule not in _ARGUMENTS]
+    wanted = any(not isinstance(rule.initializer, Keep) for rule in policy)
+    if not (unknown and wanted and all(step.keeps and not step.factors for step in plan)):
+        return
+    scripted = is_scripted(cast("nn.Module", plan.model))
+    remedy = "initialise the module before torch.jit compiles it" if scripted else _BY_NAME
+    cases = [f"{step.name!r} ({step.owner}, {step.shape})" for step in unknown]
+    warn(
+        f"policy {plan.policy!r} writes nothing, since it is unknown what these parameters do:\n"
+        f"{listing(cases)}\n{remedy}",
+        UnusedRuleWarning,
+    )
+
+
+_ARGUMENTS = ("only", "skip", "frozen")
+"""What stands as the rule of a step that an argument has kept."""
+
+_BY_NAME = "fill them by name: Rule(match.name(...), ...), or keep them by a policy of Keep() alone"
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:

@@ -219,7 +219,44 @@ def test_a_wordless_failure_is_a_failure_like_others():
     found = reading(Refuses())
 
     assert found.evidence == "order"
-    assert found.failure == found.untraced == "AssertionError"
+    assert found.failure == "AssertionError"
+    assert found.untraced == "no inputs found: AssertionError; give example_inputs="
+
+
+class Verbose(nn.Module):
+    """Refuses every input, with a page of words in one line."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        raise ValueError("words " * 400)
+
+
+def test_a_long_failure_leaves_the_remedy_in_sight():
+    """An error of a page is shortened, what helps is not."""
+    untraced = reading(Verbose()).untraced
+
+    assert len(untraced) < 300
+    assert untraced.endswith("[...]; give example_inputs=")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("inputs", [None, torch.zeros(2, 3)], ids=["searched", "given"])
+@pytest.mark.parametrize(
+    "compiled",
+    [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(2, 3))],
+    ids=["script", "trace"],
+)
+def test_torchscript_is_not_followed(compiled, inputs):
+    """A scripted or traced part is no reason to ask for inputs, which would not help."""
+    model = nn.Sequential(compiled(nn.Linear(3, 3)), nn.Linear(3, 3))
+    found = read(model, sites(model), inputs)
+
+    assert found.evidence == "order"
+    assert found.untraced == "TorchScript hides what its parameters do"
 
 
 def test_what_was_read_is_not_untraced():

@@ -57,7 +57,7 @@ class Plan:
         unknown_operators: Operators of unknown role that the trace met, with their number.
         model: The model it was made for; None for a plan that was read from a file.
         untraced: Where the forward pass could not be read, so that the order of registration had
-            to do: what it raised with the inputs that were tried. None otherwise.
+            to do: what it raised with the inputs that were tried, and what helps. None otherwise.
     """
 
     steps: tuple[Step, ...]

@@ -239,7 +239,7 @@ def header(
         steps: The steps.
         policy: Name of the policy.
         unknown_operators: Operators of unknown role, with their number.
-        untraced: Why the forward pass could not be read, or None.
+        untraced: Why the forward pass could not be read, with what helps, or None.
     """
     elements = sum(step.elements for step in steps)
     kept = sum(step.keeps for step in steps)
@@ -248,7 +248,7 @@ def header(
     counts = f"{counted(len(steps), 'parameter')}, {counted(elements, 'element')}; {kept:,} kept"
     lines = [
         f"policy {policy}: {counts}",
-        f"known from: {_counts(known)}{_why(untraced)}",
+        f"known from: {_counts(known)}" + (f" ({untraced})" if untraced else ""),
     ]
     if unknown_operators:
         lines.append(f"operators of unknown role, nothing guessed: {_counts(unknown_operators)}")
@@ -258,13 +258,6 @@ def header(
     if alike:
         lines.append(f"hidden units left identical, so that they learn as one: {_names(alike)}")
     return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
-
-
-def _why(untraced: str | None) -> str:
-    """Say why the forward pass tells nothing, and what would help."""
-    if untraced is None:
-        return ""
-    return f" (no inputs found: {textwrap.shorten(untraced, 200)}; give example_inputs=)"
 
 
 def _names(rows: Iterable[Row]) -> str:

@@ -1,5 +1,6 @@
 """Reads a model: records its forward pass as best it can, and says what follows for each site."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Reading:
         flow: The data flow; None where it could not be recorded.
         unknown_operators: Operators of unknown role, with their number.
         failure: Why the forward pass could not be read on meta tensors, or None.
+        untraced: Why it could not be read at all, with what helps, or None.
     """
 
     facts: Mapping[str, Facts]
@@ -37,13 +39,7 @@ class Reading:
     flow: Flow | None = field(default=None, repr=False)
     unknown_operators: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
-
-    @property
-    def untraced(self) -> str | None:
-        """Why the forward pass could not be read at all, or None."""
-        if self.evidence != "order":
-            return None
-        return self.failure or "nothing to try"
+    untraced: str | None = None
 
 
 def read(
@@ -69,12 +65,30 @@ def read(
         TraceError: `example_inputs` were given, and the forward pass raises with them.
     """
     inner = next(module for _, module in canonical_modules(model))
+    if is_scripted(inner):
+        return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
     attempt = _Attempt(inner, sites, table)
     if example_inputs is not None:
         return attempt.given(as_call(example_inputs))
     return attempt.searched() or Reading(
-        ordered_facts(inner, sites), "order", failure=attempt.failure
+        ordered_facts(inner, sites),
+        "order",
+        failure=attempt.failure,
+        untraced=_untraced(attempt.failure or "there was nothing to try"),
     )
+
+
+_COMPILED = "TorchScript hides what its parameters do"
+
+
+def is_scripted(model: nn.Module) -> bool:
+    """Tell whether some part of a model has been compiled or traced by TorchScript."""
+    return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+
+
+def _untraced(failure: str) -> str:
+    """Say why the forward pass tells nothing, and what would help."""
+    return f"no inputs found: {textwrap.shorten(failure, 200)}; give example_inputs="
 
 
 _EDGES = (64, 128, 224)
