@@ -379,6 +379,37 @@ class TestUntraced:
         assert "known from: traced 2\n" in str(plan)
 
 
+class TestInitializersForWeights:
+    """What needs inputs and outputs cannot fill biases; the error says what to write."""
+
+    @pytest.mark.parametrize(
+        ("filler", "error"),
+        [
+            (initializers.xavier_uniform(), PlanError),
+            (nn.init.xavier_uniform_, ApplyError),
+        ],
+        ids=["own", "torch"],
+    )
+    def test_given_everything(self, filler, error):
+        """The remedy works as it stands."""
+        model = small()
+        with pytest.raises(error, match=r"only weights: InitPolicy\(\[Rule\(match\.role"):
+            apply_policy(model, filler)
+        policy = InitPolicy([Rule(match.role("weight"), filler)]).otherwise(presets.auto())
+        assert apply_policy(model, policy).kept == 0
+
+    def test_a_function_that_fails_for_other_reasons(self):
+        """A bug of the user's is not taken for a question of fans."""
+
+        def fails(tensor):
+            raise RuntimeError("out of luck")
+
+        policy = InitPolicy([Rule(match.name("*.bias"), fails)]).otherwise(presets.auto())
+        with pytest.raises(ApplyError, match="out of luck") as caught:
+            apply_policy(small(), policy)
+        assert "match.role" not in str(caught.value)
+
+
 class Raw(nn.Module):
     """Holds a parameter of which nothing is known."""
 

@@ -355,6 +355,32 @@ class TestErrors:
 
         assert "no rule matches '0.weight' (Linear, weight, (50, 8))" in str(caught.value)
         assert str(caught.value).count("no rule matches") == 4
+        assert str(caught.value).endswith(
+            "add a Rule for these, or end the policy with .otherwise(presets.auto())"
+        )
+
+    def test_an_initializer_for_weights_given_everything(self):
+        """One that biases have no fans for is told how to get weights alone, once."""
+        with pytest.raises(PlanError) as caught:
+            make_plan(network(), {}, InitPolicy().otherwise(he_normal()))
+
+        assert "'0.bias' (Linear, bias, (50,))" in str(caught.value)
+        assert str(caught.value).count("Rule(match.role('weight'), ...)") == 1
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            Rule(match.anything(), Uniform(-1e39, 1e39)),
+            Rule(match.name("*"), he_normal()),
+        ],
+        ids=["too large", "by name"],
+    )
+    def test_other_failures_have_other_remedies(self, rule):
+        """What fails at weights too, or was meant for these sites, is not taken for the same."""
+        with pytest.raises(PlanError) as caught:
+            make_plan(network(), {}, InitPolicy([rule]))
+
+        assert "match.role" not in str(caught.value)
 
     def test_unmatched_but_left_alone(self):
         """A site that is kept anyway needs no rule."""

@@ -48,18 +48,11 @@ from torch_initpolicy.engine.streams import (
     draws_on,
     isolated,
 )
+from torch_initpolicy.engine.words import WEIGHTS_ONLY, is_blanket
 from torch_initpolicy.errors import ApplyError, PolicyError, listing
 from torch_initpolicy.sites import Site, canonical_modules
-from torch_initpolicy.tensors.initializers import (
-    BUILTIN,
-    Draw,
-    Elementwise,
-    From,
-    Initializer,
-    Structured,
-    is_elementwise,
-    working_dtype,
-)
+from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer, is_elementwise
+from torch_initpolicy.tensors.interface import Draw, Elementwise, Structured, working_dtype
 from torch_initpolicy.tensors.layers import buffers_of
 
 
@@ -249,7 +242,7 @@ def _common(
 #
 
 
-def _staged(jobs: Iterable[Job], hands: Sequence[Hand]) -> list[Task]:
+def _staged(jobs: Sequence[Job], hands: Sequence[Hand]) -> list[Task]:
     """Compute what is not drawn in place; return what remains to be done with it.
 
     Raises:
@@ -267,8 +260,17 @@ def _staged(jobs: Iterable[Job], hands: Sequence[Hand]) -> list[Task]:
     outcomes = [found[job.site.name] for job in (*threaded, *serial)]
     errors = [error for error in outcomes if isinstance(error, ApplyError)]
     if errors:
-        raise ApplyError(f"nothing was written:\n{listing(list(map(str, errors)))}") from errors[0]
+        failed = (job for job in jobs if isinstance(found.get(job.site.name), ApplyError))
+        lines = [listing(list(map(str, errors))), *_remedies(failed)]
+        raise ApplyError("\n".join(("nothing was written:", *lines))) from errors[0]
     return [task for task in outcomes if not isinstance(task, ApplyError)]
+
+
+def _remedies(failed: Iterable[Job]) -> Iterator[str]:
+    """Yield what would help with many failures at once."""
+    steps = (job.step for job in failed if isinstance(job.step.initializer, From))
+    if any(is_blanket(step.rule, step.role) for step in steps):
+        yield WEIGHTS_ONLY
 
 
 def _parted(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:

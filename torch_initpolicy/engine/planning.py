@@ -16,7 +16,7 @@ from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number, Step, overflow
 from torch_initpolicy.engine.storage import obstacles
 from torch_initpolicy.engine.streams import isolated
-from torch_initpolicy.engine.words import figure, told
+from torch_initpolicy.engine.words import WEIGHTS_ONLY, figure, is_blanket, told
 from torch_initpolicy.errors import (
     ApplyError,
     PlanError,
@@ -37,11 +37,13 @@ from torch_initpolicy.tensors.initializers import (
     BUILTIN,
     Blocks,
     BranchScaled,
-    Context,
-    Elementwise,
     From,
     Initializer,
     Keep,
+)
+from torch_initpolicy.tensors.interface import (
+    Context,
+    Elementwise,
     Spread,
     Structured,
     working_dtype,
@@ -84,6 +86,10 @@ class Choice:
         return f"{self.site.name!r} ({self.site.kind}, {self.facts.role}, {self.site.shape})"
 
 
+Failed: TypeAlias = tuple[Choice, str]
+"""A choice that comes to no step, and why."""
+
+
 def make_plan(
     model: nn.Module | Sequence[Site],
     facts: Mapping[str, Facts],
@@ -107,7 +113,7 @@ def make_plan(
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
         unknown_operators: Operators of unknown role that the trace met, with their number.
-        untraced: Why the forward pass could not be read, or None.
+        untraced: Why the forward pass could not be read, with what helps, or None.
 
     Returns:
         A plan with exactly one step for each site.
@@ -125,14 +131,15 @@ def make_plan(
     filters = Filters(_globs(only), _globs(skip), frozen)
     choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
     idle = list(_idle(policy, choices))
-    steps, cases = _steps(choices)
+    steps, failed = _steps(choices)
+    unmatched = [choice for choice in choices if not choice.is_settled]
     _raise_all([
         *([] if found else ["the model has no parameters"]),
         *filters.idle(found),
-        *(f"no rule matches {c}" for c in choices if not c.is_settled),
+        *(f"no rule matches {choice}" for choice in unmatched),
         *(idle if strict else []),
-        *cases,
-    ], policy)  # fmt: skip
+        *(f"{choice}: {error}" for choice, error in failed),
+    ], policy, _remedies(unmatched, failed))  # fmt: skip
     if idle:
         warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
     return Plan(
@@ -145,9 +152,30 @@ def make_plan(
     )
 
 
-def _raise_all(cases: Sequence[str], policy: InitPolicy) -> None:
+def _raise_all(cases: Sequence[str], policy: InitPolicy, remedies: Iterable[str]) -> None:
     if cases:
-        raise PlanError(f"policy {_title(policy)} makes no plan:\n{listing(cases)}")
+        text = "\n".join((listing(cases), *remedies))
+        raise PlanError(f"policy {_title(policy)} makes no plan:\n{text}")
+
+
+def _remedies(unmatched: Sequence[Choice], failed: Sequence[Failed]) -> Iterator[str]:
+    """Yield what would help with many cases at once."""
+    if unmatched:
+        yield "add a Rule for these, or end the policy with .otherwise(presets.auto())"
+    if any(_is_blanket(choice) for choice, _ in failed):
+        yield WEIGHTS_ONLY
+
+
+def _is_blanket(choice: Choice) -> bool:
+    """Tell whether an initializer for everything fails for not being at a weight."""
+    rule = choice.rule
+    if rule is None or not is_blanket(repr(rule.matcher), choice.facts.role):
+        return False
+    try:
+        _spreads(choice, _chosen(rule.initializer, choice))
+    except PolicyError:
+        return True
+    return False
 
 
 def _title(policy: InitPolicy) -> str:
@@ -252,19 +280,19 @@ def _meant(rule: Rule, choices: Sequence[Choice]) -> str:
 #
 
 
-def _steps(choices: Sequence[Choice]) -> tuple[list[Step], list[str]]:
+def _steps(choices: Sequence[Choice]) -> tuple[list[Step], list[Failed]]:
     """Make the step of each choice that is settled, and list what is wrong with the others."""
     gains = dict(_gains(choice.facts for choice in choices))
     made = [_attempt(choice, gains) for choice in choices if choice.is_settled]
     steps = [step for step in made if isinstance(step, Step)]
-    return steps, [case for case in made if isinstance(case, str)]
+    return steps, [failed for failed in made if not isinstance(failed, Step)]
 
 
-def _attempt(choice: Choice, gains: Gains) -> Step | str:
+def _attempt(choice: Choice, gains: Gains) -> Step | Failed:
     try:
         return _step(choice, gains)
     except (ApplyError, PolicyError) as error:
-        return f"{choice}: {error}"
+        return choice, str(error)
 
 
 def _gains(known: Iterable[Facts]) -> Iterator[tuple[Activation | None, float]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch_initpolicy.engine.steps import Number, Step, symmetric
 from torch_initpolicy.errors import counted
+from torch_initpolicy.policy.matchers import Anything
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     Constant,
@@ -26,6 +27,7 @@ from torch_initpolicy.tensors.initializers import (
     VarianceScaling,
     Zeros,
 )
+from torch_initpolicy.tensors.layers import Role
 
 
 def figure(number: Number, digits: int = 6) -> str:
@@ -123,6 +125,27 @@ def _(initializer: Ones, fan_in: Number, fan_out: Number) -> str:
 @told.register
 def _(initializer: Keep, fan_in: Number, fan_out: Number) -> str:
     return "kept as it is"
+
+
+#
+# What helps
+#
+
+WEIGHTS_ONLY = (
+    "give an initializer for weights only weights: "
+    "InitPolicy([Rule(match.role('weight'), ...)]).otherwise(presets.auto())"
+)
+"""The remedy where something that needs inputs and outputs was to fill biases too."""
+
+
+def is_blanket(rule: str, role: Role) -> bool:
+    """Tell whether a rule for everything, as steps write it, has met what is no weight.
+
+    Examples:
+        >>> is_blanket("anything()", "bias"), is_blanket("anything()", "weight")
+        (True, False)
+    """
+    return rule == repr(Anything()) and role not in ("weight", "recurrent")
 
 
 #
