@@ -20,7 +20,6 @@ from torch_initpolicy.tensors.initializers import (
     Blocks,
     BranchScaled,
     Constant,
-    Context,
     DeltaOrthogonal,
     Dirac,
     From,
@@ -30,7 +29,6 @@ from torch_initpolicy.tensors.initializers import (
     Ones,
     Orthogonal,
     Sparse,
-    Spread,
     TruncatedNormal,
     Uniform,
     VarianceScaling,
@@ -38,10 +36,11 @@ from torch_initpolicy.tensors.initializers import (
     he_normal,
     is_elementwise,
     lecun_uniform,
-    truncation,
     xavier_normal,
     xavier_uniform,
 )
+from torch_initpolicy.tensors.interface import Context, Spread
+from torch_initpolicy.tensors.samplers import truncation
 
 
 class Case(NamedTuple):
@@ -548,6 +547,16 @@ class TestKeep:
         assert tensor._version == version
         assert Keep().spread((3,), None) is None
         assert Keep().resolve(Context()) == Keep()
+
+
+def test_public_names_are_what_one_writes():
+    """Public are the initializers, their shorthands and the types to annotate with; no plumbing."""
+    shorthands = {
+        f"{name}_{form}" for name in ("he", "lecun", "xavier") for form in ("normal", "uniform")
+    }
+    types = {"Distribution", "Gain", "Initializer", "Mode"}
+
+    assert set(initializers.__all__) == {kind.__name__ for kind in BUILTIN} | shorthands | types
 
 
 @pytest.mark.parametrize("kind", BUILTIN, ids=lambda kind: kind.__name__)

@@ -23,7 +23,7 @@ from torch_initpolicy.engine.streams import BLOCK, Seek, key, keys, seeker
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.elementwise import fill_with
-from torch_initpolicy.tensors.initializers import Draw
+from torch_initpolicy.tensors.interface import Draw
 
 Task = Callable[["Hand"], None]
 """A piece of work that draws with the hand of the thread that does it."""

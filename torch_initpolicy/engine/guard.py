@@ -22,7 +22,7 @@ from torch_initpolicy.engine.pending import Entry, Known, covers_storage, same_s
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.errors import SkippedInitError, counted, listing
 from torch_initpolicy.sites import sites
-from torch_initpolicy.tensors.initializers import Spread
+from torch_initpolicy.tensors.interface import Spread
 
 #
 # What a call does with the values of its first argument

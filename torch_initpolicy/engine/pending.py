@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_initpolicy.tensors import initializers
-from torch_initpolicy.tensors.initializers import Elementwise, Structured
+from torch_initpolicy.tensors.interface import Elementwise, Structured
+from torch_initpolicy.tensors.samplers import truncation
 
 NEGLIGIBLE = 1e-9
 """Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
@@ -147,7 +148,7 @@ class Bell(Draw):
             return initializers.Normal(std=_tidy(self.std), mean=mean)
         if not math.isclose(low, high, rel_tol=1e-6):
             return None
-        std = _tidy(self.std * initializers.truncation(low))
+        std = _tidy(self.std * truncation(low))
         return initializers.TruncatedNormal(std=std, mean=mean, cut=float(f"{low:.6g}"))
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from torch_initpolicy.tensors.axes import Axes, conventional
-from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Spread, Zeros
+from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
+from torch_initpolicy.tensors.interface import Spread
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence
 

@@ -35,10 +35,9 @@ from torch_initpolicy.tensors.initializers import (
     Keep,
     Orthogonal,
     Sparse,
-    Spread,
-    Structured,
     is_elementwise,
 )
+from torch_initpolicy.tensors.interface import Spread, Structured
 from torch_initpolicy.tensors.maps import Maps, maps
 
 FALSE_ALARM = 1e-6
