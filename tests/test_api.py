@@ -398,15 +398,18 @@ class TestInitializersForWeights:
         policy = InitPolicy([Rule(match.role("weight"), filler)]).otherwise(presets.auto())
         assert apply_policy(model, policy).kept == 0
 
-    def test_a_function_that_fails_for_other_reasons(self):
-        """A bug of the user's is not taken for a question of fans."""
+    @pytest.mark.parametrize(
+        "matcher", [match.name("*.bias"), match.anything()], ids=["biases", "everything"]
+    )
+    def test_a_function_that_fails_for_other_reasons(self, matcher):
+        """A bug of the user's, at weights too, is not taken for a question of fans."""
 
         def fails(tensor):
             raise RuntimeError("out of luck")
 
-        policy = InitPolicy([Rule(match.name("*.bias"), fails)]).otherwise(presets.auto())
+        rest = Rule(match.anything(), initializers.Zeros(), optional=True)
         with pytest.raises(ApplyError, match="out of luck") as caught:
-            apply_policy(small(), policy)
+            apply_policy(small(), InitPolicy([Rule(matcher, fails), rest]))
         assert "match.role" not in str(caught.value)
 
 

@@ -268,8 +268,9 @@ def _staged(jobs: Sequence[Job], hands: Sequence[Hand]) -> list[Task]:
 
 def _remedies(failed: Iterable[Job]) -> Iterator[str]:
     """Yield what would help with many failures at once."""
-    steps = (job.step for job in failed if isinstance(job.step.initializer, From))
-    if any(is_blanket(step.rule, step.role) for step in steps):
+    steps = [job.step for job in failed]
+    functions = any(isinstance(step.initializer, From) for step in steps)
+    if functions and all(is_blanket(step.rule, step.role) for step in steps):
         yield WEIGHTS_ONLY
 
 
@@ -322,12 +323,20 @@ def _prepare(job: Job, hand: Hand) -> Task:
 
 def _behind(job: Job, target: Tensor) -> Behind:
     """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
-    found = behind(job.site, target)
+    found = _reached(job.site, target)
     if not job.step.factors:
         return found
     multiplied = found.reading.clone()
     multiply_([whole(multiplied)], job.step.factors)
-    return behind(job.site, multiplied)
+    return _reached(job.site, multiplied)
+
+
+def _reached(site: Site, target: Tensor) -> Behind:
+    """Find what lies behind a site, or raise in its name."""
+    try:
+        return behind(site, target)
+    except ApplyError as error:
+        raise ApplyError(f"{_title(site)}: {error}") from error
 
 
 def _own(part: Tensor) -> Tensor:
@@ -372,8 +381,11 @@ def _check_finite(job: Job, target: Tensor) -> None:
 
 
 def _refused(job: Job, why: str) -> ApplyError:
-    title = f"{job.site.name!r} ({job.site.kind}, {job.site.shape})"
-    return ApplyError(f"{title}: {job.step.initializer} {why}")
+    return ApplyError(f"{_title(job.site)}: {job.step.initializer} {why}")
+
+
+def _title(site: Site) -> str:
+    return f"{site.name!r} ({site.kind}, {site.shape})"
 
 
 def _zero_padding(job: Job, held: Iterable[Piece]) -> None:

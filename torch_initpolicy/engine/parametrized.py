@@ -50,7 +50,7 @@ def behind(site: Site, target: Tensor) -> Behind:
 
     Raises:
         ApplyError: The parametrisation has no inverse, or reading it back gives something else
-            than the target, rounding apart.
+            than the target, rounding apart. The message leaves it to the caller to name the site.
     """
     found = _SOLVERS[site.storage](site, target)
     if [value.shape for value in found.values] != [held.shape for held in site.parameters]:
@@ -90,16 +90,17 @@ def _largest(tensor: Tensor) -> float:
 
 def _unreachable(site: Site, why: str) -> ApplyError:
     return ApplyError(
-        f"{site.name!r} ({site.kind}, {site.shape}) cannot be given these values through its "
-        f"parametrisation {_title(site)}: {why}; apply the policy before the parametrisation is "
-        f"registered, or add Rule(match.name({site.name!r}), Keep())"
+        f"cannot be given these values through its parametrisation {_title(site)}: {why}; "
+        "initialise the model before applying the parametrisation, or leave it out with "
+        f"skip=[{site.name!r}]"
     )
 
 
 def _title(site: Site) -> str:
     if site.storage != "parametrized":
         return f"torch.nn.utils.{site.storage}"
-    return " of ".join(type(module).__name__ for module in reversed(_chain(site)))
+    # Torch's own are private classes behind public functions; the underscore is no help.
+    return " of ".join(type(module).__name__.lstrip("_") for module in reversed(_chain(site)))
 
 
 #
