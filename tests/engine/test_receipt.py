@@ -133,13 +133,25 @@ class TestReproduce:
 
         assert same(state(model), state(other))
 
+    def test_many_kept(self):
+        """Repeated layers are listed in one line."""
+        deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(40)))
+        receipt = written(deep, lambda site: Keep())
+        with pytest.warns(InitPolicyWarning, match=r"  - \{0-39\}\.weight: "):
+            receipt.reproduce(deep)
+
     def test_kept(self):
-        """What was kept is kept."""
+        """What was kept is kept, and listed: it is another model's own."""
         model, other = network(), network()
         kept = state(other)["1.weight"]
         receipt = written(model, lambda site: Keep() if "1." in site.name else Normal(0.1))
-        receipt.reproduce(other)
+        with pytest.warns(InitPolicyWarning, match="not reproduced") as caught:
+            receipt.reproduce(other)
 
+        (text,) = (str(warning.message) for warning in caught)
+        assert "  - 1.weight: because a test says so\n" in text
+        assert "  - 1.bias: because a test says so\n" in text
+        assert "0.weight" not in text
         assert torch.equal(kept, other[1].weight)
         assert torch.equal(model[0].weight, other[0].weight)
 

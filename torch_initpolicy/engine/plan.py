@@ -3,7 +3,7 @@
 Knows steps, and the model that they were made for; decides nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -19,14 +19,16 @@ from torch_initpolicy.engine.steps import Step, symmetric
 from torch_initpolicy.engine.storage import reshard
 from torch_initpolicy.engine.verify import Verification, verify_steps
 from torch_initpolicy.engine.versions import Versions
-from torch_initpolicy.engine.words import header, table
+from torch_initpolicy.engine.words import folded, header, table
 from torch_initpolicy.errors import (
+    InitPolicyWarning,
     PlanError,
     PolicyError,
     UnknownNameError,
     counted,
     listing,
     nearest,
+    warn,
 )
 from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, sites
@@ -277,8 +279,8 @@ class Receipt:
     ) -> "Receipt":
         """Write the same bits to another model that has the same parameters.
 
-        What the plan kept is kept here too: it is not part of the receipt. What was calibrated is
-        multiplied by the same factors, without another look at inputs.
+        What the plan kept is kept here too, with a warning: it is not part of the receipt. What was
+        calibrated is multiplied by the same factors, without another look at inputs.
 
         Args:
             model: A model with the same parameters, spread over processes as it may be.
@@ -295,11 +297,14 @@ class Receipt:
 
         Warns:
             InitPolicyWarning: Torch is another version, or computes with other instructions, so
-                that the bits may be others.
+                that the bits may be others; or the plan kept parameters, which the message lists.
         """
         self.versions.check()
         drawn_on = self.devices[0] if len(self.devices) == 1 else None
-        return self.plan.apply(model, seed=self.seed, threads=threads, draw_on=draw_on or drawn_on)
+        where = draw_on or drawn_on
+        receipt = self.plan.apply(model, seed=self.seed, threads=threads, draw_on=where)
+        _warn_of_kept(self.plan)
+        return receipt
 
     def __str__(self) -> str:
         drawn = f" on {', '.join(self.devices)}" if self.devices else ""
@@ -333,6 +338,18 @@ class Receipt:
         """
         data = _current(codec.read_json(text), "receipt")
         return cls(_plan(data.get("plan")), **_read(data, "receipt", _OF_RECEIPTS))
+
+
+def _warn_of_kept(steps: Iterable[Step]) -> None:
+    """Warn of parameters whose values no receipt holds, repeated ones in one line."""
+    kept = folded((step.name, (step.reason,)) for step in steps if step.keeps)
+    if kept:
+        cases = [f"{name}: {why}" for name, (why,) in kept]
+        warn(
+            "not reproduced are parameters that were kept, whose values no receipt holds:\n"
+            f"{listing(cases)}\nthey are as the model had them; load a state_dict to have the same",
+            InitPolicyWarning,
+        )
 
 
 #
