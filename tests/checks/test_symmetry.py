@@ -371,8 +371,14 @@ class TestUntouched:
         model.head.weight.grad = torch.ones(3, 6)
         model.head.bias.requires_grad_(False)
 
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
         with assert_untouched(model):
             find_symmetry(model)
+        left = torch.get_num_threads()
+        torch.set_num_threads(threads)
+
+        assert left == 2
 
     def test_the_same_answer_twice(self):
         """Whatever the random state, a model gets the same report."""

@@ -25,13 +25,18 @@ SUSPECTED = (
 
 SHORTENED = {
     "timm:aimv2_3b_*": {"depth": 4},
+    "timm:beit*_large_*": {"depth": 4},
     "timm:eva02_enormous_*": {"depth": 4},
-    "timm:swinv2_cr_giant_*": {"depths": (1, 1, 2, 1)},
+    "timm:samvit_*": {"depth": 4},
+    "timm:swinv2_*": {"depths": (1, 1, 2, 1)},
+    "timm:tiny_vit_21m_???": {"depths": (1, 1, 2, 1)},
     "timm:vit_5b_*": {"depth": 4, "num_kv_heads": 16},
     "timm:vit_7b_*": {"depth": 4},
     "timm:vit_*gigantic_*": {"depth": 4},
+    "timm:vit_huge_patch14_xp_*": {"depth": 4},
+    "timm:vit_large_patch16_rope_mixed_*": {"depth": 4},
 }
-"""Models of more than 1.5 billion parameters: equal blocks are left out to spare memory."""
+"""Models that are too large, or too long to run, here with fewer of their equal blocks."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -51,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def made_by_its_library(source: str) -> nn.Module:
-    """Build a model with its own initial values; of the largest, a few blocks of each kind."""
+    """Build a model with its own initial values, of the largest a few blocks of each kind."""
     fewer = next((less for glob, less in SHORTENED.items() if fnmatchcase(source, glob)), None)
     return build(source) if fewer is None else timm.create_model(source.partition(":")[2], **fewer)
 

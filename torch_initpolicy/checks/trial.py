@@ -405,4 +405,20 @@ def laboratory(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device in devices - {"meta"}:
             stack.enter_context(torch.autocast(device, enabled=False))
+        if sum(p.numel() for p in model.parameters()) < _SMALL:
+            stack.enter_context(_one_core())
         yield
+
+
+_SMALL = 4_000_000
+"""Parameters of a model up to which several cores cost more than they give."""
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)
