@@ -256,7 +256,7 @@ class TestPower:
             pytest.param(
                 DeltaOrthogonal(), lambda w: w[0, 0, 0, 0].fill_(1e-3), "middle tap", id="delta"
             ),
-            pytest.param(Dirac(), lambda w: w[0, 0, 0, 0].fill_(1e-3), "1 elements", id="dirac"),
+            pytest.param(Dirac(), lambda w: w[0, 0, 0, 0].fill_(1e-3), "1 element ", id="dirac"),
             pytest.param(
                 ICNR(he_normal(), 2), lambda w: w[1, 0, 0, 0].add_(0.1), "patches", id="icnr"
             ),
@@ -317,4 +317,4 @@ class TestReport:
         """A model that is as planned says so."""
         _, pair = filled(Normal(1.0), MATRIX)
 
-        assert str(verify_steps([pair])) == "1 tensors measured, 0 not: all well"
+        assert str(verify_steps([pair])) == "1 tensor measured, 0 not: all well"
