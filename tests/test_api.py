@@ -620,3 +620,114 @@ class TestMaterialize:
 
         assert equal(bits(real), bits(built))
         assert torch.equal(real.eval()(x), built.eval()(x))
+
+
+def in_halves(join):
+    """Let a function of two halves read both of them side by side."""
+    return lambda both: join(*both.chunk(2, -1))
+
+
+class Gated(nn.Module):
+    """A gated layer: `way` joins what two layers make, or reads what one makes in their place."""
+
+    def __init__(self, way, names) -> None:
+        super().__init__()
+        self.way = way
+        self.layers = nn.ModuleDict({name: nn.Linear(32, 128 // len(names)) for name in names})
+        self.down = nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.way(*(layer(x) for layer in self.layers.values())))
+
+
+class Stacked(nn.Module):
+    """Experts whose gates and values are packed into one tensor `(experts, in, out)`, or not."""
+
+    def __init__(self, *, packed: bool) -> None:
+        super().__init__()
+        shapes = ((3, 32, 128),) if packed else ((3, 32, 64),) * 2
+        self.layers = nn.ParameterList([torch.zeros(shape) for shape in shapes])
+        self.down = nn.Parameter(torch.zeros(3, 64, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [x.expand(3, -1, -1) @ weight for weight in self.layers]
+        gate, value = made[0].chunk(2, -1) if len(made) == 1 else made
+        return (nn.functional.silu(gate) * value) @ self.down
+
+
+def gated(join, whole=None):
+    """Return how to make a gated layer of one packed weight (True) or of two (False)."""
+    ways = (join, ("first", "second")), (whole or in_halves(join), ("both",))
+    return lambda packed: Gated(*ways[packed])
+
+
+GATED = {
+    "swiglu": gated(lambda a, b: nn.functional.silu(a) * b),
+    "geglu": gated(lambda a, b: a * nn.functional.gelu(b)),
+    "reglu then tanh": gated(lambda a, b: (a * b.relu()).tanh()),
+    "glu": gated(lambda a, b: a * b.sigmoid(), nn.functional.glu),
+    "glu then relu": gated(
+        lambda a, b: (a * b.sigmoid()).relu(), lambda both: nn.functional.glu(both).relu()
+    ),
+    "experts": lambda packed: Stacked(packed=packed),
+}
+
+
+def deviations(model: nn.Module, policy: str) -> list[float]:
+    """Plan and return the deviation of each weight but the last, one for each packed block."""
+    steps = plan_policy(model, policy, example_inputs=torch.zeros(5, 32))
+    weights = [step for step in steps if step.name.startswith("layers") and len(step.shape) > 1]
+    found = [step.std if isinstance(step.std, tuple) else (step.std,) for step in weights]
+    alike = 2 // len(weights)
+    return [std for stds in found for std in (stds * alike if len(stds) == 1 else stds)]
+
+
+class TestPackedGates:
+    """Matrices packed into one weight start as they would as weights of their own."""
+
+    @pytest.mark.parametrize(
+        "policy",
+        ["auto", "he", "xavier", "lecun", "orthogonal", "signal", "critical", "fixup", "t_fixup"],
+    )
+    @pytest.mark.parametrize("make", GATED.values(), ids=GATED)
+    def test_packed_or_apart(self, make, policy):
+        """The two halves of a packed weight have the deviations of two weights."""
+        packed, apart = (deviations(make(packed), policy) for packed in (True, False))
+
+        assert packed == pytest.approx(apart, rel=1e-12)
+
+    def test_numbers(self):
+        """The deviations of SwiGLU's halves: He's with the gain of SiLU, and Xavier's."""
+        normals = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+        gain = 1 / nn.functional.silu(normals).square().mean().sqrt().item()
+
+        assert deviations(GATED["swiglu"](True), "auto") == pytest.approx(
+            [gain / 32**0.5, (2 / 96) ** 0.5], rel=1e-2
+        )
+
+    def test_values(self):
+        """Each half is drawn as planned; a model with the halves exchanged does not verify."""
+        model = GATED["swiglu"](True)
+        plan = plan_policy(model, example_inputs=torch.zeros(5, 32))
+        plan.apply(model, seed=0)
+        gate, value = model.layers["both"].weight.detach().chunk(2)
+
+        assert [gate.std().item(), value.std().item()] == pytest.approx(
+            list(plan["layers.both.weight"].std), rel=0.06
+        )  # 2048 numbers each: four standard errors are 6 %
+        plan.verify(model)
+        with torch.no_grad():
+            model.layers["both"].weight.copy_(torch.cat((value, gate)))
+        with pytest.raises(VerifyError, match=r"layers\.both\.weight"):
+            plan.verify(model)
+
+    def test_a_saved_plan_draws_the_same(self):
+        """A plan of unequal halves survives JSON and draws the same bits."""
+        models = [GATED["swiglu"](True) for _ in range(2)]
+        plan = plan_policy(models[0], example_inputs=torch.zeros(5, 32))
+        again = type(plan).from_json(plan.to_json())
+        for model, made in zip(models, (plan, again), strict=True):
+            made.apply(model, seed=0)
+
+        assert again == plan
+        assert equal(*map(bits, models))

@@ -14,7 +14,7 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.gains import Activation, Moments
+from torch_initpolicy.tensors.gains import Activation, Moments, gain
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     BranchScaled,
@@ -54,6 +54,21 @@ def facts(model, **changes):
 
 
 RELU = {"meets": Activation("relu")}
+
+
+BY_MEETING = (
+    Rule(match.meets("relu"), he_normal("meets")),
+    Rule(match.role("weight"), xavier_normal()),
+)
+
+
+def gated():
+    """Say that the first layer packs 30 units that meet a ReLU and 20 that meet nothing."""
+    axes = Axes(inputs=(1,), outputs=(0,), blocks=(30, 20))
+    known = facts(network(), **{"0_weight": {**RELU, "op": "linear", "axes": axes}})
+    first = known["0.weight"]
+    blocks = first, dataclasses.replace(first, meets=None)
+    return known | {"0.weight": dataclasses.replace(first, blocks=blocks)}
 
 
 def plan(model, *rules, known=None, **options):
@@ -136,6 +151,79 @@ class TestSteps:
         assert step.fan_out == (30, 10, 10)
         assert step.std == pytest.approx([(2 / 38) ** 0.5, (2 / 18) ** 0.5, (2 / 18) ** 0.5])
         assert step.reason.endswith("fans 8 + 30/10/10, each of 3 blocks")
+
+    def test_blocks_that_meet_different_things(self):
+        """Each block has the initializer of its own rule, with the numbers of what it meets."""
+        step = plan(network(), *BY_MEETING, known=gated())["0.weight"]
+
+        relu = VarianceScaling(gain=gain(Activation("relu")))
+        assert step.initializer == Blocks((relu, xavier_normal()))
+        assert step.std == pytest.approx([(2 / 8) ** 0.5, (2 / (8 + 20)) ** 0.5])
+        assert (step.meets, step.fan_out) == ("relu", (30, 20))
+        assert step.rule == "meets('relu'); role('weight')"
+        assert step.reason == (
+            "block 0 meets relu: He normal, fan_in 8, gain 1.41421; "
+            "block 1 meets nothing: Xavier normal, fans 8 + 20"
+        )
+
+    def test_blocks_that_come_to_the_same(self):
+        """Where every block has the same initializer, the step is that of a single rule."""
+        rule = Rule(match.name("0.weight"), xavier_normal())
+        step = plan(network(), rule, known=gated())["0.weight"]
+
+        assert (step.initializer, step.rule) == (xavier_normal(), "name('0.weight')")
+        assert step.reason == "meets relu: Xavier normal, fans 8 + 30/20, each of 2 blocks"
+
+    def test_one_rule_with_the_gain_of_each_block(self):
+        """A rule by name that asks for the gain gets that of each block."""
+        rule = Rule(match.name("0.weight"), he_normal("meets"))
+        step = plan(network(), rule, known=gated())["0.weight"]
+
+        assert step.std == pytest.approx([(2 / 8) ** 0.5, (1 / 8) ** 0.5])
+        assert step.rule == "name('0.weight')"
+
+    @pytest.mark.parametrize(
+        ("blocks", "expected"),
+        [
+            (Blocks((Ones(), Zeros())), Blocks((Ones(), Zeros()))),
+            (
+                Blocks((Orthogonal("meets"), Orthogonal("meets"))),
+                Blocks((Orthogonal(gain(Activation("relu"))), Orthogonal(1.0))),
+            ),
+        ],
+        ids=["numbers", "gains"],
+    )
+    def test_rules_that_fill_each_block(self, blocks, expected):
+        """A rule may name the initializer of each block; each has the gain of its own."""
+        step = plan(network(), Rule(match.name("0.weight"), blocks), known=gated())["0.weight"]
+
+        assert step.initializer == expected
+
+    @pytest.mark.parametrize(
+        "whole",
+        [Keep(), nn.init.xavier_normal_, Blocks((Ones(), Ones(), Ones()))],
+        ids=["keep", "function", "other blocks"],
+    )
+    def test_what_cannot_fill_a_block(self, whole):
+        """Where one block's rule speaks of whole tensors alone, the rule of the site decides."""
+        rules = Rule(match.meets("relu"), Ones()), Rule(match.name("0.weight"), whole)
+        step = plan(network(), *rules, known=gated())["0.weight"]
+
+        assert (step.initializer, step.rule) == (Ones(), "meets('relu')")
+
+    def test_blocks_without_a_rule(self):
+        """Where no rule matches a block, the rule of the site decides about it too."""
+        rules = Rule(match.meets("relu"), Ones()), Rule(match.name("2.*", "3.*", "*.bias"), Zeros())
+
+        assert make_plan(network(), gated(), InitPolicy(rules))["0.weight"].initializer == Ones()
+
+    def test_rules_that_decide_about_a_block_are_not_idle(self):
+        """A rule that one block of one site needs has been used."""
+        rules = (Rule(match.role("weight") & match.meets("nothing") & match.op("linear"), Zeros()),
+                 Rule(match.role("weight"), Ones()))  # fmt: skip
+        step = plan(network(), *rules, known=gated())["0.weight"]
+
+        assert step.initializer == Blocks((Ones(), Zeros()))
 
     def test_symbols_become_numbers(self):
         """Gains and the number of branches come from the facts of the site."""

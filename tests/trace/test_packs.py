@@ -221,3 +221,79 @@ def test_packed(run):
 def test_whole(run):
     """A weight whose pieces only lie side by side, or meet in sums, has no blocks."""
     assert blocks(WHOLE[run]()) == ((), 1)
+
+
+def gated_first(net, x):
+    """The first half goes through an activation, the second is multiplied to it."""
+    gate, value = net.packed(x).chunk(2, -1)
+    return net.layers["down"](F.silu(gate) * value)
+
+
+def gated_last(net, x):
+    """The halves of each head alternate, the gates behind; behind the product comes a tanh."""
+    value, gate = net.packed(x).view(2, 6, 4, 2, 4).unbind(3)
+    return net.layers["down"]((value * gate.sigmoid()).flatten(2).tanh())
+
+
+def fused(net, x):
+    """A fused operator takes the halves apart."""
+    return net.layers["down"](F.glu(net.packed(x)).relu())
+
+
+def fused_across(net, x):
+    """A fused operator gates each of two blocks by the other."""
+    first, second = net.packed(x).chunk(2, -1)
+    return F.glu(torch.cat((first, second), -1)) * F.glu(torch.cat((second, first), -1))
+
+
+def activated_before(net, x):
+    """All goes through one activation before it is cut, the gate through a second one."""
+    value, gate = net.packed(x).relu().chunk(2, -1)
+    return net.layers["down"](value * gate.sigmoid())
+
+
+def answered(net, x):
+    """Values of attention go straight to the model's output."""
+    return F.scaled_dot_product_attention(*net.packed(x).chunk(3, -1))
+
+
+MET = {
+    gated_first: (lambda: Packed(LINEAR(16, 32), gated_first, down=LINEAR(16, 4)), ("silu", None)),
+    gated_last: (
+        lambda: Packed(LINEAR(16, 32), gated_last, down=LINEAR(16, 4)), ("tanh", "sigmoid"),
+    ),
+    fused: (lambda: Packed(LINEAR(16, 32), fused, down=LINEAR(16, 4)), ("relu", "sigmoid")),
+    fused_across: (lambda: Packed(LINEAR(16, 32), fused_across), ()),
+    activated_before: (lambda: Packed(LINEAR(16, 32), activated_before, down=LINEAR(16, 4)), ()),
+    answered: (lambda: Packed(LINEAR(16, 24), answered), ("softmax", "softmax", None)),
+    convolved: (lambda: Packed(nn.Conv2d(3, 8, 1), convolved, size=(3, 5, 5)), (None, "sigmoid")),
+}  # fmt: skip
+"""Networks with a packed weight, and what its blocks meet; nothing where all meet the same."""
+
+
+def packed_facts(run):
+    """Read a network and return the facts of its weight `packed`."""
+    network = MET[run][0]()
+    return read(network, sites(network), torch.zeros(network.size)).facts["packed.weight"]
+
+
+@pytest.mark.parametrize("run", MET, ids=lambda run: run.__name__)
+def test_blocks_meet_what_is_theirs(run):
+    """Each block meets what its own units go through, not what the others do."""
+    met = [block.meets for block in packed_facts(run).blocks]
+
+    assert tuple(activation and activation.name for activation in met) == MET[run][1]
+
+
+def test_blocks_that_are_a_head():
+    """Of queries, keys and values only the values are the model's own output."""
+    assert [block.feeds_output for block in packed_facts(answered).blocks] == [False, False, True]
+
+
+def test_blocks_of_attention():
+    """Values packed into the projection of `nn.MultiheadAttention` meet no softmax."""
+    network = nn.TransformerEncoderLayer(16, 2, 32)
+    known = read(network, sites(network), torch.zeros(2, 3, 16)).facts
+    met = [block.meets for block in known["self_attn.in_proj_weight"].blocks]
+
+    assert [activation and activation.name for activation in met] == ["softmax", "softmax", None]

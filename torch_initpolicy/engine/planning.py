@@ -6,7 +6,7 @@ Everything that can be wrong is found here, before a tensor is touched, and rais
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number, Step, overflow
 from torch_initpolicy.engine.storage import obstacles
 from torch_initpolicy.engine.streams import isolated
-from torch_initpolicy.engine.words import WEIGHTS_ONLY, figure, is_blanket, told
+from torch_initpolicy.engine.words import WEIGHTS_ONLY, figure, is_blanket, ranges, told
 from torch_initpolicy.errors import (
     ApplyError,
     PlanError,
@@ -65,12 +65,16 @@ class Choice:
         facts: What is known about it.
         rule: The first rule that matches, or None.
         kept: Why it is left alone whatever the rule says (the argument, and in words), or None.
+        block: Number of the packed block that this is about; None for the whole site.
+        blocks: The same for each packed block, where they meet different things; else empty.
     """
 
     site: Site
     facts: Facts
     rule: Rule | None
     kept: tuple[str, str] | None
+    block: int | None = None
+    blocks: tuple["Choice", ...] = ()
 
     @property
     def is_settled(self) -> bool:
@@ -252,12 +256,16 @@ def _patterns(found: Iterable[Site]) -> set[str]:
 
 def _choice(site: Site, facts: Facts | None, policy: InitPolicy, filters: Filters) -> Choice:
     known = facts or Facts(site.role, site.axes)
-    return Choice(site, known, policy.first(site, known), filters.kept(site))
+    blocks = tuple(
+        Choice(site, block, policy.first(site, block), None, number)
+        for number, block in enumerate(known.blocks)
+    )
+    return Choice(site, known, policy.first(site, known), filters.kept(site), blocks=blocks)
 
 
 def _idle(policy: InitPolicy, choices: Sequence[Choice]) -> Iterator[str]:
     """Yield the rules that decide about no site, though they should."""
-    deciding = {id(choice.rule) for choice in choices}
+    deciding = {id(part.rule) for choice in choices for part in (choice, *choice.blocks)}
     for number, rule in enumerate(policy.rules):
         if rule.optional or id(rule) in deciding:
             continue
@@ -296,7 +304,8 @@ def _attempt(choice: Choice, gains: Gains) -> Step | Failed:
 
 
 def _gains(known: Iterable[Facts]) -> Iterator[tuple[Activation | None, float]]:
-    for activation in {activation for facts in known for activation in (facts.meets, facts.fed_by)}:
+    each = (fact for facts in known for fact in (facts, *facts.blocks))
+    for activation in {activation for fact in each for activation in (fact.meets, fact.fed_by)}:
         yield activation, _gain(activation)
 
 
@@ -315,21 +324,78 @@ def _step(choice: Choice, gains: Gains) -> Step:
         PolicyError: The initializer does not fit the site.
         ApplyError: The site cannot be written, or not with these values.
     """
-    site, facts, rule = choice.site, choice.facts, choice.rule
-    fans = _fans(choice)
-    if choice.kept is not None or rule is None:
-        argument, reason = choice.kept or ("", "")
-        return _described(choice, Keep(), fans, argument, reason)
-    chosen = _chosen(rule.initializer, choice)
-    resolved = _known(chosen).resolve(_context(facts, gains))
-    if not isinstance(resolved, Keep):
+    site = choice.site
+    if choice.kept is not None or choice.rule is None:
+        return _described(choice, Filling(Keep(), *(choice.kept or ("", ""))))
+    filled = _filled(choice, choice.rule, gains)
+    if not isinstance(filled.initializer, Keep):
         _check_memory(site)
-        _check_range(choice, resolved)
-    reason = _reason(choice, rule, chosen, told(resolved, *fans))
-    step = _described(choice, resolved, fans, repr(rule.matcher), reason)
+        _check_range(choice, filled.initializer)
+    step = _described(choice, filled)
     if site.storage != "plain":
         _check_reachable(site, step)
     return step
+
+
+class Filling(NamedTuple):
+    """What a site or one of its blocks is filled with.
+
+    Attributes:
+        initializer: The initializer, all numbers resolved.
+        rule: What chose it, as the policy writes it.
+        reason: Why, in words.
+    """
+
+    initializer: Initializer
+    rule: str
+    reason: str
+
+
+def _filled(choice: Choice, rule: Rule, gains: Gains) -> Filling:
+    """Return what fills a site: its blocks apart where they come to different things.
+
+    What cannot fill a block alone (a function, what keeps the tensor) fills the site as a whole.
+    """
+    whole = _filling(choice, rule, gains)
+    parts = [
+        _filling(block, block.rule, gains) for block in choice.blocks if block.rule is not None
+    ]
+    each = tuple(part.initializer for part in parts)
+    apart = len(parts) == len(choice.blocks) and not any(isinstance(i, _WHOLE) for i in each)
+    if not apart or all(initializer == whole.initializer for initializer in each):
+        return whole
+    packed = Blocks(each)
+    return whole if packed == whole.initializer else _packed(packed, parts)
+
+
+_WHOLE = (Blocks, Keep, From)
+"""Initializers that have no say about one block alone."""
+
+
+def _packed(packed: Blocks, parts: Sequence[Filling]) -> Filling:
+    """Join the fillings of blocks; what is said of several is said once."""
+    rules = dict.fromkeys(part.rule for part in parts)
+    reasons: dict[str, list[int]] = {}
+    for number, part in enumerate(parts):
+        reasons.setdefault(part.reason, []).append(number)
+    told_once = (f"block {ranges(numbers)} {why}" for why, numbers in reasons.items())
+    return Filling(packed, "; ".join(rules), "; ".join(told_once))
+
+
+def _filling(choice: Choice, rule: Rule, gains: Gains) -> Filling:
+    """Return what a rule fills a site with, or one of its blocks."""
+    chosen = _of_block(_chosen(rule.initializer, choice), choice.block)
+    resolved = _known(chosen).resolve(_context(choice.facts, gains))
+    reason = _reason(choice, rule, chosen, told(resolved, *_fans(choice)))
+    return Filling(resolved, repr(rule.matcher), reason)
+
+
+def _of_block(initializer: Initializer, block: int | None) -> Initializer:
+    """Return what a rule that fills each block on its own says of one of them."""
+    if block is None or not isinstance(initializer, Blocks):
+        return initializer
+    each = initializer.initializers
+    return each[block] if block < len(each) else initializer
 
 
 def _chosen(held: Initializer | Recipe, choice: Choice) -> Initializer:
@@ -355,11 +421,9 @@ def _context(facts: Facts, gains: Gains) -> Context:
     )
 
 
-def _described(
-    choice: Choice, initializer: Initializer, fans: tuple[Number, Number], rule: str, reason: str
-) -> Step:
+def _described(choice: Choice, filled: Filling) -> Step:
     site, facts = choice.site, choice.facts
-    fan_in, fan_out = fans
+    fan_in, fan_out = _fans(choice)
     return Step(
         name=site.name,
         names=site.names,
@@ -372,11 +436,11 @@ def _described(
         fed_by=None if facts.fed_by is None else facts.fed_by.name,
         fan_in=fan_in,
         fan_out=fan_out,
-        initializer=initializer,
-        std=_std(choice, initializer),
-        rule=rule,
+        initializer=filled.initializer,
+        std=_std(choice, filled.initializer),
+        rule=filled.rule,
         evidence=facts.evidence,
-        reason=reason,
+        reason=filled.reason,
         axes=choice.axes,
         padding=site.padding,
         feeds_output=facts.feeds_output,
@@ -385,11 +449,13 @@ def _described(
 
 
 def _fans(choice: Choice) -> tuple[Number, Number]:
-    """Count a site's fans; what has no shape yet has none."""
+    """Count the fans of a site, or of one of its blocks; what has no shape yet has none."""
     try:
         blocks = () if choice.site.lazy else fans_of(choice.site, choice.facts)
     except ValueError as error:
         raise PolicyError(str(error)) from error
+    if choice.block is not None:
+        blocks = blocks[choice.block : choice.block + 1]
     return _merged(fan.fan_in for fan in blocks), _merged(fan.fan_out for fan in blocks)
 
 
@@ -425,7 +491,7 @@ def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
 
 
 def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
-    blocks = choice.axes.blocks if choice.axes else ()
+    blocks = choice.axes.blocks if choice.axes and choice.block is None else ()
     if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
         yield f"each of {counted(len(blocks), 'block')}"
     if isinstance(chosen, BranchScaled):

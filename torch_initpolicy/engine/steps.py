@@ -38,7 +38,8 @@ class Step:
         fan_out: Connections out of one input unit.
         initializer: How it is filled, all numbers resolved.
         std: Standard deviation of what will be drawn.
-        rule: The matcher that chose the initializer, as the policy writes it.
+        rule: The matcher that chose the initializer, as the policy writes it; where packed blocks
+            come to different things, all that chose one, with `; ` between.
         evidence: How the facts came to be known.
         reason: One sentence for people.
         axes: What its axes mean, or None.

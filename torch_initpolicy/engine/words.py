@@ -232,7 +232,7 @@ def _slots(members: Sequence[Member]) -> Iterator[tuple[int, list[str]]]:
     for kept, (first, *others) in together.items():
         slots = list(map(str, kept))
         if first[1]:
-            slots.insert(place, _ranges([numbers[place] for _, numbers in (first, *others)]))
+            slots.insert(place, ranges([numbers[place] for _, numbers in (first, *others)]))
         yield first[0], slots
 
 
@@ -241,8 +241,13 @@ def _filled(template: str, slots: Sequence[str]) -> str:
     return re.sub(_SLOT, lambda _: next(left), template)
 
 
-def _ranges(values: Sequence[int]) -> str:
-    """Write whole numbers as ranges: `{0-2,5}`; a single one stands for itself."""
+def ranges(values: Sequence[int]) -> str:
+    """Write whole numbers as ranges; a single one stands for itself.
+
+    Examples:
+        >>> ranges([0, 1, 2, 5]), ranges([7])
+        ('{0-2,5}', '7')
+    """
     if len(values) == 1:
         return str(values[0])
     runs = itertools.groupby(enumerate(sorted(values)), key=lambda pair: pair[1] - pair[0])

@@ -472,9 +472,9 @@ def t_fixup() -> InitPolicy:
     """Start a transformer without normalisation or warm-up, in the style of T-Fixup.
 
     Xavier everywhere; inside residual branches, all but queries and keys times
-    `0.67 * blocks ^ (-1 / 4)`, where a block has two branches; embeddings `N(0, 1 / width)`. A
-    packed projection of queries, keys and values counts with the queries. (The paper draws packed
-    projections apart and scales a decoder's three branches by `(9 * blocks) ^ (-1 / 4)`.)
+    `0.67 * blocks ^ (-1 / 4)`, where a block has two branches; embeddings `N(0, 1 / width)`.
+    Queries, keys and values that are packed into one projection are told apart. (The paper scales a
+    decoder's three branches by `(9 * blocks) ^ (-1 / 4)`.)
 
     Reference:
         Huang, Perez, Ba and Volkovs, *Improving Transformer Optimization Through Better

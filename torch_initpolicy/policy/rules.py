@@ -97,6 +97,9 @@ def filling(filler: Filler) -> Initializer | Recipe:
 class InitPolicy:
     """Rules in order; for each site the first that matches decides.
 
+    Where matrices packed into one weight meet different things (the halves of a SwiGLU), the first
+    rule that matches decides for each of them, as if they were weights of their own.
+
     Attributes:
         rules: The rules.
         name: What it is called in plans and receipts, or None.

@@ -44,6 +44,7 @@ class Facts:
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         used: Whether the forward pass touched it at all.
         evidence: How all this came to be known.
+        blocks: The same of each packed block, where they meet different things; else empty.
     """
 
     role: Role
@@ -64,3 +65,4 @@ class Facts:
     offset: float = 0.0
     used: bool = False
     evidence: Evidence = "type"
+    blocks: tuple["Facts", ...] = ()

@@ -5,6 +5,7 @@ Knows what follows from the roles of operators; decides nothing about initialisa
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
@@ -19,7 +20,7 @@ from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.sizes import UNREAD, reads
 from torch_initpolicy.trace.uses import Use, Uses, uses
-from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, behind
+from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, ahead_of, behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Flow:
 
     uses: Uses
     composites: Mapping[int, Composite]
-    ahead: Mapping[int, Walk]
+    ahead: dict[int, Walk]
     behind: Mapping[int, Walk]
     residuals: Residuals
     packs: Mapping[int, Pack]
@@ -96,7 +97,7 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     sizes = reads(flow.uses, flow.composites, sites)
     norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
-    return {
+    known = {
         site.name: replace(
             _facts(
                 site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
@@ -106,6 +107,26 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
         )
         for site in sites
     }
+    return {name: _by_block(fact, found.get(name, []), flow) for name, fact in known.items()}
+
+
+def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:
+    """Add what is known of each packed block, where they meet different things."""
+    if not found or whole.axes is None or not whole.axes.blocks:
+        return whole
+    walks = _ahead_of_blocks(found[0], whole.axes, flow)
+    each = tuple(replace(whole, **_meeting(walk)) for walk in walks)
+    return replace(whole, blocks=each) if len(set(each)) > 1 else whole
+
+
+def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
+    """Yield what each matrix packed into a weight meets; nothing at all where it is not known."""
+    pack = flow.packs.get(use.node.index)
+    if use.slot in ("in_proj_weight", "in_proj_bias"):
+        yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), NOTHING)
+    elif pack is not None and (pack.blocks, pack.repeats) == (axes.blocks, axes.repeats):
+        for units in pack.units():
+            yield ahead_of(units, pack.layouts, flow.uses, flow.composites, flow.ahead)
 
 
 def _facts(
@@ -123,12 +144,8 @@ def _facts(
         role=role,
         axes=_axes(site, first, flow),
         op=first.node.op,
-        meets=met.nearest,
-        also_meets=tuple(activation for _, activation in met.activations[1:]),
         fed_by=fed.nearest,
         reads_input=fed.at_border and fed.nearest is None,
-        feeds_output=met.at_border,
-        stopped_by=met.stopped_by[0] if met.stopped_by else None,
         ends_residual=output in flow.residuals.ending,
         closes_residual=output in flow.residuals.closing,
         residual_branches=branches,
@@ -136,7 +153,26 @@ def _facts(
         offset=first.source.shift,
         used=True,
         evidence=evidence,
+        **_meeting(met),
     )
+
+
+class _Meeting(TypedDict):
+    """What a walk ahead says."""
+
+    meets: Activation | None
+    also_meets: tuple[Activation, ...]
+    feeds_output: bool
+    stopped_by: str | None
+
+
+def _meeting(met: Walk) -> _Meeting:
+    return {
+        "meets": met.nearest,
+        "also_meets": tuple(activation for _, activation in met.activations[1:]),
+        "feeds_output": met.at_border,
+        "stopped_by": met.stopped_by[0] if met.stopped_by else None,
+    }
 
 
 def _met(found: Sequence[Use], flow: Flow) -> Walk:

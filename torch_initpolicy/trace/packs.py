@@ -11,27 +11,42 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.layouts import Layout, of_axis
+from torch_initpolicy.trace.layouts import Layout, Run, bits, of_axis
 from torch_initpolicy.trace.ops import OpRole, argument
 from torch_initpolicy.trace.uses import Uses
 from torch_initpolicy.trace.walks import CARRIERS
-
-
-class Pack(NamedTuple):
-    """Sizes of the matrices along the output axis, and how often the pattern recurs."""
-
-    blocks: tuple[int, ...]
-    repeats: int = 1
-
 
 Units = int
 """Some of the units of a weight, as bits."""
 
 Origin = Mapping[int, Units]
 """Units that a value depends on, by weight; left out where it depends on all or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """How matrices are packed into one weight.
+
+    Attributes:
+        blocks: Their sizes along the output axis.
+        repeats: How often the pattern recurs.
+        layouts: Where the units lie in the values that show some of them, by value.
+    """
+
+    blocks: tuple[int, ...]
+    repeats: int
+    layouts: Mapping[int, Layout]
+
+    def units(self) -> Iterator[Units]:
+        """Yield the units of each matrix."""
+        period = sum(self.blocks)
+        starts = itertools.accumulate(self.blocks, initial=0)
+        for start, size in zip(starts, self.blocks, strict=False):
+            yield bits(start, [Run(self.repeats, period), Run(size, 1)])
 
 
 class Meeting(NamedTuple):
@@ -68,7 +83,10 @@ def packs(uses: Uses) -> Mapping[int, Pack]:
         for node, meetings in follower.met.items()
         if (whole := (1 << follower.sizes[node]) - 1)
     }
-    return {node: pack for node, pack in found.items() if pack is not None}
+    shown = follower.by_weight()
+    return {
+        node: Pack(*pattern, shown[node]) for node, pattern in found.items() if pattern is not None
+    }
 
 
 class _Follower:
@@ -101,6 +119,14 @@ class _Follower:
                 self.scales[output] = scales
         if weighs:
             self._start(node)
+
+    def by_weight(self) -> dict[int, dict[int, Layout]]:
+        """Return for each weight where its units lie in the values that show some of them."""
+        found: dict[int, dict[int, Layout]] = {}
+        for value, layouts in self.layouts.items():
+            for layout in layouts:
+                found.setdefault(layout.node, {})[value] = layout
+        return found
 
     def _start(self, node: Node) -> None:
         value = self.uses.graph.values[node.outputs[0]]
@@ -240,15 +266,15 @@ def _parts(whole: Units, pieces: Iterable[Units]) -> tuple[Units, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _pattern(parts: tuple[Units, ...]) -> Pack | None:
-    """Return how parts that tile an axis recur along it, or None where they do not."""
+def _pattern(parts: tuple[Units, ...]) -> tuple[tuple[int, ...], int] | None:
+    """Return the sizes of parts that tile an axis and how often they recur, or None."""
     if len(parts) < 2:
         return None
     runs = list(_runs(parts))
     period = len(parts)
     sizes = tuple(length for _, length in runs[:period])
     recurs = len(runs) % period == 0 and runs == runs[:period] * (len(runs) // period)
-    return Pack(sizes, len(runs) // period) if recurs else None
+    return (sizes, len(runs) // period) if recurs else None
 
 
 def _runs(parts: Sequence[Units]) -> Iterator[tuple[int, int]]:

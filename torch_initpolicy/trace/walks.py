@@ -3,13 +3,15 @@
 Both are computed for all values at once, in one pass over the nodes each.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import OpRole, activation_of
+from torch_initpolicy.trace.layouts import Layout
+from torch_initpolicy.trace.ops import OpRole, activation_of, argument
 from torch_initpolicy.trace.uses import Uses
 
 CARRIERS = frozenset({
@@ -19,6 +21,22 @@ CARRIERS = frozenset({
 """Roles of operators that only carry the signal: what lies behind them is still met."""
 
 SOFTMAX = Activation("softmax")
+
+
+class Part(NamedTuple):
+    """Some units of a weight, and where its units lie in a value.
+
+    Attributes:
+        units: The units, as bits.
+        layout: Where they lie.
+    """
+
+    units: int
+    layout: Layout
+
+    def is_among(self, shown: int | None) -> bool:
+        """Say whether one of the units is among others; None stands for any."""
+        return shown is None or bool(self.units & shown)
 
 
 class Walk(NamedTuple):
@@ -62,7 +80,7 @@ def _further(walk: Walk, steps: int = 1) -> Walk:
     return walk._replace(activations=tuple((d + steps, a) for d, a in walk.activations))
 
 
-def ahead(uses: Uses, composites: Mapping[int, Composite]) -> Mapping[int, Walk]:
+def ahead(uses: Uses, composites: Mapping[int, Composite]) -> dict[int, Walk]:
     """Say for every value what its numbers meet before the next weight.
 
     Args:
@@ -72,22 +90,53 @@ def ahead(uses: Uses, composites: Mapping[int, Composite]) -> Mapping[int, Walk]
     Returns:
         By value; a value that is missing meets nothing.
     """
-    graph = uses.graph
     found: dict[int, Walk] = {}
-    results = set(graph.results)
-    for value in reversed(graph.values):
-        if value.index not in uses.signals:
-            continue
-        walks = [
-            walk
-            for index in graph.consumers[value.index]
-            for walk in _through(uses, composites, found, graph.nodes[index], value.index)
-        ]
-        if value.index in results:
-            walks.append(Walk(at_border=True))
-        if walks:
-            found[value.index] = _merged(walks)
+    for value in reversed(uses.graph.values):
+        if value.index in uses.signals:
+            walks = list(_onward(uses, composites, found, value.index))
+            if walks:
+                found[value.index] = _merged(walks)
     return found
+
+
+def ahead_of(
+    units: int,
+    layouts: Mapping[int, Layout],
+    uses: Uses,
+    composites: Mapping[int, Composite],
+    found: dict[int, Walk],
+) -> Walk:
+    """Say what some of the units of a weight's output meet before the next weight.
+
+    Args:
+        units: The units, as bits.
+        layouts: Where the weight's units lie in the values that show some of them, by value; the
+            first of these is the output itself.
+        uses: The graph with its signals and weights.
+        composites: Activations, by the value that goes into them.
+        found: What whole values meet, by value.
+    """
+    narrowed: ChainMap[int, Walk] = ChainMap({}, found)
+    for value in sorted(layouts, reverse=True):
+        part = Part(units, layouts[value])
+        shows = part.is_among(part.layout.units(uses.graph.values[value]))
+        walks = list(_onward(uses, composites, narrowed, value, part)) if shows else []
+        narrowed[value] = _merged(walks)
+    return narrowed[min(layouts)]
+
+
+def _onward(
+    uses: Uses,
+    composites: Mapping[int, Composite],
+    found: Mapping[int, Walk],
+    value: int,
+    part: Part | None = None,
+) -> Iterator[Walk]:
+    """Yield what lies ahead of a value, or of the part that it shows of a weight's output."""
+    for index in uses.graph.consumers[value]:
+        yield from _through(uses, composites, found, uses.graph.nodes[index], value, part=part)
+    if value in uses.graph.results:
+        yield Walk(at_border=True)
 
 
 def _through(
@@ -96,6 +145,8 @@ def _through(
     found: Mapping[int, Walk],
     node: Node,
     value: int,
+    *,
+    part: Part | None,
 ) -> Iterator[Walk]:
     """Yield what lies ahead of a value through one of its consumers."""
     composite = composites.get(value)
@@ -108,7 +159,7 @@ def _through(
     elif role is OpRole.COMPUTES:
         yield from _through_function(uses, found, node, value)
     elif role is OpRole.GATES:
-        yield _merged([Walk(((1, Activation("sigmoid")),)), *_beyond(found, node)])
+        yield from _through_gate(uses, found, node, value, part)
     elif role is OpRole.ATTENDS:
         attended = {"query", "key", "mask"} & set(slots)
         yield Walk(((1, SOFTMAX),)) if attended else _merged([NOTHING, *_beyond(found, node)])
@@ -117,6 +168,20 @@ def _through(
             yield from _beyond(found, node)
     elif role is OpRole.UNKNOWN:
         yield Walk(stopped_by=(node.op,))
+
+
+def _through_gate(
+    uses: Uses, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
+) -> Iterator[Walk]:
+    """The second half meets a sigmoid, and the first half what comes after the product."""
+    read = uses.graph.values[value]
+    axis = argument(node, 1, "dim", -1) % len(read.shape)
+    halves = part.layout.halves(read, axis) if part else (None, None)
+    goes_on, gates = (part is None or part.is_among(half) for half in halves)
+    if gates:
+        yield Walk(((1, Activation("sigmoid")),))
+    if goes_on:
+        yield from _beyond(found, node)
 
 
 def _beyond(found: Mapping[int, Walk], node: Node) -> Iterator[Walk]:
