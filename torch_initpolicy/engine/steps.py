@@ -32,7 +32,7 @@ class Step:
         owner: Class name of the module that holds it.
         role: What the parameter does.
         op: The operator that consumes it, or None.
-        meets: Name of the activation its output meets, or None.
+        meets: Name of the activation its output meets, the nearest of all packed blocks, or None.
         fed_by: Name of the activation its input comes from, or None.
         fan_in: Connections into one output unit.
         fan_out: Connections out of one input unit.

@@ -171,7 +171,8 @@ def auto() -> InitPolicy:
 
     He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
     where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
-    there is none. Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate.
+    there is none; the halves of a gated layer that are packed into one weight each have their own.
+    Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate.
 
     Reference:
         He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10; Glorot and
