@@ -24,16 +24,21 @@ SUSPECTED = (
 """Models that do start with zeros or equal units somewhere, and have to be run to be cleared."""
 
 SHORTENED = {
-    "timm:aimv2_3b_*": {"depth": 4},
+    "timm:aimv2_[13]b_*": {"depth": 4},
     "timm:beit*_large_*": {"depth": 4},
+    "timm:beit3_giant_*": {"depth": 4},
     "timm:eva02_enormous_*": {"depth": 4},
+    "timm:eva_giant_*": {"depth": 4},
     "timm:samvit_*": {"depth": 4},
     "timm:swinv2_*": {"depths": (1, 1, 2, 1)},
     "timm:tiny_vit_21m_???": {"depths": (1, 1, 2, 1)},
     "timm:vit_5b_*": {"depth": 4, "num_kv_heads": 16},
-    "timm:vit_7b_*": {"depth": 4},
+    "timm:vit_giant_patch16_sapiens2": {"depth": 4, "num_kv_heads": 12},
+    "timm:vit_*giant*_*": {"depth": 4},
     "timm:vit_*gigantic_*": {"depth": 4},
-    "timm:vit_huge_patch14_xp_*": {"depth": 4},
+    "timm:vit_7b_*": {"depth": 4},
+    "timm:vit_huge_patch14_*": {"depth": 4},
+    "timm:vit_huge_plus_*": {"depth": 4},
     "timm:vit_large_patch16_rope_mixed_*": {"depth": 4},
 }
 """Models that are too large, or too long to run, here with fewer of their equal blocks."""
