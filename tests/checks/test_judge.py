@@ -115,6 +115,13 @@ class TestWords:
 
         assert of(model) == {}
 
+    def test_remedy_of_a_bias(self):
+        """A tied bias is told apart by the weight of its layer: to set it to zero mends nothing."""
+        found = of(constant(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
+
+        assert found["0.bias"].verdict == "tied"
+        assert found["0.bias"].remedy == "apply_policy(model, only=['0.weight'])"
+
     def test_remedies_of_copies_run(self):
         """All copies but the first are drawn anew."""
 

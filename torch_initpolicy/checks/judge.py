@@ -115,7 +115,7 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
             f"{_counted(units, along)} start equal and get equal gradients at every step, whatever "
             f"the batch{others and f'; so do {others}'}"
         ),
-        remedy=remedy(site),
+        remedy=remedy(site, outcome.sites),
     )
 
 
@@ -269,7 +269,7 @@ def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ..
             f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient, unless "
             f"{' or '.join(shown)} starts with other values"
         ),
-        remedy=remedy(site) if own else "",
+        remedy=remedy(site, outcome.sites) if own else "",
     )
 
 
@@ -284,8 +284,18 @@ def _idle_suspects(outcome: Outcome) -> list[str]:
     )
 
 
-def remedy(site: Site) -> str:
-    """Say in code how to start a parameter differently."""
+def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
+    """Say in code how to start a parameter differently.
+
+    A bias starts at zero by any policy; its entries are told apart by the weights of its layer.
+
+    Args:
+        site: The parameter.
+        sites: Those among which the weights of its layer are.
+    """
+    weights = [s.name for s in sites if s.owner is site.owner and s.role in ("weight", "recurrent")]
+    if site.role == "bias" and weights:
+        return f"apply_policy(model, only={weights})"
     if site.role in ("weight", "recurrent", "embedding", "bias", "norm_weight", "norm_bias"):
         return f"apply_policy(model, only=[{site.name!r}])"
     is_vector = sum(size > 1 for size in site.shape) < 2
