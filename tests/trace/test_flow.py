@@ -82,6 +82,36 @@ class TestUnknownOperators:
         assert found.facts["first.weight"].meets == Activation("relu")
 
 
+class Tagger(nn.Module):
+    """Sentences of several lengths are packed for a recurrent layer and padded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first = nn.Embedding(9, 4), nn.Linear(4, 4)
+        self.states, self.tags = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        x = F.gelu(self.first(self.table(ids)))
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        states, _ = self.states(packed)
+        return self.tags(F.relu(nn.utils.rnn.pad_packed_sequence(states, batch_first=True)[0]))
+
+
+def test_packing_carries_the_signal_and_not_the_lengths():
+    """What is packed or padded is followed; the sizes of the steps lead nowhere."""
+    model = Tagger()
+    inputs = (torch.randint(9, (3, 5)), torch.tensor([2, 5, 3]))
+    found = read(model, sites(model), inputs)
+
+    assert dict(found.unknown_operators) == {}
+    assert found.facts["first.weight"].meets == Activation("gelu")
+    assert found.facts["states.weight_ih_l0"].fed_by == Activation("gelu")
+    assert found.facts["tags.weight"].fed_by == Activation("relu")
+    assert found.facts["tags.weight"].meets is None
+
+
 class Slopes(nn.Module):
     """Activations with a parameter of their own."""
 

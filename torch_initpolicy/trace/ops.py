@@ -122,6 +122,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift affine_grid baddcmul "
             "roi_align roi_pool ps_roi_align ps_roi_pool diff cross outer kron trapz "
             "conv_tbc broadcast_tensors fill", OpRole.MIXES)
+    | _each("pack_padded_sequence pad_packed_sequence", OpRole.MIXES, "input", "index")
     | _each("cat concat concatenate stack hstack vstack dstack column_stack cartesian_prod "
             "meshgrid block_diag pad_sequence", OpRole.JOINS)
     | _each("var std var_mean std_mean norm vector_norm linalg_vector_norm linalg_norm "

@@ -131,7 +131,9 @@ def _weighs(role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
 def _meet(
     result: Uses, node: Node, expressions: Sequence[tuple[str, int]], signals: Sequence[int]
 ) -> None:
-    partner = signals[0] if len(set(signals)) == 1 else None
+    # A recurrent layer reads its first signal; the others are states, or the sizes of a pack.
+    alone = len(set(signals)) == 1 or (bool(signals) and result.role(node) is OpRole.RECURS)
+    partner = signals[0] if alone else None
     for slot, value in expressions:
         for source in result.sources[value]:
             result.found.append(Use(source, node, slot, result.graph.values[value], partner))
