@@ -50,6 +50,14 @@ def pooled(net, x):
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def written_into(net, x):
+    """q of all tokens but the first is added to the attended values where they lie, by head."""
+    q, k, v = net.packed(x).view(2, 6, 3, 2, 8).transpose(1, 3).unbind(2)
+    attended = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    attended[:, :, 1:] += F.layer_norm(q, (8,))[:, :, 1:]
+    return attended.transpose(1, 2).reshape(2, 6, 16)
+
+
 def differential(net, x):
     """Halves of q and k, alternating by head, attend apart: they are still one q and one k."""
     q, k, v = net.packed(x).chunk(3, -1)
@@ -171,6 +179,7 @@ PACKED = {
         ),
         (8, 8, 8), 1,
     ),
+    written_into: (lambda: Packed(LINEAR(16, 48), written_into), (16, 16, 16), 1),
     differential: (lambda: Packed(LINEAR(16, 48), differential), (16, 16, 16), 1),
     nested: (lambda: Packed(LINEAR(16, 24), nested), (8, 8, 8), 1),
     partly_rotated: (

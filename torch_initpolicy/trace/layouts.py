@@ -55,6 +55,8 @@ class Layout:
 
     def units(self, value: Value) -> int | None:
         """Return the units that a value in this memory shows, as bits; None if unclear."""
+        if value.offset < self.offset:  # this is the layout of a part, where something was written
+            return None
         first = _first(self, value.offset)
         return _units(self.size, self.digits, first, value.shape, value.stride)
 
