@@ -51,7 +51,7 @@ def pooled(net, x):
 
 
 def written_into(net, x):
-    """q of all tokens but the first is added to the attended values where they lie, by head."""
+    """All tokens of q but the first are added to the attended values where they lie, by head."""
     q, k, v = net.packed(x).view(2, 6, 3, 2, 8).transpose(1, 3).unbind(2)
     attended = (q @ k.transpose(2, 3)).softmax(-1) @ v
     attended[:, :, 1:] += F.layer_norm(q, (8,))[:, :, 1:]
