@@ -31,7 +31,7 @@ SHORTENED = {
     "timm:eva02_enormous_*": {"depth": 4},
     "timm:eva_giant_*": {"depth": 4},
     "timm:resnetrs???": {"layers": (1, 1, 2, 1)},
-    "timm:samvit_*": {"depth": 4},
+    "timm:samvit_*": {"depth": 4, "img_size": 256},
     "timm:seresnextaa*": {"layers": (1, 1, 2, 1)},
     "timm:swinv2_*": {"depths": (1, 1, 2, 1)},
     "timm:tiny_vit_21m_???": {"depths": (1, 1, 2, 1)},
@@ -44,7 +44,8 @@ SHORTENED = {
     "timm:vit_huge_plus_*": {"depth": 4},
     "timm:vit_large_patch16_rope_mixed_*": {"depth": 4},
 }
-"""Models that are too large, or too long to run, here with fewer of their equal blocks."""
+"""Models that are too large, or too long to run, here with fewer of their equal blocks,
+and of the largest images smaller ones."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
