@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site
-from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
+from torch_initpolicy.trace.capture import Call, tensors_in
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
 
@@ -68,8 +68,7 @@ def _drawn(model: nn.Module, call: Call, batch: int | None) -> Call:
             drawn = torch.randint(rows, shape, generator=generator)
         return drawn.to(device, like.dtype)
 
-    args, kwargs = map_tensors(draw, (tuple(call.args), dict(call.kwargs)))
-    return Call(args, kwargs)
+    return call.mapped(draw)
 
 
 def _vocabulary(model: nn.Module) -> int:

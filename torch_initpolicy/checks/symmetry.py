@@ -31,7 +31,7 @@ from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laborato
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in
+from torch_initpolicy.trace.capture import Call, tensors_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
@@ -441,10 +441,10 @@ def _with_more_samples(call: Call) -> Call | None:
 
 
 def _changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call | None:
-    args, kwargs = map_tensors(change, (tuple(call.args), dict(call.kwargs)))
-    before, after = tensors_in((call.args, call.kwargs)), tensors_in((args, kwargs))
+    changed = call.mapped(change)
+    before, after = tensors_in((call.args, call.kwargs)), tensors_in((changed.args, changed.kwargs))
     same = all(a is b for a, b in zip(before, after, strict=True))
-    return None if same else Call(args, kwargs)
+    return None if same else changed
 
 
 def _note(trial: Trial, outcome: Outcome) -> str:

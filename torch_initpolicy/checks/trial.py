@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.units import alike
+from torch_initpolicy.engine.drawing import cores_restored
 from torch_initpolicy.engine.storage import full, is_sharded
-from torch_initpolicy.trace.capture import Call, map_tensors, tensors_in, untouched
+from torch_initpolicy.trace.capture import Call, tensors_in, untouched
 
 Loss = Callable[[Any], Tensor]
 """What the model returned, to a scalar."""
@@ -55,8 +56,7 @@ class Batches:
             drawn = self._one(tensor, generator).to(self.device)
             return drawn * (1 + hair) if hair and drawn.is_floating_point() else drawn
 
-        args, kwargs = map_tensors(one, (tuple(self.like.args), dict(self.like.kwargs)))
-        return Call(args, kwargs)
+        return self.like.mapped(one)
 
     def _one(self, like: Tensor, generator: torch.Generator) -> Tensor:
         if like.is_complex():
@@ -406,19 +406,10 @@ def laboratory(model: nn.Module) -> Iterator[None]:
         for device in devices - {"meta"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         if sum(p.numel() for p in model.parameters()) < _SMALL:
-            stack.enter_context(_one_core())
+            stack.enter_context(cores_restored())
+            torch.set_num_threads(1)
         yield
 
 
 _SMALL = 4_000_000
 """Parameters of a model up to which several cores cost more than they give."""
-
-
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(cores)

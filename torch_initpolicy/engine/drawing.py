@@ -139,7 +139,7 @@ def share(tasks: Iterable[Task], hands: Sequence[Hand]) -> None:
             for task in iter(take, None):
                 task(hand)
 
-    with _cores_restored():
+    with cores_restored():
         if len(hands) < 2:
             for hand in hands:
                 work(hand)
@@ -149,7 +149,7 @@ def share(tasks: Iterable[Task], hands: Sequence[Hand]) -> None:
 
 
 @contextmanager
-def _cores_restored() -> Iterator[None]:
+def cores_restored() -> Iterator[None]:
     """Let torch compute on as many cores as before.
 
     `set_num_threads` is for the thread that calls it, and also for all that start after it.

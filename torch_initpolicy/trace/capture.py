@@ -27,6 +27,11 @@ class Call(NamedTuple):
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = {}
 
+    def mapped(self, function: Callable[[Tensor], Any]) -> "Call":
+        """Return the call with `function` applied to each of its tensors, nested ones too."""
+        args, kwargs = map_tensors(function, (tuple(self.args), dict(self.kwargs)))
+        return Call(args, kwargs)
+
 
 class Ran(NamedTuple):
     """One operator that has just run, with its tensors.
@@ -360,8 +365,8 @@ class _Recorder(TorchFunctionMode):
 
     def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of the forward pass known and return their stand-ins."""
-        args, kwargs = map_tensors(self._enter_input, (tuple(call.args), dict(call.kwargs)))
-        return args, kwargs
+        args, kwargs = call.mapped(self._enter_input)
+        return args, dict(kwargs)
 
     @contextlib.contextmanager
     def inside_modules(self, model: nn.Module) -> Iterator[None]:

@@ -55,8 +55,12 @@ def candidates(model: nn.Module) -> Iterator[Call]:
     the dtype of the model's first weight: one in half precision refuses float32.
     """
     dtype = _dtype(model)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     for call in itertools.islice(_all_candidates(model), _MOST):
-        yield _cast(call, dtype)
+        yield call.mapped(cast)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -64,19 +68,6 @@ def _dtype(model: nn.Module) -> torch.dtype:
     dtypes = (parameter.dtype for parameter in model.parameters())
     computing = (d for d in dtypes if d.itemsize > 1 and (d.is_floating_point or d.is_complex))
     return next(computing, torch.get_default_dtype())
-
-
-def _cast(call: Call, dtype: torch.dtype) -> Call:
-    """Give the features of a call another dtype, and leave indices as they are."""
-
-    def cast(argument: Any) -> Any:
-        is_feature = isinstance(argument, Tensor) and argument.is_floating_point()
-        return argument.to(dtype) if is_feature else argument
-
-    return Call(
-        tuple(cast(argument) for argument in call.args),
-        {key: cast(argument) for key, argument in call.kwargs.items()},
-    )
 
 
 def _all_candidates(model: nn.Module) -> Iterator[Call]:
