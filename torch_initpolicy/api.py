@@ -99,14 +99,13 @@ def _module(model: nn.Module) -> nn.Module:
     return model
 
 
-def _plan(model: nn.Module, policy: Policyish, *, example_inputs: Any, **options: Any) -> Plan:
-    given = policy_of(policy)
+def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
     found = sites(model)
     reading = _reading(model, found, example_inputs)
     plan = make_plan(
         model,
         reading.facts,
-        given,
+        policy,
         unknown_operators=reading.unknown_operators,
         untraced=reading.untraced,
         **options,
@@ -332,7 +331,8 @@ def materialize(
     """
     options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
     with opened(_module(model)):
-        plan = _plan(model, policy, example_inputs=example_inputs, **options)
+        given = policy_of(policy)
+        plan = _plan(model, given, example_inputs=example_inputs, **options)
         steps, written = materialize_steps(
             plan.pairs(),
             model,
@@ -345,7 +345,7 @@ def materialize(
         plan = replace(plan, steps=steps)
         if _is_guessed(plan) and not any(map(is_sharded, model.parameters())):
             # Now that the model is real its forward pass can be run, which may tell more.
-            known = _plan(model, policy, example_inputs=example_inputs, **options)
+            known = _plan(model, given, example_inputs=example_inputs, **options)
             plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
