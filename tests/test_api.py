@@ -447,22 +447,22 @@ class TestNothingWritten:
         assert receipt.written == 0
 
     @pytest.mark.parametrize(
-        ("policy", "options"),
+        ("policy", "options", "written"),
         [
-            (initializers.Keep(), {}),
-            (InitPolicy([Rule(match.anything(), initializers.Keep(), "loaded")]), {}),
-            ("auto", {"skip": "raw"}),
-            (initializers.Zeros(), {}),
+            (initializers.Keep(), {}, 0),
+            (InitPolicy([Rule(match.anything(), initializers.Keep(), "loaded")]), {}, 0),
+            ("auto", {"skip": "raw"}, 0),
+            (initializers.Zeros(), {}, 1),
         ],
         ids=["keep", "rule", "skip", "written"],
     )
-    def test_what_was_asked_for(self, policy, options):
+    def test_what_was_asked_for(self, policy, options, written):
         """Whoever wants parameters kept, or gets them written, is not warned."""
-        apply_policy(Raw(), policy, **options)
+        assert apply_policy(Raw(), policy, **options).written == written
 
     def test_frozen(self):
         """A parameter that is kept because it is frozen is no surprise."""
-        apply_policy(Raw().requires_grad_(requires_grad=False))
+        assert apply_policy(Raw().requires_grad_(requires_grad=False)).written == 0
 
     def test_only_a_part(self):
         """As long as something is written, the plan's heading names what is unknown."""

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,16 +17,9 @@ from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.testing import assert_untouched
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: for networks this small others only cost."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _build(case: Case) -> tuple[nn.Module, tuple[Tensor, ...]]:

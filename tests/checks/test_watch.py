@@ -14,6 +14,8 @@ from tests.checks.cases import CASES, Case, constant, fill, mlp
 from torch_initpolicy.checks.watch import warn_on_symmetry
 from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 UNSEEN = {
     "units_summed",  # nothing with parameters reads the units
     "equal_modulations",  # likewise
@@ -26,15 +28,6 @@ UNSEEN = {
 BROKEN_BY_ROUNDING = {("weight_norm_constant", True)}
 """Adam takes full steps along what is nothing but rounding, where weight norm leaves no gradient;
 so in float32 these ties are gone after one."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: for networks this small others only cost."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -291,9 +284,13 @@ class TestEnd:
 
     def test_remove_twice(self):
         """Removing what has been removed is fine."""
-        handle = warn_on_symmetry(tied())
+        model = tied()
+        handle = warn_on_symmetry(model)
         handle.remove()
         handle.remove()
+
+        assert _hooks(model) == 0
+        assert train(model) == []
 
     def test_the_model_is_not_kept_alive(self):
         """A watch that has ended holds no reference to the model."""

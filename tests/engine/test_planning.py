@@ -500,13 +500,17 @@ class TestErrors:
 
     def test_a_rule_for_what_is_left_alone(self):
         """A rule that decides about kept sites alone is in order."""
-        plan(network(), Rule(match.name("0.weight"), Zeros()), skip=["0.*"])
+        made = plan(network(), Rule(match.name("0.weight"), Zeros()), skip=["0.*"])
+
+        assert made["0.weight"].keeps
 
     def test_presets_may_idle(self):
         """Nobody wants to know that a preset's rule for embeddings has no embedding."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            make_plan(network(), {}, presets.auto(), strict=False)
+            made = make_plan(network(), {}, presets.auto(), strict=False)
+
+        assert not any(step.role == "embedding" for step in made)
 
     def test_not_strict(self):
         """Without `strict` an idle rule is one warning, and the plan is made."""

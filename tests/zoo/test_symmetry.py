@@ -1,18 +1,16 @@
 """No model of timm or torchvision, as its own library makes it, starts with a lasting symmetry."""
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 import pytest
 import timm
-import torch
 from torch import nn
 
 from tests.zoo.catalogue import REPRESENTATIVES, selected
 from torch_initpolicy import find_symmetry
 from torch_initpolicy.integrations.models import build
 
-pytestmark = pytest.mark.zoo
+pytestmark = [pytest.mark.zoo, pytest.mark.usefixtures("one_thread")]
 
 SUSPECTED = (
     "timm:convit_tiny timm:convnextv2_atto timm:cs3darknet_focus_s timm:csatv2 "
@@ -53,15 +51,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption("zoo")
     few = (*SUSPECTED, *(source for source in REPRESENTATIVES[::4] if source not in SUSPECTED))
     metafunc.parametrize("source", few if option == "sample" else selected(option))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: small convolutions in double precision gain nothing from others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def made_by_its_library(source: str) -> nn.Module:
