@@ -1,6 +1,8 @@
 """A model of the zoo with its sites and what its data flow says."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +16,14 @@ from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.trace.read import Reading, read
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Leave out what the libraries themselves say about their defaults."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model that was read once; plans follow from it without reading it again."""
@@ -25,8 +35,7 @@ class Subject:
     @classmethod
     def of(cls, source: str) -> "Subject":
         """Build a model, without drawing weights that nobody looks at, and read it."""
-        with warnings.catch_warnings(), skip_init():
-            warnings.simplefilter("ignore")  # the libraries' own words about their defaults
+        with silenced(), skip_init():
             model = build(source)
         with opened(model):
             return cls(source, model, read(model, sites(model)))

@@ -7,6 +7,7 @@ import timm
 from torch import nn
 
 from tests.zoo.catalogue import REPRESENTATIVES, selected
+from tests.zoo.reading import silenced
 from torch_initpolicy import find_symmetry
 from torch_initpolicy.integrations.models import build
 
@@ -56,7 +57,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def made_by_its_library(source: str) -> nn.Module:
     """Build a model with its own initial values, of the largest a few blocks of each kind."""
     fewer = next((less for glob, less in SHORTENED.items() if fnmatchcase(source, glob)), None)
-    return build(source) if fewer is None else timm.create_model(source.partition(":")[2], **fewer)
+    with silenced():
+        if fewer is None:
+            return build(source)
+        return timm.create_model(source.partition(":")[2], **fewer)
 
 
 def test_nothing_but_harmless(source):
