@@ -4,19 +4,12 @@ Run alone: `python -m tests.checks.spread 2`.
 """
 
 import copy
-import json
-import os
 import sys
-import tempfile
-import traceback
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -27,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from tests.checks.cases import copy_unit, fill
+from tests.processes import everywhere, failures, outcomes
 from torch_initpolicy.checks.findings import Report
 from torch_initpolicy.checks.scan import scan
 from torch_initpolicy.checks.shards import signatures
@@ -275,45 +269,15 @@ CASES: dict[int, dict[str, Callable[[], None]]] = {
 #
 
 
-class Place(NamedTuple):
-    """Where the processes of one world meet, and leave what they found."""
-
-    folder: str
-    world: int
-
-
 def run(world: int) -> dict[str, list[str]]:
     """Run all cases on some processes; return for each case what went wrong, by rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (Place(folder, world),), nprocs=world)
-        ranks = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
-    return {case: [found[case] for found in ranks if found[case]] for case in CASES[world]}
+    return failures(everywhere(_work, world))
 
 
-def _work(rank: int, place: Place) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{place.folder}/rendezvous",
-        rank=rank,
-        world_size=place.world,
-        timeout=timedelta(seconds=60),
-    )
-    found = {name: _outcome(case) for name, case in CASES[place.world].items()}
-    Path(place.folder, str(rank)).write_text(json.dumps(found))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-def _outcome(case: Callable[[], None]) -> str:
-    try:
-        case()
-    except Exception:  # noqa: BLE001 - the test shows it
-        return traceback.format_exc()
-    return ""
+def _work() -> dict[str, str]:
+    return outcomes(CASES[distributed.get_world_size()])
 
 
 if __name__ == "__main__":
-    for name, failures in run(int(sys.argv[1])).items():
-        print(name, "failed" if failures else "passed", *failures)  # noqa: T201
+    for name, wrong in run(int(sys.argv[1])).items():
+        print(name, "failed" if wrong else "passed", *wrong)  # noqa: T201

@@ -4,17 +4,13 @@ Run alone: `python -m tests.engine.lsuv_ranks`.
 """
 
 import copy
-import json
-import os
-import tempfile
-from datetime import timedelta
-from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.processes import everywhere
 from torch_initpolicy.engine.lsuv import lsuv_
 
 WORLD = 2
@@ -48,33 +44,20 @@ def _deviation(spread: nn.Module, own: Tensor) -> float:
         return max((a - whole(b)).abs().max().item() for a, b in pairs)
 
 
-def _work(rank: int, folder: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    own = batch().chunk(WORLD)[rank]
+def _work() -> dict[str, float]:
+    own = batch().chunk(WORLD)[distributed.get_rank()]
     sharded = copy.deepcopy(model())
     fully_shard(sharded)
-    found = {
+    return {
         "ddp": _deviation(nn.parallel.DistributedDataParallel(model()), own),
         "fsdp": _deviation(sharded, own),
         "alone": _deviation(model(), own),  # what would happen without any reduction
     }
-    Path(folder, str(rank)).write_text(json.dumps(found))
-    distributed.destroy_process_group()
 
 
 def run() -> list[dict[str, float]]:
     """Start the processes and return what each of them measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (folder,), nprocs=WORLD)
-        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(WORLD)]
+    return everywhere(_work, WORLD)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,12 @@ Every process runs every case, against a model of its own that is not spread at 
 `python -m tests.engine.sharded 4`.
 """
 
-import json
-import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.distributed.checkpoint import load, save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -34,6 +28,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from tests.engine.helpers import fill, pairs
+from tests.processes import everywhere, failures, outcomes
 from torch_initpolicy import apply_policy, materialize, skip_init
 from torch_initpolicy.engine.apply import Written, apply_steps
 from torch_initpolicy.engine.storage import obstacles, reshard
@@ -445,45 +440,15 @@ CASES: dict[str, Callable[[], None]] = {
 #
 
 
-class Place(NamedTuple):
-    """Where the processes of one world meet, and leave what they found."""
-
-    folder: str
-    world: int
-
-
 def run(world: int) -> dict[str, list[str]]:
     """Run all cases on some processes; return for each case what went wrong, by rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (Place(folder, world),), nprocs=world)
-        ranks = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
-    return {case: [found[case] for found in ranks if found[case]] for case in CASES}
+    return failures(everywhere(_work, world, threads=2))
 
 
-def _work(rank: int, place: Place) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(2)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{place.folder}/rendezvous",
-        rank=rank,
-        world_size=place.world,
-        timeout=timedelta(seconds=60),
-    )
-    found = {name: _outcome(case) for name, case in CASES.items()}
-    Path(place.folder, str(rank)).write_text(json.dumps(found))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-def _outcome(case: Callable[[], None]) -> str:
-    try:
-        case()
-    except Exception:  # noqa: BLE001 - the test shows it
-        return traceback.format_exc()
-    return ""
+def _work() -> dict[str, str]:
+    return outcomes(CASES)
 
 
 if __name__ == "__main__":
-    for name, failures in run(int(sys.argv[1])).items():
-        print(name, "failed" if failures else "passed", *failures)  # noqa: T201
+    for name, wrong in run(int(sys.argv[1])).items():
+        print(name, "failed" if wrong else "passed", *wrong)  # noqa: T201
