@@ -23,12 +23,15 @@ SUSPECTED = (
 """Models that do start with zeros or equal units somewhere, and have to be run to be cleared."""
 
 SHORTENED = {
-    "timm:aimv2_[13]b_*": {"depth": 4},
+    "timm:*nfnet_f?": {"depths": (1, 1, 2, 1)},
+    "timm:aimv2_*": {"depth": 4},
     "timm:beit*_large_*": {"depth": 4},
     "timm:beit3_giant_*": {"depth": 4},
-    "timm:*nfnet_f?": {"depths": (1, 1, 2, 1)},
+    "timm:deit3_[hl]*": {"depth": 4},
+    "timm:eva*_large_*": {"depth": 4},
     "timm:eva02_enormous_*": {"depth": 4},
     "timm:eva_giant_*": {"depth": 4},
+    "timm:flexivit_large": {"depth": 4},
     "timm:levit_*512*": {"depth": (1, 1, 1)},
     "timm:resnetrs???": {"layers": (1, 1, 2, 1)},
     "timm:resnext101_*": {"layers": (1, 1, 2, 1)},
@@ -41,9 +44,11 @@ SHORTENED = {
     "timm:vit_*giant*_*": {"depth": 4},
     "timm:vit_*gigantic_*": {"depth": 4},
     "timm:vit_7b_*": {"depth": 4},
-    "timm:vit_huge_patch14_*": {"depth": 4},
+    "timm:vit_huge_patch1[46]_[!s]*": {"depth": 4},
     "timm:vit_huge_plus_*": {"depth": 4},
-    "timm:vit_large_patch16_rope_mixed_*": {"depth": 4},
+    "timm:vit_large_patch*_[!s]*": {"depth": 4},
+    "timm:vit_pe_*_large_*": {"depth": 4},
+    "timm:vit_so400m_*": {"depth": 4},
 }
 """Models that are too large, or too long to run, here with fewer of their equal blocks,
 and of the largest images smaller ones."""
