@@ -28,7 +28,7 @@ from torch_initpolicy.checks.probe import (
 from torch_initpolicy.checks.scan import FAR, Likeness, Suspects, Twins, scan, suspects
 from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laboratory, vocabulary
-from torch_initpolicy.errors import TraceError
+from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.capture import Call, tensors_in
@@ -95,8 +95,8 @@ def _require_memory(found: Sequence[Site]) -> None:
     on_meta = [site.name for site in found if site.device.type == "meta"]
     if on_meta:
         raise TraceError(
-            f"{len(on_meta)} parameters ({', '.join(on_meta[:3])}, ...) are on the meta device and "
-            "hold no values to compare; call materialize(model) first"
+            "the meta device holds no values to compare; call materialize(model) first, for "
+            f"{counted(len(on_meta), 'parameter')}:\n{listing(on_meta)}"
         )
 
 

@@ -26,7 +26,7 @@ from torch_initpolicy.checks.judge import Outcome, of_modules, remedy, tied
 from torch_initpolicy.checks.probe import AnyTrack, Journey, Track, TwinTrack, tracks_of
 from torch_initpolicy.checks.scan import suspects
 from torch_initpolicy.checks.trial import Values, dense, random_states
-from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning, listing
+from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning, counted, listing
 from torch_initpolicy.sites import canonical_modules, sites
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def warn_on_symmetry(
         ...         (model(x) - x[:, :2]).pow(2).mean().backward()
         ...         optimizer.step()
         Traceback (most recent call last):
-        torch_initpolicy.errors.SymmetricInitError: 2 parameters or modules are symmetric from the \
-start and will stay so; the model learns as if it were smaller:
+        torch_initpolicy.errors.SymmetricInitError: symmetry that will stay, in 2 places; the \
+model learns as if it were smaller:
           - 0.weight: 8 units tied (outputs 0-7); write apply_policy(model, only=['0.weight'])
           - 2.weight: 8 units tied (inputs 0-7); write apply_policy(model, only=['2.weight'])
     """
@@ -164,8 +164,8 @@ def message(found: Sequence[Finding]) -> str:
         for f in found
     ]
     return (
-        f"{len(cases)} parameters or modules are symmetric from the start and will stay so; the "
-        f"model learns as if it were smaller:\n{listing(cases)}"
+        f"symmetry that will stay, in {counted(len(cases), 'place')}; the model learns as if it "
+        f"were smaller:\n{listing(cases)}"
     )
 
 
