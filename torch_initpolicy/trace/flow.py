@@ -322,7 +322,7 @@ def _makers(value: int, flow: Flow) -> Iterator[int]:
         if producer is None:
             continue
         yield producer
-        carried = tuple(flow.uses.carried(nodes[producer]))
+        carried = flow.uses.carried(nodes[producer])
         if flow.uses.role(nodes[producer]) in _FOLLOWED and (
             len(carried) == 1 or flow.uses.role(nodes[producer]) is OpRole.ADDS
         ):

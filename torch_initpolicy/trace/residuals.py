@@ -104,7 +104,7 @@ class _Ancestry:
 
     def branch_ending_at(self, node: Node) -> Branch | None:
         """Return the branch that an addition ends, or None where it ends none."""
-        summands = tuple(self.uses.carried(node))
+        summands = self.uses.carried(node)
         if self.uses.role(node) is not OpRole.ADDS or len(set(summands)) != 2:
             return None
         for skip, value in (summands, summands[::-1]):
