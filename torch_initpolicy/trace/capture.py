@@ -404,7 +404,7 @@ class _Recorder(TorchFunctionMode):
         named: dict[nn.Module, str] = {}
         for name, module in canonical_modules(model):
             named.setdefault(module, name)
-        # Written where torch would write them: its handles take longer than the hooks ever run.
+        # Written where torch would write them: to make a handle for each takes longer than they do.
         key = id(self)  # far beyond torch's own keys, which count from 0
         for module, name in named.items():
             module._forward_pre_hooks[key] = self._entering(name)  # noqa: SLF001
@@ -492,7 +492,7 @@ class _Recorder(TorchFunctionMode):
         value = Value(
             index=len(self.values),
             shape=tuple(tensor.shape),
-            stride=tuple(tensor.stride()) if strided else (),
+            stride=tensor.stride() if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
             storage=tensor.untyped_storage()._cdata if strided else -1 - len(self.values),  # noqa: SLF001 - its identity
             dtype=tensor.dtype,
