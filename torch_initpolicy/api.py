@@ -1,5 +1,7 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
+import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -100,23 +102,42 @@ def _module(model: nn.Module) -> nn.Module:
 
 
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
-    found = sites(model)
-    reading = _reading(model, found, example_inputs)
-    plan = make_plan(
-        model,
-        reading.facts,
-        policy,
-        unknown_operators=reading.unknown_operators,
-        untraced=reading.untraced,
-        **options,
-    )
+    with _uncollected():
+        found = sites(model)
+        reading = _reading(model, found, example_inputs)
+        plan = make_plan(
+            found,
+            reading.facts,
+            policy,
+            unknown_operators=reading.unknown_operators,
+            untraced=reading.untraced,
+            **options,
+        )
     if reading.unknown_operators:
         counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]
         warn(
             f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
             UnknownOperatorWarning,
         )
-    return _with_skipped(plan, found)
+    return replace(_with_skipped(plan, found), model=model)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from searching the many small objects that a plan is made from.
+
+    They are in use until it is made, and the collector would go through all of them several times.
+    Only who has switched it off switches it on again: plans that are made in several threads at
+    once leave it as the first of them has found it.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:

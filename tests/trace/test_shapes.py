@@ -56,6 +56,62 @@ def test_misfits_are_refused(name):
         SHAPE_RULES[function.__name__](*args)
 
 
+def on_meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tensor without numbers."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+SUMS = {
+    "alike": (on_meta(2, 3), on_meta(2, 3)),
+    "of_one_image": (on_meta(1, 5, 1), on_meta(1, 5, 1)),
+    "scalars": (on_meta(), on_meta()),
+    "broadcast": (on_meta(2, 3), on_meta(3)),
+    "promoted": (on_meta(2, 3), on_meta(2, 3, dtype=torch.float64)),
+    "a_number": (on_meta(2, 3), 1.5),
+    "transposed": (on_meta(3, 2).T, on_meta(3, 2).T),
+    "one_transposed": (on_meta(3, 2).T, on_meta(2, 3)),
+    "expanded": (on_meta(1, 3).expand(2, 3), on_meta(2, 3)),
+    "channels_last": (on_meta(2, 4, 4, 3).permute(0, 3, 1, 2),) * 2,
+    "strides_that_two_layouts_share": (on_meta(2, 5, 1, 1).permute(0, 2, 3, 1),) * 2,
+}
+"""Two summands, those that a rule answers for and those that it leaves to torch."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_are_those_of_the_operator(case):
+    """The rule of a sum returns what torch returns, strides and dtype included."""
+    by_rule, own = SHAPE_RULES["add"](*SUMS[case]), torch.add(*SUMS[case])
+
+    assert (by_rule.shape, by_rule.dtype) == (own.shape, own.dtype)
+    assert by_rule.stride() == own.stride()
+    assert by_rule.is_meta
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SUMS)
+def test_activations_lie_as_those_of_the_operator(case):
+    """What an activation returns lies in memory as torch's own kernel lays it."""
+    value = SUMS[case][0]
+
+    assert SHAPE_RULES["gelu"](value).stride() == torch.empty_like(value).stride()
+
+
+def test_sums_that_do_not_fit_are_refused():
+    """What cannot be added is refused, as torch does."""
+    with pytest.raises(RuntimeError, match=r"size|broadcast"):
+        SHAPE_RULES["add"](on_meta(2, 3), on_meta(2, 4))
+
+
+def test_a_scaled_sum_is_left_to_torch():
+    """Further arguments of a sum are torch's: `out=` is written to, and shapes are its own."""
+    out = on_meta(0)
+    torch_result = SHAPE_RULES["add"](on_meta(2, 3), on_meta(2, 3), alpha=2, out=out)
+
+    assert torch_result is out
+    assert out.shape == (2, 3)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(

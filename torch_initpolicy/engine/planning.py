@@ -328,10 +328,12 @@ def _step(choice: Choice, gains: Gains) -> Step:
     if choice.kept is not None or choice.rule is None:
         return _described(choice, Filling(Keep(), *(choice.kept or ("", ""))))
     filled = _filled(choice, choice.rule, gains)
-    if not isinstance(filled.initializer, Keep):
-        _check_memory(site)
-        _check_range(choice, filled.initializer)
-    step = _described(choice, filled)
+    if isinstance(filled.initializer, Keep):
+        return _described(choice, filled)
+    _check_memory(site)
+    spreads = _spreads(choice, filled.initializer)
+    _check_range(filled.initializer, spreads, site.dtype)
+    step = _described(choice, filled, spreads)
     if site.storage != "plain":
         _check_reachable(site, step)
     return step
@@ -421,7 +423,7 @@ def _context(facts: Facts, gains: Gains) -> Context:
     )
 
 
-def _described(choice: Choice, filled: Filling) -> Step:
+def _described(choice: Choice, filled: Filling, spreads: Sequence[Spread] = ()) -> Step:
     site, facts = choice.site, choice.facts
     fan_in, fan_out = _fans(choice)
     return Step(
@@ -437,7 +439,7 @@ def _described(choice: Choice, filled: Filling) -> Step:
         fan_in=fan_in,
         fan_out=fan_out,
         initializer=filled.initializer,
-        std=_std(choice, filled.initializer),
+        std=_merged(spread.std for spread in spreads),
         rule=filled.rule,
         evidence=facts.evidence,
         reason=filled.reason,
@@ -463,10 +465,6 @@ def _merged(numbers: Iterable[float]) -> Number:
     """Return one number where all blocks have the same, else all of them."""
     each = tuple(numbers)
     return (each[0] if len(set(each)) == 1 else each) if each else None
-
-
-def _std(choice: Choice, initializer: Initializer) -> Number:
-    return _merged(spread.std for spread in _spreads(choice, initializer))
 
 
 def _spreads(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
@@ -565,9 +563,9 @@ def _check_memory(site: Site) -> None:
         raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
 
 
-def _check_range(choice: Choice, initializer: Initializer) -> None:
+def _check_range(initializer: Initializer, spreads: Sequence[Spread], dtype: torch.dtype) -> None:
     """Raise where a site's dtype cannot hold what would be drawn for it."""
-    reason = overflow(_spreads(choice, initializer), choice.site.dtype)
+    reason = overflow(spreads, dtype)
     if reason is not None:
         raise PolicyError(f"{initializer}: {reason}")
 

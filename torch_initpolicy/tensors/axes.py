@@ -3,6 +3,7 @@
 Knows shapes only: no tensor, no layer, no model.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -196,10 +197,15 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
         >>> fans((384, 256), gqa, block=1)
         Fans(fan_in=256, fan_out=64)
     """
+    return _fans(tuple(shape), axes, block)
+
+
+@functools.lru_cache(maxsize=1024)  # a plan asks several times about each of many layers alike
+def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
     if axes.packed is not None:
         if block is None and len(set(axes.blocks)) > 1:
             raise ValueError(f"blocks {axes.blocks} have fans of their own; name one: block=0")
-        return fans(*part(shape, axes, block or 0))
+        return _fans(*part(shape, axes, block or 0), None)
     check(shape, axes)
     sizes = (shape[0] // axes.groups, *shape[1:]) if shape else ()
     named = {*axes.inputs, *axes.outputs, *axes.copies}

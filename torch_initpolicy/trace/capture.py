@@ -8,6 +8,7 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -95,7 +96,7 @@ def observe(
     with untouched(model), torch.set_grad_enabled(with_grad):
         _seed_everywhere(model)
         recorder = _Recorder({}, on_meta=False, see=observer.see)
-        results = _run(model, call, recorder, names, dict(_stand_ins(model, made, on_meta=False)))
+        results = _run(model, call, recorder, names, list(_stand_ins(model, made, on_meta=False)))
         observer.end(results)
 
 
@@ -134,8 +135,22 @@ def capture(
         for module in model.modules():
             module.training = training
         recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
-        results = _run(model, call, recorder, names, dict(_stand_ins(model, {}, on_meta=on_meta)))
+        results = _run(model, call, recorder, names, list(_stand_ins(model, {}, on_meta=on_meta)))
         return recorder.graph(results)
+
+
+class StandIn(NamedTuple):
+    """What to run with in place of a parameter or buffer.
+
+    Attributes:
+        name: Name of the parameter or buffer in the model.
+        original: The parameter or buffer.
+        tensor: What stands in for it.
+    """
+
+    name: str
+    original: Tensor
+    tensor: Tensor
 
 
 def _run(
@@ -143,20 +158,19 @@ def _run(
     call: Call,
     recorder: "_Recorder",
     names: Mapping[int, str],
-    stand_ins: dict[str, Tensor],
+    stand_ins: Sequence[StandIn],
 ) -> Any:
     """Run the forward pass on stand-ins for parameters and buffers, and return its results."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            recorder.enter_parameter(stand_ins[name], parameter, names[id(parameter)])
+    for _, original, tensor in stand_ins:
+        if id(original) in names:
+            recorder.enter_parameter(tensor, original, names[id(original)])
     args, kwargs = recorder.enter_inputs(call)
+    swapped = {name: tensor for name, _, tensor in stand_ins}
     with recorder.inside_modules(model), recorder:
-        return torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
+        return torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
 
 
-def _stand_ins(
-    model: nn.Module, made: dict[int, Tensor], *, on_meta: bool
-) -> Iterator[tuple[str, Tensor]]:
+def _stand_ins(model: nn.Module, made: dict[int, Tensor], *, on_meta: bool) -> Iterator[StandIn]:
     """Yield what to run with in place of each parameter and buffer; ties stay ties.
 
     `made` are stand-ins that exist already, by the `id` of what they stand for.
@@ -164,11 +178,11 @@ def _stand_ins(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in made:
             made[id(parameter)] = _plain_meta(parameter) if on_meta else parameter
-        yield name, made[id(parameter)]
+        yield StandIn(name, parameter, made[id(parameter)])
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in made:
             made[id(buffer)] = _plain_meta(buffer) if on_meta else buffer.clone()
-        yield name, made[id(buffer)]
+        yield StandIn(name, buffer, made[id(buffer)])
 
 
 def _plain_meta(tensor: Tensor) -> Tensor:
@@ -179,9 +193,9 @@ def _plain_meta(tensor: Tensor) -> Tensor:
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every attribute, hook, flag and random state of `model` on the way out."""
-    attributes = [(module, _shallow(vars(module))) for module in model.modules()]
+    before = [(module, _Saved.of(vars(module))) for module in model.modules()]
     python_state = random.getstate()
-    for module, _ in attributes:
+    for module, _ in before:
         _drop_distributed_hooks(module)
         _drop_compilation(module)
     try:
@@ -189,8 +203,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         random.setstate(python_state)
-        for module, saved in attributes:
-            _restore(vars(module), saved)
+        for module, saved in before:
+            saved.restore(vars(module))
 
 
 def _seed_everywhere(model: nn.Module) -> None:
@@ -209,34 +223,50 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 _CONTAINERS = (dict, list, set)
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keep each attribute with a copy of its contents, where it is a container."""
-    return {
-        name: (value, value.copy() if isinstance(value, _CONTAINERS) else None)
-        for name, value in attributes.items()
-    }
+class _Saved(NamedTuple):
+    """The attributes of a module at one moment.
 
+    Attributes:
+        values: Each attribute, by name.
+        filled: Those that are containers, each with a copy of what it holds.
+        empty: Those that are empty containers: most of them, hooks above all.
+    """
 
-def _restore(attributes: dict[str, Any], saved: dict[str, tuple[Any, Any]]) -> None:
-    for name in attributes.keys() - saved.keys():
-        del attributes[name]
-    for name, (value, contents) in saved.items():
-        if attributes.get(name, saved) is not value:
-            attributes[name] = value
-        if contents is not None and not _same_items(value, contents):
-            value.clear()
-            value.extend(contents) if isinstance(value, list) else value.update(contents)
+    values: dict[str, Any]
+    filled: list[tuple[Any, Any]]
+    empty: list[Any]
+
+    @classmethod
+    def of(cls, attributes: dict[str, Any]) -> "_Saved":
+        """Keep the attributes of a module."""
+        containers = [value for value in attributes.values() if isinstance(value, _CONTAINERS)]
+        return cls(
+            values=attributes.copy(),
+            filled=[(container, container.copy()) for container in containers if container],
+            empty=[container for container in containers if not container],
+        )
+
+    def restore(self, attributes: dict[str, Any]) -> None:
+        """Put back what has changed."""
+        if not _same_items(attributes, self.values):
+            for name in attributes.keys() - self.values.keys():
+                del attributes[name]
+            attributes.update(self.values)
+        for container in filter(None, self.empty):
+            container.clear()
+        for container, before in self.filled:
+            if not _same_items(container, before):
+                container.clear()
+                add = container.extend if isinstance(container, list) else container.update
+                add(before)
 
 
 def _same_items(now: Any, before: Any) -> bool:
     """Compare two containers by the identity of what they hold, in order."""
     if isinstance(now, set):
         return bool(now == before)
-    if isinstance(now, dict):
-        return len(now) == len(before) and all(
-            a is c and b is d for (a, b), (c, d) in zip(now.items(), before.items(), strict=True)
-        )
-    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+    same_values = not isinstance(now, dict) or all(map(is_, now.values(), before.values()))
+    return same_values and len(now) == len(before) and all(map(is_, now, before))
 
 
 def _drop_distributed_hooks(module: nn.Module) -> None:
@@ -374,19 +404,17 @@ class _Recorder(TorchFunctionMode):
         named: dict[nn.Module, str] = {}
         for name, module in canonical_modules(model):
             named.setdefault(module, name)
-        handles = [
-            handle
-            for module, name in named.items()
-            for handle in (
-                module.register_forward_pre_hook(self._entering(name)),
-                module.register_forward_hook(self._leave),
-            )
-        ]
+        # Written where torch would write them: to make a handle for each takes longer than they do.
+        key = id(self)  # far beyond torch's own keys, which count from 0
+        for module, name in named.items():
+            module._forward_pre_hooks[key] = self._entering(name)  # noqa: SLF001
+            module._forward_hooks[key] = self._leave  # noqa: SLF001
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for module in named:
+                module._forward_pre_hooks.pop(key, None)  # noqa: SLF001
+                module._forward_hooks.pop(key, None)  # noqa: SLF001
 
     def graph(self, results: Any) -> Graph:
         """Return what has been recorded."""
@@ -405,8 +433,7 @@ class _Recorder(TorchFunctionMode):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Send real tensors to meta where an operator would mix the two."""
-        devices = {tensor.device.type for tensor in tensors_in((args, kwargs))}
-        if len(devices) < 2 or "meta" not in devices:
+        if len({tensor.is_meta for tensor in tensors_in((args, kwargs))}) < 2:
             return args, kwargs
         on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
             self._to_meta, (args, dict(kwargs))
@@ -465,7 +492,7 @@ class _Recorder(TorchFunctionMode):
         value = Value(
             index=len(self.values),
             shape=tuple(tensor.shape),
-            stride=tuple(tensor.stride()) if strided else (),
+            stride=tensor.stride() if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
             storage=tensor.untyped_storage()._cdata if strided else -1 - len(self.values),  # noqa: SLF001 - its identity
             dtype=tensor.dtype,
@@ -487,19 +514,29 @@ def _number(tensor: Tensor) -> float | None:
     return float(tensor.item()) if is_number else None
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, mappings and dataclasses, in order."""
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    found: list[Tensor] = []
+    _collect(tree, found)
+    return found
+
+
+_LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+"""Most of what is no tensor: cheaper to look up than to ask what else it may be."""
+
+
+def _collect(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        yield tree
-        return
-    for item in _items(tree):
-        yield from tensors_in(item)
+        found.append(tree)
+    elif type(tree) not in _LEAVES:
+        for item in _items(tree):
+            _collect(item, found)
 
 
 def _items(tree: Any) -> Iterable[Any]:
     if isinstance(tree, (tuple, list)):
         return tree
-    if isinstance(tree, Mapping):
+    if isinstance(tree, (dict, Mapping)):  # a dict is told from an abstract one at once
         return tree.values()
     is_record = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
     return (getattr(tree, field.name) for field in dataclasses.fields(tree)) if is_record else ()
@@ -509,6 +546,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """Apply `function` to the tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         return function(tree)
+    if type(tree) in _LEAVES:
+        return tree
     if isinstance(tree, (tuple, list)):
         items = [map_tensors(function, item) for item in tree]
         if getattr(tree, "_fields", None):  # a named tuple

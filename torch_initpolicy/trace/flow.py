@@ -18,7 +18,7 @@ from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
-from torch_initpolicy.trace.sizes import UNREAD, reads
+from torch_initpolicy.trace.sizes import UNREAD, Reads, reads
 from torch_initpolicy.trace.uses import Use, Uses, uses
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, ahead_of, behind
 
@@ -98,12 +98,13 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
     known = {
-        site.name: replace(
-            _facts(
-                site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
-            ),
-            reads=sizes.get(site.name, UNREAD).second,
-            reads_unknown=sizes.get(site.name, UNREAD).reason,
+        site.name: _facts(
+            site,
+            found.get(site.name, []),
+            flow,
+            evidence,
+            sizes.get(site.name, UNREAD),
+            in_norm=id(site.owner) in owners,
         )
         for site in sites
     }
@@ -130,7 +131,13 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
 
 
 def _facts(
-    site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, *, in_norm: bool
+    site: Site,
+    found: Sequence[Use],
+    flow: Flow,
+    evidence: Evidence,
+    size: Reads,
+    *,
+    in_norm: bool,
 ) -> Facts:
     branches = len(flow.residuals.branches)
     if not found:
@@ -150,6 +157,8 @@ def _facts(
         closes_residual=output in flow.residuals.closing,
         residual_branches=branches,
         branch_depth=flow.residuals.depth_around(first.node.index),
+        reads=size.second,
+        reads_unknown=size.reason,
         offset=first.source.shift,
         used=True,
         evidence=evidence,
@@ -313,7 +322,7 @@ def _makers(value: int, flow: Flow) -> Iterator[int]:
         if producer is None:
             continue
         yield producer
-        carried = tuple(flow.uses.carried(nodes[producer]))
+        carried = flow.uses.carried(nodes[producer])
         if flow.uses.role(nodes[producer]) in _FOLLOWED and (
             len(carried) == 1 or flow.uses.role(nodes[producer]) is OpRole.ADDS
         ):

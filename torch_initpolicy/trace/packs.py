@@ -9,7 +9,6 @@ matrices of their own.
 
 import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,8 +152,8 @@ class _Follower:
         }
         layouts = [layout for layout in found if layout is not None]
         # Where pieces of one weight are added up, it is none of them that lies there.
-        times = Counter(layout.node for layout in layouts)
-        kept = tuple(layout for layout in layouts if times[layout.node] == 1)
+        weights = [layout.node for layout in layouts]
+        kept = tuple(layout for layout in layouts if weights.count(layout.node) == 1)
         if kept:
             self.layouts[output] = kept if len(kept) <= _MOST_SUMMANDS else kept[:1]
 

@@ -3,7 +3,7 @@
 Sets of nodes are bits of one integer, so that the ancestors of every value cost one `|` an edge.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch_initpolicy.trace.graph import Node
@@ -37,16 +37,17 @@ class Residuals:
         branches: All of them, in order of execution.
         ending: Values whose numbers reach the end of a branch through carriers alone.
         closing: Those of them that no parameter scales on the way.
+        depths: Depth of the innermost branch around a node, by node.
     """
 
     branches: tuple[Branch, ...]
     ending: frozenset[int]
     closing: frozenset[int]
+    depths: Mapping[int, int]
 
     def depth_around(self, node: int) -> int:
         """Return the depth of the innermost branch around a node; 0 outside any."""
-        around = [branch for branch in self.branches if branch.inside >> node & 1]
-        return min(around, key=lambda b: b.inside.bit_count()).depth if around else 0
+        return self.depths.get(node, 0)
 
 
 def residuals(uses: Uses) -> Residuals:
@@ -58,7 +59,16 @@ def residuals(uses: Uses) -> Residuals:
         if (branch := ancestry.branch_ending_at(node)) is not None
     }
     ending, closing = (frozenset(_ending(uses, found, over)) for over in (_carries, _only_moves))
-    return Residuals(tuple(found.values()), ending, closing)
+    branches = tuple(found.values())
+    return Residuals(branches, ending, closing, dict(_depths(branches)))
+
+
+def _depths(branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
+    """Yield each node inside some branch, with the depth of the innermost one."""
+    taken = 0
+    for branch in sorted(branches, key=lambda branch: branch.inside.bit_count()):
+        yield from ((node, branch.depth) for node in _indices(branch.inside & ~taken))
+        taken |= branch.inside
 
 
 class _Ancestry:
@@ -94,7 +104,7 @@ class _Ancestry:
 
     def branch_ending_at(self, node: Node) -> Branch | None:
         """Return the branch that an addition ends, or None where it ends none."""
-        summands = tuple(self.uses.carried(node))
+        summands = self.uses.carried(node)
         if self.uses.role(node) is not OpRole.ADDS or len(set(summands)) != 2:
             return None
         for skip, value in (summands, summands[::-1]):
@@ -170,8 +180,8 @@ def _ending(
             if index in found:
                 reaches = found[index].value == value.index
             else:
-                passed = passes(uses, node) and value.index in set(uses.carried(node))
-                reaches = passed and not ending.isdisjoint(node.outputs)
+                goes_on = not ending.isdisjoint(node.outputs) and passes(uses, node)
+                reaches = goes_on and value.index in uses.carried(node)
             if reaches:
                 ending.add(value.index)
                 break

@@ -5,7 +5,7 @@ of parameters, or a constant. A parameter is used where its expression meets a s
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -48,6 +48,7 @@ class Uses:
         found: Where parameters meet the signal.
         weighers: Nodes that apply a weight of the model to the signal.
         arguments: What `slots` has answered, by node.
+        carrying: What `carried` answers, by node.
     """
 
     graph: Graph
@@ -58,6 +59,7 @@ class Uses:
     found: list[Use] = field(default_factory=list)
     weighers: set[int] = field(default_factory=set)
     arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
+    carrying: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def role(self, node: Node) -> OpRole:
         """Return the role of a node's operator."""
@@ -71,11 +73,9 @@ class Uses:
             self.arguments[node.index] = known
         return known
 
-    def carried(self, node: Node) -> Iterator[int]:
-        """Yield the signals whose numbers go into a node's output."""
-        for slot, value in self.slots(node):
-            if value in self.signals and slot not in _READ_ONLY:
-                yield value
+    def carried(self, node: Node) -> tuple[int, ...]:
+        """Return the signals whose numbers go into the output of a node that has been read."""
+        return self.carrying[node.index]
 
 
 _READ_ONLY = frozenset({"index", "like", "state", "size"})
@@ -99,10 +99,12 @@ def advance(result: Uses, node: Node) -> None:
     """Read the next node, in order of execution: also of a forward pass that is still running."""
     for value in node.inputs:
         _enter(result, result.graph.values[value])
-    role = result.role(node)
+    role, slots = result.role(node), result.slots(node)
+    result.carrying[node.index] = tuple(
+        value for slot, value in slots if value in result.signals and slot not in _READ_ONLY
+    )
     if role is OpRole.CREATES:
         return
-    slots = result.slots(node)
     expressions = [(slot, value) for slot, value in slots if value in result.sources]
     signals = [value for slot, value in slots if value in result.signals and slot != "like"]
     if expressions and (signals or _weighs(role, expressions)):

@@ -249,7 +249,7 @@ def _feeding(uses: Uses, node: Node) -> Iterator[int]:
     if uses.role(node) is OpRole.ATTENDS:
         yield from (value for slot, value in uses.slots(node) if slot == "value")
         return
-    carried = tuple(uses.carried(node))
+    carried = uses.carried(node)
     weighed_by = ("inverse", "statistic") if uses.role(node) is OpRole.MULTIPLIES else ()
     main = tuple(value for value in carried if uses.kinds.get(value) not in weighed_by)
     yield from main or carried
