@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
-from torch_initpolicy.tensors.gains import gain
+from torch_initpolicy.tensors.gains import gain, moments
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.read import read
 
@@ -262,6 +262,37 @@ def test_no_powers(function, called):
     before, _ = between(function)
 
     assert before.meets.name == called
+
+
+WRITTEN = {
+    "silu": (lambda x: x / (1 + torch.exp(-x)), "silu"),
+    "silu by inverse": (lambda x: x * (1 / (1 + (-x).exp())), "silu"),
+    "sigmoid": (lambda x: 1 / (1 + torch.exp(-x)), "sigmoid"),
+    "sigmoid by reciprocal": (lambda x: (1 + (-x).exp()).reciprocal(), "sigmoid"),
+    "tanh": (lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()), "tanh"),
+    "bell by product": (lambda x: torch.exp(-x * x), "custom"),
+    "bell by power": (lambda x: torch.exp(-(x**2)), "custom"),
+    "bell by square": (lambda x: x.square().neg().exp(), "custom"),
+    "bell times x": (lambda x: x * torch.exp(-x * x), "custom"),
+    "squareplus": (lambda x: (x + torch.sqrt(x * x + 4)) / 2, "custom"),
+    "exponential less one": (lambda x: torch.exp(x) - 1, "exp"),
+}
+"""Smooth activations written out, by minus signs, powers and roots; what each is called."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_out(name):
+    """All of what is written out counts, not the first exponential or square in it."""
+    function, called = WRITTEN[name]
+    before, _ = between(function)
+
+    assert before.meets.name == called
+    assert root_mean_square(before.meets) == pytest.approx(1 / measured(function), rel=0.02)
+
+
+def root_mean_square(activation):
+    """Return the root of an activation's second moment under a standard normal."""
+    return moments(activation).second ** 0.5
 
 
 def test_masks_from_elsewhere():

@@ -1,6 +1,7 @@
 """Facts that follow from a forward pass, against networks that carry their own answers."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -157,3 +158,64 @@ def test_the_nearest_activation_is_met_and_the_others_are_kept():
     found = read(model, sites(model), torch.zeros(2, 4)).facts["weight.weight"]
 
     assert (found.meets, found.also_meets) == (Activation("tanh"), (Activation("relu"),))
+
+
+class Multiplied(nn.Module):
+    """A parameter multiplied to something; `how` says how."""
+
+    def __init__(self, how: Callable[["Multiplied", Tensor], Tensor], size: int) -> None:
+        super().__init__()
+        self.how = how
+        self.norm = nn.LayerNorm(4, elementwise_affine=False)
+        self.linear, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.p = nn.Parameter(torch.full((size,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Divide by the length."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+MULTIPLIED = {
+    "a norm's weight": (lambda m, x: m.p * F.layer_norm(m.linear(x), (4,)), 4, "norm_weight"),
+    "written out": (
+        lambda m, x: m.p * (x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()), 4, "norm_weight",
+    ),
+    "logit scale": (lambda m, x: m.p.exp() * unit(m.linear(x)) @ unit(m.other(x)).t(), 1, "scale"),
+    "logit scale behind": (
+        lambda m, x: unit(m.linear(x)) @ unit(m.other(x)).t() * m.p.exp(), 1, "scale",
+    ),
+    "cosine scale": (lambda m, x: m.p * F.normalize(m.linear(x)), 1, "scale"),
+    "temperature per feature": (lambda m, x: m.p.exp() * F.normalize(m.linear(x)), 4, "scale"),
+    "branch behind a norm": (lambda m, x: x + m.p * m.norm(m.linear(x)), 4, "scale"),
+    "zero branch behind a norm": (lambda m, x: x + m.p * m.norm(m.linear(x)), 1, "scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MULTIPLIED)
+def test_norm_weight_or_scale(name):
+    """Only what a module multiplies to its own normalised signal, unit by unit, is its weight."""
+    how, size, role = MULTIPLIED[name]
+    model = Multiplied(how, size)
+
+    assert read(model, sites(model), torch.ones(2, 4)).facts["p"].role == role
+
+
+def test_gate_of_a_weight():
+    """A parameter that gates a weight through an activation is no weight itself."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.logits = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(F.linear(x, self.weight * self.logits.sigmoid()))
+
+    model = Gated()
+    facts = read(model, sites(model), torch.ones(2, 4)).facts
+
+    assert {name: of.role for name, of in facts.items()} == {"weight": "weight", "logits": "gate"}

@@ -165,10 +165,21 @@ class _Reader:
             activation = self._activation(start, inner)
             if activation is None or self._is_statistic(activation, inner[-1]):
                 continue
-            if best is None or activation.moments is None or self._is_raised(best, inner):
+            if self._is_better(activation, inner, best):
                 members = frozenset(node.index for node in inner)
                 best = Composite(start, inner[-1].outputs[0], members, activation)
         return best
+
+    def _is_better(self, activation: Activation, inner: list[Node], best: Composite | None) -> bool:
+        """Say whether a later meeting says more: it has a name, or the one before no proper one."""
+        if best is None or activation.moments is None:
+            return True
+        proper = best.activation.moments is None and not self._is_lone(best, OpRole.COMPUTES)
+        return not proper or self._is_raised(best, inner)
+
+    def _is_lone(self, best: Composite, role: OpRole) -> bool:
+        """Say whether a composite is a single operator of a role."""
+        return len(best.inner) == 1 and all(self.roles[index] is role for index in best.inner)
 
     def softmax(self, exponential: Composite) -> Composite | None:
         """Return the softmax that an exponential divided by its own sum is; None if it is none."""
@@ -227,7 +238,7 @@ class _Reader:
     def _only_scales(self, best: Composite, inner: list[Node]) -> bool:
         """Say whether a plain activation is merely scaled (the gammas of NFNet)."""
         added = [node for node in inner if node.index not in best.inner]
-        return len(best.inner) == 1 and all(
+        return self._is_lone(best, OpRole.ACTIVATES) and all(
             self.roles[node.index] in _AFFINE
             and best.start not in node.inputs
             and not self._is_power(node, best.start)
@@ -271,15 +282,27 @@ class _Reader:
         return self.known[signature]
 
     def _evaluated(self, start: int, inner: list[Node]) -> Activation | None:
-        bends = (n for n in inner if self.roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES))
+        bends = [n for n in inner if self.roles[n.index] in (OpRole.ACTIVATES, OpRole.COMPUTES)]
         chooses = any(node.op in _CHOOSES | _MASKED for node in inner)
-        name = next((node.op for node in bends), CUSTOM if chooses else "product")
+        name = bends[0].op if bends else CUSTOM if chooses else "product"
+        if bends and not self._is_plain(bends[0], inner):
+            name = CUSTOM
         if family(name) == "rectifier" and any(self._is_power(node, start) for node in inner[1:]):
             name = CUSTOM
         try:
             return recognise(self._replay(start, inner), name=name)
         except (RuntimeError, TypeError, ValueError):
             return None  # an operator that does not take plain numbers; it stays a carrier
+
+    def _is_plain(self, bend: Node, inner: list[Node]) -> bool:
+        """Say whether an activation gives its name to all, or a function is only scaled."""
+        others = (node for node in inner if node is not bend)
+        return self.roles[bend.index] is OpRole.ACTIVATES or all(
+            self.roles[node.index] in _AFFINE and self._signals(node) == 1 for node in others
+        )
+
+    def _signals(self, node: Node) -> int:
+        return sum(self.number(value) is None for value in node.inputs)
 
     def _replay(self, start: int, inner: list[Node]) -> Callable[[Tensor], Tensor]:
         """Return the function of one variable that nodes compute."""

@@ -32,6 +32,7 @@ class Source:
         contracted: Its axes that were summed over in a product with another parameter.
         shift: What has been added to it: 1.0 for `1 + weight`.
         gated: Whether an activation has been applied to it.
+        bent: Whether any function of one number has: an activation, an exponential, a root.
         indexed: Whether rows have been picked out of it by a table of indices.
     """
 
@@ -41,6 +42,7 @@ class Source:
     contracted: tuple[int, ...] = ()
     shift: float = 0.0
     gated: bool = False
+    bent: bool = False
     indexed: bool = False
 
 
@@ -58,7 +60,8 @@ def through(source: Source, node: Node, op: Op, before: Value, after: Value) -> 
         return replace(there, shift=there.shift + _added_number(node))
     if op.role is OpRole.PICKS:
         return replace(there, indexed=there.indexed or len(node.inputs) > 1)
-    return replace(there, gated=there.gated or op.role is OpRole.ACTIVATES)
+    gates, bends = op.role is OpRole.ACTIVATES, op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)
+    return replace(there, gated=there.gated or gates, bent=there.bent or bends)
 
 
 def _added_number(node: Node) -> float:

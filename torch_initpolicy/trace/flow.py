@@ -280,12 +280,28 @@ def _role(use: Use, flow: Flow) -> Role:
     """Return what a parameter does at one of its uses."""
     role = flow.uses.role(use.node)
     if role is OpRole.MULTIPLIES:
-        kind = flow.uses.kinds.get(use.partner) if use.partner is not None else None
-        return "norm_weight" if kind == "normalised" and not use.source.gated else "scale"
+        return "norm_weight" if _ends_its_norm(use, flow) else "scale"
     if role is OpRole.ADDS:
         return _role_of_summand(use, flow)
     found = _ROLES.get(role, {}).get(use.slot, "unknown")
     return found if found != "weight" else _role_of_weight(use, flow)
+
+
+def _ends_its_norm(use: Use, flow: Flow) -> bool:
+    """Say whether a parameter is multiplied to what the same module has just normalised.
+
+    One number for all is a temperature, as a function of a parameter is, `scale.exp()`; and what is
+    multiplied to another module's normalised output may be the scale of a residual branch.
+    """
+    if use.partner is None or use.source.size == 1 or use.source.bent:
+        return False
+    producer = flow.uses.graph.values[use.partner].producer
+    is_own = producer is not None and _module(producer, flow) == use.node.module
+    return is_own and flow.uses.kinds.get(use.partner) == "normalised"
+
+
+def _module(node: int, flow: Flow) -> str:
+    return flow.uses.graph.nodes[node].module
 
 
 def _role_of_summand(use: Use, flow: Flow) -> Role:
@@ -335,6 +351,8 @@ def _role_of_weight(use: Use, flow: Flow) -> Role:
     if use.source.indexed:
         return "table"
     together = flow.uses.sources[use.value.index]
+    if use.source.gated and not all(source.gated for source in together):
+        return "gate"
     largest = max(source.size for source in together)
     if use.source.size < largest and not use.source.contracted:
         return "scale"

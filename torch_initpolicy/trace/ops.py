@@ -79,7 +79,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "query", "key", "value", "size", "heads", "in_proj_weight", "in_proj_bias",
             "bias_k", "bias_v", "add_zero", "dropout", "out_proj_weight", "out_proj_bias")
     | _each("relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu mish hardswish hardsigmoid "
-            "hardtanh tanh sigmoid softplus softsign softmax log_softmax logsigmoid tanhshrink "
+            "hardtanh tanh sigmoid softplus softsign softmax log_softmax log_sigmoid tanhshrink "
             "softshrink hardshrink threshold softmin gumbel_softmax expit", OpRole.ACTIVATES,
             "input", "slope")
     | _each("glu", OpRole.GATES)
@@ -88,7 +88,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "clamp_min clamp_max floor ceil round frac logit sinc float_power nan_to_num rdiv "
             "heaviside fix trunc logaddexp ndtr log_ndtr erfcx i0 i0e i1 i1e lgamma digamma",
             OpRole.COMPUTES)
-    | _each("mul multiply div divide true_divide", OpRole.MULTIPLIES)
+    | _each("mul multiply div divide true_divide neg negative", OpRole.MULTIPLIES)
     | _each("add sub subtract rsub lerp", OpRole.ADDS)
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
     | _each("batch_norm instance_norm", OpRole.NORMALISES, "input", "state", "state", "weight",
@@ -100,8 +100,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "alias requires_grad dropout dropout1d dropout2d dropout3d alpha_dropout "
             "feature_alpha_dropout as_tensor tensor as_subclass int long bool real imag "
             "view_as_real view_as_complex complex positive", OpRole.CASTS, "input", "like")
-    | _each("neg negative view reshape flatten unflatten ravel permute transpose t T mT H mH "
-            "adjoint swapaxes "
+    | _each("view reshape flatten unflatten ravel permute transpose t T mT H mH adjoint swapaxes "
             "swapdims movedim moveaxis squeeze unsqueeze expand broadcast_to unbind chunk split "
             "split_with_sizes tensor_split narrow select slice roll flip fliplr flipud rot90 "
             "pixel_shuffle pixel_unshuffle channel_shuffle unfold fold diagonal as_strided "
@@ -183,7 +182,11 @@ _PARAMETER_OF: Mapping[str, tuple[str, float]] = MappingProxyType({
 })  # fmt: skip
 """The argument that shapes an activation, and its default. It is the second one."""
 
-_OTHER_NAMES = {"expit": "sigmoid", "gumbel_softmax": "softmax", "softmin": "softmax"}
+_OTHER_NAMES = {
+    "expit": "sigmoid", "log_sigmoid": "logsigmoid", "gumbel_softmax": "softmax",
+    "softmin": "softmax",
+}  # fmt: skip
+"""The activation that an operator is, where it goes by another name."""
 
 
 def activation_of(node: Node) -> Activation:
