@@ -259,17 +259,33 @@ def test_a_policy_that_leaves_units_alike_repairs_nothing():
     assert "identical" in ones.reason
 
 
-def test_symmetric_starts_are_told():
-    """Units that are tied for ever are no healthy start, though the signal be large enough."""
+def constant(value: float) -> nn.Module:
+    """Build a small net of equal units."""
     model = nn.Sequential(nn.Linear(128, 8), nn.Tanh(), nn.Linear(8, 4))
     for parameter in model.parameters():
-        nn.init.constant_(parameter, 0.1)
+        nn.init.constant_(parameter, value)
+    return model
 
-    audit = audit_model(model, batch())
+
+def test_symmetric_starts_are_told():
+    """Units that are tied for ever are no healthy start, though the signal be large enough."""
+    audit = audit_model(constant(0.1), batch())
 
     assert audit.signal.ok
     assert not audit.ok
     assert "units that are tied or dead for ever: see find_symmetry(model)" in audit.headline
+    assert audit.headline.endswith("apply_policy(model) repairs it.")
+
+
+def test_what_leaves_them_alike_does_not_repair_them():
+    """Whether units stay alike is probed on the copy, too: zeros do not repair a constant."""
+    audit = audit_model(constant(0.1), batch(), suggest=["zeros", "he"])
+
+    assert [(repair.name, repair.works) for repair in audit.repairs] == [
+        ("he", True),
+        ("zeros", False),
+    ]
+    assert "does not repair it" in audit.repairs[1].reason
 
 
 def test_the_text(exploding):

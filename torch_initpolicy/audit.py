@@ -9,7 +9,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
-from torch_initpolicy.checks.findings import Report
+from torch_initpolicy.checks.findings import Finding, Report
 from torch_initpolicy.checks.repairs import Repair, judged, ranked, refused
 from torch_initpolicy.checks.signal import Loss, Signal, audit_signal, filled, follow
 from torch_initpolicy.checks.symmetry import find_symmetry
@@ -149,12 +149,12 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 def _sentences(audit: Audit) -> Iterator[str]:
     said = audit.signal.verdicts
     yield _told([verdict for verdict in said if not verdict.mild] or said)
-    if alike := len(audit.symmetry.of("tied", "dead", "diverged")):
+    if alike := len(_for_ever(audit.symmetry)):
         what = "parameter holds" if alike == 1 else "parameters hold"
         yield f"{alike} {what} units that are tied or dead for ever: see find_symmetry(model)."
-    if said and audit.recommended is not None:
+    if audit.recommended is not None and (said or alike):
         yield f"{audit.recommended.call} repairs it."
-    elif said and audit.repairs:
+    elif audit.repairs and (said or alike):
         yield _UNTRIED if audit.untried else _NOTHING
 
 
@@ -165,6 +165,10 @@ _NOTHING = (
 _UNTRIED = (
     "What was tried does not repair it; a larger budget, or smaller inputs, lets more be tried."
 )
+
+
+def _for_ever(report: Report) -> tuple[Finding, ...]:
+    return report.of("tied", "dead", "diverged")
 
 
 def _told(verdicts: Sequence[Verdict]) -> str:
@@ -199,7 +203,7 @@ def audit_model(
         model: The model, its weights initialised.
         inputs: As for `audit_signal`.
         suggest: Names of policies to try, the preferred first; None for those that the verdicts ask
-            for, which are none where there are no verdicts.
+            for, which are none where nothing is wrong.
         loss_fn: As for `audit_signal`.
         title: What to call it.
         budget: Seconds after which nothing further is tried; the first one always is.
@@ -224,7 +228,8 @@ def audit_model(
         ('apply_policy(model)', 'repairs')
     """
     call, signal = follow(model, inputs, loss_fn=loss_fn)
-    workshop = _Workshop(model, call, signal, loss_fn, time.perf_counter() + budget, tell)
+    symmetry = find_symmetry(model, example_inputs=call)
+    workshop = _Workshop(model, call, signal, symmetry, loss_fn, budget, tell)
     workshop.try_policies(suggest)
     if workshop.tried and not any(repair.works for repair in workshop.tried):
         workshop.try_calibrations()
@@ -234,15 +239,9 @@ def audit_model(
         signal=signal,
         repairs=repairs,
         untried=tuple(workshop.untried),
-        symmetry=find_symmetry(model, example_inputs=call),
+        symmetry=symmetry,
         plan=workshop.plan_of(repairs),
     )
-
-
-def _asked(verdicts: Iterable[Verdict]) -> list[str]:
-    """Name the policies that verdicts ask for, the simplest first."""
-    kinds = {verdict.kind for verdict in verdicts}
-    return [name for name, mends in _MENDS.items() if kinds & mends]
 
 
 _ALL: frozenset[Kind] = frozenset({
@@ -269,17 +268,28 @@ class _Workshop:
     model: nn.Module
     inputs: Call
     before: Signal
+    symmetry: Report
     loss_fn: Loss | None
-    deadline: float
+    budget: float
     tell: Callable[[str], None] | None
+    begun: float = field(default_factory=time.perf_counter)
     tried: list[Repair] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
 
     def try_policies(self, names: Sequence[str] | None) -> None:
         """Try policies by name; those that verdicts ask for only where they differ."""
-        for name in _asked(self.before.verdicts) if names is None else names:
+        for name in self._asked() if names is None else names:
             self._try(name, _call(name), self._applying(name, known_too=names is not None))
+
+    def _asked(self) -> list[str]:
+        """Name the policies that the verdicts ask for, the simplest first."""
+        kinds = {verdict.kind for verdict in self.before.verdicts}
+        return [name for name, mends in _MENDS.items() if kinds & mends] or self._anew()
+
+    def _anew(self) -> list[str]:
+        """Name the policies that draw units which start alike apart, where there are such."""
+        return [] if self.symmetry.ok else ["auto", "signal"]
 
     def try_calibrations(self) -> None:
         """Try what scales the weights on the inputs themselves."""
@@ -296,7 +306,7 @@ class _Workshop:
 
     def _try(self, name: str, call: str, start: "_Start") -> None:
         begun = time.perf_counter()
-        if self.tried and begun > self.deadline:
+        if self.tried and begun > self.begun + self.budget:
             self.untried.append(call)
             return
         if self.tell is not None:
@@ -311,9 +321,16 @@ class _Workshop:
         except InitPolicyError as error:
             repair = refused(name, call, " ".join(str(error).split()))
         else:
-            alike = [step.name for step in self.plans[name].symmetric] if name in self.plans else ()
-            repair = judged(name, call, self.before, after, alike=alike)
+            sick = bool(self.before.verdicts) or not self.symmetry.ok
+            alike = self._alike(name, other)
+            repair = judged(name, call, self.before, after, alike=alike, sick=sick)
         self.tried.append(dataclasses.replace(repair, seconds=time.perf_counter() - begun))
+
+    def _alike(self, name: str, other: nn.Module) -> list[str]:
+        """Name what holds units that are alike for ever: by probing where the model itself does."""
+        if not self.symmetry.ok:
+            return [found.name for found in _for_ever(find_symmetry(other, self.inputs))]
+        return [step.name for step in self.plans[name].symmetric] if name in self.plans else []
 
     def _applying(self, policy: str, *, known_too: bool) -> "_Start":
         def start(name: str) -> nn.Module | None:

@@ -136,7 +136,9 @@ def test_identical_units_are_no_repair():
     repair = judged("ones", "call", signal("dies"), signal(), alike=("0.weight", "2.weight"))
 
     assert repair.outcome == "fails"
-    assert "leaves the units of '0.weight', '2.weight' identical" in repair.reason
+    assert "leaves units identical or dead in '0.weight', '2.weight'" in repair.reason
+    many = judged("ones", "call", signal("dies"), signal(), alike=[f"{i}.weight" for i in range(9)])
+    assert many.reason.endswith("'2.weight' and 6 more")
 
 
 def test_order():

@@ -62,6 +62,7 @@ def judged(
     after: Signal,
     *,
     alike: Sequence[str] = (),
+    sick: bool | None = None,
 ) -> Repair:
     """Judge an attempt by the signals before and after it.
 
@@ -70,14 +71,15 @@ def judged(
         call: What to write for it.
         before: The signal of the model as it is.
         after: That of the copy.
-        alike: Weights whose units it leaves identical.
+        alike: Parameters whose units it leaves identical or dead.
+        sick: Whether there is something to repair; None where the signal's verdicts tell.
 
     Examples:
         >>> judged("he", 'apply_policy(model, "he")', Signal(()), Signal(())).reason
         'keeps the signal well'
     """
     outcome = _outcome(before, after, alike)
-    words = (_SICK if before.verdicts else _WELL)[outcome]
+    words = (_SICK if (bool(before.verdicts) if sick is None else sick) else _WELL)[outcome]
     left = ", ".join(_left(before.verdicts, after.verdicts, alike))
     told = {
         "repairs": words + _within(after.points),
@@ -151,7 +153,12 @@ def _left(
         still = "still" if verdict.kind in known else "now"
         yield " ".join((*what[:-1], still, what[-1], "from", repr(verdict.where), "on"))
     if alike:
-        yield f"leaves the units of {', '.join(map(repr, alike))} identical"
+        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        names = ", ".join(map(repr, alike[:_NAMED]))
+        yield f"leaves units identical or dead in {names}{more}"
+
+
+_NAMED = 3
 
 
 def _within(points: Sequence[Point]) -> str:
@@ -163,7 +170,7 @@ def _within(points: Sequence[Point]) -> str:
 
 
 def _told(factor: float) -> str:
-    return f"{factor:.1f}" if factor < 100 else f"{factor:.2g}"
+    return f"{factor:.{1 if factor < 100 else 0}f}" if factor < 1e4 else f"{factor:.1e}"
 
 
 def span_ahead(points: Sequence[Point]) -> float | None:
