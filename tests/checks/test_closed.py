@@ -116,3 +116,50 @@ def test_dead_units_are_not_excused():
 def test_a_gradient_on_another_way_is_not_closed():
     """Where one way leads around the zeros, there is a gradient and nothing to note."""
     assert "0.weight" not in noted(audit_signal(net("last.weight"), batch()))
+
+
+class Tokens(nn.Module):
+    """Attends, closed by its last weight, and reads the first token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(1, 1, WIDTH))
+        self.value, self.proj = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 4)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x):
+        x = torch.cat([self.first.expand(len(x), -1, -1), self.embed(x)], 1)
+        x = x + self.proj(self.value(x).mean(1, keepdim=True).tanh())
+        return self.head(x[:, 0])
+
+
+def test_tokens_that_only_a_closed_branch_reads():
+    """What goes around the zeros beside the token that is read is lost by them alone, too."""
+    x = torch.randn(8, 5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+    signal = audit_signal(Tokens(), x)
+
+    assert {"embed.weight", "value.weight"} <= lost(signal)
+    assert noted(signal).keys() == lost(signal)
+    assert set(noted(signal).values()) == {("proj.weight",)}
+    assert signal.ok
+    assert not lost(audit_signal(opened(Tokens()), x))
+
+
+def test_dead_units_before_zeros_are_not_excused():
+    """Units that a bias silences are not closed by zeros that come later and let others through."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dead, self.live = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.gate, self.head = nn.Parameter(torch.zeros(WIDTH)), nn.Linear(WIDTH, 4)
+            nn.init.constant_(self.dead.bias, -100.0)
+
+        def forward(self, x):
+            x = torch.relu(self.dead(x)) + torch.relu(self.live(x))
+            return self.head(x + self.gate * x)
+
+    assert lost(audit_signal(Beside(), batch())) == {"dead.weight"}
+    assert not noted(audit_signal(Beside(), batch()))

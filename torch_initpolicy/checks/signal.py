@@ -161,8 +161,10 @@ def filled(text: str, indent: str = "") -> str:
 _WHOLE = "\N{NULL}"
 
 
-def _listed(names: Iterable[Row]) -> str:
-    return ", ".join(name for name, _ in folded(names))
+def _listed(names: Iterable[Row], most: int = 3) -> str:
+    lines = [name for name, _ in folded(names)]
+    more = f" and {len(lines) - most} more like these" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
 
 
 def _row(point: Point) -> tuple[str, ...]:

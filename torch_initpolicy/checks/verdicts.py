@@ -246,7 +246,7 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
         (point, 1 - point.likeness)
         for point in body
         if point.likeness is not None and point.second > 0
-        if point.site is not None or point.activates
+        if point.site is not None or point.activates or point.op == "add"
     ]
     if not known or not known[-1][1] < min(ALIKE, 0.05 * known[0][1]):
         return
@@ -268,11 +268,14 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
 
 
 def _gradient(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
-    """Judge the squared length of the gradient; its mean square would count positions."""
+    """Judge the squared length of the gradient; its mean square would count positions.
+
+    What is closed on purpose is left out.
+    """
     lengths = [
         (point, point.gradient * math.prod(point.shape))
         for point in body
-        if point.gradient is not None
+        if point.gradient is not None and not point.closed_by
     ]
     if len(lengths) < PLAIN or lengths[-1][1] == 0:
         return
