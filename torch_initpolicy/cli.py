@@ -173,7 +173,8 @@ Strict = Annotated[
 Html = Annotated[
     Path | None,
     typer.Option(
-        help="Write the report to this .html file: signals, a plan, symmetric starts.",
+        help="Write the report to this .html file: what the signal does, what repairs it, a plan, "
+        "symmetric starts.",
         callback=_in_a_folder,
     ),
 ]
@@ -187,7 +188,7 @@ Suggest = Annotated[
 Budget = Annotated[
     float,
     typer.Option(
-        min=0, metavar="SECONDS", help="After so long no further start is tried on a copy."
+        min=0, metavar="SECONDS", help="After so long nothing further is tried on a copy."
     ),
 ]
 Weights = Annotated[

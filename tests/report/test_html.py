@@ -1,5 +1,6 @@
 """The HTML report: one file that says everything, also in a real browser, without a network."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -133,6 +134,14 @@ def test_advice_makes_room_for_what_was_tried(page):
     advice = "keeps second moments at 1"
     assert advice not in str(page)
     assert advice in str(Page("sick", {"as it is": first}))
+
+
+def test_where_nothing_repairs(page):
+    """Then the heading promises nothing."""
+    failed = [repair for repair in page.repairs if not repair.works]
+    text = str(dataclasses.replace(page, repairs=failed))
+    assert "<h2>What was tried to repair it</h2>" in text
+    assert "What repairs it" not in text
 
 
 def test_what_is_closed_is_noted():

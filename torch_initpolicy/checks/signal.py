@@ -29,7 +29,7 @@ from torch_initpolicy.checks.plots import Figure, Writer, plot_signals
 from torch_initpolicy.checks.points import Point, Update
 from torch_initpolicy.checks.verdicts import Verdict, verdicts
 from torch_initpolicy.engine.storage import full
-from torch_initpolicy.engine.words import Row, folded
+from torch_initpolicy.engine.words import folded
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import canonical_modules, sites
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
@@ -67,13 +67,13 @@ class Signal:
     @property
     def note(self) -> str:
         """Which gradients are zero because weights start at zero, as is meant; else empty."""
-        behind = [(point.name, ()) for point in self.weighted if point.closed_by]
+        behind = [point.name for point in self.weighted if point.closed_by]
         zeros = dict.fromkeys(name for point in self.points for name in point.closed_by)
         if not behind:
             return ""
         return (
-            f"the gradient is zero at {_listed(behind)}, as is meant: its way there leads through "
-            f"{_listed((name, ()) for name in zeros)}, zero at the start; these get a gradient, so "
+            f"the gradient is zero at {listed(behind)}, as is meant: its way there leads through "
+            f"{listed(zeros)}, zero at the start; these get a gradient, so "
             "that the first step opens it"
         )
 
@@ -161,8 +161,18 @@ def filled(text: str, indent: str = "") -> str:
 _WHOLE = "\N{NULL}"
 
 
-def _listed(names: Iterable[Row], most: int = 3) -> str:
-    lines = [name for name, _ in folded(names)]
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Write names of weights for people, those of numbered modules in one.
+
+    Args:
+        names: The names.
+        most: How many to write; of others their number.
+
+    Examples:
+        >>> listed(["0.weight", "1.weight", "head.weight"])
+        '{0-1}.weight, head.weight'
+    """
+    lines = [name for name, _ in folded((name, ()) for name in names)]
     more = f" and {len(lines) - most} more like these" if len(lines) > most else ""
     return ", ".join(lines[:most]) + more
 

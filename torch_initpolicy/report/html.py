@@ -14,7 +14,7 @@ from pathlib import Path
 from torch_initpolicy.checks.findings import Finding
 from torch_initpolicy.checks.profiles import backward, forward
 from torch_initpolicy.checks.repairs import Outcome, Repair
-from torch_initpolicy.checks.signal import Signal
+from torch_initpolicy.checks.signal import Signal, listed
 from torch_initpolicy.checks.verdicts import Verdict
 from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number
@@ -91,7 +91,9 @@ def _sections(page: Page) -> Iterator[str]:
         first = next(iter(page.signals.values()))
         yield _section("What the signal does", _verdicts(first, advise=not page.repairs))
         if page.repairs:
-            yield _section("What repairs it", _repairs(page.repairs, page.cost))
+            works = any(repair.works for repair in page.repairs)
+            what = "What repairs it" if works else "What was tried to repair it"
+            yield _section(what, _repairs(page.repairs, page.cost))
         yield _section("Signal over the depth", _profiles(page.signals))
         yield _section("Signal, operator by operator", _points(first))
     if page.plan is not None:
@@ -215,7 +217,7 @@ def _points(signal: Signal) -> str:
         (
             f"{point.module}:{point.op}".lstrip(":"), point.site or "", point.mean, point.std,
             point.zeros, point.dead, point.likeness, point.rank, point.gradient,
-            ", ".join(point.closed_by),
+            listed(point.closed_by),
         )
         for point in signal.points
     )  # fmt: skip
