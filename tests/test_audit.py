@@ -259,6 +259,21 @@ def test_a_policy_that_leaves_units_alike_repairs_nothing():
     assert "identical" in ones.reason
 
 
+def test_what_is_mild_is_called_so():
+    """A signal that merely wanders is told, with what keeps it, and is no failure."""
+    model = filled(plain(8, nn.ReLU), 1.2)
+
+    audit = audit_model(model, batch())
+
+    assert [verdict.kind for verdict in audit.signal.verdicts] == ["wanders"]
+    assert audit.ok
+    assert re.fullmatch(
+        r"The signal wanders at '[\w.]+', which training copes with\. "
+        r"apply_policy\(model\) repairs it\.",
+        audit.headline,
+    )
+
+
 def constant(value: float) -> nn.Module:
     """Build a small net of equal units."""
     model = nn.Sequential(nn.Linear(128, 8), nn.Tanh(), nn.Linear(8, 4))

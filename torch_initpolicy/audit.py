@@ -148,7 +148,8 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 
 def _sentences(audit: Audit) -> Iterator[str]:
     said = audit.signal.verdicts
-    yield _told([verdict for verdict in said if not verdict.mild] or said)
+    grave = [verdict for verdict in said if not verdict.mild]
+    yield _told(grave or said) + (", which training copes with." if said and not grave else ".")
     if alike := len(_for_ever(audit.symmetry)):
         what = "parameter holds" if alike == 1 else "parameters hold"
         yield f"{alike} {what} units that are tied or dead for ever: see find_symmetry(model)."
@@ -180,7 +181,7 @@ def _told(verdicts: Sequence[Verdict]) -> str:
         told.append(f"{what} at {verdict.where!r}")
     parts = [f"the {whose} {', '.join(whats)}" for whose, whats in clauses.items()]
     sentence = ", ".join(parts) or "the signal keeps its size"
-    return f"T{sentence[1:]}."
+    return f"T{sentence[1:]}"
 
 
 def audit_model(
