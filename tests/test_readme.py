@@ -28,6 +28,15 @@ def test_code_runs():
     assert namespace["plan"]["blocks.0.mlp.fc1.weight"].std == pytest.approx(0.0553, abs=5e-5)
     assert namespace["receipt"].seed == 0
     assert namespace["resnet"].fc.weight.count_nonzero() == 0
+    assert namespace["repair"].recommended.call == "apply_policy(model)"
+    shown, printed = next(b for b in blocks("text") if "repairs it" in b), str(namespace["repair"])
+    parts = map(str.strip, shown.split("...\n"))
+    assert all(without_decimals(part) in without_decimals(printed) for part in parts)
+
+
+def without_decimals(text):
+    """Leave out what rounding on another processor may change."""
+    return re.sub(r"\.\d+", "", text)
 
 
 def test_policy_file_loads(tmp_path):

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy import (
+    Audit,
     InitPolicy,
     Plan,
     Receipt,
+    Repair,
     Rule,
     Step,
     apply_policy,
+    audit_model,
     init_policy,
     initializers,
     match,
@@ -79,3 +82,8 @@ receipt_of_plan: Receipt = plan.apply(seed=0)
 receipt_text: str = receipt.to_json()
 receipt_again: Receipt = Receipt.from_json(receipt_text)
 plan.verify(bare)
+
+audit: Audit = audit_model(bare, torch.zeros(4, 3), suggest=["he"], budget=10, tell=print)
+best: Repair | None = audit.recommended
+calls: list[str] = [repair.call for repair in audit.repairs if repair.works]
+audit.write(Path("report.html"))

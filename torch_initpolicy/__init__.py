@@ -1,7 +1,9 @@
 """Model-wide weight initialisation policies for PyTorch."""
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
+from torch_initpolicy.audit import Audit, audit_model
 from torch_initpolicy.checks.findings import Finding, Report
+from torch_initpolicy.checks.repairs import Repair
 from torch_initpolicy.checks.signal import Signal, audit_signal
 from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.checks.watch import Watch, warn_on_symmetry
@@ -19,12 +21,14 @@ from torch_initpolicy.tensors import initializers
 from torch_initpolicy.trace.facts import Facts
 
 __all__ = [
+    "Audit",
     "Calibration",
     "Facts",
     "Finding",
     "InitPolicy",
     "Plan",
     "Receipt",
+    "Repair",
     "Report",
     "Rule",
     "Signal",
@@ -33,6 +37,7 @@ __all__ = [
     "Verification",
     "Watch",
     "apply_policy",
+    "audit_model",
     "audit_signal",
     "find_symmetry",
     "init_policy",

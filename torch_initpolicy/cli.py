@@ -7,7 +7,7 @@ line asks for something that does not exist, or is written wrongly.
 
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from typing import Annotated
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
-from torch_initpolicy.audit import NOW, audit_model
+from torch_initpolicy.audit import BUDGET, audit_model
 from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.engine.planning import Filters
 from torch_initpolicy.engine.skip import skip_init
@@ -173,15 +173,22 @@ Strict = Annotated[
 Html = Annotated[
     Path | None,
     typer.Option(
-        help="Write the report to this .html file: signals, a plan, symmetric starts.",
+        help="Write the report to this .html file: what the signal does, what repairs it, a plan, "
+        "symmetric starts.",
         callback=_in_a_folder,
     ),
 ]
 Suggest = Annotated[
     list[str] | None,
     typer.Option(
-        help="Policies to show beside it; else those that the verdicts ask for. Repeatable.",
+        help="Policies to try on a copy; else those that the verdicts ask for. Repeatable.",
         callback=_policies,
+    ),
+]
+Budget = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="SECONDS", help="After so long nothing further is tried on a copy."
     ),
 ]
 Weights = Annotated[
@@ -266,18 +273,25 @@ def audit(
     inputs: Inputs = None,
     html: Html = None,
     suggest: Suggest = None,
+    budget: Budget = BUDGET,
     as_json: AsJson = False,
 ) -> None:
-    """Follow the signal through a model as its constructor made it; say what repairs it."""
+    """Follow the signal through a model as its constructor made it; find out what repairs it."""
     with _progress(f"building {model}"):
         built = build(model)
-    with _progress("following the signal"):
-        page = audit_model(built, drawn(inputs, built), suggest=suggest, title=f"Audit of {model}")
+    with _progress("following the signal") as say:
+        found = audit_model(
+            built,
+            drawn(inputs, built),
+            suggest=suggest,
+            title=f"Audit of {model}",
+            budget=budget,
+            tell=lambda call: say(f"trying {call} on a copy"),
+        )
     if html is not None:
-        page.write(html)
-    signal = page.signals[NOW]
-    _print(signal.to_json() if as_json else str(signal))
-    if not signal.ok:
+        found.write(html)
+    _print(found.to_json() if as_json else str(found))
+    if not found.ok:
         raise typer.Exit(FAILED)
 
 
@@ -329,15 +343,15 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Show what is being done and for how long, where somebody watches."""
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done and for how long, where somebody watches; yield what says more."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = _console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        progress.add_task(what, total=None)
-        yield
+        task = progress.add_task(escape(what), total=None)
+        yield lambda more: progress.update(task, description=escape(more))
 
 
 def _print(result: RenderableType) -> None:

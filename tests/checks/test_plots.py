@@ -10,7 +10,7 @@ from torch_initpolicy.checks.points import Point
 from torch_initpolicy.checks.profiles import Profile, backward, forward
 from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.report.charts import chart
+from torch_initpolicy.report.charts import Mark, chart
 
 
 def point(site: str | None, second: float, gradient: float | None = 1.0) -> Point:
@@ -50,11 +50,13 @@ def test_without_matplotlib(monkeypatch):
 
 def test_a_chart_marks_a_place_and_names_its_dots():
     """Each dot tells its weight and number; the marked weight has a line of its own."""
-    text = chart("moments", {"now": forward(POINTS)}, marked="b")
+    text = chart("moments", {"now": forward(POINTS)}, mark=Mark("b", "dies at <b>"))
     assert text.count("<circle") == 2
     assert "<title>b: 0.001</title>" in text
     assert text.count('class="mark"') == 1
-    assert 'class="mark"' not in chart("moments", {"now": forward(POINTS)}, marked="z")
+    assert "dies at &lt;b&gt;</text>" in text
+    unknown = Mark("z", "dies at z")
+    assert 'class="mark"' not in chart("moments", {"now": forward(POINTS)}, mark=unknown)
 
 
 def test_a_chart_of_nothing():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.errors import TraceError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def batch(*shape: int) -> Tensor:
     """Draw standard normal inputs."""
@@ -169,7 +171,7 @@ SICK = {
     "overflows": (fill(plain(30), 1e3), {"overflows"}),
     "collapses": (
         fill(plain(20, activation=nn.Sigmoid), 1.0),
-        {"collapses", "gradient vanishes", "wanders"},
+        {"collapses", "gradient vanishes"},
     ),
     "chaos": (fill(plain(100, activation=nn.Tanh), 5 / 3), {"gradient explodes"}),
 }
@@ -252,8 +254,82 @@ def test_vanishing_names_the_first_place_and_the_rate():
     verdict = audit_signal(fill(plain(30), 1.0), batch(32, 128)).verdicts[0]
     layer = int(verdict.where.split(":")[0].split(".")[0])
     assert 4 <= layer <= 10  # a half at each layer: below a tenth after the fourth
-    assert "at each of 30 weights" in verdict.reason
+    assert "times 0.49 from one weight to the next" in verdict.reason
     assert "signal" in verdict.advice
+
+
+def test_layers_of_zeros_vanish():
+    """A net that starts at zero altogether is not taken for one whose size does not change."""
+    model = plain(4)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert kinds(model, batch(32, 128)) == ["vanishes"]
+
+
+def test_what_dies_first_is_said_first():
+    """Forward verdicts come in order of execution: the cause before what follows from it."""
+    model = fill(plain(8), HE)
+    for layer in model[:-1:2]:
+        nn.init.constant_(layer.bias, -6.0)
+    first, *others = audit_signal(model, batch(64, 128)).verdicts
+    assert (first.kind, first.where) == ("dies", "1:relu")
+    assert {verdict.kind for verdict in others} >= {"vanishes", "collapses"}
+
+
+def test_a_vanished_signal_does_not_die_as_well():
+    """Numbers that are too small for their dtype are zeros, but no dead units."""
+    found = kinds(fill(plain(50, activation=nn.Tanh), 0.1), batch(32, 128))
+    assert found == ["vanishes", "gradient vanishes"]
+
+
+def test_small_branches_do_not_wander():
+    """Behind small branches, as a ViT starts with, the sum is the signal; a plain net has none."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return x + self.fc(self.norm(x))
+
+    blocks = [Block() for _ in range(6)]
+    model = fill(nn.Sequential(nn.Linear(64, 64), *blocks, nn.Linear(64, 4)), 1.0)
+    for block in blocks:
+        nn.init.ones_(block.norm.weight)
+        nn.init.normal_(block.fc.weight, std=0.005)
+    assert kinds(model, batch(32, 64)) == []
+    assert kinds(nn.Sequential(model[0], *(b.fc for b in blocks[:1]), model[-1]), batch(32, 64))
+
+
+def test_pools_may_make_noise_alike():
+    """The mean of noise over an image is always the same: that is no collapse of the model."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    convolutions = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*convolutions, pool, nn.Linear(8, 4))
+    signal = audit_signal(fill_images(model), batch(4, 3, 256, 256))
+    pooled = next(point for point in signal.points if "pool" in point.op)
+    assert pooled.likeness > 0.999
+    assert signal.ok
+
+
+def fill_images(model: nn.Module) -> nn.Module:
+    """Draw He's weights for convolutions too."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, generator=generator)
+    return model
+
+
+def test_likeness_of_tiny_numbers():
+    """The cosine of vectors does not depend on their size, down to what a float can hold."""
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    nn.init.eye_(model[0].weight)
+    for scale in (1.0, 1e-25, 1e-35):
+        point = audit_signal(model, scale * torch.eye(8, 16)).points[0]
+        assert (point.likeness, point.rank) == pytest.approx((0, 8), abs=1e-5)
 
 
 def test_likeness_tells_inputs_apart():
@@ -269,8 +345,9 @@ def test_likeness_tells_inputs_apart():
 def test_inputs_are_drawn_where_none_are_given():
     """The shapes come from the forward pass that planning finds, the numbers are random."""
     signal = audit_signal(fill(plain(2, 16), HE))
-    assert signal.inputs == 16
+    assert signal.inputs == 64
     assert signal.points[0].likeness < 0.3
+    assert audit_signal(Functional()).inputs == 16
 
 
 def test_errors_say_what_to_write():

@@ -1,5 +1,6 @@
 """The HTML report: one file that says everything, also in a real browser, without a network."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -12,6 +13,7 @@ from torch import nn
 
 from torch_initpolicy.api import plan_policy
 from torch_initpolicy.checks.findings import Finding
+from torch_initpolicy.checks.repairs import judged, refused
 from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.report.html import Page
 
@@ -33,12 +35,20 @@ def page():
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     sick, well = net(0.7), net(2**0.5)
+    before, after = audit_signal(sick, x), audit_signal(well, x)
     return Page(
         "Audit of <Net> & co",
-        {"as it is": audit_signal(sick, x), "signal": audit_signal(well, x)},
+        {"as it is": before, "signal": after},
         plan_policy(sick, "signal", example_inputs=x),
         [Finding("0.weight", ((0, 1), (2, 3)), "tied", "equal rows", remedy="draw them")],
         json.dumps({"seed": 0}),
+        headline="The signal vanishes at '5:relu'. apply_policy(model) repairs it.",
+        repairs=[
+            judged("signal", 'apply_policy(model, "signal")', before, after),
+            judged("he", "apply_policy(model)", before, before),
+            refused("odd", 'apply_policy(model, "odd")', "1 < 2"),
+        ],
+        cost="3 starts tried",
     )
 
 
@@ -88,7 +98,10 @@ def test_everything_is_there(page):
     """Verdicts, both profiles of both signals, each step of the plan, findings, receipt."""
     text, elements = str(page), outline(page).elements
     assert "vanishes" in text
-    assert "Repaired by <strong>signal</strong>" in text
+    assert 'apply_policy(model, "signal")</code> <strong>repairs it</strong>: second' in text
+    assert "apply_policy(model)</code> <strong>does not repair it</strong>: still" in text
+    assert "<strong>cannot be applied</strong>: 1 &lt; 2." in text
+    assert "3 starts tried" in text
     svgs = [attributes for tag, attributes in elements if tag == "svg"]
     assert len(svgs) == 2
     assert text.count('<g class="line-0">') == text.count('<g class="line-1">') == 2
@@ -98,6 +111,48 @@ def test_everything_is_there(page):
     assert "seed" in text
 
 
+def test_the_outcome_comes_first(page):
+    """What goes wrong, where, and what repairs it stand above everything else, names as code."""
+    text = str(page)
+    assert "vanishes at <code>5:relu</code>. <code>apply_policy(model)</code> repairs it." in text
+    assert text.index('class="headline"') < text.index("<h2>")
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert headings[:3] == ["What the signal does", "What repairs it", "Signal over the depth"]
+
+
+def test_each_direction_has_its_mark(page):
+    """The line in each chart stands where the signal, or the gradient, first goes wrong."""
+    said = re.findall('class="marked"[^>]*>(.*?)</text>', str(page))
+    first, *_ = page.signals.values()
+    assert said == [f"{verdict.kind} at {verdict.where}" for verdict in first.verdicts]
+    assert [verdict.kind for verdict in first.verdicts] == ["vanishes", "gradient vanishes"]
+
+
+def test_advice_makes_room_for_what_was_tried(page):
+    """Where repairs were tried they stand in place of the general advice; else that is given."""
+    first, *_ = page.signals.values()
+    advice = "keeps second moments at 1"
+    assert advice not in str(page)
+    assert advice in str(Page("sick", {"as it is": first}))
+
+
+def test_where_nothing_repairs(page):
+    """Then the heading promises nothing."""
+    failed = [repair for repair in page.repairs if not repair.works]
+    text = str(dataclasses.replace(page, repairs=failed))
+    assert "<h2>What was tried to repair it</h2>" in text
+    assert "What repairs it" not in text
+
+
+def test_what_is_closed_is_noted():
+    """A gradient of zero behind zeros has its note, and the zeros' name in its row."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    nn.init.zeros_(model[2].weight)
+    text = str(Page("closed", {"as it is": audit_signal(model, torch.eye(8))}))
+    assert "Note: the gradient is zero at {0-1}.weight, as is meant" in text
+    assert text.count("<td>2.weight</td>") == 2 + 1
+
+
 def test_it_can_be_used_without_a_mouse(page):
     """Headings, labels and roles: what a keyboard and a screen reader need."""
     elements = outline(page).elements
@@ -105,7 +160,8 @@ def test_it_can_be_used_without_a_mouse(page):
     assert labels == {a["id"] for tag, a in elements if tag == "input"}
     assert all(a.get("aria-label") for tag, a in elements if tag == "svg")
     assert all(a.get("aria-pressed") for tag, a in elements if "data-line" in a)
-    scrolling = [a for _, a in elements if a.get("class") == "scroll"]
+    scrolling = [a for _, a in elements if a.get("class") in ("scroll", "plot")]
+    assert len(scrolling) == 3 + 2
     assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
     assert [tag for tag, _ in elements].count("h1") == 1
 

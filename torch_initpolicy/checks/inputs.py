@@ -18,6 +18,9 @@ from torch_initpolicy.trace.read import read
 BATCH = 16
 """How many inputs are drawn."""
 
+VECTORS = 64
+"""How many where each is a vector: cheap, and a unit has no other positions to be seen at."""
+
 
 def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> Iterator[Call]:
     """Yield inputs to try, the best first.
@@ -40,8 +43,13 @@ def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> 
             f"no inputs were found with which the forward pass of {type(model).__name__} runs; "
             "give some: a tensor, a tuple of arguments or a dict of keyword arguments"
         )
-    yield _drawn(model, found, BATCH)
+    yield _drawn(model, found, _batch(found))
     yield _drawn(model, found, None)
+
+
+def _batch(call: Call) -> int:
+    vectors = (t.ndim <= 2 and t.is_floating_point() for t in tensors_in((call.args, call.kwargs)))
+    return VECTORS if all(vectors) else BATCH
 
 
 def batch_size(call: Call) -> int:

@@ -106,13 +106,20 @@ def likeness(rows: Tensor) -> Tensor:
     Examples:
         >>> likeness(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).tolist()
         [0.0, 2.0]
+        >>> likeness(torch.tensor([[1e-30, 0.0], [0.0, 1e-30]])).tolist()
+        [0.0, 2.0]
     """
     rows = rows[:, :FEATURES]
-    unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
+    # Of numbers below 1e-20 the squares would be zero: they are measured by the largest.
+    rows = rows / torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).clamp_min(_TINY)
+    unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(_TINY)
     gram = unit @ unit.mT
     count, trace = len(rows), gram.trace()
     cosine = (gram.sum() - trace) / (count * (count - 1))
     return torch.stack((cosine, trace.square() / gram.square().sum().clamp_min(1e-30)))
+
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def dead_units(tensor: Tensor, axis: int) -> Tensor | None:

@@ -23,6 +23,9 @@ class Point:
             tells them apart; None where the batch cannot be found in the output.
         rank: Number of directions that these outputs span, `1` to the number of inputs; or None.
         gradient: Second moment of the loss' gradient by the output; None where none arrives.
+        closed_by: Where the gradient is zero because every way on leads through weights that start
+            at zero, and these get a gradient themselves: their names. Training opens such a branch
+            with its first step.
     """
 
     index: int
@@ -39,6 +42,7 @@ class Point:
     likeness: float | None = None
     rank: float | None = None
     gradient: float | None = None
+    closed_by: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -6,13 +6,16 @@ Looks, never writes: parameters, buffers, gradients, flags and random states are
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from torch_initpolicy.checks.closed import closed
 from torch_initpolicy.checks.inputs import batch_size, real_inputs
 from torch_initpolicy.checks.measure import (
     Sketch,
@@ -26,9 +29,10 @@ from torch_initpolicy.checks.plots import Figure, Writer, plot_signals
 from torch_initpolicy.checks.points import Point, Update
 from torch_initpolicy.checks.verdicts import Verdict, verdicts
 from torch_initpolicy.engine.storage import full
+from torch_initpolicy.engine.words import folded
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import canonical_modules, sites
-from torch_initpolicy.trace.capture import Ran, observe, tensors_in
+from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.uses import Uses, advance
@@ -61,13 +65,30 @@ class Signal:
         return all(verdict.mild for verdict in self.verdicts)
 
     @property
+    def note(self) -> str:
+        """Which gradients are zero because weights start at zero, as is meant; else empty."""
+        behind = [point.name for point in self.weighted if point.closed_by]
+        zeros = dict.fromkeys(name for point in self.points for name in point.closed_by)
+        if not behind:
+            return ""
+        return (
+            f"the gradient is zero at {listed(behind)}, as is meant: its way there leads through "
+            f"{listed(zeros)}, zero at the start; these get a gradient, so "
+            "that the first step opens it"
+        )
+
+    @property
     def weighted(self) -> tuple[Point, ...]:
         """The points that apply a weight."""
         return tuple(point for point in self.points if point.site is not None)
 
     def to_json(self) -> str:
         """Write everything that was measured as JSON; what is not finite becomes null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
+        return json.dumps(self.as_data(), indent=1, allow_nan=False)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return what `to_json` writes."""
+        return {key: _finite(value) for key, value in dataclasses.asdict(self).items()}
 
     def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> Figure:
         """Draw the profiles over the depth, those of other signals over them.
@@ -98,18 +119,68 @@ class Signal:
                 writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
 
     def __str__(self) -> str:
-        rows = [_row(point) for point in self.weighted]
-        table = "\n".join(_aligned([_HEAD, *rows])) if rows else "no operator applies a weight"
         words = [str(verdict) for verdict in self.verdicts] or ["the signal keeps its size"]
-        return "\n".join((table, "", *words))
+        return "\n".join((self.table, "", *map(filled, filter(None, (*words, self.note)))))
+
+    @property
+    def table(self) -> str:
+        """One line for each weight, in order of execution."""
+        rows = [_row(point) for point in self.weighted]
+        return "\n".join(_aligned([_HEAD, *rows])) if rows else "no operator applies a weight"
 
 
 _HEAD = ("weight", "op", "mean", "std", "dead", "likeness", "gradient")
 
 
+_CALL = re.compile(r"\w+\([^()]*\)")
+
+
+def filled(text: str, indent: str = "") -> str:
+    """Break a sentence into lines of a terminal's width; names and calls stay whole.
+
+    Args:
+        text: The sentence.
+        indent: Put before every line; those after the first go in further.
+
+    Examples:
+        >>> print(filled(f"{'so ' * 25}write apply_policy(model, 'signal')"))
+        so so so so so so so so so so so so so so so so so so so so so so so so so write
+            apply_policy(model, 'signal')
+    """
+    lines = textwrap.fill(
+        _CALL.sub(lambda call: call[0].replace(" ", _WHOLE), text),
+        98,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace(_WHOLE, " ")
+
+
+_WHOLE = "\N{NULL}"
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Write names of weights for people, those of numbered modules in one.
+
+    Args:
+        names: The names.
+        most: How many to write; of others their number.
+
+    Examples:
+        >>> listed(["0.weight", "1.weight", "head.weight"])
+        '{0-1}.weight, head.weight'
+    """
+    lines = [name for name, _ in folded((name, ()) for name in names)]
+    more = f" and {len(lines) - most} more like these" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
+
+
 def _row(point: Point) -> tuple[str, ...]:
     numbers = (point.mean, point.std, point.dead, point.likeness, point.gradient)
-    return (point.name, point.op, *("-" if x is None else f"{x:.3g}" for x in numbers))
+    shown = ["-" if x is None else f"{x:.3g}" for x in numbers]
+    return (point.name, point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -165,6 +236,27 @@ def audit_signal(
         >>> signal.ok
         True
     """
+    return follow(model, inputs, loss_fn=loss_fn, table=table)[1]
+
+
+def follow(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    loss_fn: Loss | None = None,
+    table: Mapping[str, Op] = OPS,
+) -> tuple[Call, Signal]:
+    """Follow the signal, and say with which inputs.
+
+    Args:
+        model: As for `audit_signal`, like all that follow.
+        inputs: What its forward takes; None to draw some.
+        loss_fn: Makes a scalar of what the model returns.
+        table: What operators do, by name.
+
+    Raises:
+        TraceError: As for `audit_signal`.
+    """
     inner = next(module for _, module in canonical_modules(model))
     found = sites(model)
     names = {id(p): site.name for site in found for p in site.parameters}
@@ -178,7 +270,7 @@ def audit_signal(
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             failure = failure or error
         else:
-            return audit.signal()
+            return call, audit.signal()
     raise TraceError(
         f"the forward pass of {type(inner).__name__} raises with these inputs: "
         f"{type(failure).__name__}: {failure}; give what forward takes: a tensor, a tuple of "
@@ -283,8 +375,8 @@ class _Audit:
 
     def signal(self) -> Signal:
         """Read all numbers and judge them."""
-        points = tuple(map(self._point, self.measured))
         updates = tuple(_update(name, *pair) for name, pair in self.moved.items())
+        points = tuple(self._noted(tuple(map(self._point, self.measured)), updates))
         return Signal(
             points=points,
             updates=updates,
@@ -292,6 +384,15 @@ class _Audit:
             inputs=self.inputs,
             loss=number(self.loss),
         )
+
+    def _noted(self, points: Sequence[Point], updates: Sequence[Update]) -> Iterator[Point]:
+        """Note at gradients of zero which weights close the way, if training opens it by itself."""
+        zeros = {update.site: bool(update.gradient) for update in updates if update.second == 0}
+        known = {p.index: p.gradient for p in points if p.gradient is not None}
+        ways = {} if self.uses is None else closed(self.uses, known, zeros)
+        for point in points:
+            opening = tuple(sorted(name for name in ways.get(point.index, ()) if zeros[name]))
+            yield dataclasses.replace(point, closed_by=opening) if opening else point
 
     def _point(self, measured: _Measured) -> Point:
         node, found = measured.node, measured.sketch

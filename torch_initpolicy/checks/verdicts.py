@@ -60,7 +60,12 @@ class Verdict:
     mild: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} at {self.where!r}: {self.reason}; {self.advice}"
+        return f"{self.finding}; {self.advice}"
+
+    @property
+    def finding(self) -> str:
+        """What goes wrong and where, without the advice."""
+        return f"{self.kind} at {self.where!r}: {self.reason}"
 
 
 def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
@@ -71,16 +76,18 @@ def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
         inputs: How many inputs the batch held.
 
     Returns:
-        At most one verdict of each kind; the mild ones last, else forward before backward.
+        At most one verdict of each kind; the mild ones last, else forward before backward, in order
+        of execution.
     """
     points = [point for point in points if not _is_masked(point)]
     overflow = _first(points, lambda point: not math.isfinite(point.second))
     if overflow is not None:
         return (_overflow(points, overflow),)
-    body = _body(points)
-    judges = (_size, _dying, _likeness, _gradient)
-    found = itertools.chain.from_iterable(judge(body, points) for judge in judges)
-    return tuple(sorted(found, key=lambda verdict: verdict.mild))
+    body = body_of(points)
+    ahead = [verdict for judge in (_size, _dying, _likeness) for verdict in judge(body, points)]
+    places = {point.name: place for place, point in reversed(list(enumerate(points)))}
+    ahead.sort(key=lambda verdict: places[verdict.where])
+    return tuple(sorted([*ahead, *_gradient(body, points)], key=lambda verdict: verdict.mild))
 
 
 def _is_masked(point: Point) -> bool:
@@ -91,8 +98,15 @@ def _is_masked(point: Point) -> bool:
     return not math.isfinite(point.second) and point.mean < MASKED
 
 
-def _body(points: Sequence[Point]) -> Sequence[Point]:
-    """Return the points from the first weight to the last but one; a head may start small."""
+def body_of(points: Sequence[Point]) -> Sequence[Point]:
+    """Return the points from the first weight to before the last: a head may start small.
+
+    Args:
+        points: What was measured, in order of execution.
+
+    Returns:
+        Some of them; none where there are too few weights to tell a course by.
+    """
     weighted = [i for i, point in enumerate(points) if point.site is not None]
     return points[weighted[0] : weighted[-1]] if len(weighted) >= PLAIN else ()
 
@@ -128,13 +142,13 @@ def _size(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     start = body[0].second
     seconds = [point.second for point in body]
     ahead = _largest_ahead(seconds)
-    low, high = min(start, 1.0), max(start, 1.0)
+    low, high = min(start or 1.0, 1.0), max(start, 1.0)
     if ahead[-1] < VANISHED * low:
         yield _sized("vanishes", body, next(i for i, q in enumerate(ahead) if q < 0.1 * low))
     elif seconds[-1] > EXPLODED * high:
         yield _sized("explodes", body, next(i for i, q in enumerate(seconds) if q > 10 * high))
     else:
-        yield from _wandering([point for point in body if point.site is not None], low, high)
+        yield from _wandering(body, low, high)
 
 
 def _largest_ahead(values: Sequence[float]) -> list[float]:
@@ -142,51 +156,79 @@ def _largest_ahead(values: Sequence[float]) -> list[float]:
     return list(itertools.accumulate(reversed(values), max))[::-1]
 
 
+def arriving(body: Sequence[Point]) -> float:
+    """Return the second moment that comes out at the end of a body, whichever way it comes.
+
+    The largest from the last weight on: behind a residual branch that starts small it is the sum
+    that carries the signal.
+
+    Args:
+        body: Points from a weight on.
+    """
+    last = max(place for place, point in enumerate(body) if point.site is not None)
+    return max(point.second for point in body[last:])
+
+
 def _sized(kind: Kind, body: Sequence[Point], index: int) -> Verdict:
     start, end = body[0], body[-1]
-    last = [point for point in body if point.site is not None]
-    factor = (max(end.second, 1e-300) / start.second) ** (1 / max(len(last) - 1, 1))
     return Verdict(
         kind,
         body[index].name,
         f"the second moment goes from {start.second:.3g} at {start.name!r} to {end.second:.3g} at "
-        f"{end.name!r}, by {_power(end.second / start.second)}, {factor:.2f} times at each of "
-        f"{len(last)} weights",
+        f"{end.name!r}{_changed(start.second, end.second)}{_rate(body)}",
         _REPAIR,
     )
 
 
-def _wandering(weighted: Sequence[Point], low: float, high: float) -> Iterator[Verdict]:
-    """Judge the outputs of weights alone: what residual branches add up to is meant to grow."""
-    ahead = _largest_ahead([point.second for point in weighted])
-    start, end = weighted[0], weighted[-1]
-    if low / WANDERED <= ahead[-1] and end.second <= high * WANDERED:
+def _rate(body: Sequence[Point]) -> str:
+    """Say by how much the outputs of weights change from one to the next, where they do."""
+    seconds = [point.second for point in body if point.site is not None]
+    seconds = list(itertools.takewhile(bool, seconds))
+    if not seconds or VANISHED < seconds[-1] / seconds[0] < EXPLODED:
+        return ""
+    rate = (seconds[-1] / seconds[0]) ** (1 / (len(seconds) - 1))
+    return f": times {rate:.2g} from one weight to the next"
+
+
+def _wandering(body: Sequence[Point], low: float, high: float) -> Iterator[Verdict]:
+    """Judge upwards the outputs of weights alone: what residual branches add up to may grow."""
+    weighted = [point for point in body if point.site is not None]
+    start, last, arrives = weighted[0], weighted[-1], arriving(body)
+    if last.second > high * WANDERED:
+        end, outside = last.second, [p for p in weighted if p.second > high * WANDERED]
+    elif arrives < low / WANDERED:
+        end, outside = arrives, [p for p in weighted if p.second < low / WANDERED]
+    else:
         return
-    outside = (p for p in weighted if not low / WANDERED <= p.second <= high * WANDERED)
     yield Verdict(
         "wanders",
-        next(outside, end).name,
-        f"the second moment goes from {start.second:.3g} at {start.name!r} to {end.second:.3g} at "
-        f"{end.name!r}; some of that is to be expected of narrow layers, and behind silu or gelu, "
+        outside[0].name,
+        f"the second moment goes from {start.second:.3g} at {start.name!r} to {end:.3g} at "
+        f"{last.name!r}; some of that is to be expected of narrow layers, and behind silu or gelu, "
         "where small deviations grow",
         _CALIBRATE,
         mild=True,
     )
 
 
-def _power(ratio: float) -> str:
-    """Write a ratio as a power of ten.
+def _changed(start: float, end: float) -> str:
+    """Write what a number is multiplied by, as a power of ten; nothing where there is none.
 
     Examples:
-        >>> _power(2e-6)
-        '10^-5.7'
+        >>> _changed(1.0, 2e-6), _changed(1.0, 0.0)
+        (', by 10^-5.7', '')
     """
-    return f"10^{math.log10(ratio):.1f}" if ratio > 0 else "0"
+    finite = 0 < start < math.inf and 0 < end < math.inf
+    return f", by 10^{math.log10(end / start):.1f}" if finite else ""
 
 
 def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
-    """Judge activations by the units that are silent whatever goes in."""
-    dead = [point for point in points if point.dead is not None and point.dead > DEAD]
+    """Judge activations by the units that are silent whatever goes in, if something does."""
+    dead = [
+        point
+        for before, point in zip([None, *points[:-1]], points, strict=True)
+        if (point.dead or 0.0) > DEAD and (before is None or before.second > 0)
+    ]
     if dead:
         worst = max(point.dead or 0.0 for point in dead)
         yield Verdict(
@@ -199,8 +241,13 @@ def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
 
 
 def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
-    """Judge how far different inputs stay different."""
-    known = [(p, 1 - p.likeness) for p in body if p.likeness is not None and p.second > 0]
+    """Judge how far different inputs stay different; a pool makes noise alike."""
+    known = [
+        (point, 1 - point.likeness)
+        for point in body
+        if point.likeness is not None and point.second > 0
+        if point.site is not None or point.activates or point.op == "add"
+    ]
     if not known or not known[-1][1] < min(ALIKE, 0.05 * known[0][1]):
         return
     ahead = _largest_ahead([difference for _, difference in known])
@@ -221,11 +268,14 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
 
 
 def _gradient(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
-    """Judge the squared length of the gradient; its mean square would count positions."""
+    """Judge the squared length of the gradient; its mean square would count positions.
+
+    What is closed on purpose is left out.
+    """
     lengths = [
         (point, point.gradient * math.prod(point.shape))
         for point in body
-        if point.gradient is not None
+        if point.gradient is not None and not point.closed_by
     ]
     if len(lengths) < PLAIN or lengths[-1][1] == 0:
         return
@@ -246,7 +296,7 @@ def _graded(
         kind,
         where.name,
         f"on its way back from {end[0].name!r} to {start[0].name!r} the gradient's squared length "
-        f"changes by {_power(start[1] / end[1])}",
+        f"goes from {end[1]:.3g} to {start[1]:.3g}{_changed(end[1], start[1])}",
         _REPAIR if kind == "gradient vanishes" else _CRITICAL,
     )
 

@@ -3,23 +3,38 @@
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch_initpolicy.checks.profiles import Profile
 
 WIDTH, HEIGHT = 960, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 30, 34
 
 
-def chart(title: str, profiles: Mapping[str, Profile], *, marked: str | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where something is to be pointed out.
+
+    Attributes:
+        weight: Name of the weight.
+        said: What to write there.
+    """
+
+    weight: str
+    said: str
+
+
+def chart(title: str, profiles: Mapping[str, Profile], *, mark: Mark | None = None) -> str:
     """Draw profiles over one another, on a logarithmic scale.
 
     Args:
         title: What is drawn, for whoever cannot see it.
         profiles: The profiles, by what they are called.
-        marked: Name of a weight at which to draw a line: here it goes wrong.
+        mark: Where to draw a line, and what to write at it: here it goes wrong.
 
     Returns:
-        An `<svg>` element; the lines have the classes `line-0`, `line-1`, and so on.
+        An `<svg>` element in a frame that scrolls where the page is narrow; the lines have the
+        classes `line-0`, `line-1`, and so on.
     """
     heights = [h for profile in profiles.values() for h in profile.heights if h is not None]
     if not heights:
@@ -27,15 +42,18 @@ def chart(title: str, profiles: Mapping[str, Profile], *, marked: str | None = N
     low, high = _decades(heights)
     count = max(len(profile.heights) for profile in profiles.values())
     names = next(iter(profiles.values())).names
+    known = mark is not None and mark.weight in names
+    marks = [_mark(mark.said, names.index(mark.weight), count)] if mark and known else []
     parts = [
         *_grid(low, high),
-        *(_mark(names.index(marked), count) for _ in [0] if marked in names),
+        *marks,
         *(_line(i, p, count, low, high) for i, p in enumerate(profiles.values())),
     ]
     caption = html.escape(f"{title}, for {', '.join(profiles)}")
     return (
+        f'<div class="plot" tabindex="0" role="region" aria-label="{html.escape(title)}">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
-        f"{''.join(parts)}</svg>"
+        f"{''.join(parts)}</svg></div>"
     )
 
 
@@ -66,9 +84,15 @@ def _grid(low: int, high: int) -> Iterator[str]:
     )
 
 
-def _mark(place: int, count: int) -> str:
+def _mark(said: str, place: int, count: int) -> str:
+    """Draw where it goes wrong, the words above it on the side that has room."""
     x = _x(place, count)
-    return f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    side, anchor = (6, "start") if place < count / 2 else (-6, "end")
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 22}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="marked" x="{x + side:.1f}" y="{TOP - 10}" text-anchor="{anchor}">'
+        f"{html.escape(said)}</text>"
+    )
 
 
 def _line(index: int, profile: Profile, count: int, low: int, high: int) -> str:

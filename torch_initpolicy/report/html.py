@@ -5,6 +5,7 @@ of light or dark.
 """
 
 import html
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from torch_initpolicy.checks.findings import Finding
 from torch_initpolicy.checks.profiles import backward, forward
-from torch_initpolicy.checks.signal import Signal
+from torch_initpolicy.checks.repairs import Outcome, Repair
+from torch_initpolicy.checks.signal import Signal, listed
 from torch_initpolicy.checks.verdicts import Verdict
 from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number
-from torch_initpolicy.report.charts import chart
+from torch_initpolicy.report.charts import Mark, chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,11 @@ class Page:
 
     Attributes:
         title: What the report is about.
+        headline: Its outcome in a sentence or two.
         signals: Signals of the model, by what they are called; the first is that of the model as
             it is, the others those of suggested policies.
+        repairs: What was tried to repair the signal, the best first.
+        cost: What trying it took.
         plan: What a policy would write, or has written.
         findings: Symmetric starts; None where nobody looked.
         receipt: A receipt, as JSON.
@@ -37,6 +42,9 @@ class Page:
     plan: Plan | None = None
     findings: Sequence[Finding] | None = None
     receipt: str | None = None
+    headline: str = ""
+    repairs: Sequence[Repair] = ()
+    cost: str = ""
 
     def __str__(self) -> str:
         sections = "".join(_sections(self))
@@ -77,10 +85,17 @@ def _asset(name: str) -> str:
 
 
 def _sections(page: Page) -> Iterator[str]:
+    if page.headline:
+        yield f'<p class="headline">{_with_code(page.headline)}</p>\n'
     if page.signals:
-        yield _section("Verdict", _verdicts(page.signals))
+        first = next(iter(page.signals.values()))
+        yield _section("What the signal does", _verdicts(first, advise=not page.repairs))
+        if page.repairs:
+            works = any(repair.works for repair in page.repairs)
+            what = "What repairs it" if works else "What was tried to repair it"
+            yield _section(what, _repairs(page.repairs, page.cost))
         yield _section("Signal over the depth", _profiles(page.signals))
-        yield _section("Signal, operator by operator", _points(next(iter(page.signals.values()))))
+        yield _section("Signal, operator by operator", _points(first))
     if page.plan is not None:
         yield _section(f"Plan: {page.plan.policy}", _plan(page.plan))
     if page.findings is not None:
@@ -99,36 +114,67 @@ def _section(title: str, body: str) -> str:
 #
 
 
-def _verdicts(signals: Mapping[str, Signal]) -> str:
-    first = next(iter(signals.values()))
-    if first.ok and not first.verdicts:
-        return '<p class="good">The signal keeps its size, forward and back.</p>\n'
-    repairs = [name for name, other in list(signals.items())[1:] if other.ok and not first.ok]
-    words = [f"<strong>{html.escape(name)}</strong>" for name in repairs]
-    said = f'<p class="good">Repaired by {" or by ".join(words)}: see the lines below.</p>\n'
-    return "".join(map(_verdict, first.verdicts)) + (said if words else "")
+def _verdicts(signal: Signal, *, advise: bool) -> str:
+    said = "".join(_verdict(verdict, advise=advise) for verdict in signal.verdicts)
+    note = f'<p class="note">Note: {html.escape(signal.note)}.</p>\n' if signal.note else ""
+    return (said or '<p class="good">The signal keeps its size, forward and back.</p>\n') + note
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict, *, advise: bool) -> str:
     kind = "mild" if verdict.mild else "bad"
+    advice = f"<p>{_with_code(verdict.advice)}.</p>" if advise else ""
     return (
         f'<div class="{kind}"><p><strong>{html.escape(verdict.kind)}</strong> at '
-        f"<code>{html.escape(verdict.where)}</code>: {html.escape(verdict.reason)}.</p>"
-        f"<p>{_with_code(verdict.advice)}.</p></div>\n"
+        f"<code>{html.escape(verdict.where)}</code>: {_with_code(verdict.reason)}.</p>"
+        f"{advice}</div>\n"
     )
 
 
+_CLASSES: Mapping[Outcome, str] = {
+    "repairs": "good", "nearly": "good", "fails": "bad", "refused": "bad",
+}  # fmt: skip
+
+
+def _repairs(repairs: Sequence[Repair], cost: str) -> str:
+    """List what was tried, each with what it did to the signal."""
+    items = "".join(map(_repair, repairs))
+    return f'<ol class="repairs">\n{items}</ol>\n<p class="note">{html.escape(cost)}.</p>\n'
+
+
+def _repair(repair: Repair) -> str:
+    what, _, numbers = repair.reason.partition(": ")
+    told = f": {_with_code(numbers)}" if numbers else ""
+    return (
+        f'<li class="{_CLASSES[repair.outcome]}"><code>{_escaped(repair.call)}</code> '
+        f"<strong>{html.escape(what)}</strong>{told}.</li>\n"
+    )
+
+
+_CODE = re.compile(r"(\w+\([^()]*\)|(?<!\w)'[^' ]+')")
+"""Calls, and names in quotes."""
+
+
 def _with_code(text: str) -> str:
-    """Escape a text, its calls set as code."""
-    words = html.escape(text, quote=False).split("apply_policy(")
-    calls = (f"<code>apply_policy({call.replace(')', ')</code>', 1)}" for call in words[1:])
-    return words[0] + "".join(calls)
+    """Escape a text, its calls and quoted names set as code.
+
+    Examples:
+        >>> _with_code("dies at '3:relu'; lsuv_(model, batch)")
+        'dies at <code>3:relu</code>; <code>lsuv_(model, batch)</code>'
+    """
+    parts = _CODE.split(text)
+    plain, codes = (
+        parts[::2],
+        [f"<code>{_escaped(code.strip(chr(39)))}</code>" for code in parts[1::2]],
+    )
+    return "".join(map(str.__add__, map(_escaped, plain), [*codes, ""]))
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def _profiles(signals: Mapping[str, Signal]) -> str:
     first = next(iter(signals.values()))
-    wrong = next((verdict.where for verdict in first.verdicts if not verdict.mild), None)
-    marked = _weight_at(first, wrong)
     ahead = {name: forward(signal.points) for name, signal in signals.items()}
     back = {name: backward(signal.points) for name, signal in signals.items()}
     keys = "".join(
@@ -136,17 +182,25 @@ def _profiles(signals: Mapping[str, Signal]) -> str:
         f"{html.escape(name)}</button>"
         for i, name in enumerate(signals)
     )
-    note = '<p class="note">The dotted line is where it goes wrong first.</p>' if marked else ""
     return (
         f'<div class="keys" role="group" aria-label="Signals shown">{keys}</div>\n'
         f"<h3>Second moment of each weight's output</h3>\n"
-        f"{chart('Second moments', ahead, marked=marked)}\n"
-        f"<h3>Squared length of the gradient by it</h3>\n"
-        f"{chart('Gradients', back, marked=marked)}\n{note}"
+        f"{chart('Second moments', ahead, mark=_place(first, back=False))}\n"
+        f"<h3>Squared length of the gradient at each weight's output</h3>\n"
+        f"{chart('Gradients', back, mark=_place(first, back=True))}\n"
     )
 
 
-def _weight_at(signal: Signal, name: str | None) -> str | None:
+def _place(signal: Signal, *, back: bool) -> Mark | None:
+    """Say at which weight it first goes wrong in one direction, if it does."""
+    for verdict in signal.verdicts:
+        if not verdict.mild and verdict.kind.startswith("gradient") is back:
+            weight = _weight_at(signal, verdict.where)
+            return Mark(weight or verdict.where, f"{verdict.kind} at {verdict.where}")
+    return None
+
+
+def _weight_at(signal: Signal, name: str) -> str | None:
     """Return the weight at, or before, a place."""
     seen: str | None = None
     for point in signal.points:
@@ -157,11 +211,13 @@ def _weight_at(signal: Signal, name: str | None) -> str | None:
 
 
 def _points(signal: Signal) -> str:
-    head = ("operator", "weight", "mean", "std", "zeros", "dead", "likeness", "rank", "gradient")
+    head = ("operator", "weight", "mean", "std", "zeros", "dead", "likeness", "rank", "gradient",
+            "closed by")  # fmt: skip
     rows = (
         (
             f"{point.module}:{point.op}".lstrip(":"), point.site or "", point.mean, point.std,
             point.zeros, point.dead, point.likeness, point.rank, point.gradient,
+            listed(point.closed_by),
         )
         for point in signal.points
     )  # fmt: skip
