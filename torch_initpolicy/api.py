@@ -177,8 +177,8 @@ def apply_policy(
 
     Everything that can be wrong is found before the first write, and raised once. The values
     depend on the seed, the canonical names, the logical shapes, the initializers and the type of
-    the device that draws, and on nothing else: not on the order of modules, threads, dtype (beyond
-    rounding), or sharding.
+    the device that draws, and on nothing else: not on the order of modules, threads or sharding,
+    nor on the dtype beyond rounding (float64 apart, which is drawn in float64).
 
     Args:
         model: As for `plan_policy`.
