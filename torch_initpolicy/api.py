@@ -11,6 +11,7 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
+from torch_initpolicy.engine.memory import collection_paused
 from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
@@ -99,11 +100,12 @@ def _module(model: nn.Module) -> nn.Module:
     return model
 
 
+@collection_paused()
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
     found = sites(model)
     reading = _reading(model, found, example_inputs)
     plan = make_plan(
-        model,
+        found,
         reading.facts,
         policy,
         unknown_operators=reading.unknown_operators,
@@ -116,7 +118,7 @@ def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **option
             f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
             UnknownOperatorWarning,
         )
-    return _with_skipped(plan, found)
+    return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
 
 
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:
@@ -126,16 +128,11 @@ def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Re
     return read(model, found, example_inputs)
 
 
-def _with_skipped(plan: Plan, found: Sequence[Site]) -> Plan:
+def _with_skipped(plan: Plan, found: Sequence[Site]) -> Iterator[Step]:
     """Where a kept site was skipped by `skip_init`, plan what its constructor would have drawn."""
-    pending = {site.name: pending_of(site.parameters[0]) for site in found}
-    steps = (
-        as_constructed(step, skipped)
-        if step.keeps and (skipped := pending[step.name]) is not None
-        else step
-        for step in plan.steps
-    )
-    return replace(plan, steps=tuple(steps))
+    for site, step in zip(found, plan, strict=True):
+        skipped = pending_of(site.parameters[0]) if step.keeps else None
+        yield step if skipped is None else as_constructed(step, skipped)
 
 
 def apply_policy(

@@ -4,6 +4,7 @@ Knows sites and facts; has never heard of initializers. A matcher's repr is the 
 `torch_initpolicy.policy.match` that makes it.
 """
 
+import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Literal, TypeVar, get_args
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.axes import Fans, fans
+from torch_initpolicy.tensors.axes import Axes, Fans, fans
 from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
@@ -425,8 +426,14 @@ def fans_of(site: Site, facts: Facts) -> tuple[Fans, ...]:
     axes = facts.axes or site.axes
     if axes is None or not (axes.inputs or axes.copies):
         return ()
+    return _fans_of_blocks(site.shape, axes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fans_of_blocks(shape: tuple[int, ...], axes: Axes) -> tuple[Fans, ...]:
+    """Count the fans of each packed block; models repeat their layers."""
     blocks = range(len(axes.blocks)) if axes.blocks else (None,)
-    return tuple(fans(site.shape, axes, block) for block in blocks)
+    return tuple(fans(shape, axes, block) for block in blocks)
 
 
 def _check_bounds(side: str, bounds: Bounds) -> None:
