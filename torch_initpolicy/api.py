@@ -1,7 +1,5 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
-import contextlib
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,6 +11,7 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
+from torch_initpolicy.engine.memory import collection_paused
 from torch_initpolicy.engine.origins import Build
 from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.engine.planning import make_plan
@@ -101,43 +100,25 @@ def _module(model: nn.Module) -> nn.Module:
     return model
 
 
+@collection_paused()
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
-    with _uncollected():
-        found = sites(model)
-        reading = _reading(model, found, example_inputs)
-        plan = make_plan(
-            found,
-            reading.facts,
-            policy,
-            unknown_operators=reading.unknown_operators,
-            untraced=reading.untraced,
-            **options,
-        )
+    found = sites(model)
+    reading = _reading(model, found, example_inputs)
+    plan = make_plan(
+        found,
+        reading.facts,
+        policy,
+        unknown_operators=reading.unknown_operators,
+        untraced=reading.untraced,
+        **options,
+    )
     if reading.unknown_operators:
         counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]
         warn(
             f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
             UnknownOperatorWarning,
         )
-    return replace(_with_skipped(plan, found), model=model)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from searching the many small objects that a plan is made from.
-
-    They are in use until it is made, and the collector would go through all of them several times.
-    Only who has switched it off switches it on again: plans that are made in several threads at
-    once leave it as the first of them has found it.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
 
 
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:
@@ -147,16 +128,11 @@ def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Re
     return read(model, found, example_inputs)
 
 
-def _with_skipped(plan: Plan, found: Sequence[Site]) -> Plan:
+def _with_skipped(plan: Plan, found: Sequence[Site]) -> Iterator[Step]:
     """Where a kept site was skipped by `skip_init`, plan what its constructor would have drawn."""
-    pending = {site.name: pending_of(site.parameters[0]) for site in found}
-    steps = (
-        as_constructed(step, skipped)
-        if step.keeps and (skipped := pending[step.name]) is not None
-        else step
-        for step in plan.steps
-    )
-    return replace(plan, steps=tuple(steps))
+    for site, step in zip(found, plan, strict=True):
+        skipped = pending_of(site.parameters[0]) if step.keeps else None
+        yield step if skipped is None else as_constructed(step, skipped)
 
 
 def apply_policy(

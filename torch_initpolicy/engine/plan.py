@@ -110,9 +110,7 @@ class Plan:
         Raises:
             PlanError: The model has other sites; lists every case.
         """
-        cases = list(_misfits(self.steps, sites(model)))
-        if cases:
-            raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+        _check_fit(self.steps, sites(model))
         return replace(self, model=model)
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
@@ -127,9 +125,11 @@ class Plan:
         target = self.model if model is None else model
         if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        steps = {step.name: step for step in self.on(target).steps}
         reshard(target)
-        return tuple((site, steps[site.name]) for site in sites(target))
+        found = sites(target)
+        _check_fit(self.steps, found)
+        steps = {step.name: step for step in self.steps}
+        return tuple((site, steps[site.name]) for site in found)
 
     def apply(
         self,
@@ -191,6 +191,13 @@ class Plan:
             PolicyError: The text is no plan.
         """
         return _plan(codec.read_json(text))
+
+
+def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
+    """Raise where the sites of a model are not those that steps were made for."""
+    cases = list(_misfits(steps, found))
+    if cases:
+        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
 
 
 def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:

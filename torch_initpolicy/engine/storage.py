@@ -143,6 +143,17 @@ class Piece:
             values: The run, flat and contiguous, of any dtype.
             start: Its first element.
         """
+        flat = self.flat
+        if flat is None:
+            self._put_boxes(values, start)
+            return
+        first, stop = max(start, self.run.start), min(start + values.numel(), self.run.stop)
+        if first < stop:
+            here = flat[first - self.run.start : stop - self.run.start]
+            here.copy_(values[first - start : stop - start])
+
+    def _put_boxes(self, values: Tensor, start: int) -> None:
+        """Write where memory is ordered otherwise than the run, box by box."""
         done = 0
         for box in boxes(self.shape, start, start + values.numel()):
             size = volume(box)
