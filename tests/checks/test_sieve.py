@@ -52,7 +52,7 @@ class TestWhatIsLeft:
     def test_twins_with_others_between_them(self):
         """A pair is left though the sums of many other rows lie between its own."""
         base = normal(1, WIDTH).double()
-        (_, *across) = torch.linalg.svd(sieve._weights()[:1])[2]
+        (_, *across) = torch.linalg.svd(sieve._weights(WIDTH)[:1])[2]
         others = base + normal(50, WIDTH - 1, seed=1).double() @ torch.stack(across)
         rows = torch.cat((base, others, base * (1 + 5e-7)))
 
@@ -103,6 +103,14 @@ class TestWhatIsNot:
         rows[30, 2] += 1e-4
 
         assert sift([rows])[0].tolist() == []
+
+
+def test_more_numbers():
+    """Where a few numbers do not tell rows apart, more do."""
+    rows = normal(300, 64).sign()
+
+    assert len(sift([rows])[0]) == 300
+    assert sift([rows], 64)[0].tolist() == []
 
 
 def test_nothing_to_sift():

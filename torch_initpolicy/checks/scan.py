@@ -146,7 +146,7 @@ def _layouts(site: Site, thorough: bool) -> Iterator[_Layout]:  # noqa: FBT001 -
 
 def _sample(tensor: Tensor, view: View) -> Tensor:
     """Return the first few elements of each unit."""
-    return next(iter(view.blocks(tensor, None, WIDTH)))
+    return next(view.blocks(tensor, None, WIDTH))
 
 
 def _likenesses(layout: _Layout, left: Tensor | None) -> Iterator[Likeness]:
@@ -166,6 +166,7 @@ Found = tuple[Tensor, Tensor, Tensor]
 
 
 def _found(layout: _Layout, left: Tensor | None) -> Found | None:
+    """Find what is equal: the units left by the sieve, those of all shards, or all there is."""
     tensor, view = layout.tensor, layout.view
     if left is not None:
         return _equal(tensor, view, left)
@@ -190,17 +191,24 @@ def _constant(tensor: Tensor, view: View) -> Found | None:
 
 def _equal(tensor: Tensor, view: View, units: Tensor) -> Found | None:
     """Find those that are equal in all their elements among units that are in a few."""
-    everything = len(units) == view.count
-    constant = _constant(tensor, view) if everything else None
+    constant = _constant(tensor, view) if len(units) == view.count else None
     if constant is not None or not len(units):
         return constant
-    chosen = None if everything else units
-    piece = max(1, _PIECE // len(units))
-    return _company(units, lambda: view.blocks(tensor, chosen, piece))
+    more = next(view.blocks(tensor, _chosen(units, view), _MORE))
+    units = units[sift([more], _MORE)[0]]  # few numbers differ where weights are coarse or sparse
+    piece = max(1, _PIECE // max(1, len(units)))
+    return _company(units, lambda: view.blocks(tensor, _chosen(units, view), piece))
+
+
+def _chosen(units: Tensor, view: View) -> Tensor | None:
+    """Return the units to select; None where that would be all of them."""
+    return units if len(units) < view.count else None
 
 
 def _company(units: Tensor, blocks: Blocks) -> Found | None:
     """Keep the units the rows of which are zero or equal another."""
+    if not len(units):
+        return None
     labels, signs = alike(blocks, signed=True)
     kept = _in_company(labels, signs)
     return (units[kept], units[labels[kept]], signs[kept]) if len(kept) else None
@@ -215,6 +223,9 @@ def _equal_across(tensor: "DTensor", view: View) -> Found | None:
     rows = signatures(tensor, view)
     return _company(torch.arange(len(rows), device=rows.device), lambda: [rows])
 
+
+_MORE = 64
+"""Elements of each unit that are looked at where the first few leave some in doubt."""
 
 _PIECE = 1 << 20
 """Elements that are copied at once."""

@@ -16,16 +16,16 @@ from torch_initpolicy.checks.units import NEAR
 from torch_initpolicy.engine.drawing import cores_restored
 
 WIDTH = 4
-"""Numbers of each row that are looked at."""
+"""Numbers of each row that are looked at as a rule."""
 
 _ROUNDS = 8
 """Projections at most: one leaves few of some thousand random rows, four few of a million."""
 
 _BATCH = 1 << 16
-"""Rows that are looked at together, unless one set has more."""
+"""Rows that are looked at together, those of zeros included, unless one set has more."""
 
 
-def sift(sets: Iterable[Tensor]) -> list[Tensor]:
+def sift(sets: Iterable[Tensor], width: int = WIDTH) -> list[Tensor]:
     """Find the rows of each set that may be zero, or equal to another up to the sign.
 
     Rows that are zero or alike by their first numbers are always among those that are left, so
@@ -33,6 +33,7 @@ def sift(sets: Iterable[Tensor]) -> list[Tensor]:
 
     Args:
         sets: Rows of each set, `(units, features)`, of one unit and one feature at least.
+        width: How many numbers of each row are looked at.
 
     Returns:
         For each set the numbers of the rows that are left, in order.
@@ -47,7 +48,7 @@ def sift(sets: Iterable[Tensor]) -> list[Tensor]:
         return [
             left.to(rows.device)
             for batch in _batches(sets)
-            for rows, left in zip(batch, _sift(batch), strict=True)
+            for rows, left in zip(batch, _sift(batch, width), strict=True)
         ]
 
 
@@ -55,24 +56,25 @@ def _batches(sets: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     batch: list[Tensor] = []
     size = 0
     for rows in sets:
-        if batch and size + len(rows) > _BATCH:
+        if batch and size + len(rows) + 1 > _BATCH:
             yield batch
             batch, size = [], 0
         batch.append(rows)
-        size += len(rows)
+        size += len(rows) + 1
     if batch:
         yield batch
 
 
-def _sift(sets: Sequence[Tensor]) -> Sequence[Tensor]:
+def _sift(sets: Sequence[Tensor], width: int) -> Sequence[Tensor]:
+    """Sift one batch: project rows on one random vector after the other, and keep neighbours."""
     counts = [len(rows) + 1 for rows in sets]
-    numbers = _stacked(sets, counts)
+    numbers = _stacked(sets, counts, width)
     largest = torch.stack([part.abs().amax() for part in numbers.split_with_sizes(counts)])
     owner = torch.arange(len(sets)).repeat_interleave(torch.tensor(counts))
     fine = (2**31 - 1) / (2 * len(sets))  # torch sorts whole numbers by their digits
     near = min(NEAR, 0.1 / len(owner)) * fine + 2  # as near as `alike` has it
     left = torch.arange(len(owner))
-    for weights in _weights():
+    for weights in _weights(width):
         # Where two rows differ by NEAR at most, so do their sums with weights that sum to 1.
         keys = (numbers @ weights).abs_().div_(largest[owner]).nan_to_num_(0.0)
         crowd = _crowd(keys.add_(owner, alpha=2).mul_(fine).int(), near)
@@ -83,14 +85,14 @@ def _sift(sets: Sequence[Tensor]) -> Sequence[Tensor]:
     return _split(left, owner, counts)
 
 
-def _stacked(sets: Sequence[Tensor], counts: list[int]) -> Tensor:
-    """Copy the first numbers of all rows, `(rows, WIDTH)`.
+def _stacked(sets: Sequence[Tensor], counts: list[int], width: int) -> Tensor:
+    """Copy the first numbers of all rows, `(rows, width)`.
 
     A row of zeros is set above each set, so that rows of zeros are never without their like.
     """
-    stack = torch.zeros(sum(counts), WIDTH, dtype=torch.float64)
+    stack = torch.zeros(sum(counts), width, dtype=torch.float64)
     for part, rows in zip(stack.split_with_sizes(counts), sets, strict=True):
-        first = rows[:, :WIDTH].cpu()
+        first = rows[:, :width].cpu()
         part[1:, : first.shape[1]] = first
     return stack
 
@@ -103,10 +105,10 @@ def _split(left: Tensor, owner: Tensor, counts: Sequence[int]) -> Sequence[Tenso
     return units[is_own].split_with_sizes(sizes.tolist())
 
 
-def _weights() -> Tensor:
-    """Return fixed random vectors, `(_ROUNDS, WIDTH)`, the sizes of which sum to 1."""
+def _weights(width: int) -> Tensor:
+    """Return fixed random vectors, `(_ROUNDS, width)`, the sizes of which sum to 1."""
     generator = torch.Generator().manual_seed(1)
-    vectors = torch.rand(_ROUNDS, WIDTH, generator=generator, dtype=torch.float64) * 2 - 1
+    vectors = torch.rand(_ROUNDS, width, generator=generator, dtype=torch.float64) * 2 - 1
     return vectors / vectors.abs().sum(1, keepdim=True)
 
 
