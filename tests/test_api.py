@@ -310,6 +310,28 @@ class TestBadInput:
         with pytest.raises(PlanError, match="inference"):
             apply_policy(model, seed=0)
 
+    def test_a_weight_that_is_a_view_of_another(self):
+        """Two parameters in one memory are refused with all else, unless one is left out."""
+        model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+        model[2].weight = nn.Parameter(model[0].weight.detach().t())
+        before = bits(model)
+        with pytest.raises(PlanError, match=r"(?s)skip='9'.*'0\.weight' and '2\.weight' share"):
+            apply_policy(model, seed=0, skip=["9"])
+
+        assert equal(before, bits(model))
+        apply_policy(model, seed=0, skip=["2.weight"]).verify()
+
+    def test_a_view_made_after_planning(self):
+        """A plan from before is refused in time too."""
+        model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+        plan = plan_policy(model)
+        model[2].weight = nn.Parameter(model[0].weight.detach().t())
+        before = bits(model)
+        with pytest.raises(ApplyError, match=r"'0\.weight' and '2\.weight' share memory"):
+            plan.apply(seed=0)
+
+        assert equal(before, bits(model))
+
     @pytest.mark.parametrize(
         ("dtype", "initializer"),
         [(torch.float16, initializers.Constant(1e5)), (torch.float32, initializers.Normal(1e38))],

@@ -516,3 +516,15 @@ def test_a_real_network():
         model(x)
     assert len(found) == len(report.scaled)
     assert max(found.values()) < TOLERANCE
+
+
+def test_weights_in_one_memory_are_refused():
+    """What scaling one would do to the other is said before anything is scaled."""
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12))
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    before = model[0].weight.clone()
+    with pytest.raises(ApplyError, match="share memory"):
+        lsuv_(model, batch(32, 12), orthogonal=False)
+
+    assert torch.equal(before, model[0].weight)
+    assert lsuv_(model, batch(32, 12), orthogonal=False, skip=["2.weight"]).worst < TOLERANCE

@@ -15,7 +15,7 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
 from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
-from torch_initpolicy.engine.storage import is_sharded, obstacles, undone_on_error
+from torch_initpolicy.engine.storage import is_sharded, obstacles, shared, undone_on_error
 from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, counted, listing
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
@@ -168,7 +168,9 @@ def _orthogonalise(
 
 def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     """Run the model until the weights that several operators share have settled too, then write."""
-    cases = [f"{site.name!r} {why}" for site in scaler.sites.values() for why in obstacles(site)]
+    written = scaler.sites.values()
+    cases = [f"{site.name!r} {why}" for site in written for why in obstacles(site)]
+    cases += shared(site for site in written if scaler.wishes.filters.kept(site) is None)
     if cases:
         raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
     inner = next(module for _, module in canonical_modules(model))

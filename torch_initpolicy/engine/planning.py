@@ -14,7 +14,7 @@ from torch import nn
 from torch_initpolicy.engine.parametrized import behind
 from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number, Step, overflow
-from torch_initpolicy.engine.storage import obstacles
+from torch_initpolicy.engine.storage import obstacles, shared
 from torch_initpolicy.engine.streams import isolated
 from torch_initpolicy.engine.words import WEIGHTS_ONLY, figure, is_blanket, ranges, told
 from torch_initpolicy.errors import (
@@ -143,6 +143,7 @@ def make_plan(
         *(f"no rule matches {choice}" for choice in unmatched),
         *(idle if strict else []),
         *(f"{choice}: {error}" for choice, error in failed),
+        *_shared(found, steps),
     ], policy, _remedies(unmatched, failed))  # fmt: skip
     if idle:
         warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
@@ -563,6 +564,12 @@ def _check_memory(site: Site) -> None:
         working_dtype(site.dtype)
     except PolicyError as error:
         raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+def _shared(found: Sequence[Site], steps: Sequence[Step]) -> Iterator[str]:
+    """Yield which sites would be written over by each other."""
+    written = {step.name for step in steps if not step.keeps}
+    return shared(site for site in found if site.name in written)
 
 
 def _check_range(choice: Choice, initializer: Initializer) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.tensors.aliases import storage_of
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 
 ShapeRule = Callable[..., Any]
@@ -467,7 +468,7 @@ class _Recorder(TorchFunctionMode):
             shape=tuple(tensor.shape),
             stride=tuple(tensor.stride()) if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
-            storage=tensor.untyped_storage()._cdata if strided else -1 - len(self.values),  # noqa: SLF001 - its identity
+            storage=storage_of(tensor) if strided else -1 - len(self.values),
             dtype=tensor.dtype,
             **known,
         )
