@@ -263,6 +263,18 @@ class TestInputs:
         with pytest.raises(TraceError, match="materialize"):
             find_symmetry(model)
 
+    @pytest.mark.parametrize("inputs", [None, torch.ones(4, 3)], ids=["found", "given"])
+    def test_lazy_parameters_are_refused(self, inputs):
+        """Before their first batch nothing can be said of them; after it they are judged."""
+        model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 2))
+        with pytest.raises(TraceError, match=r"(?s)one batch first.*0\.weight"):
+            find_symmetry(model, inputs)
+
+        model(torch.ones(4, 3))
+        assert {"0.weight", "0.bias", "2.weight"} == _names(
+            find_symmetry(fill(model, 0.25), inputs), "tied"
+        )
+
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
     def test_other_precisions(self, dtype):
         """A model in half or double precision is judged like one in single."""

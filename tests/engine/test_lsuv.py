@@ -528,3 +528,13 @@ def test_weights_in_one_memory_are_refused():
 
     assert torch.equal(before, model[0].weight)
     assert lsuv_(model, batch(32, 12), orthogonal=False, skip=["2.weight"]).worst < TOLERANCE
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_what_cannot_be_written_is_refused(orthogonal):
+    """Lazy weights and those of inference mode are refused before anything runs or is written."""
+    with torch.inference_mode():
+        frozen = nn.Linear(3, 4)
+    for model, words in (nn.LazyLinear(4), "first"), (frozen, "inference_mode"):
+        with pytest.raises(ApplyError, match=words):
+            lsuv_(model, batch(8, 3), orthogonal=orthogonal)

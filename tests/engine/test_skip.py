@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_initpolicy import apply_policy, plan_policy, presets
 from torch_initpolicy.engine.apply import apply_steps
@@ -334,6 +335,24 @@ class TestWhatIsSkipped:
 
         assert type(layer.weight) is nn.Parameter
         assert layer.weight.is_meta
+
+    def test_lazy(self):
+        """A lazy layer stays lazy, its neighbour is skipped, and its first batch draws as ever."""
+        with skip_init():
+            model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+
+        assert is_lazy(model[0].weight)
+        assert pending_of(model[2].weight) is not None
+        model[:2](torch.ones(2, 3))
+        assert 0 < model[0].weight.abs().max() <= 3**-0.5
+
+    def test_lazy_within(self):
+        """A lazy layer whose first batch comes within the block is skipped like any other."""
+        with skip_init():
+            layer = nn.LazyLinear(4)
+            layer.initialize_parameters(torch.ones(2, 3))
+
+        assert pending_of(layer.weight) is not None
 
 
 class TestSurroundings:

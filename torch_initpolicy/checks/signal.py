@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.checks.inputs import batch_size, real_inputs
+from torch_initpolicy.checks.inputs import batch_size, real_inputs, require_values
 from torch_initpolicy.checks.measure import (
     Sketch,
     dead_units,
@@ -154,8 +154,9 @@ def audit_signal(
         The points in order of execution and the verdicts.
 
     Raises:
-        TraceError: The forward pass raises with these inputs, or none could be found; or the loss
-            is no scalar.
+        TraceError: The forward pass raises with these inputs, or none could be found; the loss is
+            no scalar; or parameters have no values: on the meta device, or lazy before their first
+            batch.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -167,6 +168,7 @@ def audit_signal(
     """
     inner = next(module for _, module in canonical_modules(model))
     found = sites(model)
+    require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}
     failure: Exception | None = None
     for call in real_inputs(inner, found, inputs):

@@ -132,6 +132,7 @@ def lsuv_(
         raise ValueError(f"std is a positive number, got {std}")
     found = sites(model)
     filters = Filters(_globs(only), _globs(skip), frozen)
+    _require_writable(found, filters)
     with torch.no_grad():
         scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
         if not orthogonal:
@@ -155,6 +156,13 @@ def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
     return (globs,) if isinstance(globs, str) else tuple(globs or ())
 
 
+def _require_writable(found: Sequence[Site], filters: Filters) -> None:
+    cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
+    cases += shared(site for site in found if filters.kept(site) is None)
+    if cases:
+        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
+
+
 def _orthogonalise(
     model: nn.Module, found: Sequence[Site], inputs: Any, filters: Filters, seed: int | None
 ) -> None:
@@ -168,11 +176,6 @@ def _orthogonalise(
 
 def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     """Run the model until the weights that several operators share have settled too, then write."""
-    written = scaler.sites.values()
-    cases = [f"{site.name!r} {why}" for site in written for why in obstacles(site)]
-    cases += shared(site for site in written if scaler.wishes.filters.kept(site) is None)
-    if cases:
-        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
     inner = next(module for _, module in canonical_modules(model))
     scaler.groups = _groups(model, scaler.sites.values())
     names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}

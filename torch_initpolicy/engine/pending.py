@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.aliases import storage_of
@@ -273,7 +274,7 @@ class Ledger:
 
     def find(self, tensor: Tensor) -> Entry | None:
         """Return the entry of the storage behind `tensor`, if it has one."""
-        if not self._entries or tensor.layout is not torch.strided:
+        if not self._entries or not _has_storage(tensor):
             return None
         return self._entries.get(storage_of(tensor))
 
@@ -286,7 +287,7 @@ class Ledger:
 
     def see(self, tensor: Tensor) -> None:
         """Note where a parameter lives."""
-        if not isinstance(tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        if not isinstance(tensor, nn.Parameter) or not _has_storage(tensor):
             return
         home = self._homes.setdefault(storage_of(tensor), [])
         if all(reference() is not tensor for reference in home):
@@ -317,6 +318,11 @@ class Ledger:
         """Hand out all entries, in the order in which they were put off, and drop them."""
         while self._entries:
             yield self._entries.pop(next(iter(self._entries)))
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Say whether a tensor has a storage to speak of: a lazy one waits for its own."""
+    return tensor.layout is torch.strided and not is_lazy(tensor)
 
 
 def covers_storage(tensor: Tensor) -> bool:
