@@ -310,6 +310,17 @@ class TestBadInput:
         with pytest.raises(PlanError, match="inference"):
             apply_policy(model, seed=0)
 
+    @pytest.mark.parametrize("only", [[], ()], ids=["list", "tuple"])
+    def test_nothing_asked_for(self, only):
+        """An empty `only=` writes nothing, where None writes everything."""
+        model = small()
+        before = bits(model)
+        receipt = apply_policy(model, seed=0, example_inputs=X, only=only)
+
+        assert (receipt.written, receipt.kept) == (0, 6)
+        assert equal(before, bits(model))
+        assert apply_policy(model, seed=0, example_inputs=X, only=None).written == 6
+
     def test_a_weight_that_is_a_view_of_another(self):
         """Two parameters in one memory are refused with all else, unless one is left out."""
         model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))

@@ -53,7 +53,8 @@ def plan_policy(
             of a `.json` or `.toml` file.
         example_inputs: What the forward pass takes: a tensor, a tuple of arguments or a mapping of
             keyword arguments; None to look for some. Only shapes matter, so meta tensors serve.
-        only: Globs of canonical names; other sites are kept.
+        only: Globs of canonical names; other sites are kept. None for all sites, an empty
+            sequence for none.
         skip: Globs of canonical names; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.

@@ -102,7 +102,7 @@ def lsuv_(
         orthogonal: Draw orthogonal weights first, as the paper does; otherwise the weights keep
             their direction.
         seed: Seed of the orthogonal weights.
-        only: Globs; other sites are left alone.
+        only: Globs; other sites are left alone. None for all sites, an empty sequence for none.
         skip: Globs; these sites are left alone.
         frozen: Whether parameters that require no gradient are scaled too.
         table: What operators do, by name.
@@ -111,7 +111,8 @@ def lsuv_(
         Each weight's standard deviation before and after, and which weights were left, and why.
 
     Raises:
-        ApplyError: A parameter cannot be written. The model is as it was.
+        ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
+            model is as it was.
         TraceError: The forward pass raises with these inputs. The model is as it was.
         ValueError: `std` is not positive.
 
@@ -131,7 +132,7 @@ def lsuv_(
     if not (std > 0 and math.isfinite(std)):
         raise ValueError(f"std is a positive number, got {std}")
     found = sites(model)
-    filters = Filters(_globs(only), _globs(skip), frozen)
+    filters = Filters.of(only, skip, frozen=frozen)
     _require_writable(found, filters)
     with torch.no_grad():
         scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
@@ -152,13 +153,10 @@ _START = InitPolicy([
 ])  # fmt: skip
 
 
-def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
-
-
 def _require_writable(found: Sequence[Site], filters: Filters) -> None:
     cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
     cases += shared(site for site in found if filters.kept(site) is None)
+    cases += filters.idle(found)
     if cases:
         raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
 
