@@ -270,21 +270,15 @@ class TestBadInput:
         with pytest.raises(PolicyError):
             build()
 
-    @pytest.mark.parametrize("seed", [1.5, "0", 2**64], ids=str)
+    @pytest.mark.parametrize("seed", [1.5, "0", 2**64, True], ids=str)
     def test_seeds_that_are_none(self, seed):
-        """A seed is an integer of 64 bits; anything else changes nothing."""
+        """A seed is an integer of 64 bits and no truth; anything else changes nothing."""
         model = small()
         before = bits(model)
         with pytest.raises(ApplyError, match="seed"):
             apply_policy(model, seed=seed, example_inputs=X)
 
         assert equal(before, bits(model))
-
-    @pytest.mark.parametrize("model", [nn.Linear, 3, {}], ids=["class", "number", "dict"])
-    def test_models_that_are_none(self, model):
-        """What is no module is refused, with what was expected."""
-        with pytest.raises(PlanError, match=r"nn\.Module"):
-            plan_policy(model)
 
     def test_every_unmatched_site_is_listed(self):
         """The error lists all sites, not the first."""

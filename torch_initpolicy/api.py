@@ -19,7 +19,6 @@ from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded, undone_on_error
 from torch_initpolicy.engine.words import figure
 from torch_initpolicy.errors import (
-    PlanError,
     SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
@@ -29,7 +28,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 
@@ -63,6 +62,7 @@ def plan_policy(
         A plan with exactly one step per parameter tensor. Print it for a table.
 
     Raises:
+        NotAModuleError: `model` is no module.
         PlanError: Something would be wrong or missing; the message lists every case.
         PolicyError: The policy is malformed.
         TraceError: The forward pass raises with the given `example_inputs`.
@@ -78,7 +78,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -91,13 +91,6 @@ def plan_policy(
         )
     _warn_of_nothing(plan, given)
     return plan
-
-
-def _module(model: nn.Module) -> nn.Module:
-    """Refuse what is no module, a class of modules above all."""
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"model must be an nn.Module, got {model!r}; pass an object of your class")
-    return model
 
 
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
@@ -191,7 +184,7 @@ def apply_policy(
         >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -331,7 +324,7 @@ def materialize(
         ('cpu', 16.0)
     """
     options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(model, given, example_inputs=example_inputs, **options)
         steps, written = materialize_steps(

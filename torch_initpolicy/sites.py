@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
 
@@ -97,6 +98,19 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         key = tuple(id(parameter) for parameter in holder.parameters)
         holders.setdefault(key, []).append(holder)
     return tuple(_site(places) for places in holders.values())
+
+
+def require_module(model: object) -> nn.Module:
+    """Return a model, and refuse what is none, a class of models above all.
+
+    Raises:
+        NotAModuleError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise NotAModuleError(
+            f"model must be an nn.Module, got {model!r}; pass an object of your class"
+        )
+    return model
 
 
 def canonical_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -16,10 +16,17 @@ from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
 from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
 from torch_initpolicy.engine.storage import is_sharded, obstacles, shared, undone_on_error
-from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, counted, listing
+from torch_initpolicy.errors import (
+    ApplyError,
+    ArgumentError,
+    InitPolicyError,
+    TraceError,
+    counted,
+    listing,
+)
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.capture import observe
 from torch_initpolicy.trace.inputs import as_call
@@ -114,7 +121,7 @@ def lsuv_(
         ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
             model is as it was.
         TraceError: The forward pass raises with these inputs. The model is as it was.
-        ValueError: `std` is not positive.
+        ArgumentError: `std` is not positive, or `model` is no module.
 
     Reference:
         Mishkin and Matas, *All you need is a good init*, 2015, arXiv:1511.06422, algorithm 1; here
@@ -130,8 +137,8 @@ def lsuv_(
         1.0
     """
     if not (std > 0 and math.isfinite(std)):
-        raise ValueError(f"std is a positive number, got {std}")
-    found = sites(model)
+        raise ArgumentError(f"std is a positive number, got {std}")
+    found = sites(require_module(model))
     filters = Filters.of(only, skip, frozen=frozen)
     _require_writable(found, filters)
     with torch.no_grad():

@@ -31,7 +31,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.policy import codec
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 
 FORMAT = 1
 """Version of the layout of the JSON of plans and receipts."""
@@ -110,7 +110,7 @@ class Plan:
         Raises:
             PlanError: The model has other sites; lists every case.
         """
-        cases = list(_misfits(self.steps, sites(model)))
+        cases = list(_misfits(self.steps, sites(require_module(model))))
         if cases:
             raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
         return replace(self, model=model)
