@@ -130,10 +130,15 @@ _WRAPPED_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_modu
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    """Return the module inside a wrapper, or None where `module` is no wrapper."""
+    """Return the module inside a wrapper, or None where `module` is no wrapper.
+
+    A wrapper holds nothing else.
+    """
     children: Mapping[str, nn.Module | None] = module._modules  # noqa: SLF001 - no lookup by MRO
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return children["module"]
+    if len(children) != 1 or module._parameters:  # noqa: SLF001
+        return None
     return next((children[name] for name in _WRAPPED_UNDER if name in children), None)
 
 

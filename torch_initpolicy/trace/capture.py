@@ -252,7 +252,7 @@ def _drop_compilation(module: nn.Module) -> None:
     """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
     vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
     children = module._modules  # noqa: SLF001 - `torch.compile(module)` inside a model
-    if "_orig_mod" in children:
+    if list(children) == ["_orig_mod"]:
         vars(module)["forward"] = children["_orig_mod"]
 
 
