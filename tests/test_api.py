@@ -497,13 +497,23 @@ class TestNothingWritten:
         assert (receipt.written, receipt.kept) == (2, 1)
 
 
+WRITERS = {
+    "apply_policy": lambda model: apply_policy(model, "zeros", seed=0),
+    "Plan.apply": lambda model: plan_policy(model, "zeros").apply(seed=0),
+    "materialize": lambda model: torch_initpolicy.materialize(model.to("meta"), "zeros", seed=0),
+}
+
+
 class TestWarnings:
-    def test_constants_on_hidden_weights(self):
-        """The zeros preset says what it does to a hidden layer."""
+    @pytest.mark.parametrize("writer", WRITERS)
+    def test_constants_on_hidden_weights(self, writer):
+        """The zeros preset says what it does to a hidden layer, once, whichever verb writes it."""
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
-        with pytest.warns(SymmetricInitWarning, match=r"0\.weight"):
-            apply_policy(model, "zeros", seed=0)
+        with pytest.warns(SymmetricInitWarning, match=r"0\.weight") as caught:
+            WRITERS[writer](model)
+
+        assert len(caught) == 1
 
     def test_unknown_operators(self):
         """An operator without a role is named, with the plan still complete."""

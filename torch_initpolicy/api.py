@@ -12,14 +12,13 @@ from torch_initpolicy.engine.guard import as_constructed, pending_of
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
 from torch_initpolicy.engine.origins import Build
-from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.engine.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded, undone_on_error
 from torch_initpolicy.engine.words import figure
 from torch_initpolicy.errors import (
-    SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
@@ -178,6 +177,10 @@ def apply_policy(
         PlanError: As for `plan_policy`; the model is as it was.
         ApplyError: Something cannot be written; the model is as it was.
 
+    Warns:
+        SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
+        InitPolicyWarning: As for `plan_policy`.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
         >>> receipt = apply_policy(model, seed=0)
@@ -200,8 +203,7 @@ def apply_policy(
             if calibrate is not None:
                 plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
     _warn_of_nothing(plan, given)
-    if plan.symmetric:
-        _warn_of_symmetry(plan)
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)
 
 
@@ -244,15 +246,6 @@ def _calibrated(plan: Plan, inputs: Any, **filters: Any) -> Plan:
         for step in plan
     )
     return replace(plan, steps=tuple(steps))
-
-
-def _warn_of_symmetry(plan: Plan) -> None:
-    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
-    warn(
-        f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
-        f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
-        SymmetricInitWarning,
-    )
 
 
 def _is_guessed(plan: Plan) -> bool:
@@ -316,6 +309,9 @@ def materialize(
         PlanError: As for `plan_policy`. The model is as it was.
         ApplyError: As for `apply_policy`. The model is as it was.
 
+    Warns:
+        InitPolicyWarning: As for `apply_policy`.
+
     Examples:
         >>> with torch.device("meta"):
         ...     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
@@ -344,4 +340,5 @@ def materialize(
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
             )
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)
