@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from torch_initpolicy.api import plan_policy
-from torch_initpolicy.checks.signal import Loss, Signal, audit_signal
+from torch_initpolicy.checks.signal import Signal, audit_signal
 from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.checks.trial import Loss
 from torch_initpolicy.report.html import Page
 
 NOW = "as it is"
