@@ -13,15 +13,13 @@ from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
 from torch_initpolicy.engine.memory import collection_paused
 from torch_initpolicy.engine.origins import Build
-from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.engine.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded, undone_on_error
 from torch_initpolicy.engine.words import figure
 from torch_initpolicy.errors import (
-    PlanError,
-    SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
@@ -30,7 +28,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 
@@ -54,7 +52,8 @@ def plan_policy(
             of a `.json` or `.toml` file.
         example_inputs: What the forward pass takes: a tensor, a tuple of arguments or a mapping of
             keyword arguments; None to look for some. Only shapes matter, so meta tensors serve.
-        only: Globs of canonical names; other sites are kept.
+        only: Globs of canonical names; other sites are kept. None for all sites, an empty
+            sequence for none.
         skip: Globs of canonical names; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
@@ -63,6 +62,7 @@ def plan_policy(
         A plan with exactly one step per parameter tensor. Print it for a table.
 
     Raises:
+        NotAModuleError: `model` is no module.
         PlanError: Something would be wrong or missing; the message lists every case.
         PolicyError: The policy is malformed.
         TraceError: The forward pass raises with the given `example_inputs`.
@@ -78,7 +78,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -91,13 +91,6 @@ def plan_policy(
         )
     _warn_of_nothing(plan, given)
     return plan
-
-
-def _module(model: nn.Module) -> nn.Module:
-    """Refuse what is no module, a class of modules above all."""
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"model must be an nn.Module, got {model!r}; pass an object of your class")
-    return model
 
 
 @collection_paused()
@@ -181,13 +174,17 @@ def apply_policy(
         PlanError: As for `plan_policy`; the model is as it was.
         ApplyError: Something cannot be written; the model is as it was.
 
+    Warns:
+        SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
+        InitPolicyWarning: As for `plan_policy`.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
         >>> receipt = apply_policy(model, seed=0)
         >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -203,8 +200,7 @@ def apply_policy(
             if calibrate is not None:
                 plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
     _warn_of_nothing(plan, given)
-    if plan.symmetric:
-        _warn_of_symmetry(plan)
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)
 
 
@@ -247,15 +243,6 @@ def _calibrated(plan: Plan, inputs: Any, **filters: Any) -> Plan:
         for step in plan
     )
     return replace(plan, steps=tuple(steps))
-
-
-def _warn_of_symmetry(plan: Plan) -> None:
-    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
-    warn(
-        f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
-        f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
-        SymmetricInitWarning,
-    )
 
 
 def _is_guessed(plan: Plan) -> bool:
@@ -319,6 +306,9 @@ def materialize(
         PlanError: As for `plan_policy`. The model is as it was.
         ApplyError: As for `apply_policy`. The model is as it was.
 
+    Warns:
+        InitPolicyWarning: As for `apply_policy`.
+
     Examples:
         >>> with torch.device("meta"):
         ...     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
@@ -327,7 +317,7 @@ def materialize(
         ('cpu', 16.0)
     """
     options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(model, given, example_inputs=example_inputs, **options)
         steps, written = materialize_steps(
@@ -347,4 +337,5 @@ def materialize(
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
             )
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)

@@ -19,8 +19,9 @@ from torch import nn
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.checks.findings import Finding, Report
 from torch_initpolicy.checks.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.checks.signal import Loss, Signal, audit_signal, filled, follow
+from torch_initpolicy.checks.signal import Signal, audit_signal, filled, follow
 from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.checks.trial import Loss
 from torch_initpolicy.checks.verdicts import Kind, Verdict
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.plan import Plan

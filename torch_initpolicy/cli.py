@@ -324,7 +324,7 @@ def _built(source: str) -> nn.Module:
 
 def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
     """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
-    filters = Filters(tuple(only or ()), tuple(skip or ()), frozen=True)
+    filters = Filters.of(only, skip)
     if idle := list(filters.idle(sites(model))):
         raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
 

@@ -381,3 +381,16 @@ def test_scalars_are_logged():
     assert logged["signal/second/0.weight", 7] == signal.points[0].second
     assert logged["signal/gradient/4.weight", 7] == signal.points[-1].gradient
     assert ("signal/ratio/2.weight", 7) in logged
+
+
+@pytest.mark.parametrize("inputs", [None, batch(4, 3)], ids=["found", "given"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: nn.LazyLinear(4), "one batch first"),
+     (lambda: nn.Linear(3, 4, device="meta"), "materialize")],
+    ids=["lazy", "meta"],
+)  # fmt: skip
+def test_parameters_without_values_are_refused(make, words, inputs):
+    """No signal goes through weights that are not there; the message says what to do."""
+    with pytest.raises(TraceError, match=words):
+        audit_signal(make(), inputs)

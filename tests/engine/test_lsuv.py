@@ -516,3 +516,48 @@ def test_a_real_network():
         model(x)
     assert len(found) == len(report.scaled)
     assert max(found.values()) < TOLERANCE
+
+
+def test_weights_in_one_memory_are_refused():
+    """What scaling one would do to the other is said before anything is scaled."""
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12))
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    before = model[0].weight.clone()
+    with pytest.raises(ApplyError, match="share memory"):
+        lsuv_(model, batch(32, 12), orthogonal=False)
+
+    assert torch.equal(before, model[0].weight)
+    assert lsuv_(model, batch(32, 12), orthogonal=False, skip=["2.weight"]).worst < TOLERANCE
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_what_cannot_be_written_is_refused(orthogonal):
+    """Lazy weights and those of inference mode are refused before anything runs or is written."""
+    with torch.inference_mode():
+        frozen = nn.Linear(3, 4)
+    for model, words in (nn.LazyLinear(4), "first"), (frozen, "inference_mode"):
+        with pytest.raises(ApplyError, match=words):
+            lsuv_(model, batch(8, 3), orthogonal=orthogonal)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+@pytest.mark.parametrize("argument", ["only", "skip"])
+def test_globs_that_match_nothing_are_refused(argument, orthogonal):
+    """A misspelt name is an error that says what was probably meant, and nothing is scaled."""
+    model = nn.Sequential(nn.Linear(12, 24))
+    before = model[0].weight.clone()
+    with pytest.raises(ApplyError, match=rf"{argument}='0\.wait' .*did you mean '0\.weight'"):
+        lsuv_(model, batch(32, 12), orthogonal=orthogonal, **{argument: ["0.wait"]})
+
+    assert torch.equal(before, model[0].weight)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_an_empty_choice_scales_nothing(orthogonal):
+    """An empty `only=` leaves every weight alone, where None scales all."""
+    model = nn.Sequential(nn.Linear(12, 24))
+    before = model[0].weight.clone()
+    report = lsuv_(model, batch(32, 12), orthogonal=orthogonal, only=[])
+
+    assert not report.scaled
+    assert torch.equal(before, model[0].weight)

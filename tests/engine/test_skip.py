@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy import apply_policy, plan_policy, presets
@@ -366,6 +367,24 @@ class TestWhatIsSkipped:
             erfinv_trunc_normal_(torch.empty(4, 4))
 
         assert {"uniform_", "erfinv_", "mul_", "add_", "clamp_"} <= seen.names
+
+    def test_lazy(self):
+        """A lazy layer stays lazy, its neighbour is skipped, and its first batch draws as ever."""
+        with skip_init():
+            model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+
+        assert is_lazy(model[0].weight)
+        assert pending_of(model[2].weight) is not None
+        model[:2](torch.ones(2, 3))
+        assert 0 < model[0].weight.abs().max() <= 3**-0.5
+
+    def test_lazy_within(self):
+        """A lazy layer whose first batch comes within the block is skipped like any other."""
+        with skip_init():
+            layer = nn.LazyLinear(4)
+            layer.initialize_parameters(torch.ones(2, 3))
+
+        assert pending_of(layer.weight) is not None
 
 
 class TestSurroundings:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.closed import closed
-from torch_initpolicy.checks.inputs import batch_size, real_inputs
+from torch_initpolicy.checks.inputs import batch_size, real_inputs, require_values
 from torch_initpolicy.checks.measure import (
     Sketch,
     dead_units,
@@ -27,18 +27,16 @@ from torch_initpolicy.checks.measure import (
 )
 from torch_initpolicy.checks.plots import Figure, Writer, plot_signals
 from torch_initpolicy.checks.points import Point, Update
+from torch_initpolicy.checks.trial import Loss, scalar
 from torch_initpolicy.checks.verdicts import Verdict, verdicts
 from torch_initpolicy.engine.storage import full
 from torch_initpolicy.engine.words import folded
 from torch_initpolicy.errors import TraceError
-from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.uses import Uses, advance
-
-Loss = Callable[[Any], Tensor]
-"""What the model returned, to a scalar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +223,10 @@ def audit_signal(
         The points in order of execution and the verdicts.
 
     Raises:
-        TraceError: The forward pass raises with these inputs, or none could be found; or the loss
-            is no scalar.
+        NotAModuleError: `model` is no module.
+        TraceError: The forward pass raises with these inputs, or none could be found; the loss is
+            no scalar; or parameters have no values: on the meta device, or lazy before their first
+            batch.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -257,8 +257,9 @@ def follow(
     Raises:
         TraceError: As for `audit_signal`.
     """
-    inner = next(module for _, module in canonical_modules(model))
+    inner = next(module for _, module in canonical_modules(require_module(model)))
     found = sites(model)
+    require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}
     failure: Exception | None = None
     for call in real_inputs(inner, found, inputs):
@@ -365,10 +366,7 @@ class _Audit:
 
     def _loss(self, results: Any) -> Tensor | None:
         if self.loss_fn is not None:
-            loss = self.loss_fn(results)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise TraceError(f"loss_fn returns a scalar tensor, got {_described(loss)}")
-            return loss.squeeze()
+            return scalar(self.loss_fn(results))
         outputs = [t for t in tensors_in(results) if t.is_floating_point() and t.requires_grad]
         directed = [_in_random_direction(output, self.inputs) for output in outputs]
         return torch.stack(directed).sum() if directed else None
@@ -423,10 +421,6 @@ _UNCHANGED = frozenset({OpRole.MOVES, OpRole.CASTS, OpRole.CREATES, OpRole.SUMMA
 def _unit_axis(output: Tensor) -> int:
     """Return the axis of the units: channels of images and videos, else the last one."""
     return 1 if output.ndim in (4, 5) else -1
-
-
-def _described(value: object) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _in_random_direction(output: Tensor, inputs: int) -> Tensor:

@@ -15,11 +15,18 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
 from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
-from torch_initpolicy.engine.storage import is_sharded, obstacles, undone_on_error
-from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, counted, listing
+from torch_initpolicy.engine.storage import is_sharded, obstacles, shared, undone_on_error
+from torch_initpolicy.errors import (
+    ApplyError,
+    ArgumentError,
+    InitPolicyError,
+    TraceError,
+    counted,
+    listing,
+)
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.capture import observe
 from torch_initpolicy.trace.inputs import as_call
@@ -102,7 +109,7 @@ def lsuv_(
         orthogonal: Draw orthogonal weights first, as the paper does; otherwise the weights keep
             their direction.
         seed: Seed of the orthogonal weights.
-        only: Globs; other sites are left alone.
+        only: Globs; other sites are left alone. None for all sites, an empty sequence for none.
         skip: Globs; these sites are left alone.
         frozen: Whether parameters that require no gradient are scaled too.
         table: What operators do, by name.
@@ -111,9 +118,10 @@ def lsuv_(
         Each weight's standard deviation before and after, and which weights were left, and why.
 
     Raises:
-        ApplyError: A parameter cannot be written. The model is as it was.
+        ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
+            model is as it was.
         TraceError: The forward pass raises with these inputs. The model is as it was.
-        ValueError: `std` is not positive.
+        ArgumentError: `std` is not positive, or `model` is no module.
 
     Reference:
         Mishkin and Matas, *All you need is a good init*, 2015, arXiv:1511.06422, algorithm 1; here
@@ -129,9 +137,10 @@ def lsuv_(
         1.0
     """
     if not (std > 0 and math.isfinite(std)):
-        raise ValueError(f"std is a positive number, got {std}")
-    found = sites(model)
-    filters = Filters(_globs(only), _globs(skip), frozen)
+        raise ArgumentError(f"std is a positive number, got {std}")
+    found = sites(require_module(model))
+    filters = Filters.of(only, skip, frozen=frozen)
+    _require_writable(found, filters)
     with torch.no_grad():
         scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
         if not orthogonal:
@@ -151,8 +160,12 @@ _START = InitPolicy([
 ])  # fmt: skip
 
 
-def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+def _require_writable(found: Sequence[Site], filters: Filters) -> None:
+    cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
+    cases += shared(site for site in found if filters.kept(site) is None)
+    cases += filters.idle(found)
+    if cases:
+        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
 
 
 def _orthogonalise(
@@ -168,9 +181,6 @@ def _orthogonalise(
 
 def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     """Run the model until the weights that several operators share have settled too, then write."""
-    cases = [f"{site.name!r} {why}" for site in scaler.sites.values() for why in obstacles(site)]
-    if cases:
-        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
     inner = next(module for _, module in canonical_modules(model))
     scaler.groups = _groups(model, scaler.sites.values())
     names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}

@@ -24,6 +24,7 @@ from torch_initpolicy.errors import (
     InitPolicyWarning,
     PlanError,
     PolicyError,
+    SymmetricInitWarning,
     UnknownNameError,
     counted,
     listing,
@@ -31,7 +32,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.policy import codec
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 
 FORMAT = 1
 """Version of the layout of the JSON of plans and receipts."""
@@ -110,7 +111,7 @@ class Plan:
         Raises:
             PlanError: The model has other sites; lists every case.
         """
-        _check_fit(self.steps, sites(model))
+        _check_fit(self.steps, sites(require_module(model)))
         return replace(self, model=model)
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
@@ -153,6 +154,9 @@ class Plan:
         Raises:
             PlanError: The plan is for no model, or the model has other sites.
             ApplyError: Something cannot be written; the model is as it was.
+
+        Warns:
+            SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
         """
         bound = self if model is None else self.on(model)
         if bound.model is None:
@@ -161,6 +165,7 @@ class Plan:
             written = apply_steps(
                 bound.pairs(), seed, threads=threads, draw_on=draw_on, model=bound.model
             )
+        warn_of_symmetry(bound)
         return Receipt.of(bound, written)
 
     def verify(self, model: nn.Module | None = None) -> Verification:
@@ -198,6 +203,17 @@ def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
     cases = list(_misfits(steps, found))
     if cases:
         raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+
+
+def warn_of_symmetry(plan: Plan) -> None:
+    """Warn where a plan that was carried out left the units of a hidden layer alike."""
+    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
+    if cases:
+        warn(
+            f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
+            f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
+            SymmetricInitWarning,
+        )
 
 
 def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
