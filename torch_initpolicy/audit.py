@@ -53,7 +53,7 @@ class Audit:
         plan: What the first of the repairs would write, or `auto` where there is none.
 
     Examples:
-        >>> audit = Audit("Audit of nothing", Signal(()))
+        >>> audit = audit_model(nn.Linear(64, 8))
         >>> audit.ok, audit.headline
         (True, 'The signal keeps its size.')
     """
@@ -149,7 +149,9 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 def _sentences(audit: Audit) -> Iterator[str]:
     said = audit.signal.verdicts
     grave = [verdict for verdict in said if not verdict.mild]
-    yield _told(grave or said) + (", which training copes with." if said and not grave else ".")
+    yield _told(grave or said, audit.signal.praise) + (
+        ", which training copes with." if said and not grave else "."
+    )
     if alike := len(_for_ever(audit.symmetry)):
         what = "parameter holds" if alike == 1 else "parameters hold"
         yield f"{alike} {what} units that are tied or dead for ever: see find_symmetry(model)."
@@ -172,15 +174,15 @@ def _for_ever(report: Report) -> tuple[Finding, ...]:
     return report.of("tied", "dead", "diverged")
 
 
-def _told(verdicts: Sequence[Verdict]) -> str:
-    """Tell all verdicts in one sentence, the signal's own first."""
+def _told(verdicts: Sequence[Verdict], praise: str) -> str:
+    """Tell all verdicts in one sentence, the signal's own first; where there is none, praise."""
     clauses: dict[str, list[str]] = {}
     for verdict in verdicts:
         *whose, what = verdict.kind.split()
         told = clauses.setdefault(" ".join(whose) or "signal", [])
         told.append(f"{what} at {verdict.where!r}")
     parts = [f"the {whose} {', '.join(whats)}" for whose, whats in clauses.items()]
-    sentence = ", ".join(parts) or "the signal keeps its size"
+    sentence = ", ".join(parts) or praise
     return f"T{sentence[1:]}"
 
 

@@ -226,7 +226,7 @@ def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge activations by the units that are silent whatever goes in, if something does."""
     dead = [
         point
-        for before, point in zip([None, *points[:-1]], points, strict=True)
+        for before, point in zip([None, *points], points, strict=False)
         if (point.dead or 0.0) > DEAD and (before is None or before.second > 0)
     ]
     if dead:
