@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_initpolicy.tensors.norms import norm, wide
+
 SAMPLED = 1 << 16
 """Elements that are looked at where a statistic does not need all of them."""
 
@@ -46,21 +48,8 @@ def second_moment(*tensors: Tensor) -> Tensor:
         >>> second_moment(torch.tensor([3.0 + 4.0j])).item()
         25.0
     """
-    # The norm is the one reduction that squares and adds in a single pass over the memory.
-    norms = [torch.linalg.vector_norm(_wide(tensor)).double() for tensor in tensors]
-    return torch.stack(norms).square().sum() / max(sum(t.numel() for t in tensors), 1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    wider = _WIDER.get(tensor.dtype)
-    return tensor if wider is None else tensor.to(wider)
-
-
-_WIDER = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.complex32: torch.complex64,
-}
+    norms = torch.stack([norm(tensor) for tensor in tensors])
+    return norms.square().sum() / max(sum(t.numel() for t in tensors), 1)
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -93,7 +82,7 @@ def sketch(tensor: Tensor, inputs: int) -> Sketch:
 
 
 def _mean(tensor: Tensor) -> Tensor:
-    return _wide(tensor).mean().abs() if tensor.is_complex() else tensor.mean(dtype=torch.float32)
+    return wide(tensor).mean().abs() if tensor.is_complex() else tensor.mean(dtype=torch.float32)
 
 
 def by_input(tensor: Tensor, inputs: int) -> Tensor | None:
@@ -121,7 +110,7 @@ def _sample(rows: Tensor) -> Tensor:
     step = -(-rows.shape[1] // most)
     step += step % 2 == 0
     sample = rows[:, ::step]
-    return _wide(sample)
+    return wide(sample)
 
 
 def likeness(rows: Tensor) -> Tensor:
