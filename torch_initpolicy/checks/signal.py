@@ -227,6 +227,8 @@ def audit_signal(
     The model runs once in the mode it is in, on copies of its buffers, and is left untouched.
     Gradients are taken of `loss_fn`, or of a random direction of the outputs with about one unit of
     length for each input; without a `loss_fn` only their course over the depth means something.
+    Complex numbers count as one each, by their absolute values: `E |z| ** 2` is twice the second
+    moment of their parts.
 
     Args:
         model: The model, its weights initialised; wrappers are looked through.
