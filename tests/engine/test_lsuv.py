@@ -610,6 +610,40 @@ def test_every_weight_is_accounted_for():
     assert [scaled.site for scaled in kept.scaled] == ["small"]
 
 
+class Moved(nn.Module):
+    """Parameters that are only added, by operators that apply weights too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(16, 8))
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+
+    def forward(self, x):
+        h = torch.addmm(self.bias, x, 9 * self.weight)[:, None]
+        return self.attention(h, h, h)
+
+
+@pytest.mark.parametrize("skip", [[], ["weight", "attention*"]], ids=["scaled", "skipped"])
+def test_what_is_added_is_no_weight(skip):
+    """Biases are neither scaled nor left, whatever their shape."""
+    report = lsuv_(Moved(), batch(16, 8), orthogonal=False, skip=skip)
+    named = {each.site for each in (*report.scaled, *report.left)}
+    assert named == {"weight", "attention.in_proj_weight", "attention.out_proj.weight"}
+    assert len(report.left) == (3 if skip else 0)
+
+
+def test_what_waits_for_another_weight_is_left_with_it():
+    """A factor beside a weight that could not be scaled is said to have waited for that."""
+    model = Beside()
+    with torch.no_grad():
+        model.large.zero_()
+    left = {
+        entry.site: entry.reason for entry in lsuv_(model, batch(16, 12), orthogonal=False).left
+    }
+    assert left["large"] == "its operator's output is the same for all units and inputs"
+    assert left["small"] == "its operator, matmul, was to be scaled by large, and is not"
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRUCell])
 def test_half_of_a_recurrence_is_left_with_the_other(kind):
     """Where one of two weights that are scaled as one may not be, the other is said to be left."""

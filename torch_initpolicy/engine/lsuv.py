@@ -87,8 +87,8 @@ def lsuv_(
     ones see the corrected signal. Linear and (transposed) convolutional layers, products with raw
     parameters, attention projections, and the gates of recurrent layers are scaled. A weight shared
     by several operators gets one scale for all of them, in further passes. Dropout and
-    normalisation act as in the mode the model is in. Of complex outputs the standard deviation is the
-    root of `E |z - E z| ** 2`, each number counting as one.
+    normalisation act as in the mode the model is in. The standard deviation of complex numbers is
+    the root of `E |z - E z| ** 2`.
 
     Where the model is a `DistributedDataParallel` or holds sharded parameters, every process calls
     this with its own inputs, and standard deviations are those of all processes' inputs together;

@@ -446,12 +446,16 @@ class Scaler:
             done: Names of the sites that were scaled.
         """
         flow = [] if self.begins else self.flow.found
-        uses = [use for use in flow if "bias" not in (use.slot, self.sites[use.source.site].role)]
+        uses = [use for use in flow if not self._shifts(use)]
         partners = self._partners(uses)
         for name, site in self.sites.items():
             if site.role in ("weight", "recurrent") or name in partners:
                 ops = dict.fromkeys(use.node.op for use in uses if use.source.site == name)
                 yield name, _why_left(ops, partners.get(name), done)
+
+    def _shifts(self, use: Use) -> bool:
+        """Say whether a parameter is only added, by its place in an operator or by its type."""
+        return use.slot.startswith("bias") or self.sites[use.source.site].role == "bias"
 
     def _partners(self, uses: Sequence[Use]) -> dict[str, set[str]]:
         """Return, for each weight that a product applies, the weights that it applies with it."""
@@ -476,8 +480,8 @@ def _why_left(ops: Iterable[str], partners: AbstractSet[str] | None, done: Abstr
         return f"no product applied it: it was read by {read}"
     if instead := done & partners:
         return f"its operator, {read}, is scaled by {', '.join(sorted(instead))}"
-    beside = f" by {', '.join(sorted(partners))}, which is left" if partners else ", and is not"
-    return f"its operator, {read}, was to be scaled{beside}"
+    beside = f" by {', '.join(sorted(partners))}" if partners else ""
+    return f"its operator, {read}, was to be scaled{beside}, and is not"
 
 
 Key = tuple[tuple[str, ...], str]
