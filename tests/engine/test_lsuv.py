@@ -583,6 +583,17 @@ def test_numbers_whose_squares_single_precision_does_not_hold(dtype, size):
     assert spread(made) == pytest.approx(1, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("size", [1e-20, 0.3, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_rounding_is_no_spread(dtype, size):
+    """Outputs that are all the same are left, though a mean of them rounds."""
+    model = nn.Linear(7, 9, bias=False, dtype=dtype)
+    nn.init.constant_(model.weight, size)
+    report = lsuv_(model, torch.full((61, 7), 0.7, dtype=dtype), orthogonal=False)
+    assert report.scaled == ()
+    assert report.left[0].reason == "its operator's output is the same for all units and inputs"
+
+
 class Beside(nn.Module):
     """Weights that something other than they themselves decides about."""
 

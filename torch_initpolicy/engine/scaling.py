@@ -26,6 +26,9 @@ from torch_initpolicy.trace.uses import Use, Uses, advance
 TOLERANCE = 1e-4
 """Relative deviation from the wanted standard deviation at which iterating ends."""
 
+ROUNDING = 1e-12
+"""Variances that are smaller parts of a second moment are rounding: numbers are all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
@@ -114,7 +117,8 @@ class Line:
     def of(cls, count: float, *sums: float) -> "Line":
         """Make one of the sums of `a`, `a ** 2`, `b`, `b ** 2` and `a * b` (offset `b`)."""
         a, aa, b, bb, ab = (total / max(count, 1.0) for total in sums)
-        return cls(count, aa - a**2, ab - a * b, bb - b**2)
+        weight = aa - a**2
+        return cls(count, 0.0 if weight <= ROUNDING * aa else weight, ab - a * b, bb - b**2)
 
     def __add__(self, other: "Line") -> "Line":
         """Return the line of pairs of numbers, as complex ones are: their variances add up."""
@@ -132,17 +136,13 @@ class Line:
             return "its operator saw no inputs"
         if not math.isfinite(self.weight + self.both + self.offset):
             return "its operator's output is not finite"
-        if self.weight <= _NONE:
+        if self.weight <= 0:
             return "its operator's output is the same for all units and inputs"
         missing = std**2 - self.offset
         if missing <= 0:
             return f"the bias alone has a standard deviation of {math.sqrt(self.offset):.3g}"
         root = math.sqrt(self.both**2 + self.weight * missing)
         return (root - self.both) / self.weight
-
-
-_NONE = 1e-80
-"""A variance of nothing; the smallest number of float32 has a square of 1e-90."""
 
 
 class Response(Protocol):
@@ -512,10 +512,13 @@ def _sums(tensor: Tensor) -> Tensor:
     mean = tensor.mean()
     square = norm(tensor).square()
     count = float(tensor.numel())
+    total = mean.double() * count
     if square < 10 * count * mean.double().square():  # cancellation would eat the digits
-        centred = norm(tensor - mean).square()
-        square = centred + count * mean.double().square()
-    return torch.stack((square.new_tensor(count), mean.double() * count, square, *[square * 0] * 3))
+        centred = tensor - mean
+        rest = centred.mean().double()
+        total = total + rest * count
+        square = norm(centred).square() - count * rest.square() + total.square() / count
+    return torch.stack((square.new_tensor(count), total, square, *[square * 0] * 3))
 
 
 def _joint_sums(tensor: Tensor, offset: Tensor) -> Tensor:
