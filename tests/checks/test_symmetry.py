@@ -272,7 +272,7 @@ class TestInputs:
     def test_a_loss_that_is_no_scalar(self, loss_fn, made, inputs):
         """The loss function is blamed, with what it made, and not the inputs."""
         model = fill(mlp(nn.Tanh()), 0.25)
-        with pytest.raises(TraceError, match=f"^loss_fn returns a scalar tensor.*{made}"):
+        with pytest.raises(TraceError, match=f"^loss_fn returns a real scalar tensor.*{made}"):
             find_symmetry(model, inputs, loss_fn)
 
     @pytest.mark.parametrize("inputs", [None, torch.ones(4, 3)], ids=["found", "given"])

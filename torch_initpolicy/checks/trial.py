@@ -129,13 +129,15 @@ def scalar(loss: object) -> Tensor:
     Raises:
         TraceError: It is none.
     """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TraceError(f"loss_fn returns a scalar tensor, got {_described(loss)}")
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        raise TraceError(f"loss_fn returns a real scalar tensor, got {_described(loss)}")
     return loss.squeeze()
 
 
 def _described(value: object) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"one of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
 
 
 class _Pass(nn.Module):

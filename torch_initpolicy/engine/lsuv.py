@@ -94,7 +94,8 @@ def lsuv_(
     ones see the corrected signal. Linear and (transposed) convolutional layers, products with raw
     parameters, attention projections, and the gates of recurrent layers are scaled. A weight shared
     by several operators gets one scale for all of them, in further passes. Dropout and
-    normalisation act as in the mode the model is in.
+    normalisation act as in the mode the model is in. The standard deviation of complex numbers is
+    the root of `E |z - E z| ** 2`.
 
     Where the model is a `DistributedDataParallel` or holds sharded parameters, every process calls
     this with its own inputs, and standard deviations are those of all processes' inputs together;
@@ -115,7 +116,8 @@ def lsuv_(
         table: What operators do, by name.
 
     Returns:
-        Each weight's standard deviation before and after, and which weights were left, and why.
+        Each weight's standard deviation before and after, and which weights were left, and why:
+        together all that are weights by their type or by what the forward pass does with them.
 
     Raises:
         ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
