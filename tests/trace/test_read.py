@@ -1,5 +1,9 @@
 """How a model is read: inputs that are found, fallbacks that say so, errors that help."""
 
+import dataclasses
+from collections import OrderedDict, UserDict
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +134,37 @@ class Keywords(nn.Module):
 def test_example_inputs_come_as_a_tensor_a_tuple_or_a_mapping(model, example):
     """Each way of giving inputs leads to a traced forward pass."""
     assert reading(model, example).evidence == "traced"
+
+
+class Named(NamedTuple):
+    x: Tensor
+
+
+@dataclasses.dataclass
+class Batch:
+    x: Tensor
+
+
+class Unpacking(nn.Module):
+    """A forward that takes its input out of a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, batch: object) -> Tensor:
+        x = batch.x if isinstance(batch, (Named, Batch)) else batch["x"]
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("container", [dict, OrderedDict, UserDict, Named, Batch])
+def test_inputs_inside_containers_are_inputs(container):
+    """Whatever carries the input, the layer that reads it is fed by the input."""
+    found = reading(Unpacking(), (container(x=torch.zeros(2, 4)),))
+
+    assert found.evidence == "traced"
+    assert found.facts["first.weight"].reads_input
+    assert found.facts["second.weight"].fed_by == Activation("tanh")
 
 
 FOUND_BY_THEMSELVES = {

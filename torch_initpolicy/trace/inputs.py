@@ -217,9 +217,7 @@ def _indices(*shape: int) -> Tensor:
 def small_and_real(call: Call, *, edge: int) -> Call:
     """Return real inputs like those of `call`: one sample, images at most `edge` pixels wide."""
 
-    def real(argument: Any) -> Any:
-        if not isinstance(argument, Tensor):
-            return argument
+    def real(argument: Tensor) -> Tensor:
         spatial = argument.dim() == 4 and argument.shape[1] <= 4
         shape = [1, *argument.shape[1:]]
         shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
@@ -227,7 +225,4 @@ def small_and_real(call: Call, *, edge: int) -> Call:
             return torch.zeros(shape, dtype=argument.dtype)
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(argument.dtype)
 
-    return Call(
-        tuple(real(argument) for argument in call.args),
-        {key: real(argument) for key, argument in call.kwargs.items()},
-    )
+    return call.mapped(real)
