@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.read import Reading, read
 
@@ -134,6 +135,93 @@ class Keywords(nn.Module):
 def test_example_inputs_come_as_a_tensor_a_tuple_or_a_mapping(model, example):
     """Each way of giving inputs leads to a traced forward pass."""
     assert reading(model, example).evidence == "traced"
+
+
+class Mapped(nn.Module):
+    """A forward that maps itself over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: self.second(F.relu(self.first(row))))(x)
+
+
+class MappedAlongColumns(Mapped):
+    """A forward whose mapped dimension comes last, and goes on behind the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.vmap(self.first, in_dims=1, out_dims=1)(x.T)
+        return self.second(F.relu(hidden).T)
+
+
+class Perturbed(Mapped):
+    """A forward that is a gradient, for each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = torch.func.grad(lambda row: self.second(F.relu(self.first(row))).sum())
+        return torch.vmap(energy)(x)
+
+
+class Forces(Mapped):
+    """Forces are the gradient of an energy; its forward takes it, and leaves gradients behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.requires_grad_()
+        energy = self.second(F.relu(self.first(x))).sum()
+        energy.backward(retain_graph=True)
+        return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(3, 4)], ids=["searched", "given"])
+@pytest.mark.parametrize("kind", [Mapped, MappedAlongColumns, Perturbed, Forces])
+def test_functional_transforms_are_seen_through(kind, example):
+    """Inside `vmap` and `grad` a weight is seen with its operator and with what it meets."""
+    model = kind()
+    model.first.weight.grad = torch.full((4, 4), 7.0)
+    found = reading(model, example)
+    weights = [found.facts[name] for name in ("first.weight", "second.weight")]
+
+    assert (found.evidence, dict(found.unknown_operators)) == ("traced", {})
+    assert [facts.op for facts in weights] == ["linear", "linear"]
+    assert [facts.meets for facts in weights] == [Activation("relu"), None]
+    assert weights[0].reads_input
+    assert model.first.weight.grad.tolist() == [[7.0] * 4] * 4
+    assert [p.grad for p in model.second.parameters()] == [None, None]
+    assert example is None or not example.requires_grad
+
+
+class Ensemble(nn.Module):
+    """Three networks as one, their weights stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        members = [nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)) for _ in range(3)]
+        stacked, _ = torch.func.stack_module_state(members)
+        self.names = [name.replace(".", "_") for name in stacked]
+        for name, values in zip(self.names, stacked.values(), strict=True):
+            self.register_parameter(name, nn.Parameter(values.detach()))
+        self.member = members[:1]  # a list, so that it is no part of the model
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = {name.replace("_", "."): getattr(self, name) for name in self.names}
+
+        def run(state: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.member[0], state, (x,))
+
+        return torch.vmap(run)(stacked)
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(5, 4)], ids=["searched", "given"])
+def test_stacked_ensembles_are_copies(example):
+    """Each member has the fans it would have alone; the stacked axis counts for nothing."""
+    found = reading(Ensemble(), example)
+    first, second = found.facts["0_weight"], found.facts["2_weight"]
+
+    assert dict(found.unknown_operators) == {}
+    assert first.meets == Activation("tanh")
+    assert {first.axes, second.axes} == {Axes(inputs=(2,), outputs=(1,), copies=(0,))}
 
 
 class Named(NamedTuple):
