@@ -31,7 +31,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import BORROWING, Site, sites
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 
@@ -79,7 +79,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(_module(model)):
+    with BORROWING, opened(_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -102,7 +102,7 @@ def _module(model: nn.Module) -> nn.Module:
 
 
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
-    with _uncollected():
+    with BORROWING, _uncollected():
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         plan = make_plan(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.sites import BORROWING, canonical_modules
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 from torch_initpolicy.trace.wrapped import bare, inside, is_transforming, is_wrapped
 
@@ -264,7 +264,15 @@ def _borrowed(model: nn.Module, *, with_grad: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back every attribute, hook, flag and random state of `model` on the way out."""
+    """Put back every attribute, hook, flag and random state of `model` on the way out.
+
+    One thread at a time borrows models: they share modules, and all share the random states.
+    """
+    with BORROWING:
+        yield from _untouched(model)
+
+
+def _untouched(model: nn.Module) -> Iterator[None]:
     before = [(module, _Saved.of(vars(module))) for module in model.modules()]
     python_state = random.getstate()
     for module, _ in before:
