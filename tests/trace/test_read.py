@@ -1,7 +1,9 @@
 """How a model is read: inputs that are found, fallbacks that say so, errors that help."""
 
 import dataclasses
+import functools
 from collections import OrderedDict, UserDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -255,6 +257,31 @@ def test_inputs_inside_containers_are_inputs(container):
     assert found.facts["second.weight"].fed_by == Activation("tanh")
 
 
+def _called(model: nn.Module, x: Tensor, other: object) -> object:
+    return model.layer(x, other)
+
+
+def _stateful(model: nn.Module, x: Tensor, state: Tensor, cell: Tensor) -> object:
+    return model.layer(x, (state, cell))
+
+
+def _attended(model: nn.Module, x: Tensor, context: Tensor) -> object:
+    return model.layer(x, context, context)
+
+
+def _compared(model: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    return model.layer(x)[0] - model.layer(other)[0]
+
+
+class Several(nn.Module):
+    """A forward with as many arguments as a function has that is given the model."""
+
+    def __init__(self, layer: nn.Module, run: Callable[..., object]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.forward = functools.partial(run, self)
+
+
 FOUND_BY_THEMSELVES = {
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8)),
     "lenet": lambda: nn.Sequential(
@@ -269,6 +296,25 @@ FOUND_BY_THEMSELVES = {
     "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16),
     "transformer": lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
     "attention": lambda: nn.MultiheadAttention(8, 2),
+    "attention_of_three_sizes": lambda: nn.MultiheadAttention(16, 4, kdim=8, vdim=12),
+    "attention_batch_first": lambda: nn.MultiheadAttention(16, 4, kdim=8, batch_first=True),
+    "decoder": lambda: nn.TransformerDecoderLayer(8, 2, 16),
+    "decoders": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16), 2),
+    "bilinear": lambda: nn.Bilinear(8, 9, 5),
+    "gru": lambda: nn.GRU(3, 4, bidirectional=True),
+    "rnn_cell": lambda: nn.RNNCell(3, 4),
+    "lstm_cell": lambda: nn.LSTMCell(3, 4),
+    "cross_attention": lambda: Several(nn.MultiheadAttention(16, 4, kdim=8, vdim=8), _attended),
+    "both_sides": lambda: Several(nn.Bilinear(8, 9, 5), _called),
+    "state": lambda: Several(nn.GRU(3, 4, 2), _called),
+    "state_batch_first": lambda: Several(nn.GRU(3, 4, 2, batch_first=True), _called),
+    "states": lambda: Several(nn.LSTM(3, 4, proj_size=2), _called),
+    "two_states": lambda: Several(nn.LSTM(3, 4), _stateful),
+    "two_sequences": lambda: Several(nn.LSTM(3, 4), _compared),
+    "two_steps": lambda: Several(nn.LSTMCell(3, 4), _compared),
+    "cell_state": lambda: Several(nn.GRUCell(3, 4), _called),
+    "cell_states": lambda: Several(nn.LSTMCell(3, 4), _called),
+    "two_cell_states": lambda: Several(nn.LSTMCell(3, 4), _stateful),
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 2),
     "norm_first": lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)),
 }  # fmt: skip
