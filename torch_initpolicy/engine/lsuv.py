@@ -23,7 +23,6 @@ from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.capture import observe
 from torch_initpolicy.trace.inputs import as_call
-from torch_initpolicy.trace.ops import OPS, Op
 from torch_initpolicy.trace.read import read
 
 ROUNDS = 20
@@ -79,7 +78,6 @@ def lsuv_(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
-    table: Mapping[str, Op] = OPS,
 ) -> Calibration:
     """Scale each weight so that what its operator makes of real inputs has one standard deviation.
 
@@ -105,7 +103,6 @@ def lsuv_(
         only: Globs; other sites are left alone.
         skip: Globs; these sites are left alone.
         frozen: Whether parameters that require no gradient are scaled too.
-        table: What operators do, by name.
 
     Returns:
         Each weight's standard deviation before and after, and which weights were left, and why.
@@ -133,7 +130,7 @@ def lsuv_(
     found = sites(model)
     filters = Filters(_globs(only), _globs(skip), frozen)
     with torch.no_grad():
-        scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
+        scaler = Scaler(found, Wishes(std, per_channel, filters), HANDLERS)
         if not orthogonal:
             return _scaled(model, inputs, scaler)
         with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):

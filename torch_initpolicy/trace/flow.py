@@ -15,7 +15,7 @@ from torch_initpolicy.trace.activations import Composite, composites
 from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.sizes import UNREAD, Reads, reads
@@ -46,17 +46,14 @@ class Flow:
     kernels: frozenset[int]
 
 
-def flow(
-    graph: Graph, *, table: Mapping[str, Op] = OPS, numbers: Mapping[str, float] | None = None
-) -> Flow:
+def flow(graph: Graph, *, numbers: Mapping[str, float] | None = None) -> Flow:
     """Read a graph: a few passes over its nodes, each linear in their number.
 
     Args:
         graph: The recorded forward pass.
-        table: What operators do, by name; pass `{**OPS, "my_op": Op(...)}` for your own.
         numbers: Values of parameters that are a single number, by name.
     """
-    used = uses(graph, table)
+    used = uses(graph)
     roles = {node.index: used.role(node) for node in graph.nodes}
     activated = {
         start: composite
