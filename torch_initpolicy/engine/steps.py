@@ -5,7 +5,7 @@ Knows initializers and shapes; has never heard of rules, or of how a step is car
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,8 @@ class Step:
         padding: Row that stays zero, or None.
         feeds_output: Whether its output is the model's own, with no weight behind it.
         ends_residual: Whether it is the last weight of a residual branch.
+        neighbours: Names of the weights that decide whether its units can part; see
+            `Facts.neighbours`. None where the order of registration has to do.
         factors: What is multiplied to the filled values: one number for all of them, or one for
             each of as many equal parts along the first axis (a calibration of packed queries, keys
             and values); empty where there is nothing to multiply. Of a kept site a mere record.
@@ -71,6 +73,7 @@ class Step:
     padding: int | None = None
     feeds_output: bool = False
     ends_residual: bool = False
+    neighbours: tuple[str, ...] | None = None
     factors: tuple[float, ...] = ()
 
     @property
@@ -118,9 +121,10 @@ def _reach(spread: Spread) -> float:
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Return the steps that would make the units of a hidden layer alike, and leave them so.
 
-    These are constant weights whose output goes on into other constant weights, and weights of
+    These are constant weights whose output meets none but constant weights next, and weights of
     zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
-    residual branch, is no such case: it comes apart at the first steps of training.
+    residual branch, is no such case: it comes apart at the first steps of training. Where too many
+    weights are next to tell, as on a residual stream, nothing is said.
 
     Args:
         steps: The steps of a whole model, in order.
@@ -129,16 +133,29 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
         >>> symmetric([])
         ()
     """
-    weights = [step for step in steps if step.role in ("weight", "recurrent")]
+    known = {step.name: step for step in steps if step.role in _OF_UNITS}
+    after = dict(itertools.pairwise(known))
     return tuple(
         step
-        for step, after in itertools.zip_longest(weights, weights[1:])
-        if _is_hidden_constant(step) and (_is_dead(step) or (after and _is_constant(after)))
+        for step in known.values()
+        if _is_hidden_constant(step) and (_is_dead(step) or _is_among_constants(step, known, after))
     )
 
 
+_OF_UNITS = ("weight", "recurrent", "embedding")
+"""Roles of what makes units: their random values tell those of others apart."""
+
+
+def _is_among_constants(step: Step, known: Mapping[str, Step], after: Mapping[str, str]) -> bool:
+    """Tell whether nothing but constants decides about a step's units."""
+    by_order = (after[step.name],) if step.name in after else ()
+    names = by_order if step.neighbours is None else step.neighbours
+    beside = [known[name] for name in names if name in known]
+    return bool(beside) and all(map(_is_constant, beside))
+
+
 def _is_hidden_constant(step: Step) -> bool:
-    hidden = not (step.feeds_output or step.ends_residual)
+    hidden = step.role != "embedding" and not (step.feeds_output or step.ends_residual)
     return hidden and _is_constant(step) and _units(step) > 1
 
 
