@@ -134,29 +134,50 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
         ()
     """
     known = {step.name: step for step in steps if step.role in _OF_UNITS}
-    after = dict(itertools.pairwise(known))
-    return tuple(
-        step
-        for step in known.values()
-        if _is_hidden_constant(step) and (_is_dead(step) or _is_among_constants(step, known, after))
-    )
+    alike = _alike(known)
+    return tuple(step for step in known.values() if step.name in alike and _is_hidden(step))
 
 
 _OF_UNITS = ("weight", "recurrent", "embedding")
 """Roles of what makes units: their random values tell those of others apart."""
 
 
-def _is_among_constants(step: Step, known: Mapping[str, Step], after: Mapping[str, str]) -> bool:
-    """Tell whether nothing but constants decides about a step's units."""
-    by_order = (after[step.name],) if step.name in after else ()
-    names = by_order if step.neighbours is None else step.neighbours
-    beside = [known[name] for name in names if name in known]
-    return bool(beside) and all(map(_is_constant, beside))
+def _alike(known: Mapping[str, Step]) -> set[str]:
+    """Return the names of constant weights whose units nothing parts.
+
+    A constant weight that they lead to does not, whatever becomes of it; one beside them, to which
+    they are added, say, must stay alike itself.
+    """
+    beside = _neighbours(known)
+    dead = {step.name for step in known.values() if _is_dead(step)}
+    alike = dead | {
+        step.name
+        for step in known.values()
+        if beside[step.name] and all(map(_is_constant, (step, *beside[step.name])))
+    }
+    while parted := {
+        name
+        for name in alike - dead
+        if any(o.name not in alike and name in (o.neighbours or ()) for o in beside[name])
+    }:
+        alike -= parted
+    return alike
 
 
-def _is_hidden_constant(step: Step) -> bool:
-    hidden = step.role != "embedding" and not (step.feeds_output or step.ends_residual)
-    return hidden and _is_constant(step) and _units(step) > 1
+def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
+    """Return the weights next to each one: by the data flow, else by the order of registration."""
+    after = {name: (following,) for name, following in itertools.pairwise(known)}
+    names = {
+        name: after.get(name, ()) if step.neighbours is None else step.neighbours
+        for name, step in known.items()
+    }
+    return {name: [known[o] for o in others if o in known] for name, others in names.items()}
+
+
+def _is_hidden(step: Step) -> bool:
+    """Tell whether a step is for a hidden layer of several units."""
+    ends = step.feeds_output or step.ends_residual or step.role == "embedding"
+    return not ends and _units(step) > 1
 
 
 def _is_constant(step: Step) -> bool:
@@ -175,4 +196,8 @@ _SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
 
 
 def _is_dead(step: Step) -> bool:
-    return step.meets in _SHUT_AT_ZERO and step.initializer in (Zeros(), Constant(0.0))
+    return (
+        _is_constant(step)
+        and step.meets in _SHUT_AT_ZERO
+        and step.initializer in (Zeros(), Constant(0.0))
+    )
