@@ -166,7 +166,8 @@ def _alike(known: Mapping[str, Step]) -> set[str]:
 
 def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
     """Return the weights next to each one: by the data flow, else by the order of registration."""
-    after = {name: (following,) for name, following in itertools.pairwise(known)}
+    in_order = [name for name, step in known.items() if step.role != "embedding"]
+    after = {name: (following,) for name, following in itertools.pairwise(in_order)}
     names = {
         name: after.get(name, ()) if step.neighbours is None else step.neighbours
         for name, step in known.items()
