@@ -18,6 +18,7 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors import initializers
+from torch_initpolicy.trace import operators
 from torch_initpolicy.trace.facts import Facts
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "lsuv_",
     "match",
     "materialize",
+    "operators",
     "plan_policy",
     "presets",
     "restore",

@@ -1,6 +1,6 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import BORROWING, Site, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep
+from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 
 
@@ -107,12 +108,17 @@ def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **option
             **options,
         )
     if reading.unknown_operators:
-        counted = [f"{name} ({n}x)" for name, n in reading.unknown_operators.items()]
-        warn(
-            f"operators of unknown role:\n{listing(counted)}\nwhat lies behind them was not seen",
-            UnknownOperatorWarning,
-        )
+        _warn_of_unknown(reading.unknown_operators)
     return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
+
+
+def _warn_of_unknown(operators: Mapping[str, int]) -> None:
+    cases = [f"{name} ({times}x): {remedy(name)}" for name, times in operators.items()]
+    warn(
+        f"operators of unknown role:\n{listing(cases)}\nwhat lies behind them was not seen; make "
+        "each known where it is defined, by a function of torch's operators that computes the same",
+        UnknownOperatorWarning,
+    )
 
 
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:

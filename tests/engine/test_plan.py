@@ -446,6 +446,38 @@ class TestSymmetric:
 
         assert symmetric("zeros", **ends) == []
 
+    @pytest.mark.parametrize(
+        ("neighbours", "expected"),
+        [
+            (("4.weight",), ["0.weight"]),
+            (("2.weight",), []),
+            (("2.weight", "4.weight"), []),
+            ((), []),
+            (("0.bias",), []),
+            (None, []),
+        ],
+        ids=str,
+    )
+    def test_by_the_data_flow(self, neighbours, expected):
+        """All that is next in the data flow must be constant, whatever is registered next."""
+        model = network()
+        ends = InitPolicy([Rule(match.name("0.weight", "4.weight"), Ones())])
+        known = facts(model, **{"0.weight": {"neighbours": neighbours}})
+        made = make_plan(model, known, ends.otherwise(presets.he()))
+
+        assert [step.name for step in made.symmetric] == expected
+        assert Plan.from_json(made.to_json()) == made
+
+    def test_a_file_of_before(self):
+        """A plan whose steps know of no data flow is judged by the order of registration."""
+        data = json.loads(plan("ones").to_json())
+
+        assert all("neighbours" not in step for step in data["steps"])
+        assert [step.name for step in Plan.from_json(json.dumps(data)).symmetric] == [
+            "0.weight",
+            "2.weight",
+        ]
+
     def test_one_unit(self):
         """A layer of a single unit has nothing to be like."""
         model = network(width=1)

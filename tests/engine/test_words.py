@@ -175,6 +175,7 @@ class TestTable:
             "policy mine: 5 parameters, 34 elements; 4 kept",
             "known from: type 5",
             "operators of unknown role, nothing guessed: my_op 2, other 1",
+            "to say what one computes: torch_initpolicy.operators.register('my_op', like=function)",
             "parameters of unknown role: raw",
         ]
 

@@ -12,7 +12,6 @@ from tests.models import ANSWERING, Answering
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.facts import Facts
-from torch_initpolicy.trace.ops import OPS, Op, OpRole
 from torch_initpolicy.trace.read import Reading, read
 
 
@@ -72,15 +71,6 @@ class TestUnknownOperators:
         assert found.facts["first.weight"].meets is None
         assert found.facts["first.weight"].stopped_by == "linalg_matrix_exp"
         assert found.facts["second.weight"].fed_by == Activation("relu")
-
-    def test_can_be_given_a_role(self):
-        """A table with one more row makes the operator a carrier."""
-        model = Strange()
-        table = {**OPS, "linalg_matrix_exp": Op(OpRole.MIXES)}
-        found = read(model, sites(model), torch.zeros(4, 4), table=table)
-
-        assert dict(found.unknown_operators) == {}
-        assert found.facts["first.weight"].meets == Activation("relu")
 
 
 class Tagger(nn.Module):

@@ -36,7 +36,7 @@ from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.refusals import refusal
 from torch_initpolicy.trace.uses import Uses, advance
 from torch_initpolicy.trace.wrapped import bare
@@ -220,7 +220,6 @@ def audit_signal(
     inputs: Any = None,
     *,
     loss_fn: Loss | None = None,
-    table: Mapping[str, Op] = OPS,
 ) -> Signal:
     """Follow the signal through a model, forward and back.
 
@@ -236,7 +235,6 @@ def audit_signal(
             arguments; a batch of some ten different inputs says most. None draws random ones for a
             forward pass that can be found.
         loss_fn: Makes a real scalar of what the model returns.
-        table: What operators do, by name.
 
     Returns:
         The points in order of execution and the verdicts. Where no gradient can be taken, as of
@@ -256,7 +254,7 @@ def audit_signal(
         >>> signal.ok
         True
     """
-    return follow(model, inputs, loss_fn=loss_fn, table=table)[1]
+    return follow(model, inputs, loss_fn=loss_fn)[1]
 
 
 def follow(
@@ -264,7 +262,6 @@ def follow(
     inputs: Any = None,
     *,
     loss_fn: Loss | None = None,
-    table: Mapping[str, Op] = OPS,
 ) -> tuple[Call, Signal]:
     """Follow the signal, and say with which inputs.
 
@@ -272,7 +269,6 @@ def follow(
         model: As for `audit_signal`, like all that follow.
         inputs: What its forward takes; None to draw some.
         loss_fn: Makes a scalar of what the model returns.
-        table: What operators do, by name.
 
     Raises:
         TraceError: As for `audit_signal`.
@@ -283,7 +279,7 @@ def follow(
     names = {id(p): site.name for site in found for p in site.parameters}
     failed: list[tuple[Call, Exception]] = []
     for call in real_inputs(inner, found, inputs):
-        audit = _Audit(batch_size(call), loss_fn, table)
+        audit = _Audit(batch_size(call), loss_fn)
         try:
             observe(inner, call, audit, names=names, with_grad=True)
         except TraceError:
@@ -311,7 +307,6 @@ class _Audit:
 
     inputs: int
     loss_fn: Loss | None
-    table: Mapping[str, Op]
     uses: Uses | None = None
     stand_ins: dict[str, list[tuple[Tensor, nn.Parameter]]] = field(default_factory=dict)
     measured: list[_Measured] = field(default_factory=list)
@@ -329,7 +324,7 @@ class _Audit:
     def see(self, ran: Ran) -> None:
         """Measure what an operator made, and wait for its gradient."""
         if self.uses is None:
-            self.uses = Uses(ran.graph, self.table)
+            self.uses = Uses(ran.graph)
         advance(self.uses, ran.node)
         output = bare(ran.outputs[0])
         if not self._is_signal(self.uses, ran.node, output):

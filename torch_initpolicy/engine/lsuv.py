@@ -29,7 +29,6 @@ from torch_initpolicy.sites import Site, canonical_modules, require_module, site
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.capture import observe, with_grad_if_asked
 from torch_initpolicy.trace.inputs import as_call
-from torch_initpolicy.trace.ops import OPS, Op
 from torch_initpolicy.trace.read import read
 from torch_initpolicy.trace.refusals import refusal
 
@@ -86,7 +85,6 @@ def lsuv_(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
-    table: Mapping[str, Op] = OPS,
 ) -> Calibration:
     """Scale each weight so that what its operator makes of real inputs has one standard deviation.
 
@@ -113,7 +111,6 @@ def lsuv_(
         only: Globs; other sites are left alone. None for all sites, an empty sequence for none.
         skip: Globs; these sites are left alone.
         frozen: Whether parameters that require no gradient are scaled too.
-        table: What operators do, by name.
 
     Returns:
         Each weight's standard deviation before and after, and which weights were left, and why:
@@ -144,7 +141,7 @@ def lsuv_(
     filters = Filters.of(only, skip, frozen=frozen)
     _require_writable(found, filters)
     with torch.no_grad():
-        scaler = Scaler(found, Wishes(std, per_channel, filters), table, HANDLERS)
+        scaler = Scaler(found, Wishes(std, per_channel, filters), HANDLERS)
         if not orthogonal:
             return _scaled(model, inputs, scaler)
         with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):

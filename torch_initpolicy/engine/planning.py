@@ -459,6 +459,7 @@ def _described(choice: Choice, filled: Filling, spreads: Sequence[Spread] = ()) 
         padding=site.padding,
         feeds_output=facts.feeds_output,
         ends_residual=facts.ends_residual,
+        neighbours=facts.neighbours,
     )
 
 

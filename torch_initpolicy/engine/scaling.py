@@ -19,7 +19,7 @@ from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.norms import norm, wide
 from torch_initpolicy.trace.capture import Ran, tensors_in
-from torch_initpolicy.trace.ops import Op, OpRole
+from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.uses import Use, Uses, advance
 from torch_initpolicy.trace.wrapped import is_wrapped
@@ -215,12 +215,10 @@ class Scaler:
         self,
         found: Iterable[Site],
         wishes: Wishes,
-        table: Mapping[str, Op],
         handlers: Mapping[OpRole, "Handler"],
     ) -> None:
         self.sites = {site.name: site for site in found}
         self.wishes = wishes
-        self.table = table
         self.handlers = handlers
         self.groups: tuple[distributed.ProcessGroup, ...] = ()
         self.stand_ins: dict[int, Tensor] = {}
@@ -267,7 +265,7 @@ class Scaler:
     def see(self, ran: Ran) -> None:
         """Scale what an operator applies, and its output."""
         if self.begins:
-            self.flow = Uses(ran.graph, self.table)
+            self.flow = Uses(ran.graph)
             self.proportions = Proportions(self.flow)
             self.begins = False
         advance(self.flow, ran.node)

@@ -5,7 +5,7 @@ Knows initializers and shapes; has never heard of rules, or of how a step is car
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,8 @@ class Step:
         padding: Row that stays zero, or None.
         feeds_output: Whether its output is the model's own, with no weight behind it.
         ends_residual: Whether it is the last weight of a residual branch.
+        neighbours: Names of the weights that decide whether its units can part; see
+            `Facts.neighbours`. None where the order of registration has to do.
         factors: What is multiplied to the filled values: one number for all of them, or one for
             each of as many equal parts along the first axis (a calibration of packed queries, keys
             and values); empty where there is nothing to multiply. Of a kept site a mere record.
@@ -71,6 +73,7 @@ class Step:
     padding: int | None = None
     feeds_output: bool = False
     ends_residual: bool = False
+    neighbours: tuple[str, ...] | None = None
     factors: tuple[float, ...] = ()
 
     @property
@@ -118,9 +121,10 @@ def _reach(spread: Spread) -> float:
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Return the steps that would make the units of a hidden layer alike, and leave them so.
 
-    These are constant weights whose output goes on into other constant weights, and weights of
+    These are constant weights whose output meets none but constant weights next, and weights of
     zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
-    residual branch, is no such case: it comes apart at the first steps of training.
+    residual branch, is no such case: it comes apart at the first steps of training. Where too many
+    weights are next to tell, as on a residual stream, nothing is said.
 
     Args:
         steps: The steps of a whole model, in order.
@@ -129,17 +133,52 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
         >>> symmetric([])
         ()
     """
-    weights = [step for step in steps if step.role in ("weight", "recurrent")]
-    return tuple(
-        step
-        for step, after in itertools.zip_longest(weights, weights[1:])
-        if _is_hidden_constant(step) and (_is_dead(step) or (after and _is_constant(after)))
-    )
+    known = {step.name: step for step in steps if step.role in _OF_UNITS}
+    alike = _alike(known)
+    return tuple(step for step in known.values() if step.name in alike and _is_hidden(step))
 
 
-def _is_hidden_constant(step: Step) -> bool:
-    hidden = not (step.feeds_output or step.ends_residual)
-    return hidden and _is_constant(step) and _units(step) > 1
+_OF_UNITS = ("weight", "recurrent", "embedding")
+"""Roles of what makes units: their random values tell those of others apart."""
+
+
+def _alike(known: Mapping[str, Step]) -> set[str]:
+    """Return the names of constant weights whose units nothing parts.
+
+    A constant weight that they lead to does not, whatever becomes of it; one beside them, to which
+    they are added, say, must stay alike itself.
+    """
+    beside = _neighbours(known)
+    dead = {step.name for step in known.values() if _is_dead(step)}
+    alike = dead | {
+        step.name
+        for step in known.values()
+        if beside[step.name] and all(map(_is_constant, (step, *beside[step.name])))
+    }
+    while parted := {
+        name
+        for name in alike - dead
+        if any(o.name not in alike and name in (o.neighbours or ()) for o in beside[name])
+    }:
+        alike -= parted
+    return alike
+
+
+def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
+    """Return the weights next to each one: by the data flow, else by the order of registration."""
+    in_order = [name for name, step in known.items() if step.role != "embedding"]
+    after = {name: (following,) for name, following in itertools.pairwise(in_order)}
+    names = {
+        name: after.get(name, ()) if step.neighbours is None else step.neighbours
+        for name, step in known.items()
+    }
+    return {name: [known[o] for o in others if o in known] for name, others in names.items()}
+
+
+def _is_hidden(step: Step) -> bool:
+    """Tell whether a step is for a hidden layer of several units."""
+    ends = step.feeds_output or step.ends_residual or step.role == "embedding"
+    return not ends and _units(step) > 1
 
 
 def _is_constant(step: Step) -> bool:
@@ -158,4 +197,8 @@ _SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
 
 
 def _is_dead(step: Step) -> bool:
-    return step.meets in _SHUT_AT_ZERO and step.initializer in (Zeros(), Constant(0.0))
+    return (
+        _is_constant(step)
+        and step.meets in _SHUT_AT_ZERO
+        and step.initializer in (Zeros(), Constant(0.0))
+    )

@@ -28,6 +28,7 @@ from torch_initpolicy.tensors.initializers import (
     Zeros,
 )
 from torch_initpolicy.tensors.layers import Role
+from torch_initpolicy.trace.operators import remedy
 
 
 def figure(number: Number, digits: int = 6) -> str:
@@ -280,6 +281,7 @@ def header(
     ]
     if unknown_operators:
         lines.append(f"operators of unknown role, nothing guessed: {_counts(unknown_operators)}")
+        lines.append(f"to say what one computes: {remedy(next(iter(unknown_operators)))}")
     if unknown:
         lines.append(f"parameters of unknown role: {_names(unknown)}")
     alike = folded((step.name, ()) for step in symmetric(steps))

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch_initpolicy.sites import BORROWING, canonical_modules
 from torch_initpolicy.tensors.aliases import storage_of
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
+from torch_initpolicy.trace.operators import reference
 from torch_initpolicy.trace.wrapped import bare, inside, is_transforming, is_wrapped
 
 Result = TypeVar("Result")
@@ -377,15 +378,37 @@ _OF_REFLECTED = {
 def op_name(function: Callable[..., Any]) -> str:
     """Name an operator, in-place and Python-operator spellings folded.
 
+    An operator of another library than torch's goes by its full name, `"library::name"`.
+
     Examples:
         >>> op_name(torch.Tensor.add_), op_name(torch.Tensor.__iadd__), op_name(torch.conv2d)
         ('add', 'add', 'conv2d')
         >>> op_name(torch.Tensor.mT.__get__)
         'mT'
     """
+    if isinstance(function, _REGISTERED):
+        return _registered_name(function)
     name = str(getattr(function, "__name__", function))
     if name == "__get__":
         name = str(getattr(getattr(function, "__self__", None), "__name__", name))
+    return _folded(name)
+
+
+_REGISTERED = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # noqa: SLF001 - have no other name
+"""What `torch.ops.library.name` and each of its overloads are."""
+
+_TORCHS_OWN = ("aten", "torchvision")
+"""Libraries whose operators are known by their bare names."""
+
+
+def _registered_name(function: Callable[..., Any]) -> str:
+    packet = getattr(function, "overloadpacket", function)
+    qualified = str(vars(packet)["_qualified_op_name"])
+    library, _, name = qualified.partition("::")
+    return _folded(name) if library in _TORCHS_OWN else qualified
+
+
+def _folded(name: str) -> str:
     name = name.strip("_").removeprefix("special_")
     return _OF_REFLECTED.get(name, name)
 
@@ -423,9 +446,17 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run `func` and record it, where it makes or changes tensors."""
+        """Run `func` and record it, where it makes or changes tensors.
+
+        Where somebody has said what it computes, that runs in its place and is recorded.
+        """
         del types
         kwargs = kwargs or {}
+        op = op_name(func)
+        like = reference(op)
+        if like is not None:
+            with self:
+                return like(*args, **kwargs)
         if self.on_meta:
             args, kwargs = self._on_one_device(args, kwargs)
         rule = self.shape_rules.get(getattr(func, "__name__", ""))
@@ -435,7 +466,7 @@ class _Recorder(TorchFunctionMode):
         changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else ()
         outputs = (*tensors_in(result), *changed)
         if outputs:
-            self.record(op_name(func), func, args, kwargs, outputs)
+            self.record(op, func, args, kwargs, outputs)
         return result
 
     def record(
@@ -545,13 +576,19 @@ class _Recorder(TorchFunctionMode):
 
         return enter
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Bridge what a module made unseen (a scripted function, a foreign kernel)."""
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Bridge what a module made unseen (a scripted function, a foreign kernel).
+
+        Where somebody has said what its class computes, the module returns that.
+        """
         made = (tensor for tensor in tensors_in(output) if id(tensor) not in self.current)
         unseen = tuple(tensor for tensor in made if self._origin(tensor) is None)
-        if unseen:
+        like = reference(type(module).__name__) if unseen else None
+        result = None if like is None else like(*args)
+        if unseen and like is None:
             self.record(type(module).__name__, module, args, {}, unseen)
         self.running.pop()
+        return result
 
     def _changed_views(self, outputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield those of `outputs` that were there before and are views, with their bases."""

@@ -41,6 +41,10 @@ class Facts:
         reads: Mean square of what the weight reads, were all weights before it scaled so that their
             outputs have mean square 1; None where that is unknown, or it is no weight.
         reads_unknown: Why it is unknown, or None.
+        neighbours: Canonical names of the weights that its output goes into next, and of those that
+            make what it is added to or multiplied by on the way: while their units are alike, its
+            own cannot part. Empty where there are many, or the output goes out of the model; None
+            where nothing has been read, or it is no weight.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         used: Whether the forward pass touched it at all.
         evidence: How all this came to be known.
@@ -62,6 +66,7 @@ class Facts:
     branch_depth: int = 0
     reads: float | None = None
     reads_unknown: str | None = None
+    neighbours: tuple[str, ...] | None = None
     offset: float = 0.0
     used: bool = False
     evidence: Evidence = "type"

@@ -15,7 +15,8 @@ from torch_initpolicy.trace.activations import Composite, composites
 from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.ops import OPS, Op, OpRole
+from torch_initpolicy.trace.neighbours import Neighbours
+from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.sizes import UNREAD, Reads, reads
@@ -35,6 +36,7 @@ class Flow:
         residuals: The residual branches.
         packs: Weights that are several matrices packed into one, by node.
         kernels: Values that become the weight of another operator.
+        neighbours: The weights around each value.
     """
 
     uses: Uses
@@ -44,19 +46,17 @@ class Flow:
     residuals: Residuals
     packs: Mapping[int, Pack]
     kernels: frozenset[int]
+    neighbours: Neighbours
 
 
-def flow(
-    graph: Graph, *, table: Mapping[str, Op] = OPS, numbers: Mapping[str, float] | None = None
-) -> Flow:
+def flow(graph: Graph, *, numbers: Mapping[str, float] | None = None) -> Flow:
     """Read a graph: a few passes over its nodes, each linear in their number.
 
     Args:
         graph: The recorded forward pass.
-        table: What operators do, by name; pass `{**OPS, "my_op": Op(...)}` for your own.
         numbers: Values of parameters that are a single number, by name.
     """
-    used = uses(graph, table)
+    used = uses(graph)
     roles = {node.index: used.role(node) for node in graph.nodes}
     activated = {
         start: composite
@@ -71,6 +71,7 @@ def flow(
         residuals=residuals(used),
         packs=packs(used),
         kernels=frozenset(_kernels(used)),
+        neighbours=Neighbours(used),
     )
 
 
@@ -141,7 +142,13 @@ def _facts(
 ) -> Facts:
     branches = len(flow.residuals.branches)
     if not found:
-        return Facts(site.role, site.axes, residual_branches=branches, evidence=evidence)
+        return Facts(
+            site.role,
+            site.axes,
+            residual_branches=branches,
+            neighbours=_neighbours(site.role, found, flow),
+            evidence=evidence,
+        )
     first = found[0]
     role = site.role if site.role != "unknown" else _raw_role(first, flow, in_norm=in_norm)
     met = _met(found, flow)
@@ -159,11 +166,20 @@ def _facts(
         branch_depth=flow.residuals.depth_around(first.node.index),
         reads=size.second,
         reads_unknown=size.reason,
+        neighbours=_neighbours(role, found, flow),
         offset=first.source.shift,
         used=True,
         evidence=evidence,
         **_meeting(met),
     )
+
+
+_OF_UNITS: frozenset[Role] = frozenset({"weight", "recurrent"})
+"""Roles of what makes units of its own out of a signal."""
+
+
+def _neighbours(role: Role, found: Sequence[Use], flow: Flow) -> tuple[str, ...] | None:
+    return flow.neighbours.of(found) if role in _OF_UNITS else None
 
 
 class _Meeting(TypedDict):

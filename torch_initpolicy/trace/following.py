@@ -17,7 +17,7 @@ from torch_initpolicy.tensors.gaussian import Size, activated, constant
 from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.expressions import moved
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import UNKNOWN, OpRole
+from torch_initpolicy.trace.ops import OPS, UNKNOWN, OpRole
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.uses import Use, Uses
 
@@ -154,7 +154,7 @@ class Following:
             before = self.uses.graph.values[node.inputs[0]]
             units = self.units[before.index]
             dims = tuple((0,) if axis == units else () for axis in range(len(before.shape)))
-            op = self.uses.table.get(node.op, UNKNOWN)
+            op = OPS.get(node.op, UNKNOWN)
             for output in node.outputs:
                 there = moved(dims, op, before, self.uses.graph.values[output])
                 places = [axis for axis, marks in enumerate(there) if marks]

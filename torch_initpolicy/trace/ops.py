@@ -1,6 +1,7 @@
 """What operators do: a table from the name of an operator to its role.
 
-Knows operators one at a time; has never heard of a graph. Extend it by passing `{**OPS, ...}`.
+Knows operators one at a time; has never heard of a graph. Operators of your own are not in it: see
+`operators.register`.
 """
 
 import enum

@@ -13,7 +13,6 @@ from torch_initpolicy.trace.capture import Call, capture, with_grad_if_asked
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
-from torch_initpolicy.trace.ops import OPS, Op
 from torch_initpolicy.trace.order import ordered_facts
 from torch_initpolicy.trace.refusals import in_short, refusal
 from torch_initpolicy.trace.shapes import SHAPE_RULES
@@ -46,8 +45,6 @@ def read(
     model: nn.Module,
     sites: Sequence[Site],
     example_inputs: Any = None,
-    *,
-    table: Mapping[str, Op] = OPS,
 ) -> Reading:
     """Read the data flow of a model, without touching it.
 
@@ -59,7 +56,6 @@ def read(
         sites: Its parameters, as `sites(model)` gives them.
         example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of
             keyword arguments; None to look for some.
-        table: What operators do, by name.
 
     Raises:
         TraceError: `example_inputs` were given, and the forward pass raises with them.
@@ -67,7 +63,7 @@ def read(
     inner = next(module for _, module in canonical_modules(model))
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
-    attempt = _Attempt(inner, sites, table)
+    attempt = _Attempt(inner, sites)
     if example_inputs is not None:
         return attempt.given(as_call(example_inputs))
     return attempt.searched() or Reading(
@@ -98,10 +94,9 @@ _EDGES = (64, 128, 224)
 class _Attempt:
     """Attempts to record a model's forward pass, the cheapest first."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], table: Mapping[str, Op]) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self.model = model
         self.sites = sites
-        self.table = table
         self.names = {id(p): site.name for site in sites for p in site.parameters}
         self.numbers = dict(_numbers(sites))
         self.failure: str | None = None  # why not on meta
@@ -162,7 +157,7 @@ class _Attempt:
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             self.failure, self.error = self.failure or in_short(error), error
             return None
-        found = flow(graph, table=self.table, numbers=self.numbers)
+        found = flow(graph, numbers=self.numbers)
         return Reading(
             facts=facts(self.sites, found, evidence),
             evidence=evidence,

@@ -5,13 +5,13 @@ of parameters, or a constant. A parameter is used where its expression meets a s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch_initpolicy.trace.expressions import Source, through, whole
 from torch_initpolicy.trace.graph import Graph, Node, Value
-from torch_initpolicy.trace.ops import OPS, UNKNOWN, Op, OpRole, slots_of
+from torch_initpolicy.trace.ops import OPS, UNKNOWN, OpRole, slots_of
 
 Kind = Literal["statistic", "inverse", "normalised", "scaled"]
 """A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""
@@ -41,7 +41,6 @@ class Uses:
 
     Attributes:
         graph: The recorded forward pass.
-        table: What operators do, by name.
         signals: Values that depend on the model's input, or come out of a weight.
         sources: Parameters inside each expression of parameters.
         kinds: Steps of normalisations that are written out in primitives.
@@ -52,7 +51,6 @@ class Uses:
     """
 
     graph: Graph
-    table: Mapping[str, Op]
     signals: set[int] = field(default_factory=set)
     sources: dict[int, tuple[Source, ...]] = field(default_factory=dict)
     kinds: dict[int, Kind] = field(default_factory=dict)
@@ -63,13 +61,13 @@ class Uses:
 
     def role(self, node: Node) -> OpRole:
         """Return the role of a node's operator."""
-        return self.table.get(node.op, UNKNOWN).role
+        return OPS.get(node.op, UNKNOWN).role
 
     def slots(self, node: Node) -> tuple[tuple[str, int], ...]:
         """Return the values that a node reads, each with the argument it stands in."""
         known = self.arguments.get(node.index)
         if known is None:
-            known = tuple(slots_of(node, self.table.get(node.op, UNKNOWN)))
+            known = tuple(slots_of(node, OPS.get(node.op, UNKNOWN)))
             self.arguments[node.index] = known
         return known
 
@@ -82,14 +80,13 @@ _READ_ONLY = frozenset({"index", "like", "state", "size"})
 """Arguments whose numbers do not go into the output."""
 
 
-def uses(graph: Graph, table: Mapping[str, Op] = OPS) -> Uses:
+def uses(graph: Graph) -> Uses:
     """Read a graph once, from its inputs on.
 
     Args:
         graph: The recorded forward pass.
-        table: What operators do, by name.
     """
-    result = Uses(graph, table)
+    result = Uses(graph)
     for node in graph.nodes:
         advance(result, node)
     return result
@@ -149,7 +146,7 @@ def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
     A parameter that comes on two ways (standardised: itself, and its own norm) is followed on the
     one that keeps more of it.
     """
-    op = result.table.get(node.op, UNKNOWN)
+    op = OPS.get(node.op, UNKNOWN)
     values = result.graph.values
     least_first = sorted(read, key=lambda value: math.prod(values[value].shape))
     for output in node.outputs:

@@ -1,0 +1,236 @@
+"""Operators of the user's own, known by what they compute."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_initpolicy import audit_signal, lsuv_, operators, plan_policy
+from torch_initpolicy.errors import PolicyError, UnknownOperatorWarning
+from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.trace.read import Reading, read
+
+OPAQUE = torch.library.Library("opaque", "DEF")
+"""Operators that a trace sees by name alone, and that have no kernel for meta tensors."""
+
+
+def clamp_(x: Tensor) -> None:
+    """Change a tensor in place."""
+    x.clamp_min_(0.0)
+
+
+COMPUTED = {
+    "relu(Tensor x) -> Tensor": lambda x: x.clamp_min(0.0),
+    "ramp(Tensor x) -> Tensor": lambda x: x.clamp_min(0.0),
+    "wave(Tensor x) -> Tensor": lambda x: x + x.sin().square(),
+    "stamp(Tensor x, int key) -> Tensor": lambda x, key: x.clone(),
+    "project(Tensor w, Tensor x) -> Tensor": lambda w, x: x @ w,
+    "experts(Tensor x, Tensor w) -> Tensor": torch.bmm,
+    "ramp_(Tensor(a!) x) -> ()": clamp_,
+}
+for schema, kernel in COMPUTED.items():
+    OPAQUE.define(schema)
+    OPAQUE.impl(schema.partition("(")[0], kernel, "CPU")
+OPS = torch.ops.opaque
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr("torch_initpolicy.trace.operators._REFERENCES", {})
+
+
+class Around(nn.Module):
+    """Two layers with something between them."""
+
+    def __init__(self, function, width: int = 4) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+class Weighed(nn.Module):
+    """A raw weight that an operator of the user's applies, and a relu behind it."""
+
+    def __init__(self, function, *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.function(x, self.weight))
+
+
+def reading(model: nn.Module, *shape: int) -> Reading:
+    """Read a model that takes one tensor."""
+    return read(model, sites(model), torch.zeros(shape))
+
+
+class TestActivations:
+    """An operator that is an activation."""
+
+    def test_by_the_name_that_torch_has(self):
+        """The layer before meets what the function is, and the layer behind is fed by it."""
+        operators.register("opaque::ramp", like=F.relu)
+        found = reading(Around(OPS.ramp), 2, 4)
+
+        assert dict(found.unknown_operators) == {}
+        assert found.evidence == "traced"
+        assert found.facts["first.weight"].meets == Activation("relu")
+        assert found.facts["second.weight"].fed_by == Activation("relu")
+
+    def test_of_which_torch_has_none(self):
+        """Its gain is integrated: E (z + sin^2 z)^2 by a sum over a fine grid."""
+        operators.register("opaque::wave", like=lambda x: x + x.sin() ** 2)
+        step = plan_policy(Around(OPS.wave, 256))["first.weight"]
+
+        z = torch.arange(-10, 10, 1e-4, dtype=torch.float64)
+        density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+        power = ((z + z.sin().square()).square() * density).sum().item() * 1e-4
+        assert step.std == pytest.approx((256 * power) ** -0.5, rel=1e-5)
+        assert step.std != pytest.approx(256**-0.5, rel=1e-2)
+
+    @pytest.mark.parametrize(
+        "call", [OPS.ramp, OPS.ramp.default], ids=["every overload", "one overload"]
+    )
+    def test_whichever_way_it_is_called(self, call):
+        """An overload goes by the name of its operator."""
+        operators.register("opaque::ramp", like=torch.relu)
+
+        assert reading(Around(call), 2, 4).facts["first.weight"].meets == Activation("relu")
+
+
+class TestOthers:
+    """Operators that carry the signal, weigh it, or change it in place."""
+
+    def test_that_carries(self):
+        """What lies behind it is met."""
+        operators.register("opaque::stamp", like=lambda x, key: x)
+        model = Around(lambda x: F.gelu(OPS.stamp(x, 3)))
+
+        assert reading(model, 2, 4).facts["first.weight"].meets == Activation("gelu")
+
+    def test_that_weighs(self):
+        """A weight in an unusual place, laid out as inputs by outputs, has its axes and fans."""
+        operators.register("opaque::project", like=lambda w, x: F.linear(x, w.T))
+        model = Weighed(lambda x, w: OPS.project(w, x), 3, 5)
+        found = reading(model, 2, 3).facts["weight"]
+
+        assert (found.role, found.op, found.meets) == ("weight", "linear", Activation("relu"))
+        assert (found.axes.inputs, found.axes.outputs) == ((0,), (1,))
+        assert plan_policy(model, example_inputs=torch.zeros(2, 3))["weight"].fan_in == 3
+
+    def test_that_weighs_by_group(self):
+        """Stacked matrices are copies, not connections."""
+        operators.register("opaque::experts", like=lambda x, w: torch.einsum("gni,gio->gno", x, w))
+        found = reading(Weighed(OPS.experts, 6, 3, 5), 6, 2, 3).facts["weight"]
+
+        assert found.role == "weight"
+        assert (found.axes.copies, found.axes.inputs, found.axes.outputs) == ((0,), (1,), (2,))
+
+    def test_that_changes_its_input(self):
+        """What it changes in place is changed for all that read it."""
+
+        def forward(x: Tensor) -> Tensor:
+            OPS.ramp_(x)
+            return torch.tanh(x)
+
+        operators.register("opaque::ramp_", like=torch.relu_)
+
+        assert reading(Around(forward), 2, 4).facts["first.weight"].meets == Activation("relu")
+
+    def test_of_a_module_that_torch_does_not_see(self):
+        """A module whose kernel is no operator at all goes by the name of its class."""
+
+        class Foreign(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch._C.DisableTorchFunction():
+                    return x.clamp_min(0.0)
+
+        assert dict(reading(Around(Foreign()), 2, 4).unknown_operators) == {"Foreign": 1}
+        operators.register("Foreign", like=torch.relu)
+        found = reading(Around(Foreign()), 2, 4)
+        assert dict(found.unknown_operators) == {}
+        assert found.facts["first.weight"].meets == Activation("relu")
+
+
+class TestUnknown:
+    """What nobody has registered."""
+
+    def test_is_not_taken_for_torchs_own_of_the_same_name(self):
+        """A library's `relu` may be anything."""
+        found = reading(Around(OPS.relu), 2, 4)
+
+        assert dict(found.unknown_operators) == {"opaque::relu": 1}
+        assert found.facts["first.weight"].meets is None
+
+    def test_is_warned_of_with_what_helps(self):
+        """The call that the warning and the heading name works as it stands."""
+        model = Around(OPS.ramp)
+        call = "operators.register('opaque::ramp', like=function)"
+        with pytest.warns(UnknownOperatorWarning) as warned:
+            plan = plan_policy(model)
+
+        assert call in str(warned[0].message)
+        assert call in str(plan)
+        eval(call, {"operators": operators, "function": F.relu})
+        assert plan_policy(model)["first.weight"].meets == "relu"
+
+
+class TestRegister:
+    """What may be registered."""
+
+    def test_the_last_counts(self):
+        """Running a cell of a notebook again changes the answer."""
+        operators.register("opaque::ramp", like=F.gelu)
+        operators.register("opaque::ramp", like=F.relu)
+
+        assert reading(Around(OPS.ramp), 2, 4).facts["first.weight"].meets == Activation("relu")
+
+    def test_torchs_own_is_refused(self):
+        """What `relu` means is not for one model to say."""
+        with pytest.raises(PolicyError, match=r"'relu' is torch's own.*library::name"):
+            operators.register("relu", like=F.gelu)
+
+    def test_what_cannot_be_called_is_refused(self):
+        """A name is no function."""
+        with pytest.raises(PolicyError, match=r"like is a function.*got 'relu'"):
+            operators.register("opaque::ramp", like="relu")
+
+
+class TestRuns:
+    """Passes that run for real read the same."""
+
+    def test_audit(self):
+        """The points of an audit are those of the function."""
+        operators.register("opaque::ramp", like=F.relu)
+        own, torchs = (
+            audit_signal(model, torch.randn(16, 4)) for model in map(Around, (OPS.ramp, F.relu))
+        )
+
+        assert [point.op for point in own.points] == [point.op for point in torchs.points]
+
+    def test_lsuv(self):
+        """A weight that an operator of the user's applies is scaled to standard deviation one."""
+        operators.register("opaque::project", like=lambda w, x: x @ w)
+        model = Weighed(lambda x, w: OPS.project(w, x), 8, 8)
+        batch = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        lsuv_(model, batch)
+
+        assert (batch @ model.weight).std(correction=0).item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_exported_programs_are_read():
+    """Operators of aten go by torch's names."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    program = torch.export.export(net, (torch.zeros(2, 4),)).module()
+    found = read(program, sites(program), torch.zeros(2, 4))
+
+    assert dict(found.unknown_operators) == {}
+    assert found.facts["0.weight"].meets == Activation("relu")
