@@ -126,7 +126,7 @@ class Plan:
         target = self.model if model is None else model
         if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        reshard(target)
+        reshard(require_module(target))
         found = sites(target)
         _check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
