@@ -377,3 +377,30 @@ class TestCommand:
     def test_a_folder_that_is_not_there(self, run, tmp_path):
         """It is refused before any work is done."""
         assert run("tests.test_audit:build", "--html", str(tmp_path / "no" / "report.html"))[0] == 2
+
+
+def test_the_loss_decides_what_stays_alike():
+    """Units that only another loss would tell apart are found under the one that was given."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4, bias=False))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator)
+        model[2].weight[:2] = 0.5
+    x = torch.randn(32, 8, generator=generator)
+    apart = audit_model(model, x, budget=0)
+    alike = audit_model(
+        model, x, loss_fn=lambda y: (y[:, 2:] ** 2).sum() + y[:, :2].sum(), budget=0
+    )
+    assert apart.symmetry.ok
+    assert [finding.name for finding in alike.symmetry.of("tied")] == ["2.weight"]
+
+
+def test_a_receipt_is_on_the_page():
+    """What started the model can be read there, and reproduces it."""
+    model = nn.Linear(64, 8)
+    receipt = apply_policy(model, seed=7)
+    audit = audit_model(model, receipt=receipt)
+    assert audit.receipt is receipt
+    assert audit.page.receipt == receipt.to_json()
+    assert audit_model(model).page.receipt is None

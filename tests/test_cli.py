@@ -1,5 +1,6 @@
 """The command line: what it prints where, and how it ends."""
 
+import html
 import json
 import os
 import subprocess
@@ -118,6 +119,33 @@ class TestApply:
             assert torch.equal(tensor, loaded.state_dict()[name])
         assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
+    def test_calibrated(self, run, tmp_path):
+        """With `--calibrate` the weights are those that `calibrate=` makes of the inputs."""
+        file = tmp_path / "weights.safetensors"
+        code, out, err = run(
+            "apply", SMALL, "--calibrate", "-i", "4,3,64,64", "--out", str(file), "--json"
+        )
+        expected, loaded = build(SMALL), build(SMALL)
+        batch = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        apply_policy(expected, seed=0, calibrate=batch)
+        load_model(loaded, str(file))
+
+        assert (code, err) == (0, "")
+        assert "conv1.0.weight" in Receipt.from_json(out).calibrated
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(tensor, loaded.state_dict()[name])
+
+    def test_calibrated_on_inputs_that_are_found(self, run, tmp_path):
+        """Without `--input` there are still inputs, and the receipt still verifies the weights."""
+        file = tmp_path / "weights.safetensors"
+        code, out, err = run("apply", SMALL, "--calibrate", "--out", str(file), "--json")
+        loaded = build(SMALL)
+        load_model(loaded, str(file))
+
+        assert (code, err) == (0, "")
+        assert Receipt.from_json(out).calibrated
+        assert receipt_in(file).verify(loaded).ok
+
     @pytest.mark.filterwarnings("default")
     def test_a_symmetric_start_is_warned_of(self, run):
         """A policy of constants warns on standard error, in one paragraph, and is carried out."""
@@ -192,6 +220,14 @@ ERRORS = {
 
 SYMMETRIC = """
 from torch import nn
+def fixed():
+    return Fixed()
+class Fixed(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 4)
+        self.example_input_array = __import__("torch").randn(3, 6)
+    def forward(self, x):
+        return super().forward(x.view(3, 6))
 def constant():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     for parameter in model.parameters():
@@ -245,6 +281,35 @@ class TestCheck:
         assert run("check", "own_symmetric:random")[0] == 0
         assert run("check", "own_symmetric:random", "--weights", str(file))[0] == 1
 
+    @pytest.mark.filterwarnings("default")
+    def test_a_policy_starts_the_model(self, run):
+        """With `--policy` it is the policy's weights that are looked at."""
+        assert run("check", "own_symmetric:constant", "-p", "he")[0] == 0
+        code, out, err = run("check", "own_symmetric:random", "--policy", "ones", "--seed", "3")
+
+        assert code == 1
+        assert "tied" in out.splitlines()[0]
+        assert "leaves hidden units that are identical" in " ".join(err.split())
+
+    def test_two_kinds_of_weights(self, run, tmp_path, monkeypatch):
+        """Weights of a file and those of a policy exclude each other, before anything is built."""
+        monkeypatch.setattr("torch_initpolicy.cli.build", lambda _: pytest.fail("was built"))
+        file = tmp_path / "weights.safetensors"
+        file.touch()
+        code, out, err = run(
+            "check", "own_symmetric:random", "--weights", str(file), "--policy", "he"
+        )
+
+        assert (code, out) == (2, "")
+        assert "--weights and --policy" in err
+
+    def test_calibrating_a_model_of_one_batch_size(self, run):
+        """Inputs that are found for a model which takes three at a time are three."""
+        code, out, err = run("apply", "own_symmetric:fixed", "--calibrate")
+
+        assert (code, err) == (0, "")
+        assert "to calibrate" in out
+
     def test_weights_of_another_model(self, run, tmp_path):
         """A file that does not fit is refused in one line."""
         file = tmp_path / "weights.safetensors"
@@ -254,6 +319,65 @@ class TestCheck:
         assert (code, out) == (1, "")
         assert "holds no weights for this Sequential:" in err
         assert "4 tensors missing from it:" in err
+
+
+class TestAudit:
+    """`audit` follows the signal of a constructor's start, or of a policy's."""
+
+    DEEP = """
+from torch import nn
+def deep():
+    layers = [layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+"""
+
+    @pytest.fixture(autouse=True)
+    def _here(self, tmp_path, monkeypatch):
+        """Work in a folder with a deep model, and forget it afterwards."""
+        (tmp_path / "own_deep.py").write_text(self.DEEP)
+        monkeypatch.chdir(tmp_path)
+        yield
+        sys.modules.pop("own_deep", None)
+
+    @pytest.mark.parametrize(("policy", "code"), [("he", 0), ("normal", 1)])
+    def test_a_policy_starts_the_model(self, run, tmp_path, policy, code):
+        """The verdict is that of the policy's start; the page shows its receipt."""
+        page = tmp_path / "report.html"
+        ended, out, _ = run(
+            "audit", "own_deep:deep", "-p", policy, "--seed", "5", "--html", str(page), "--json"
+        )
+        expected = build("own_deep:deep")
+        apply_policy(expected, policy, seed=5)
+        shown = page.read_text()
+        receipt = shown.partition("<summary>JSON</summary><pre>")[2].partition("</pre>")[0]
+        written = Receipt.from_json(html.unescape(receipt))
+
+        assert ended == code
+        assert f"Audit of own_deep:deep under {policy}" in shown
+        assert written.verify(expected).ok
+        assert written.seed == 5
+        second = {update["site"]: update["second"] for update in json.loads(out)["updates"]}
+        for name, parameter in expected.named_parameters():
+            assert second[name] == pytest.approx(parameter.square().mean().item(), rel=1e-5)
+
+    def test_a_seed_alone_is_the_constructors(self, run):
+        """The same seed gives the same audit, another another; the global state stays."""
+        before = torch.get_rng_state()
+        one, two, other = (
+            run("audit", "own_deep:deep", "--seed", seed, "--json", "--budget", "0")[1]
+            for seed in ("1", "1", "2")
+        )
+        torch.manual_seed(1)
+        expected = build("own_deep:deep")[0].weight
+        torch.set_rng_state(before)
+        points, again, others = (json.loads(out)["points"] for out in (one, two, other))
+
+        assert points == again
+        assert points != others
+        assert json.loads(one)["updates"][0]["second"] == pytest.approx(
+            expected.square().mean().item(), rel=1e-5
+        )
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 class TestInput:
@@ -323,8 +447,10 @@ class TestBeforeTheWork:
             ("audit", "--suggest", "he", "--suggest", "hee"),
             ("apply", "--seed", str(-(2**63) - 1)),
             ("check", "--input", "0,3"),
+            ("audit", "--policy", "hee"),
+            ("check", "--seed", str(2**64)),
         ],
-        ids=lambda options: options[0],
+        ids=" ".join,
     )
     def test_no_model_is_built(self, run, monkeypatch, options):
         """The command ends before it asks for the model."""

@@ -11,14 +11,24 @@ from torch_initpolicy import (
     InitPolicy,
     Rule,
     apply_policy,
+    audit_signal,
+    find_symmetry,
+    init_policy,
     initializers,
+    lsuv_,
     match,
+    materialize,
     plan_policy,
     presets,
+    warn_on_symmetry,
 )
 from torch_initpolicy.errors import (
     SHOWN,
+    ArgumentError,
+    InitPolicyError,
     InitPolicyWarning,
+    NotAModuleError,
+    PolicyError,
     SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
@@ -26,6 +36,7 @@ from torch_initpolicy.errors import (
     listing,
     nearest,
 )
+from torch_initpolicy.testing import assert_initialized, assert_no_symmetry, assert_untouched
 
 
 class Strange(nn.Module):
@@ -72,6 +83,51 @@ def test_a_warning_points_at_the_line_that_called_the_package(name):
 
     assert issubclass(category, InitPolicyWarning)
     assert not [w for w in caught if package in Path(w.filename).parents]
+
+
+VERBS = {
+    "plan_policy": plan_policy,
+    "apply_policy": apply_policy,
+    "materialize": materialize,
+    "find_symmetry": find_symmetry,
+    "audit_signal": audit_signal,
+    "lsuv_": lambda model: lsuv_(model, torch.zeros(1)),
+    "warn_on_symmetry": warn_on_symmetry,
+    "Plan.apply": plan_policy(nn.Linear(1, 1)).apply,
+    "Plan.verify": plan_policy(nn.Linear(1, 1)).verify,
+    "assert_initialized": assert_initialized,
+    "assert_no_symmetry": assert_no_symmetry,
+    "assert_untouched": lambda model: assert_untouched(model).__enter__(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [nn.Linear, 3, {}], ids=["class", "number", "dict"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refuses_what_is_no_module(verb, given):
+    """One error says what was expected, whichever verb is asked."""
+    with pytest.raises(NotAModuleError, match=r"must be an nn\.Module.*an object of your class"):
+        VERBS[verb](given)
+
+
+MISTAKES = {
+    "std": (ArgumentError, lambda: lsuv_(deep(), torch.zeros(2, 4), std=-1)),
+    "on_symmetry": (ArgumentError, lambda: warn_on_symmetry(deep(), on_symmetry="explode")),
+    "decorated": (NotAModuleError, lambda: init_policy("he")(print)),
+    "a module as a policy": (PolicyError, lambda: init_policy(nn.ReLU())),
+    "a module as a function": (PolicyError, lambda: initializers.From(nn.ReLU())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_wrong_arguments_are_errors_of_the_package(name):
+    """They can be caught as what they are, as the builtin they specialise, and with all others."""
+    expected, call = MISTAKES[name]
+    with pytest.raises(expected) as caught:
+        call()
+
+    assert isinstance(caught.value, InitPolicyError)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, TypeError) == (expected is NotAModuleError)
 
 
 def test_long_lists_are_cut_and_counted():

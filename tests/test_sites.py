@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from torch_initpolicy.sites import sites
@@ -22,8 +23,13 @@ class TestNames:
 
     @pytest.mark.parametrize(
         "wrap",
-        [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))],
-        ids=["parallel", "compiled", "both"],
+        [
+            nn.DataParallel,
+            torch.compile,
+            checkpoint_wrapper,
+            lambda m: nn.DataParallel(torch.compile(m)),
+        ],
+        ids=["parallel", "compiled", "checkpointed", "both"],
     )
     def test_wrappers_are_looked_through(self, wrap):
         """The prefixes of wrappers are no part of a name."""
@@ -46,6 +52,18 @@ class TestNames:
                 self.module = nn.Linear(2, 2)
 
         assert names(Net()) == ["module.weight", "module.bias"]
+
+    @pytest.mark.parametrize(
+        "name", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+    )
+    def test_a_child_beside_others_is_no_wrapped_one(self, name):
+        """A wrapper holds one module and nothing else: no child and no parameter gets lost."""
+        for other in nn.Linear(2, 2), nn.Parameter(torch.ones(2)):
+            model = nn.Module()
+            model.add_module(name, nn.Linear(2, 2, bias=False))
+            model.other = other
+
+            assert set(names(model)) == {name for name, _ in model.named_parameters()}
 
 
 class TestTies:

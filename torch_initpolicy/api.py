@@ -1,7 +1,5 @@
 """The verbs: the one place where sites, trace, policy, plan and apply come together."""
 
-import contextlib
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,16 +11,15 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.guard import as_constructed, pending_of
 from torch_initpolicy.engine.lsuv import lsuv_
 from torch_initpolicy.engine.materialize import materialize_steps
+from torch_initpolicy.engine.memory import collection_paused
 from torch_initpolicy.engine.origins import Build
-from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.engine.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.engine.planning import make_plan
 from torch_initpolicy.engine.skip import opened
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.storage import is_sharded, undone_on_error
 from torch_initpolicy.engine.words import figure
 from torch_initpolicy.errors import (
-    PlanError,
-    SymmetricInitWarning,
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
@@ -31,7 +28,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
@@ -56,7 +53,8 @@ def plan_policy(
             of a `.json` or `.toml` file.
         example_inputs: What the forward pass takes: a tensor, a tuple of arguments or a mapping of
             keyword arguments; None to look for some. Only shapes matter, so meta tensors serve.
-        only: Globs of canonical names; other sites are kept.
+        only: Globs of canonical names; other sites are kept. None for all sites, an empty
+            sequence for none.
         skip: Globs of canonical names; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
@@ -65,6 +63,7 @@ def plan_policy(
         A plan with exactly one step per parameter tensor. Print it for a table.
 
     Raises:
+        NotAModuleError: `model` is no module.
         PlanError: Something would be wrong or missing; the message lists every case.
         PolicyError: The policy is malformed.
         TraceError: The forward pass raises with the given `example_inputs`.
@@ -80,7 +79,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -95,28 +94,21 @@ def plan_policy(
     return plan
 
 
-def _module(model: nn.Module) -> nn.Module:
-    """Refuse what is no module, a class of modules above all."""
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"model must be an nn.Module, got {model!r}; pass an object of your class")
-    return model
-
-
+@collection_paused()
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
-    with _uncollected():
-        found = sites(model)
-        reading = _reading(model, found, example_inputs)
-        plan = make_plan(
-            found,
-            reading.facts,
-            policy,
-            unknown_operators=reading.unknown_operators,
-            untraced=reading.untraced,
-            **options,
-        )
+    found = sites(model)
+    reading = _reading(model, found, example_inputs)
+    plan = make_plan(
+        found,
+        reading.facts,
+        policy,
+        unknown_operators=reading.unknown_operators,
+        untraced=reading.untraced,
+        **options,
+    )
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
-    return replace(_with_skipped(plan, found), model=model)
+    return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
 
 
 def _warn_of_unknown(operators: Mapping[str, int]) -> None:
@@ -128,24 +120,6 @@ def _warn_of_unknown(operators: Mapping[str, int]) -> None:
     )
 
 
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from searching the many small objects that a plan is made from.
-
-    They are in use until it is made, and the collector would go through all of them several times.
-    Only who has switched it off switches it on again: plans that are made in several threads at
-    once leave it as the first of them has found it.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:
     """Read the data flow, unless planning is about to say that there is nothing to plan for."""
     if not found or any(site.lazy for site in found):
@@ -153,16 +127,11 @@ def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Re
     return read(model, found, example_inputs)
 
 
-def _with_skipped(plan: Plan, found: Sequence[Site]) -> Plan:
+def _with_skipped(plan: Plan, found: Sequence[Site]) -> Iterator[Step]:
     """Where a kept site was skipped by `skip_init`, plan what its constructor would have drawn."""
-    pending = {site.name: pending_of(site.parameters[0]) for site in found}
-    steps = (
-        as_constructed(step, skipped)
-        if step.keeps and (skipped := pending[step.name]) is not None
-        else step
-        for step in plan.steps
-    )
-    return replace(plan, steps=tuple(steps))
+    for site, step in zip(found, plan, strict=True):
+        skipped = pending_of(site.parameters[0]) if step.keeps else None
+        yield step if skipped is None else as_constructed(step, skipped)
 
 
 def apply_policy(
@@ -183,8 +152,8 @@ def apply_policy(
 
     Everything that can be wrong is found before the first write, and raised once. The values
     depend on the seed, the canonical names, the logical shapes, the initializers and the type of
-    the device that draws, and on nothing else: not on the order of modules, threads, dtype (beyond
-    rounding), or sharding.
+    the device that draws, and on nothing else: not on the order of modules, threads or sharding,
+    nor on the dtype beyond rounding (float64 apart, which is drawn in float64).
 
     Args:
         model: As for `plan_policy`.
@@ -211,13 +180,17 @@ def apply_policy(
         PlanError: As for `plan_policy`; the model is as it was.
         ApplyError: Something cannot be written; the model is as it was.
 
+    Warns:
+        SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
+        InitPolicyWarning: As for `plan_policy`.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
         >>> receipt = apply_policy(model, seed=0)
         >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -233,8 +206,7 @@ def apply_policy(
             if calibrate is not None:
                 plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
     _warn_of_nothing(plan, given)
-    if plan.symmetric:
-        _warn_of_symmetry(plan)
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)
 
 
@@ -277,15 +249,6 @@ def _calibrated(plan: Plan, inputs: Any, **filters: Any) -> Plan:
         for step in plan
     )
     return replace(plan, steps=tuple(steps))
-
-
-def _warn_of_symmetry(plan: Plan) -> None:
-    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
-    warn(
-        f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
-        f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
-        SymmetricInitWarning,
-    )
 
 
 def _is_guessed(plan: Plan) -> bool:
@@ -349,6 +312,9 @@ def materialize(
         PlanError: As for `plan_policy`. The model is as it was.
         ApplyError: As for `apply_policy`. The model is as it was.
 
+    Warns:
+        InitPolicyWarning: As for `apply_policy`.
+
     Examples:
         >>> with torch.device("meta"):
         ...     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
@@ -357,7 +323,7 @@ def materialize(
         ('cpu', 16.0)
     """
     options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
-    with opened(_module(model)):
+    with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(model, given, example_inputs=example_inputs, **options)
         steps, written = materialize_steps(
@@ -377,4 +343,5 @@ def materialize(
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
             )
+    warn_of_symmetry(plan)
     return Receipt.of(plan, written)

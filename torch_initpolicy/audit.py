@@ -19,11 +19,12 @@ from torch import nn
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.checks.findings import Finding, Report
 from torch_initpolicy.checks.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.checks.signal import Loss, Signal, audit_signal, filled, follow
+from torch_initpolicy.checks.signal import Signal, audit_signal, filled, follow
 from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.checks.trial import Loss
 from torch_initpolicy.checks.verdicts import Kind, Verdict
 from torch_initpolicy.engine.lsuv import lsuv_
-from torch_initpolicy.engine.plan import Plan
+from torch_initpolicy.engine.plan import Plan, Receipt
 from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
 from torch_initpolicy.report.html import Page
 from torch_initpolicy.trace.capture import Call
@@ -51,9 +52,10 @@ class Audit:
         untried: What would have been tried, had it not taken too long: what to write for each.
         symmetry: Units that start alike.
         plan: What the first of the repairs would write, or `auto` where there is none.
+        receipt: What the model's weights came from, where that is known.
 
     Examples:
-        >>> audit = Audit("Audit of nothing", Signal(()))
+        >>> audit = audit_model(nn.Linear(64, 8))
         >>> audit.ok, audit.headline
         (True, 'The signal keeps its size.')
     """
@@ -64,6 +66,7 @@ class Audit:
     untried: tuple[str, ...] = ()
     symmetry: Report = field(default_factory=lambda: Report(()))
     plan: Plan | None = None
+    receipt: Receipt | None = None
 
     @property
     def ok(self) -> bool:
@@ -127,6 +130,7 @@ class Audit:
             cost=self.cost,
             plan=self.plan,
             findings=self.symmetry.findings,
+            receipt=None if self.receipt is None else self.receipt.to_json(),
         )
 
     def write(self, path: str | Path) -> None:
@@ -149,7 +153,9 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 def _sentences(audit: Audit) -> Iterator[str]:
     said = audit.signal.verdicts
     grave = [verdict for verdict in said if not verdict.mild]
-    yield _told(grave or said) + (", which training copes with." if said and not grave else ".")
+    yield _told(grave or said, audit.signal.praise) + (
+        ", which training copes with." if said and not grave else "."
+    )
     if alike := len(_for_ever(audit.symmetry)):
         what = "parameter holds" if alike == 1 else "parameters hold"
         yield f"{alike} {what} units that are tied or dead for ever: see find_symmetry(model)."
@@ -172,15 +178,15 @@ def _for_ever(report: Report) -> tuple[Finding, ...]:
     return report.of("tied", "dead", "diverged")
 
 
-def _told(verdicts: Sequence[Verdict]) -> str:
-    """Tell all verdicts in one sentence, the signal's own first."""
+def _told(verdicts: Sequence[Verdict], praise: str) -> str:
+    """Tell all verdicts in one sentence, the signal's own first; where there is none, praise."""
     clauses: dict[str, list[str]] = {}
     for verdict in verdicts:
         *whose, what = verdict.kind.split()
         told = clauses.setdefault(" ".join(whose) or "signal", [])
         told.append(f"{what} at {verdict.where!r}")
     parts = [f"the {whose} {', '.join(whats)}" for whose, whats in clauses.items()]
-    sentence = ", ".join(parts) or "the signal keeps its size"
+    sentence = ", ".join(parts) or praise
     return f"T{sentence[1:]}"
 
 
@@ -192,6 +198,7 @@ def audit_model(
     loss_fn: Loss | None = None,
     title: str | None = None,
     budget: float = BUDGET,
+    receipt: Receipt | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Audit:
     """Audit a model, and find out by trying what repairs it.
@@ -205,9 +212,11 @@ def audit_model(
         inputs: As for `audit_signal`.
         suggest: Names of policies to try, the preferred first; None for those that the verdicts ask
             for, which are none where nothing is wrong.
-        loss_fn: As for `audit_signal`.
+        loss_fn: As for `audit_signal`, and for `find_symmetry`, which also calls it with what a
+            copy of the model in float64 returns.
         title: What to call it.
         budget: Seconds after which nothing further is tried; the first one always is.
+        receipt: What `apply_policy` returned for this model, to be shown on the page.
         tell: Is told what is about to be tried.
 
     Returns:
@@ -229,7 +238,7 @@ def audit_model(
         ('apply_policy(model)', 'repairs')
     """
     call, signal = follow(model, inputs, loss_fn=loss_fn)
-    symmetry = find_symmetry(model, example_inputs=call)
+    symmetry = find_symmetry(model, call, loss_fn)
     workshop = _Workshop(model, call, signal, symmetry, loss_fn, budget, tell)
     workshop.try_policies(suggest)
     if workshop.tried and not any(repair.works for repair in workshop.tried):
@@ -242,6 +251,7 @@ def audit_model(
         untried=tuple(workshop.untried),
         symmetry=symmetry,
         plan=workshop.plan_of(repairs),
+        receipt=receipt,
     )
 
 
@@ -330,8 +340,11 @@ class _Workshop:
     def _alike(self, name: str, other: nn.Module) -> list[str]:
         """Name what holds units that are alike for ever: by probing where the model itself does."""
         if not self.symmetry.ok:
-            return [found.name for found in _for_ever(find_symmetry(other, self.inputs))]
+            return [found.name for found in _for_ever(self._looked(other))]
         return [step.name for step in self.plans[name].symmetric] if name in self.plans else []
+
+    def _looked(self, other: nn.Module) -> Report:
+        return find_symmetry(other, self.inputs, self.loss_fn)
 
     def _applying(self, policy: str, *, known_too: bool) -> "_Start":
         def start(name: str) -> nn.Module | None:

@@ -8,15 +8,18 @@ line asks for something that does not exist, or is written wrongly.
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.audit import BUDGET, audit_model
 from torch_initpolicy.checks.symmetry import find_symmetry
+from torch_initpolicy.engine.plan import Receipt
 from torch_initpolicy.engine.planning import Filters
 from torch_initpolicy.engine.skip import skip_init
 from torch_initpolicy.engine.streams import as_seed
@@ -28,10 +31,11 @@ from torch_initpolicy.errors import (
     TraceError,
     listing,
 )
-from torch_initpolicy.integrations.inputs import NOTATION, Input, drawn, require_distinct
+from torch_initpolicy.integrations.inputs import NOTATION, Input, batches, drawn, require_distinct
 from torch_initpolicy.integrations.models import build
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.sites import sites
+from torch_initpolicy.trace.capture import Call
 
 try:
     import typer
@@ -116,6 +120,14 @@ def _policy(name: str) -> str:
     return name
 
 
+def _start(name: str | None) -> str | None:
+    return None if name is None else _policy(name)
+
+
+def _start_seed(seed: int | None) -> int | None:
+    return None if seed is None else _seed(seed)
+
+
 def _policies(names: list[str] | None) -> list[str] | None:
     return [_policy(name) for name in names] if names else None
 
@@ -143,6 +155,32 @@ Policy = Annotated[
 ]
 Seed = Annotated[
     int, typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_seed)
+]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Then scale each weight so that its output has standard deviation 1, on the inputs "
+        "that --input gives or that are found.",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        "-p",
+        help="Look at the model as this policy starts it, not as its constructor does: a preset, "
+        "or a .json or .toml file.",
+        callback=_start,
+    ),
+]
+StartSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="Seed of the policy, 0 unless given; without one that of the constructor's own draws.",
+        callback=_start_seed,
+    ),
 ]
 Inputs = Annotated[
     list[Input] | None,
@@ -243,22 +281,25 @@ def apply(
     skip: Skip = None,
     frozen: Frozen = False,
     strict: Strict = True,
+    calibrate: Calibrate = False,
     as_json: AsJson = False,
 ) -> None:
     """Initialise a model by a policy; save its weights with the receipt in their metadata."""
     built = _built(model)
     _require_matches(built, only, skip)
+    write = partial(
+        apply_policy,
+        built,
+        policy,
+        seed=seed,
+        example_inputs=drawn(inputs, built),
+        only=only,
+        skip=skip,
+        frozen=frozen,
+        strict=strict,
+    )
     with _progress("initialising"):
-        receipt = apply_policy(
-            built,
-            policy,
-            seed=seed,
-            example_inputs=drawn(inputs, built),
-            only=only,
-            skip=skip,
-            frozen=frozen,
-            strict=strict,
-        )
+        receipt = _calibrated(write, batches(inputs, built)) if calibrate else write()
     if out is not None:
         with _progress(f"writing {out}"):
             save(built, receipt, out)
@@ -270,22 +311,24 @@ def apply(
 def audit(
     model: Model,
     *,
+    policy: Start = None,
+    seed: StartSeed = None,
     inputs: Inputs = None,
     html: Html = None,
     suggest: Suggest = None,
     budget: Budget = BUDGET,
     as_json: AsJson = False,
 ) -> None:
-    """Follow the signal through a model as its constructor made it; find out what repairs it."""
-    with _progress(f"building {model}"):
-        built = build(model)
+    """Follow the signal through a model at its start; find out what repairs it."""
+    built, receipt = _started(model, policy, seed, inputs)
     with _progress("following the signal") as say:
         found = audit_model(
             built,
             drawn(inputs, built),
             suggest=suggest,
-            title=f"Audit of {model}",
+            title=f"Audit of {model}" + (f" under {policy}" if policy else ""),
             budget=budget,
+            receipt=receipt,
             tell=lambda call: say(f"trying {call} on a copy"),
         )
     if html is not None:
@@ -299,13 +342,16 @@ def audit(
 def check(
     model: Model,
     *,
+    policy: Start = None,
+    seed: StartSeed = None,
     inputs: Inputs = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Find units that start equal and stay equal, and parameters that can never move."""
-    with _progress(f"building {model}"):
-        built = build(model)
+    if weights is not None and policy is not None:
+        raise typer.BadParameter("--weights and --policy both say what the weights are, give one")
+    built, _ = _started(model, policy, seed, inputs)
     if weights is not None:
         load(built, weights)
     with _progress("looking for symmetric starts"):
@@ -322,9 +368,41 @@ def _built(source: str) -> nn.Module:
         return build(source)
 
 
+def _started(
+    source: str, policy: str | None, seed: int | None, inputs: list[Input] | None
+) -> tuple[nn.Module, Receipt | None]:
+    """Build a model as it is to be looked at: as its constructor starts it, or as a policy does."""
+    if policy is None:
+        with _progress(f"building {source}"), _seeded(seed):
+            return build(source), None
+    built = _built(source)
+    with _progress("initialising"):
+        return built, apply_policy(
+            built, policy, seed=seed or 0, example_inputs=drawn(inputs, built)
+        )
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Let constructors draw from a seed, and put torch's global generator back afterwards."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _calibrated(write: Callable[..., Receipt], calls: Iterator[Call]) -> Receipt:
+    """Calibrate on the first inputs that fit; those that do not are found out before a write."""
+    *others, last = calls
+    for call in others:
+        with suppress(TraceError):
+            return write(calibrate=call)
+    return write(calibrate=last)
+
+
 def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
     """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
-    filters = Filters(tuple(only or ()), tuple(skip or ()), frozen=True)
+    filters = Filters.of(only, skip)
     if idle := list(filters.idle(sites(model))):
         raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
 

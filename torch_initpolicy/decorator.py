@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.api import apply_policy
+from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 
@@ -167,7 +168,7 @@ class _New:
 
 def _decorate(cls: ModuleClass, apply: Callable[[nn.Module], object]) -> ModuleClass:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise TypeError(
+        raise NotAModuleError(
             f"init_policy decorates classes derived from torch.nn.Module, not {cls!r}; "
             "what a function builds is initialised by apply_policy(model)"
         )
@@ -253,7 +254,7 @@ def init_policy(
         The class that was given, or a decorator for it.
 
     Raises:
-        TypeError: What is decorated is no class derived from `torch.nn.Module`.
+        NotAModuleError: What is decorated is no class derived from `torch.nn.Module`.
         UnknownNameError: There is no preset of that name; raised where the class is defined.
 
     Examples:

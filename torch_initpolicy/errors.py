@@ -3,6 +3,8 @@
 Each is also the builtin it specialises, so that both ways of catching it work::
 
     InitPolicyError(Exception)
+    ├── ArgumentError(ValueError)           an argument is not what it may be
+    │   └── NotAModuleError(TypeError)      a model or its class is wanted, something else was given
     ├── PolicyError(ValueError)             a rule, matcher, initializer or policy file is malformed
     │   └── UnknownNameError(LookupError)   a preset, class or field that does not exist
     ├── PlanError(ValueError)               the plan would be wrong or incomplete; lists every case
@@ -32,6 +34,14 @@ SHOWN = 10
 
 class InitPolicyError(Exception):
     """Root of every error this package raises on purpose."""
+
+
+class ArgumentError(InitPolicyError, ValueError):
+    """An argument is not what it may be."""
+
+
+class NotAModuleError(ArgumentError, TypeError):
+    """A model, or a class of models, is wanted, and something else was given."""
 
 
 class PolicyError(InitPolicyError, ValueError):

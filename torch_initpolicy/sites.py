@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
 
@@ -99,6 +100,19 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return tuple(_site(places) for places in holders.values())
 
 
+def require_module(model: object) -> nn.Module:
+    """Return a model, and refuse what is none, a class of models above all.
+
+    Raises:
+        NotAModuleError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise NotAModuleError(
+            f"model must be an nn.Module, got {model!r}; pass an object of your class"
+        )
+    return model
+
+
 def canonical_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield every module under each of its names, as the model without its wrappers calls it."""
     wrapped = _wrapped(model)
@@ -116,10 +130,15 @@ _WRAPPED_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_modu
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    """Return the module inside a wrapper, or None where `module` is no wrapper."""
+    """Return the module inside a wrapper, or None where `module` is no wrapper.
+
+    A wrapper holds nothing else.
+    """
     children: Mapping[str, nn.Module | None] = module._modules  # noqa: SLF001 - no lookup by MRO
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return children["module"]
+    if len(children) != 1 or module._parameters:  # noqa: SLF001
+        return None
     return next((children[name] for name in _WRAPPED_UNDER if name in children), None)
 
 

@@ -13,6 +13,7 @@ from torch_initpolicy.api import plan_policy
 from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.errors import listing
 from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.sites import require_module
 
 __all__ = ["assert_initialized", "assert_no_symmetry", "assert_untouched"]
 
@@ -109,7 +110,7 @@ def assert_untouched(model: nn.Module) -> Iterator[None]:
         AssertionError: 1 not as before:
           - training of the model
     """
-    before = dict(_state(model))
+    before = dict(_state(require_module(model)))
     try:
         yield
     finally:

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -65,6 +67,21 @@ class TestUnits:
 
         assert ("weight", along) == (like.site.name, like.view.along)
         assert (pair,) == equal(like)
+
+    @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**16), st.integers(1, 3))
+    @settings(max_examples=50, deadline=None)
+    def test_as_by_comparing_all_pairs(self, units, features, seed, high):
+        """Of a matrix of few different numbers all equal and zero rows and columns are found."""
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randint(-high, high + 1, (units, features), generator=generator).float()
+        model = nn.ParameterDict({"w": matrix})
+
+        likenesses = found(model)
+
+        for along, rows in (("axis 0", matrix), ("axis 1", matrix.T)):
+            like = likenesses.get(("w", along))
+            assert _in_company(rows) == ([] if like is None else like.units.tolist())
+            assert like is None or (rows[like.units] == _leaders(rows, like)).all()
 
     @pytest.mark.parametrize(
         "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64]
@@ -158,6 +175,21 @@ class TestUnits:
 
         assert scan(sites(model)) == ()
         assert [like for like in scan(sites(model), thorough=True) if not like.is_vector] == []
+
+
+def _in_company(rows: torch.Tensor) -> list[int]:
+    """Number the rows that are zero, or equal to another up to the sign."""
+    twice = [{tuple(row.tolist()), tuple((-row).tolist())} for row in rows]
+    return [i for i, row in enumerate(rows) if not row.any() or twice.count(twice[i]) > 1]
+
+
+def _leaders(rows: torch.Tensor, like: Likeness) -> torch.Tensor:
+    """Return what a likeness says that its units are: the first of their like, with its sign."""
+    signs = dict(zip(like.units.tolist(), like.signs.tolist(), strict=True))
+    turns = [
+        signs[unit] * signs[label] for unit, label in zip(signs, like.labels.tolist(), strict=True)
+    ]
+    return rows[like.labels] * torch.tensor(turns)[:, None]
 
 
 def _copy(weight: nn.Parameter, pick) -> None:

@@ -381,3 +381,149 @@ def test_scalars_are_logged():
     assert logged["signal/second/0.weight", 7] == signal.points[0].second
     assert logged["signal/gradient/4.weight", 7] == signal.points[-1].gradient
     assert ("signal/ratio/2.weight", 7) in logged
+
+
+@pytest.mark.parametrize("inputs", [None, batch(4, 3)], ids=["found", "given"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: nn.LazyLinear(4), "one batch first"),
+     (lambda: nn.Linear(3, 4, device="meta"), "materialize")],
+    ids=["lazy", "meta"],
+)  # fmt: skip
+def test_parameters_without_values_are_refused(make, words, inputs):
+    """No signal goes through weights that are not there; the message says what to do."""
+    with pytest.raises(TraceError, match=words):
+        audit_signal(make(), inputs)
+
+
+class Complex(nn.Module):
+    """Two products of complex numbers, with a rectifier of both parts between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        draw = {"generator": generator, "dtype": torch.complex64}
+        self.first = nn.Parameter(0.1 * torch.randn(6, 8, **draw))
+        self.second = nn.Parameter(0.1 * torch.randn(8, 5, **draw))
+
+    def forward(self, z):
+        a = torch.view_as_real(z @ self.first)
+        return torch.view_as_complex(torch.relu(a)) @ self.second
+
+
+class Pairs(nn.Module):
+    """The same in real numbers: a pair for each complex one, a rotation for each product."""
+
+    def __init__(self, other: Complex) -> None:
+        super().__init__()
+        self.first = nn.Parameter(self.rotations(other.first))
+        self.second = nn.Parameter(self.rotations(other.second))
+
+    @staticmethod
+    def rotations(weight: Tensor) -> Tensor:
+        a, b = weight.detach().real, weight.detach().imag
+        return torch.cat((torch.cat((a, b), 1), torch.cat((-b, a), 1)))
+
+    def forward(self, x):
+        return torch.relu(x @ self.first) @ self.second
+
+
+@pytest.mark.parametrize("conjugate", [False, True], ids=["plain", "conjugate view"])
+def test_complex_numbers_are_measured_as_pairs(conjugate):
+    """Moments and gradients are twice those of a network of pairs, each number counting as one."""
+    model = Complex()
+    z = torch.complex(batch(16, 6), 2 * batch(16, 6).flip(0))
+    x = torch.cat((z.real, z.imag), 1)
+    z = z.conj().resolve_conj().conj() if conjugate else z
+    signal = audit_signal(model, z, loss_fn=lambda out: out.abs().square().sum())
+    pairs = audit_signal(Pairs(model), x, loss_fn=lambda out: out.square().sum())
+    for name in ("first", "second"):
+        one = next(point for point in signal.points if point.name == name)
+        two = next(point for point in pairs.points if point.name == name)
+        assert one.second == pytest.approx(2 * two.second, rel=1e-4)
+        assert one.gradient == pytest.approx(2 * two.gradient, rel=1e-4)
+        assert one.likeness == pytest.approx(two.likeness, abs=1e-4)
+        assert one.rank == pytest.approx(two.rank, rel=1e-4)
+    assert signal.loss == pytest.approx(pairs.loss, rel=1e-4)
+    model(z).abs().square().sum().backward()
+    for update in signal.updates:
+        parameter = model.get_parameter(update.site)
+        for found, tensor in ((update.second, parameter), (update.gradient, parameter.grad)):
+            parts = (tensor.real.square() + tensor.imag.square()).mean().item()
+            assert found == pytest.approx(parts, rel=1e-4)
+
+
+def test_a_complex_spread_is_taken_about_its_mean():
+    """The deviation is that of distances from the mean, which is a point of the plane."""
+    layer = nn.Linear(6, 200, dtype=torch.complex64)
+    nn.init.constant_(layer.bias, 3 - 4j)
+    z = torch.complex(batch(64, 6), batch(64, 6).flip(0))
+    (point,) = audit_signal(layer, z).points
+    with torch.no_grad():
+        made = torch.view_as_real(layer(z)).double().flatten(0, 1)
+    distance = (made - made.mean(0)).norm(dim=1)
+    assert point.mean == pytest.approx(made.mean(0).norm().item(), rel=1e-4)
+    assert point.std == pytest.approx(distance.square().mean().sqrt().item(), rel=1e-3)
+    assert point.mean == pytest.approx(5, rel=0.1)
+    assert point.gradient > 0
+
+
+def test_a_complex_signal_that_vanishes_is_said():
+    """Complex layers of nearly nothing are judged like real ones."""
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False, dtype=torch.complex64) for _ in range(4)))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1e-5)
+    signal = audit_signal(model, torch.complex(batch(32, 8), batch(32, 8)))
+    assert "vanishes" in {verdict.kind for verdict in signal.verdicts}
+    assert len(signal.weighted) == 4
+
+
+def test_a_complex_loss_is_refused():
+    """A loss is a real number; the message says what came instead."""
+    with pytest.raises(TraceError, match=r"a real scalar tensor, got one of shape \(\), complex64"):
+        audit_signal(Complex(), torch.ones(2, 6, dtype=torch.complex64), loss_fn=torch.sum)
+
+
+class Answering(nn.Module):
+    """A layer whose output is answered in one way or another."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.layer, self.answer = nn.Linear(64, 64), answer
+
+    def forward(self, x):
+        return self.answer(self.layer(x))
+
+
+UNGRADED = {
+    "indices": (lambda y: y.argmax(-1), None, "the model returns int64, which have none"),
+    "truths": (lambda y: (y > 0, y.argmax()), None, "returns bool and int64, which have none"),
+    "nothing": (lambda y: None, None, "the model returns no tensors"),
+    "detached": (Tensor.detach, None, "what the model returns depends on no parameter"),
+    "loss": (Tensor.neg, lambda y: y.argmax().float(), "the loss depends on no parameter"),
+}
+
+
+@pytest.mark.parametrize(("answer", "loss_fn", "why"), UNGRADED.values(), ids=UNGRADED)
+def test_a_gradient_that_does_not_exist_is_said(answer, loss_fn, why):
+    """Nothing is claimed of a way back that nobody could go; the numbers ahead stay."""
+    signal = audit_signal(Answering(answer), batch(32, 64), loss_fn=loss_fn)
+    assert signal.weighted[0].gradient is None
+    assert signal.loss is None
+    assert signal.ok
+    assert why in signal.note
+    assert "the signal keeps its size on its way forward\n" in str(signal)
+    assert "no gradients were followed" in " ".join(str(signal).split())
+
+
+def test_where_nothing_can_be_measured_nothing_is_praised():
+    """A model of integers has no signal, and no size that it could keep."""
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    signal = audit_signal(Counting(), torch.arange(8))
+    assert signal.points == ()
+    assert "keeps its size" not in str(signal)
+    assert "there is no signal to follow" in str(signal)

@@ -263,6 +263,30 @@ class TestInputs:
         with pytest.raises(TraceError, match="materialize"):
             find_symmetry(model)
 
+    @pytest.mark.parametrize("inputs", [None, torch.ones(4, 5)], ids=["found", "given"])
+    @pytest.mark.parametrize(
+        ("loss_fn", "made"),
+        [(lambda _: 3, "got 3"), (lambda output: output, "of shape")],
+        ids=["number", "matrix"],
+    )
+    def test_a_loss_that_is_no_scalar(self, loss_fn, made, inputs):
+        """The loss function is blamed, with what it made, and not the inputs."""
+        model = fill(mlp(nn.Tanh()), 0.25)
+        with pytest.raises(TraceError, match=f"^loss_fn returns a real scalar tensor.*{made}"):
+            find_symmetry(model, inputs, loss_fn)
+
+    @pytest.mark.parametrize("inputs", [None, torch.ones(4, 3)], ids=["found", "given"])
+    def test_lazy_parameters_are_refused(self, inputs):
+        """Before their first batch nothing can be said of them; after it they are judged."""
+        model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 2))
+        with pytest.raises(TraceError, match=r"(?s)one batch first.*0\.weight"):
+            find_symmetry(model, inputs)
+
+        model(torch.ones(4, 3))
+        assert {"0.weight", "0.bias", "2.weight"} == _names(
+            find_symmetry(fill(model, 0.25), inputs), "tied"
+        )
+
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
     def test_other_precisions(self, dtype):
         """A model in half or double precision is judged like one in single."""

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.engine.lsuv import Calibration, lsuv_
 from torch_initpolicy.errors import ApplyError, TraceError
+from torch_initpolicy.policy.presets import he
 
 TOLERANCE = 1e-3
 """What the issue promises: within 0.1 % of the wanted standard deviation."""
@@ -516,3 +518,218 @@ def test_a_real_network():
         model(x)
     assert len(found) == len(report.scaled)
     assert max(found.values()) < TOLERANCE
+
+
+def test_weights_in_one_memory_are_refused():
+    """What scaling one would do to the other is said before anything is scaled."""
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12))
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    before = model[0].weight.clone()
+    with pytest.raises(ApplyError, match="share memory"):
+        lsuv_(model, batch(32, 12), orthogonal=False)
+
+    assert torch.equal(before, model[0].weight)
+    assert lsuv_(model, batch(32, 12), orthogonal=False, skip=["2.weight"]).worst < TOLERANCE
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_what_cannot_be_written_is_refused(orthogonal):
+    """Lazy weights and those of inference mode are refused before anything runs or is written."""
+    with torch.inference_mode():
+        frozen = nn.Linear(3, 4)
+    for model, words in (nn.LazyLinear(4), "first"), (frozen, "inference_mode"):
+        with pytest.raises(ApplyError, match=words):
+            lsuv_(model, batch(8, 3), orthogonal=orthogonal)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+@pytest.mark.parametrize("argument", ["only", "skip"])
+def test_globs_that_match_nothing_are_refused(argument, orthogonal):
+    """A misspelt name is an error that says what was probably meant, and nothing is scaled."""
+    model = nn.Sequential(nn.Linear(12, 24))
+    before = model[0].weight.clone()
+    with pytest.raises(ApplyError, match=rf"{argument}='0\.wait' .*did you mean '0\.weight'"):
+        lsuv_(model, batch(32, 12), orthogonal=orthogonal, **{argument: ["0.wait"]})
+
+    assert torch.equal(before, model[0].weight)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_an_empty_choice_scales_nothing(orthogonal):
+    """An empty `only=` leaves every weight alone, where None scales all."""
+    model = nn.Sequential(nn.Linear(12, 24))
+    before = model[0].weight.clone()
+    report = lsuv_(model, batch(32, 12), orthogonal=orthogonal, only=[])
+
+    assert not report.scaled
+    assert torch.equal(before, model[0].weight)
+
+
+def spread(outputs: Tensor) -> float:
+    """Return the root mean square distance of complex numbers from their mean, in the plane."""
+    pairs = torch.view_as_real(outputs.detach().resolve_conj()).double().reshape(-1, 2)
+    return (pairs - pairs.mean(0)).norm(dim=1).square().mean().sqrt().item()
+
+
+class Waves(nn.Module):
+    """Complex weights: a Fourier operator, layers with biases, a pair of real numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.modes = nn.Parameter(torch.randn(4, 6, 9, dtype=torch.complex64, generator=generator))
+        self.layer = nn.Linear(9, 20, dtype=torch.complex64)
+        self.pairs = nn.Parameter(torch.randn(20, 8, 2, generator=generator))
+        self.last = nn.Linear(8, 5, dtype=torch.complex64)
+        for layer in (self.layer, self.last):
+            nn.init.normal_(layer.bias, std=0.2)
+
+    def forward(self, x):
+        a = torch.einsum("bif,iof->bof", torch.fft.rfft(x), self.modes)
+        b = self.layer(a)
+        c = torch.matmul(b * torch.sigmoid(b.abs()), torch.view_as_complex(self.pairs))
+        return {"modes": a, "layer.weight": b, "pairs": c, "last.weight": self.last(c.conj())}
+
+
+@pytest.mark.parametrize("orthogonal", [False, True], ids=["as it is", "orthogonal"])
+@pytest.mark.parametrize("std", [1.0, 0.3])
+def test_complex_outputs_have_the_wanted_distance_from_their_mean(orthogonal, std):
+    """Complex weights, raw ones too, are scaled until `E |z - E z| ** 2` is what was wanted."""
+    model, x = Waves(), batch(32, 4, 16)
+    assert spread(model(x)["modes"]) / std > 2
+    report = lsuv_(model, x, std=std, orthogonal=orthogonal)
+    assert {scaled.site for scaled in report.scaled} == set(model(x))
+    assert report.left == ()
+    for made in model(x).values():
+        assert spread(made) == pytest.approx(std, rel=TOLERANCE)
+        assert spread(made * 1.01) != pytest.approx(std, rel=TOLERANCE)
+
+
+def test_complex_units_are_centred():
+    """With `per_channel` the complex mean of each unit is zero, and the spread the wanted one."""
+    model = nn.Linear(6, 10, dtype=torch.complex64)
+    x = torch.complex(batch(64, 6), batch(64, 6).flip(0))
+    lsuv_(model, x, per_channel=True)
+    assert model(x).mean(0).abs().max() < 1e-5
+    assert spread(model(x)) == pytest.approx(1, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_numbers_whose_squares_single_precision_does_not_hold(dtype, size):
+    """A signal so small or large is no reason to leave a weight."""
+    model = nn.Linear(6, 10, bias=False, dtype=dtype)
+    with torch.no_grad():
+        model.weight.mul_(size)
+    x = batch(64, 6).to(dtype)
+    report = lsuv_(model, x, orthogonal=False)
+    made = torch.complex(model(x), torch.zeros(())) if dtype == torch.float32 else model(x)
+    assert [scaled.site for scaled in report.scaled] == ["weight"]
+    assert spread(made) == pytest.approx(1, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [1e-20, 0.3, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_rounding_is_no_spread(dtype, size):
+    """Outputs that are all the same are left, though a mean of them rounds."""
+    model = nn.Linear(7, 9, bias=False, dtype=dtype)
+    nn.init.constant_(model.weight, size)
+    report = lsuv_(model, torch.full((61, 7), 0.7, dtype=dtype), orthogonal=False)
+    assert report.scaled == ()
+    assert report.left[0].reason == "its operator's output is the same for all units and inputs"
+
+
+class Beside(nn.Module):
+    """Weights that something other than they themselves decides about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Parameter(torch.randn(12, 8)), nn.Parameter(torch.ones(1, 8))
+        self.rounded = nn.Parameter(torch.randn(8, 8))
+        self.read = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        a = x @ (self.large * self.small)
+        return a * self.read.weight.sum(), a.int() @ self.rounded.int()
+
+
+def test_every_weight_is_accounted_for():
+    """What a product applies is scaled or left, whatever its type says; the reasons are true."""
+    report = lsuv_(Beside(), batch(16, 12), orthogonal=False)
+    left = {left.site: left.reason for left in report.left}
+    assert [scaled.site for scaled in report.scaled] == ["large"]
+    assert left.keys() == {"small", "rounded", "read.weight"}
+    assert left["small"] == "its operator, matmul, is scaled by large"
+    assert left["rounded"] == "its operator's output is of int32, not to be scaled"
+    assert left["read.weight"] == "no product applied it: it was read by mul"
+    kept = lsuv_(Beside(), batch(16, 12), orthogonal=False, skip=["large", "rounded"])
+    assert [scaled.site for scaled in kept.scaled] == ["small"]
+
+
+class Moved(nn.Module):
+    """Parameters that are only added, by operators that apply weights too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(16, 8))
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+
+    def forward(self, x):
+        h = torch.addmm(self.bias, x, 9 * self.weight)[:, None]
+        return self.attention(h, h, h)
+
+
+@pytest.mark.parametrize("skip", [[], ["weight", "attention*"]], ids=["scaled", "skipped"])
+def test_what_is_added_is_no_weight(skip):
+    """Biases are neither scaled nor left, whatever their shape."""
+    report = lsuv_(Moved(), batch(16, 8), orthogonal=False, skip=skip)
+    named = {each.site for each in (*report.scaled, *report.left)}
+    assert named == {"weight", "attention.in_proj_weight", "attention.out_proj.weight"}
+    assert len(report.left) == (3 if skip else 0)
+
+
+def test_what_waits_for_another_weight_is_left_with_it():
+    """A factor beside a weight that could not be scaled is said to have waited for that."""
+    model = Beside()
+    with torch.no_grad():
+        model.large.zero_()
+    left = {
+        entry.site: entry.reason for entry in lsuv_(model, batch(16, 12), orthogonal=False).left
+    }
+    assert left["large"] == "its operator's output is the same for all units and inputs"
+    assert left["small"] == "its operator, matmul, was to be scaled by large, and is not"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRUCell])
+def test_half_of_a_recurrence_is_left_with_the_other(kind):
+    """Where one of two weights that are scaled as one may not be, the other is said to be left."""
+    model = nn.Sequential(kind(6, 5))
+    report = lsuv_(model, batch(7, 6), skip="*weight_hh*", orthogonal=False)
+    left = {left.site.split("_l0")[0]: left.reason for left in report.left}
+    assert report.scaled == ()
+    assert "the other weight of its recurrence is left" in left["0.weight_ih"]
+    assert "skip" in left["0.weight_hh"]
+
+
+def test_a_model_without_operators():
+    """Where no operator runs at all, every weight is left."""
+
+    class Idle(nn.Linear):
+        def forward(self, x):
+            return x
+
+    report = lsuv_(Idle(3, 3), batch(2, 3), orthogonal=False)
+    assert [str(left.reason) for left in report.left] == [
+        "no operator applied it in this forward pass"
+    ]
+
+
+def test_complex_weights_calibrated_by_a_policy():
+    """The receipt of a calibrated complex model verifies it and reproduces its bits."""
+    model, again, x = Waves(), Waves(), batch(32, 4, 16)
+    receipt = apply_policy(model, he(), seed=0, calibrate=x)
+    receipt.verify(model)
+    receipt.reproduce(again)
+    assert spread(model(x)["last.weight"]) == pytest.approx(1, rel=TOLERANCE)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)

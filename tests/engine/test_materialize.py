@@ -129,6 +129,16 @@ class TestSame:
         assert same(real, model)
         assert torch.equal(real.eval()(*inputs), model.eval()(*inputs))
 
+    def test_without_fills(self, build, inputs):
+        """It is the same whether the fills of the constructor ran on meta or were left out."""
+        model = on_meta(build)
+        with skip_init():
+            unfilled = on_meta(build)
+        for each in (model, unfilled):
+            materialize(each, seed=0, example_inputs=inputs)
+
+        assert same(model, unfilled)
+
     def test_ties(self, build, inputs):
         """What was one tensor is one tensor."""
         model = on_meta(build)

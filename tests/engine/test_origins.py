@@ -173,6 +173,15 @@ class TestFound:
         for name in ALL - {"table"}:
             assert torch.equal(real[name], origin[name].value), name
 
+    def test_default_device(self, build):
+        """Values are found on the CPU also where whatever is built lands on meta."""
+        model = on_meta(build)
+        there = on_meta(lambda: origins(model, lost(model)))
+        values = [origin.value for origin in there.values() if origin.value is not None]
+
+        assert len(values) == len(ALL - {"table"})
+        assert {value.device.type for value in values} == {"cpu"}
+
     def test_distributions(self, build):
         """Of what is drawn the distribution is found and no value."""
         assert found(build)["table"][:2] == (None, Pending(Normal(0.25)))

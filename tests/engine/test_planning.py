@@ -530,6 +530,14 @@ class TestErrors:
             f"  - {argument}='encodr.*' matches nothing; did you mean 'encoder.*'"
         )
 
+    def test_a_name_with_brackets(self):
+        """A name means itself before it means a pattern: what the error suggests is accepted."""
+        model = nn.Module()
+        model.add_module("a[0]", nn.Linear(2, 2))
+        made = plan(model, Rule(match.anything(), Zeros()), only=["a[0].weight"])
+
+        assert [step.name for step in made if not step.keeps] == ["a[0].weight"]
+
     def test_malformed_globs(self):
         """A glob that cannot mean anything is an error of its own."""
         with pytest.raises(PolicyError, match="never closed"):

@@ -4,11 +4,14 @@ import copy
 import io
 import math
 import threading
+from functools import partial
 
 import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy import apply_policy, plan_policy, presets
 from torch_initpolicy.engine.apply import apply_steps
@@ -22,6 +25,18 @@ from torch_initpolicy.tensors.initializers import (
     TruncatedNormal,
     Uniform,
 )
+
+
+class Operators(TorchDispatchMode):
+    """Note the names of all operators that reach a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def erfinv_trunc_normal_(tensor, mean=0.0, std=1.0, a=-2.0, b=2.0):
@@ -327,13 +342,49 @@ class TestWhatIsSkipped:
 
         assert layer(torch.ones(2, 1, 3))[0].isfinite().all()
 
-    def test_meta(self):
-        """On meta there is nothing to skip."""
-        with torch.device("meta"), skip_init():
+    @pytest.mark.parametrize(
+        "blocks",
+        [(partial(torch.device, "meta"), skip_init), (skip_init, partial(torch.device, "meta"))],
+        ids=["within", "around"],
+    )
+    def test_meta(self, blocks):
+        """On meta nothing is filled, whichever block is the outer one, and nothing remembered."""
+        outer, inner = blocks
+        with outer(), inner(), Operators() as seen:
             layer = nn.Linear(4, 4)
+            erfinv_trunc_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            answer = layer.weight.data.mul_(0.5)
 
+        assert "empty" in seen.names
+        assert not any(name.endswith("_") for name in seen.names)
+        assert (answer.device.type, answer.shape) == ("meta", (4, 4))
         assert type(layer.weight) is nn.Parameter
-        assert layer.weight.is_meta
+
+    def test_meta_outside(self):
+        """Without the block the same fills do run, so that the test above sees them."""
+        with torch.device("meta"), Operators() as seen:
+            erfinv_trunc_normal_(torch.empty(4, 4))
+
+        assert {"uniform_", "erfinv_", "mul_", "add_", "clamp_"} <= seen.names
+
+    def test_lazy(self):
+        """A lazy layer stays lazy, its neighbour is skipped, and its first batch draws as ever."""
+        with skip_init():
+            model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+
+        assert is_lazy(model[0].weight)
+        assert pending_of(model[2].weight) is not None
+        model[:2](torch.ones(2, 3))
+        assert 0 < model[0].weight.abs().max() <= 3**-0.5
+
+    def test_lazy_within(self):
+        """A lazy layer whose first batch comes within the block is skipped like any other."""
+        with skip_init():
+            layer = nn.LazyLinear(4)
+            layer.initialize_parameters(torch.ones(2, 3))
+
+        assert pending_of(layer.weight) is not None
 
 
 class TestSurroundings:

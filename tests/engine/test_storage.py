@@ -21,6 +21,7 @@ from torch_initpolicy.engine.storage import (
     obstacles,
     overlap,
     pieces,
+    shared,
     volume,
     whole,
 )
@@ -207,6 +208,12 @@ def _expanded_model():
     return model
 
 
+def _repeating_model():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(6).as_strided((3, 4), (1, 1)))
+    return model
+
+
 class TestObstacles:
     """What keeps memory from being written is said in words, with the remedy."""
 
@@ -216,6 +223,7 @@ class TestObstacles:
             pytest.param(lambda: nn.Linear(2, 3, device="meta"), "materialize", id="meta"),
             pytest.param(_inference_model, "inference_mode", id="inference"),
             pytest.param(_expanded_model, "clone it first", id="expanded"),
+            pytest.param(_repeating_model, "clone it first", id="strides that meet"),
             pytest.param(lambda: nn.LazyLinear(3), "run one forward pass first", id="lazy"),
         ],
     )
@@ -230,3 +238,59 @@ class TestObstacles:
         model = nn.ModuleList([nn.Linear(2, 3), nn.Embedding(0, 4)])
 
         assert not [reason for site in sites(model) for reason in obstacles(site)]
+
+
+def _viewed(*views):
+    """Hold some views of one flat buffer as parameters."""
+    flat = torch.zeros(8, 6)
+    model = nn.Module()
+    for number, view in enumerate(views):
+        model.register_parameter(f"part{number}", nn.Parameter(view(flat)))
+    return model
+
+
+class TestShared:
+    """Parameters that are different but live in the same elements are told from ties and slices."""
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            pytest.param(lambda flat: flat.t(), id="transposed"),
+            pytest.param(lambda flat: flat, id="same view"),
+            pytest.param(lambda flat: flat[3:5, 1], id="part"),
+        ],
+    )
+    def test_found(self, view):
+        """Both names are said, and what helps."""
+        (reason,) = shared(sites(_viewed(lambda flat: flat, view)))
+
+        assert reason.startswith("'part0' and 'part1' share memory")
+        assert "skip=" in reason
+
+    @pytest.mark.parametrize(
+        "views",
+        [
+            pytest.param((lambda flat: flat[:4], lambda flat: flat[4:]), id="rows"),
+            pytest.param((lambda flat: flat[:, :3], lambda flat: flat[:, 3:]), id="columns"),
+            pytest.param((lambda flat: flat[::2], lambda flat: flat[1::2]), id="interleaved"),
+            pytest.param((lambda flat: flat, lambda flat: flat[8:]), id="empty"),
+        ],
+    )
+    def test_apart(self, views):
+        """Slices of one flat buffer are as good as tensors of their own."""
+        assert not list(shared(sites(_viewed(*views))))
+
+    def test_ties(self):
+        """One parameter under two names is one site, which shares with nobody."""
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+
+        assert not list(shared(sites(model)))
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_without_memory(self, device):
+        """What is lazy or on the meta device has no memory to share."""
+        model = nn.ModuleList([nn.LazyLinear(3, device=device), nn.LazyLinear(3, device=device)])
+        model.append(_viewed(lambda flat: flat, lambda flat: flat).to("meta"))
+
+        assert not list(shared(sites(model)))

@@ -79,6 +79,14 @@ class TestName:
         """A bracket in brackets stands for itself."""
         assert answers(match.name("a[[]b"), site(nn.Linear(1, 1), names=("a[b",)))
 
+    def test_name_with_brackets(self):
+        """A glob that is a name letter by letter matches it, and what it says as a pattern too."""
+        layer = nn.Linear(1, 1)
+
+        assert answers(match.name("a[0].b"), site(layer, names=("a[0].b",)))
+        assert answers(match.name("a[0].b"), site(layer, names=("a0.b",)))
+        assert not answers(match.name("a[0].b"), site(layer, names=("a[1].b",)))
+
     def test_bad_regex(self):
         """A bad regular expression is refused where it is written."""
         with pytest.raises(PolicyError, match="no regular expression"):

@@ -187,6 +187,20 @@ def test_a_healthy_signal_is_said():
     assert "keeps its size" in text or "wanders" in text
 
 
+def test_a_way_back_that_nobody_could_go_is_not_praised():
+    """Where no gradient exists, the page speaks of the way forward, and says why."""
+
+    class Choice(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).argmax(-1)
+
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    text = str(Page("choice", {"as it is": audit_signal(Choice(64, 64), x)}))
+    assert "The signal keeps its size on its way forward." in text
+    assert "Note: no gradients were followed: the model returns int64" in text
+    assert "forward and back" not in text
+
+
 SCRIPT = """
 <script>
 const found = {};

@@ -60,6 +60,16 @@ def test_no_working_dtype(dtype):
         working_dtype(dtype)
 
 
+@pytest.mark.parametrize("name", ["float8_e8m0fnu", "float4_e2m1fn_x2"])
+def test_dtypes_that_only_store(name):
+    """What has no zero and no sign, or packs two numbers, cannot hold what would be drawn."""
+    dtype = getattr(torch, name, None)
+    if dtype is None:
+        pytest.skip(f"this torch has no {name}")
+    with pytest.raises(PolicyError, match=name):
+        working_dtype(dtype)
+
+
 class TestRequireNumber:
     """Fields that must be numbers."""
 

@@ -172,7 +172,7 @@ def unit(x: Tensor) -> Tensor:
 MULTIPLIED = {
     "a norm's weight": (lambda m, x: m.p * F.layer_norm(m.linear(x), (4,)), 4, "norm_weight"),
     "written out": (
-        lambda m, x: m.p * (x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()), 4, "norm_weight",
+        lambda m, x: m.p * (x * x.square().mean(-1, keepdim=True).rsqrt()), 4, "norm_weight",
     ),
     "logit scale": (lambda m, x: m.p.exp() * unit(m.linear(x)) @ unit(m.other(x)).t(), 1, "scale"),
     "logit scale behind": (

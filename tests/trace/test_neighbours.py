@@ -147,6 +147,7 @@ APART = {
 """Flows in which `b` is random and all others are constant, with what stays alike."""
 
 
+@pytest.mark.filterwarnings("ignore::torch_initpolicy.errors.SymmetricInitWarning")
 @pytest.mark.parametrize("name", APART)
 def test_the_plan_says_what_a_search_finds(name):
     """What a plan warns of is what training cannot part, whatever stands beside what."""

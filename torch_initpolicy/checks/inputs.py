@@ -1,4 +1,4 @@
-"""Real inputs for a model that is to be run: the user's own, or random ones of a fitting shape.
+"""What a model needs to be run: values, and inputs: the user's own, or random ones that fit.
 
 Knows shapes and dtypes; what the inputs mean is beyond it.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.errors import TraceError
+from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.capture import Call, tensors_in
 from torch_initpolicy.trace.inputs import as_call
@@ -20,6 +20,23 @@ BATCH = 16
 
 VECTORS = 64
 """How many where each is a vector: cheap, and a unit has no other positions to be seen at."""
+
+
+def require_values(sites: Sequence[Site]) -> None:
+    """Refuse parameters in which there is nothing to see.
+
+    Raises:
+        TraceError: Some are on the meta device or lazy; lists them, with the remedy.
+    """
+    lazy = [site.name for site in sites if site.lazy]
+    on_meta = [site.name for site in sites if site.device.type == "meta"]
+    for names, why in (lazy, _LAZY), (on_meta, _ON_META):
+        if names:
+            raise TraceError(f"{why}, for {counted(len(names), 'parameter')}:\n{listing(names)}")
+
+
+_LAZY = "lazy layers have no weights before their first forward; run the model on one batch first"
+_ON_META = "the meta device holds no values; call materialize(model) first"
 
 
 def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> Iterator[Call]:

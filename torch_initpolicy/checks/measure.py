@@ -1,6 +1,7 @@
 """Measures one activation tensor: its size, its zeros, and how far it tells inputs apart.
 
-Knows tensors only; has never heard of a model.
+A complex number counts as one, by its absolute value: the second moment is `E |z| ** 2`, the sum of
+those of its two parts. Knows tensors only; has never heard of a model.
 """
 
 import math
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from torch_initpolicy.tensors.norms import norm, wide
 
 SAMPLED = 1 << 16
 """Elements that are looked at where a statistic does not need all of them."""
@@ -23,8 +26,8 @@ class Sketch(NamedTuple):
     """What was measured of one tensor, still as tensors: reading numbers would wait for a GPU.
 
     Attributes:
-        mean: Mean of all elements.
-        second: Mean of their squares.
+        mean: Mean of all elements; of complex ones its absolute value.
+        second: Mean of their squared absolute values.
         zeros: Fraction of a sample that is exactly zero.
         likeness: Mean cosine between the outputs for different inputs, and their effective number;
             None where the inputs cannot be told apart in the tensor.
@@ -37,36 +40,49 @@ class Sketch(NamedTuple):
 
 
 def second_moment(*tensors: Tensor) -> Tensor:
-    """Return the mean of the squares of all elements of some tensors.
+    """Return the mean of the squared absolute values of all elements of some tensors.
 
     Examples:
         >>> second_moment(torch.tensor([3.0, -4.0])).item()
         12.5
+        >>> second_moment(torch.tensor([3.0 + 4.0j])).item()
+        25.0
     """
-    # The norm is the one reduction that squares and adds in a single pass over the memory.
-    norms = [torch.linalg.vector_norm(_wide(tensor)).double() for tensor in tensors]
-    return torch.stack(norms).square().sum() / max(sum(t.numel() for t in tensors), 1)
+    norms = torch.stack([norm(tensor) for tensor in tensors])
+    return norms.square().sum() / max(sum(t.numel() for t in tensors), 1)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a view in which each complex number is two real ones, along a last axis of its own.
+
+    Real tensors are returned as they are.
+
+    Examples:
+        >>> as_real(torch.tensor([3.0 + 4.0j])).tolist()
+        [[3.0, 4.0]]
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def sketch(tensor: Tensor, inputs: int) -> Sketch:
     """Measure an activation.
 
     Args:
-        tensor: A floating-point tensor, not empty.
+        tensor: A floating-point or complex tensor, not empty.
         inputs: How many inputs the batch holds.
     """
     rows = by_input(tensor, inputs)
     sample = _sample((tensor.reshape(1, -1) if rows is None else rows).detach())
     return Sketch(
-        mean=tensor.mean(dtype=torch.float32),
+        mean=_mean(tensor),
         second=second_moment(tensor),
         zeros=(sample == 0).double().mean(),
-        likeness=None if rows is None or inputs < 2 else likeness(sample),
+        likeness=None if rows is None or inputs < 2 else likeness(as_real(sample).flatten(1)),
     )
+
+
+def _mean(tensor: Tensor) -> Tensor:
+    return wide(tensor).mean().abs() if tensor.is_complex() else tensor.mean(dtype=torch.float32)
 
 
 def by_input(tensor: Tensor, inputs: int) -> Tensor | None:
@@ -94,7 +110,7 @@ def _sample(rows: Tensor) -> Tensor:
     step = -(-rows.shape[1] // most)
     step += step % 2 == 0
     sample = rows[:, ::step]
-    return sample if sample.dtype == torch.float64 else sample.float()
+    return wide(sample)
 
 
 def likeness(rows: Tensor) -> Tensor:

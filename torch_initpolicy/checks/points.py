@@ -1,4 +1,7 @@
-"""What an audit measured: one value for each operator, one for each parameter."""
+"""What an audit measured: one value for each operator, one for each parameter.
+
+A complex number counts as one: all moments are those of absolute values.
+"""
 
 from dataclasses import dataclass
 
@@ -14,9 +17,9 @@ class Point:
         site: Canonical name of the weight that it applies, or None.
         activates: Whether it is an activation function.
         shape: Shape of the output.
-        mean: Mean of its elements.
-        std: Their standard deviation.
-        second: Their second moment, `mean ** 2 + std ** 2`.
+        mean: Mean of its elements; of complex ones its absolute value.
+        std: Their standard deviation; of complex ones the root of `E |z - E z| ** 2`.
+        second: Their second moment, `mean ** 2 + std ** 2`; of complex ones `E |z| ** 2`.
         zeros: Fraction of a sample of them that is exactly zero.
         dead: Fraction of units that are zero for every input; None where it was not measured.
         likeness: Mean cosine between the outputs for different inputs: 1 where the model no longer

@@ -4,7 +4,6 @@ What it finds are suspects. Whether they stay equal is for the probe, or for the
 """
 
 import itertools
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.checks.shards import digest, signatures
-from torch_initpolicy.checks.units import NEAR, View, alike, views
+from torch_initpolicy.checks.sieve import WIDTH, sift
+from torch_initpolicy.checks.units import NEAR, Blocks, View, alike, views
 from torch_initpolicy.engine.storage import full, is_sharded
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.tensors.layers import Role
@@ -88,11 +88,31 @@ FAR = 8.0
 
 _BIASES: tuple[Role, ...] = ("bias", "norm_bias")
 
-
 _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
 
-_SAMPLE = 8
-"""Elements of each unit that are looked at first; random units differ in the first few."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """A way in which units lie in one of the tensors behind a parameter.
+
+    Attributes:
+        site: The parameter.
+        part: Which of the tensors behind it.
+        tensor: That tensor.
+        view: How its units lie.
+        thorough: Whether single equal entries of vectors count, and units equal once sorted.
+    """
+
+    site: Site
+    part: int
+    tensor: Tensor
+    view: View
+    thorough: bool
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether any two units are compared, or it is only asked whether all are one number."""
+        return self.view.features > 1 or self.thorough or self.site.role in _MATRICES
 
 
 def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[Likeness, ...]:
@@ -106,32 +126,36 @@ def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[Likeness, ..
     Returns:
         One likeness for each parameter and each way to lay it out in which something was found.
     """
-    return tuple(itertools.chain.from_iterable(_scan_site(site, thorough) for site in sites))
+    layouts = [layout for site in sites for layout in _layouts(site, thorough)]
+    compared = [a for a in layouts if a.is_compared and not is_sharded(a.tensor)]
+    left = dict(zip(compared, sift(_sample(a.tensor, a.view) for a in compared), strict=True))
+    likenesses = (_likenesses(layout, left.get(layout)) for layout in layouts)
+    return tuple(itertools.chain.from_iterable(likenesses))
 
 
-def _scan_site(site: Site, thorough: bool) -> Iterator[Likeness]:  # noqa: FBT001 - as `scan` has it
+def _layouts(site: Site, thorough: bool) -> Iterator[_Layout]:  # noqa: FBT001 - as `scan` has it
     if site.lazy or not (site.dtype.is_floating_point or site.dtype.is_complex):
         return
     for part, parameter in enumerate(site.parameters):
         if parameter.numel() == 0 or not parameter.requires_grad:
             continue
-        fitting = site.axes if tuple(parameter.shape) == site.shape else None
-        for view in views(parameter.shape, fitting):
-            yield from _scan_view(site, part, parameter.detach(), view, thorough)
+        tensor, shape = parameter.detach(), tuple(parameter.shape)
+        for view in views(shape, site.axes if shape == site.shape else None):
+            yield _Layout(site, part, tensor, view, thorough)
 
 
-def _scan_view(
-    site: Site,
-    part: int,
-    tensor: Tensor,
-    view: View,
-    thorough: bool,  # noqa: FBT001
-) -> Iterator[Likeness]:
-    alone = view.features > 1 or thorough or site.role in _MATRICES
-    found = _equal(tensor, view) if alone else _constant(tensor, view)
+def _sample(tensor: Tensor, view: View) -> Tensor:
+    """Return the first few elements of each unit."""
+    return next(view.blocks(tensor, None, WIDTH))
+
+
+def _likenesses(layout: _Layout, left: Tensor | None) -> Iterator[Likeness]:
+    """Yield what is equal in one layout, of the units that the sieve has left."""
+    site, part, tensor, view = layout.site, layout.part, layout.tensor, layout.view
+    found = _found(layout, left)
     if found is not None:
         yield Likeness(site, part, view, *found)
-    if thorough and view.features > 1:
+    if layout.thorough and view.features > 1:
         shuffled = _shuffled(full(tensor), view)
         if shuffled is not None:
             yield Likeness(site, part, view, *shuffled, shuffled=True)
@@ -141,78 +165,70 @@ Found = tuple[Tensor, Tensor, Tensor]
 """Units, labels and signs of a likeness."""
 
 
+def _found(layout: _Layout, left: Tensor | None) -> Found | None:
+    """Find what is equal: the units left by the sieve, those of all shards, or all there is."""
+    tensor, view = layout.tensor, layout.view
+    if left is not None:
+        return _equal(tensor, view, left)
+    if is_sharded(tensor):
+        found = _equal_across(tensor, view)
+        is_constant = found is not None and not bool(found[1].any())
+        return found if layout.is_compared or is_constant else None
+    return _constant(tensor, view)
+
+
 def _constant(tensor: Tensor, view: View) -> Found | None:
     """Look whether a tensor holds one number only."""
-    if is_sharded(tensor):
-        found = _equal(tensor, view)
-        return found if found is not None and not bool(found[1].any()) else None
     first = tensor[(0,) * tensor.ndim]
     if not bool((tensor == first).all()):
         return None
-    if view.count == 1 and bool(first != 0):
+    sign = int(bool(first))
+    if view.count == 1 and sign:
         return None
     units = torch.arange(view.count, device=tensor.device)
-    sign = (first != 0).to(torch.int8).expand(view.count)
-    return units, torch.zeros_like(units), sign
+    return units, torch.zeros_like(units), torch.full_like(units, sign, dtype=torch.int8)
 
 
-def _equal(tensor: Tensor, view: View) -> Found | None:
-    """Find equal units, by a sample of each first."""
-    if is_sharded(tensor):
-        return _equal_across(tensor, view)
-    sample = next(iter(view.blocks(tensor, None, _SAMPLE)))
-    if not _might_be_alike(sample):
+def _equal(tensor: Tensor, view: View, units: Tensor) -> Found | None:
+    """Find those that are equal in all their elements among units that are in a few."""
+    constant = _constant(tensor, view) if len(units) == view.count else None
+    if constant is not None or not len(units):
+        return constant
+    more = next(view.blocks(tensor, _chosen(units, view), _MORE))
+    units = units[sift([more], _MORE)[0]]  # few numbers differ where weights are coarse or sparse
+    piece = max(1, _PIECE // max(1, len(units)))
+    return _company(units, lambda: view.blocks(tensor, _chosen(units, view), piece))
+
+
+def _chosen(units: Tensor, view: View) -> Tensor | None:
+    """Return the units to select; None where that would be all of them."""
+    return units if len(units) < view.count else None
+
+
+def _company(units: Tensor, blocks: Blocks) -> Found | None:
+    """Keep the units the rows of which are zero or equal another."""
+    if not len(units):
         return None
-    labels, signs = alike(lambda: [sample], signed=True)
-    units = _in_company(labels, signs)
-    if len(units) and sample.shape[1] < view.features:
-        return _equal_wholly(tensor, view, units)
-    return (units, labels[units], signs[units]) if len(units) else None
+    labels, signs = alike(blocks, signed=True)
+    kept = _in_company(labels, signs)
+    return (units[kept], units[labels[kept]], signs[kept]) if len(kept) else None
 
 
 def _equal_across(tensor: "DTensor", view: View) -> Found | None:
     """Find equal units of a sharded tensor, by signatures of them."""
     if tuple(tensor.shape) != view.shape:  # a grouped convolution
-        return _equal(full(tensor), view)
+        whole = full(tensor)
+        (units,) = sift([_sample(whole, view)])
+        return _equal(whole, view, units)
     rows = signatures(tensor, view)
-    labels, signs = alike(lambda: [rows], signed=True)
-    units = _in_company(labels, signs)
-    return (units, labels[units], signs[units]) if len(units) else None
+    return _company(torch.arange(len(rows), device=rows.device), lambda: [rows])
 
 
-def _equal_wholly(tensor: Tensor, view: View, units: Tensor) -> Found | None:
-    """Find those that are equal in all their elements among units that are in a few."""
-    everything = len(units) == view.count
-    constant = _constant(tensor, view) if everything else None
-    if constant is not None:
-        return constant
-    chosen = None if everything else units
-    piece = max(1, _PIECE // len(units))
-    labels, signs = alike(lambda: view.blocks(tensor, chosen, piece), signed=True)
-    kept = _in_company(labels, signs)
-    return (units[kept], units[labels[kept]], signs[kept]) if len(kept) else None
-
+_MORE = 64
+"""Elements of each unit that are looked at where the first few leave some in doubt."""
 
 _PIECE = 1 << 20
 """Elements that are copied at once."""
-
-
-def _might_be_alike(sample: Tensor) -> bool:
-    """Tell at little cost whether rows could be equal, or zero; rarely yes where they are not."""
-    generator = torch.Generator().manual_seed(1)
-    width = sample.shape[1]
-    vectors = torch.rand(2, width, generator=generator, dtype=torch.float64) * 2 - 1
-    wide = sample.double() if sample.device.type != "mps" else sample.float()
-    # Threads of a matrix product would cost more than the sum.
-    first = (wide * vectors[0].to(wide)).sum(1)
-    sizes, order = first.abs().sort()
-    apart = NEAR * math.sqrt(width) * float(wide.abs().amax())
-    near = (~(sizes.diff() > apart)).nonzero().flatten()  # what is no number is near everything
-    if not len(near):
-        return not bool(sizes[0] > 0)
-    pair = torch.stack((order[near], order[near + 1]))
-    second = (wide[pair] * vectors[1].to(wide)).sum(2) * first[pair].sign()
-    return not bool((second.diff(dim=0).abs() > apart).all()) or not bool(sizes[0] > 0)
 
 
 def _in_company(labels: Tensor, signs: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.closed import closed
-from torch_initpolicy.checks.inputs import batch_size, real_inputs
+from torch_initpolicy.checks.inputs import batch_size, real_inputs, require_values
 from torch_initpolicy.checks.measure import (
     Sketch,
+    as_real,
     dead_units,
     deviation,
     number,
@@ -27,18 +28,16 @@ from torch_initpolicy.checks.measure import (
 )
 from torch_initpolicy.checks.plots import Figure, Writer, plot_signals
 from torch_initpolicy.checks.points import Point, Update
+from torch_initpolicy.checks.trial import Loss, scalar
 from torch_initpolicy.checks.verdicts import Verdict, verdicts
 from torch_initpolicy.engine.storage import full
 from torch_initpolicy.engine.words import folded
 from torch_initpolicy.errors import TraceError
-from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.uses import Uses, advance
-
-Loss = Callable[[Any], Tensor]
-"""What the model returned, to a scalar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class Signal:
         verdicts: What goes wrong, in words, with the first place where it does.
         inputs: How many inputs the batch held.
         loss: Value of the loss; None where there was no backward pass.
+        one_way: Why there was none; empty where there was one.
     """
 
     points: tuple[Point, ...]
@@ -58,6 +58,7 @@ class Signal:
     verdicts: tuple[Verdict, ...] = ()
     inputs: int = 1
     loss: float | None = None
+    one_way: str = ""
 
     @property
     def ok(self) -> bool:
@@ -65,8 +66,20 @@ class Signal:
         return all(verdict.mild for verdict in self.verdicts)
 
     @property
+    def praise(self) -> str:
+        """What may be said where there is no verdict: only of what has been looked at."""
+        if not self.points:
+            return "there is no signal to follow: no operator returns floating-point numbers"
+        return "the signal keeps its size" + (" on its way forward" if self.one_way else "")
+
+    @property
     def note(self) -> str:
-        """Which gradients are zero because weights start at zero, as is meant; else empty."""
+        """Why there are no gradients, or which are zero as is meant; else empty."""
+        return self.one_way or self._closed
+
+    @property
+    def _closed(self) -> str:
+        """Which gradients are zero because weights start at zero."""
         behind = [point.name for point in self.weighted if point.closed_by]
         zeros = dict.fromkeys(name for point in self.points for name in point.closed_by)
         if not behind:
@@ -119,7 +132,7 @@ class Signal:
                 writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
 
     def __str__(self) -> str:
-        words = [str(verdict) for verdict in self.verdicts] or ["the signal keeps its size"]
+        words = [str(verdict) for verdict in self.verdicts] or [self.praise]
         return "\n".join((self.table, "", *map(filled, filter(None, (*words, self.note)))))
 
     @property
@@ -211,20 +224,25 @@ def audit_signal(
     The model runs once in the mode it is in, on copies of its buffers, and is left untouched.
     Gradients are taken of `loss_fn`, or of a random direction of the outputs with about one unit of
     length for each input; without a `loss_fn` only their course over the depth means something.
+    Complex numbers count as one each, by their absolute values: `E |z| ** 2` is twice the second
+    moment of their parts.
 
     Args:
         model: The model, its weights initialised; wrappers are looked through.
         inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword
             arguments; a batch of some ten different inputs says most. None draws random ones for a
             forward pass that can be found.
-        loss_fn: Makes a scalar of what the model returns.
+        loss_fn: Makes a real scalar of what the model returns.
 
     Returns:
-        The points in order of execution and the verdicts.
+        The points in order of execution and the verdicts. Where no gradient can be taken, as of
+        indices, its `note` says why.
 
     Raises:
-        TraceError: The forward pass raises with these inputs, or none could be found; or the loss
-            is no scalar.
+        NotAModuleError: `model` is no module.
+        TraceError: The forward pass raises with these inputs, or none could be found; the loss is
+            no scalar; or parameters have no values: on the meta device, or lazy before their first
+            batch.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -253,8 +271,9 @@ def follow(
     Raises:
         TraceError: As for `audit_signal`.
     """
-    inner = next(module for _, module in canonical_modules(model))
+    inner = next(module for _, module in canonical_modules(require_module(model)))
     found = sites(model)
+    require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}
     failure: Exception | None = None
     for call in real_inputs(inner, found, inputs):
@@ -295,6 +314,7 @@ class _Audit:
     gradients: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     loss: Tensor | None = None
+    one_way: str = ""
 
     def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Return an alias of a parameter that has none of its hooks."""
@@ -325,7 +345,7 @@ class _Audit:
 
     def _is_signal(self, uses: Uses, node: Node, output: Tensor) -> bool:
         made = uses.role(node) not in _UNCHANGED and node.outputs[0] in uses.signals
-        return made and output.is_floating_point() and output.numel() > 0
+        return made and _has_gradient(output) and output.numel() > 0
 
     def _weight(self, node: Node) -> str | None:
         """Name the largest weight that a node applies."""
@@ -354,19 +374,29 @@ class _Audit:
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             taken = dict(zip(map(id, wanted), gradients, strict=True))
             self.loss = loss.detach()
+        else:
+            self.one_way = self._why_not(list(tensors_in(results)))
         with torch.no_grad():
             for name, pairs in self.stand_ins.items():
                 self.moved[name] = _moments(pairs, taken)
 
     def _loss(self, results: Any) -> Tensor | None:
         if self.loss_fn is not None:
-            loss = self.loss_fn(results)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise TraceError(f"loss_fn returns a scalar tensor, got {_described(loss)}")
-            return loss.squeeze()
-        outputs = [t for t in tensors_in(results) if t.is_floating_point() and t.requires_grad]
+            return scalar(self.loss_fn(results))
+        outputs = [as_real(t) for t in tensors_in(results) if t.requires_grad]
         directed = [_in_random_direction(output, self.inputs) for output in outputs]
         return torch.stack(directed).sum() if directed else None
+
+    def _why_not(self, results: Sequence[Tensor]) -> str:
+        """Say why no gradient could be taken."""
+        if self.loss_fn is not None:
+            what = "the loss depends on no parameter that requires a gradient"
+        elif any(map(_has_gradient, results)):
+            what = "what the model returns depends on no parameter that requires a gradient"
+        else:
+            dtypes = dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in results)
+            what = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
+        return f"no gradients were followed: {what}"
 
     def signal(self) -> Signal:
         """Read all numbers and judge them."""
@@ -378,6 +408,7 @@ class _Audit:
             verdicts=verdicts(points, self.inputs),
             inputs=self.inputs,
             loss=number(self.loss),
+            one_way=self.one_way,
         )
 
     def _noted(self, points: Sequence[Point], updates: Sequence[Update]) -> Iterator[Point]:
@@ -420,8 +451,9 @@ def _unit_axis(output: Tensor) -> int:
     return 1 if output.ndim in (4, 5) else -1
 
 
-def _described(value: object) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+def _has_gradient(tensor: Tensor) -> bool:
+    """Say whether a tensor is of a dtype that can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _in_random_direction(output: Tensor, inputs: int) -> Tensor:

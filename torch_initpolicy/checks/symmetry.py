@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.checks.findings import Finding, Report, sort
-from torch_initpolicy.checks.inputs import batch_size
+from torch_initpolicy.checks.inputs import batch_size, require_values
 from torch_initpolicy.checks.judge import Outcome, findings, groups_of
 from torch_initpolicy.checks.probe import (
     AnyTrack,
@@ -28,8 +28,8 @@ from torch_initpolicy.checks.probe import (
 from torch_initpolicy.checks.scan import FAR, Likeness, Suspects, Twins, scan, suspects
 from torch_initpolicy.checks.shards import shard_findings
 from torch_initpolicy.checks.trial import Batches, Loss, Trial, Values, laboratory, vocabulary
-from torch_initpolicy.errors import TraceError, counted, listing
-from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.errors import TraceError
+from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.capture import Call, tensors_in
 from torch_initpolicy.trace.facts import Facts
@@ -62,7 +62,9 @@ def find_symmetry(
         The report: `report.ok`, `report.findings`, and a table as its text.
 
     Raises:
-        TraceError: The forward pass raises with the given inputs, or parameters have no memory.
+        NotAModuleError: `model` is no module.
+        TraceError: The forward pass raises with the given inputs, the loss is no scalar, or
+            parameters have no values: on the meta device, or lazy before their first batch.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -73,9 +75,9 @@ def find_symmetry(
         >>> [(f.name, f.along) for f in find_symmetry(model).of("tied")]
         [('0.weight', 'outputs'), ('0.bias', 'entries'), ('2.weight', 'inputs')]
     """
-    inner = next(module for _, module in canonical_modules(model))
+    inner = next(module for _, module in canonical_modules(require_module(model)))
     found = sites(model)
-    _require_memory(found)
+    require_values(found)
     spread = tuple(shard_findings(found))
     suspected = suspects(inner, found, asked=example_inputs is not None)
     if not suspected:
@@ -89,15 +91,6 @@ def find_symmetry(
 
 
 _NOTHING = Report((), "scanned", "no weight holds equal units")
-
-
-def _require_memory(found: Sequence[Site]) -> None:
-    on_meta = [site.name for site in found if site.device.type == "meta"]
-    if on_meta:
-        raise TraceError(
-            "the meta device holds no values to compare; call materialize(model) first, for "
-            f"{counted(len(on_meta), 'parameter')}:\n{listing(on_meta)}"
-        )
 
 
 def _is_raw(site: Site) -> bool:
@@ -181,6 +174,7 @@ class _Search:
             f"the forward and backward pass of {type(self.model).__name__} raises with the given "
             f"example_inputs: {self.failures[0]}; give what forward takes: a tensor, a tuple of "
             "arguments or a dict of keyword arguments"
+            + ("" if self.loss is None else ", and a loss_fn for what it returns")
         )
 
     def with_found_inputs(self) -> Report:
@@ -278,6 +272,8 @@ class _Search:
                     return False
                 if trial.connected:
                     return True
+        except TraceError:
+            raise
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             text = (str(error).splitlines() or [""])[0]
             self.failures.append(f"{type(error).__name__}: {text}")

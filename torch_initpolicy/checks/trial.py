@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch_initpolicy.checks.units import alike
 from torch_initpolicy.engine.drawing import cores_restored
 from torch_initpolicy.engine.storage import full, is_sharded
+from torch_initpolicy.errors import TraceError
 from torch_initpolicy.trace.capture import Call, tensors_in, untouched
 
 Loss = Callable[[Any], Tensor]
@@ -120,6 +121,23 @@ def vocabulary(model: nn.Module) -> int:
 #
 # Gradients
 #
+
+
+def scalar(loss: object) -> Tensor:
+    """Return what a loss function made, and refuse what is no single number.
+
+    Raises:
+        TraceError: It is none.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        raise TraceError(f"loss_fn returns a real scalar tensor, got {_described(loss)}")
+    return loss.squeeze()
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"one of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
 
 
 class _Pass(nn.Module):
@@ -237,7 +255,7 @@ class Trial:
         loss = self.loss or _Targets(step, shared=self.shared_targets)
         with _seeded(step) as drew_noise:
             call = self.batches.draw(step, hair)
-            arguments = (call, lambda output: share * loss(output), leaves)
+            arguments = (call, lambda output: share * scalar(loss(output)), leaves)
             found = torch.func.functional_call(self.model, state, arguments)
         self.noisy |= drew_noise()
         self.connected |= found is not None

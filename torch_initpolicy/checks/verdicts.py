@@ -37,6 +37,9 @@ ALIKE = 1e-3
 MASKED = -1e30
 """Means below are those of masked scores."""
 
+LOST = 1e-70
+"""A second moment whose numbers come near the smallest of float32, 1e-45: zeros are no news."""
+
 PLAIN = 3
 """Weights on the way before a course over the depth can be told."""
 
@@ -226,8 +229,8 @@ def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge activations by the units that are silent whatever goes in, if something does."""
     dead = [
         point
-        for before, point in zip([None, *points[:-1]], points, strict=True)
-        if (point.dead or 0.0) > DEAD and (before is None or before.second > 0)
+        for before, point in zip([None, *points], points, strict=False)
+        if (point.dead or 0.0) > DEAD and (before is None or before.second > LOST)
     ]
     if dead:
         worst = max(point.dead or 0.0 for point in dead)

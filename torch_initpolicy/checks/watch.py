@@ -26,8 +26,14 @@ from torch_initpolicy.checks.judge import Outcome, of_modules, remedy, tied
 from torch_initpolicy.checks.probe import AnyTrack, Journey, Track, TwinTrack, tracks_of
 from torch_initpolicy.checks.scan import suspects
 from torch_initpolicy.checks.trial import Values, dense, random_states
-from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning, counted, listing
-from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.errors import (
+    ArgumentError,
+    SymmetricInitError,
+    SymmetricInitWarning,
+    counted,
+    listing,
+)
+from torch_initpolicy.sites import canonical_modules, require_module, sites
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -64,6 +70,9 @@ def warn_on_symmetry(
         The handle: `handle.remove()` ends the watch; in a `with` statement the end of the block
         does.
 
+    Raises:
+        ArgumentError: `on_symmetry` is neither, or `model` is no module.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> for layer in (model[0], model[2]):
@@ -81,8 +90,8 @@ model learns as if it were smaller:
           - 2.weight: 8 units tied (inputs 0-7); write apply_policy(model, only=['2.weight'])
     """
     if on_symmetry not in ("warn", "raise"):
-        raise ValueError(f'on_symmetry is "warn" or "raise", got {on_symmetry!r}')
-    return Watch(model, on_symmetry)
+        raise ArgumentError(f'on_symmetry is "warn" or "raise", got {on_symmetry!r}')
+    return Watch(None if model is None else require_module(model), on_symmetry)
 
 
 class Watch:

@@ -40,6 +40,7 @@ from torch_initpolicy.engine.storage import (
     multiply_,
     obstacles,
     pieces,
+    shared,
     whole,
 )
 from torch_initpolicy.engine.streams import (
@@ -152,8 +153,10 @@ def _jobs(pairs: Iterable[tuple[Site, Step]], draw_on: torch.device | str | None
     Raises:
         ApplyError: Lists every site that cannot be written.
     """
-    made = [_job_or_why_not(site, step, draw_on) for site, step in pairs if not step.keeps]
+    written = [(site, step) for site, step in pairs if not step.keeps]
+    made = [_job_or_why_not(site, step, draw_on) for site, step in written]
     cases = [str(job) for job in made if isinstance(job, ApplyError)]
+    cases += shared(site for site, _ in written)
     if cases:
         raise ApplyError(f"nothing was written:\n{listing(cases)}")
     return [job for job in made if isinstance(job, Job)]

@@ -15,11 +15,18 @@ from torch_initpolicy.engine.apply import apply_steps
 from torch_initpolicy.engine.operators import HANDLERS
 from torch_initpolicy.engine.planning import Filters, make_plan
 from torch_initpolicy.engine.scaling import Left, Scaled, Scaler, Wishes, factors_of
-from torch_initpolicy.engine.storage import is_sharded, obstacles, undone_on_error
-from torch_initpolicy.errors import ApplyError, InitPolicyError, TraceError, counted, listing
+from torch_initpolicy.engine.storage import is_sharded, obstacles, shared, undone_on_error
+from torch_initpolicy.errors import (
+    ApplyError,
+    ArgumentError,
+    InitPolicyError,
+    TraceError,
+    counted,
+    listing,
+)
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.capture import observe
 from torch_initpolicy.trace.inputs import as_call
@@ -85,7 +92,8 @@ def lsuv_(
     ones see the corrected signal. Linear and (transposed) convolutional layers, products with raw
     parameters, attention projections, and the gates of recurrent layers are scaled. A weight shared
     by several operators gets one scale for all of them, in further passes. Dropout and
-    normalisation act as in the mode the model is in.
+    normalisation act as in the mode the model is in. The standard deviation of complex numbers is
+    the root of `E |z - E z| ** 2`.
 
     Where the model is a `DistributedDataParallel` or holds sharded parameters, every process calls
     this with its own inputs, and standard deviations are those of all processes' inputs together;
@@ -100,17 +108,19 @@ def lsuv_(
         orthogonal: Draw orthogonal weights first, as the paper does; otherwise the weights keep
             their direction.
         seed: Seed of the orthogonal weights.
-        only: Globs; other sites are left alone.
+        only: Globs; other sites are left alone. None for all sites, an empty sequence for none.
         skip: Globs; these sites are left alone.
         frozen: Whether parameters that require no gradient are scaled too.
 
     Returns:
-        Each weight's standard deviation before and after, and which weights were left, and why.
+        Each weight's standard deviation before and after, and which weights were left, and why:
+        together all that are weights by their type or by what the forward pass does with them.
 
     Raises:
-        ApplyError: A parameter cannot be written. The model is as it was.
+        ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
+            model is as it was.
         TraceError: The forward pass raises with these inputs. The model is as it was.
-        ValueError: `std` is not positive.
+        ArgumentError: `std` is not positive, or `model` is no module.
 
     Reference:
         Mishkin and Matas, *All you need is a good init*, 2015, arXiv:1511.06422, algorithm 1; here
@@ -126,9 +136,10 @@ def lsuv_(
         1.0
     """
     if not (std > 0 and math.isfinite(std)):
-        raise ValueError(f"std is a positive number, got {std}")
-    found = sites(model)
-    filters = Filters(_globs(only), _globs(skip), frozen)
+        raise ArgumentError(f"std is a positive number, got {std}")
+    found = sites(require_module(model))
+    filters = Filters.of(only, skip, frozen=frozen)
+    _require_writable(found, filters)
     with torch.no_grad():
         scaler = Scaler(found, Wishes(std, per_channel, filters), HANDLERS)
         if not orthogonal:
@@ -148,8 +159,12 @@ _START = InitPolicy([
 ])  # fmt: skip
 
 
-def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+def _require_writable(found: Sequence[Site], filters: Filters) -> None:
+    cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
+    cases += shared(site for site in found if filters.kept(site) is None)
+    cases += filters.idle(found)
+    if cases:
+        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
 
 
 def _orthogonalise(
@@ -165,9 +180,6 @@ def _orthogonalise(
 
 def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     """Run the model until the weights that several operators share have settled too, then write."""
-    cases = [f"{site.name!r} {why}" for site in scaler.sites.values() for why in obstacles(site)]
-    if cases:
-        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
     inner = next(module for _, module in canonical_modules(model))
     scaler.groups = _groups(model, scaler.sites.values())
     names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}

@@ -167,7 +167,12 @@ def _each_tensor(model: nn.Module, function: Callable[[Tensor], Tensor]) -> None
 
 
 def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+    if not tensor.is_meta:
+        return tensor.to(device)
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.is_contiguous():
+        # Torch works out in Python, ten times as slowly, what is like a tensor on meta.
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return torch.empty_like(tensor, device=device)
 
 
 def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]]:

@@ -20,11 +20,19 @@ def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Non
     """Scale `weight * input + bias`, whatever the product."""
     sites = map(scaler.site_behind, _weights(scaler, ran, operands))
     site = next(filter(None, sites), None)
-    if site is None or not ran.outputs[0].is_floating_point():
+    if site is None:
+        return
+    output = ran.outputs[0]
+    if not (output.is_floating_point() or output.is_complex()):
+        scaler.left[site.name] = f"its operator's output is of {_dtype(output)}, not to be scaled"
         return
     bias = next((operand for operand in operands if operand.slot == "bias"), None)
     target = Target((site.name,), ran.node.op, scaler.parts_of(site))
-    _settle(scaler, target, ran.outputs[0], bias, ran)
+    _settle(scaler, target, output, bias, ran)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[Operand]:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torch_initpolicy.engine.guard import Pending, guard, pending_of
+from torch_initpolicy.engine.memory import collection_paused
 from torch_initpolicy.engine.pending import Draw, Ledger
 from torch_initpolicy.engine.skip import recording, skip_init
 from torch_initpolicy.engine.streams import isolated, key
@@ -98,6 +99,7 @@ def restore(module: nn.Module) -> None:
     raise NotImplementedError(f"no function is registered for {type(module).__name__}")
 
 
+@collection_paused()
 def origins(
     model: nn.Module, lost: Iterable[Lost], *, rebuild: Build | None = None, seed: int = 0
 ) -> dict[str, Origin]:
@@ -243,9 +245,18 @@ def _same(
 
 def _built(search: _Search, name: str, build: Build) -> nn.Module:
     """Build on the CPU, without drawing weights."""
-    cpu = torch.device("cpu")
-    with isolated(cpu, key(search.seed, name, 0)), cpu, skip_init():
+    with _aside(search, name), skip_init():
         return build()
+
+
+@contextmanager
+def _aside(search: _Search, name: str) -> Iterator[None]:
+    """Let code run on the CPU, with random numbers of its own."""
+    cpu = torch.device("cpu")
+    # Every call of torch passes through a default device that is set, the own one included.
+    default = nullcontext() if torch.empty(0).device == cpu else cpu
+    with isolated(cpu, key(search.seed, name, 0)), default:
+        yield
 
 
 def _own_constructor(module: nn.Module) -> Iterator[tuple[str, Build]]:
@@ -401,9 +412,9 @@ def _rerun(
     search: _Search, name: str, module: nn.Module, function: Callable[[nn.Module], object]
 ) -> nn.Module:
     """Call a function with a copy on the CPU; what it leaves undefined stays on meta."""
-    ledger, cpu = Ledger(), torch.device("cpu")
+    ledger = Ledger()
     copied = _copied(module, ledger, {})
-    with isolated(cpu, key(search.seed, name, 0)), cpu:
+    with _aside(search, name):
         with recording(ledger):
             function(copied)
         for child in copied.modules():

@@ -14,8 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.tensors import initializers
+from torch_initpolicy.tensors.aliases import storage_of
 from torch_initpolicy.tensors.interface import Elementwise, Structured
 from torch_initpolicy.tensors.samplers import truncation
 
@@ -236,7 +238,7 @@ class Entry:
     def living(self) -> list[nn.Parameter]:
         """The parameters that still exist and still live there."""
         found = [p for reference in self.parameters if (p := reference()) is not None]
-        return [p for p in found if _key(p) == self.storage.cdata]
+        return [p for p in found if storage_of(p) == self.storage.cdata]
 
     def fits(self, parameter: nn.Parameter) -> bool:
         """Say whether `parameter` is just what the draw was meant to fill."""
@@ -272,35 +274,35 @@ class Ledger:
 
     def find(self, tensor: Tensor) -> Entry | None:
         """Return the entry of the storage behind `tensor`, if it has one."""
-        if not self._entries or tensor.layout is not torch.strided:
+        if not self._entries or not _has_storage(tensor):
             return None
-        return self._entries.get(_key(tensor))
+        return self._entries.get(storage_of(tensor))
 
     def put_off(self, tensor: Tensor, draw: Draw, generator: torch.Generator | None = None) -> None:
         """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
         self.see(tensor)
-        home = self._homes.setdefault(_key(tensor), [])
+        home = self._homes.setdefault(storage_of(tensor), [])
         entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor), home)
-        self._entries[_key(tensor)] = entry
+        self._entries[storage_of(tensor)] = entry
 
     def see(self, tensor: Tensor) -> None:
         """Note where a parameter lives."""
-        if not isinstance(tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        if not isinstance(tensor, nn.Parameter) or not _has_storage(tensor):
             return
-        home = self._homes.setdefault(_key(tensor), [])
+        home = self._homes.setdefault(storage_of(tensor), [])
         if all(reference() is not tensor for reference in home):
             home.append(weakref.ref(tensor))
 
     def forget(self, tensor: Tensor) -> None:
         """Drop the entry: all of the storage is about to be overwritten."""
         if self.find(tensor) is not None:
-            del self._entries[_key(tensor)]
+            del self._entries[storage_of(tensor)]
 
     def settle(self, tensor: Tensor) -> None:
         """Fill the storage behind `tensor` now: somebody is about to read it."""
         entry = self.find(tensor)
         if entry is not None:
-            del self._entries[_key(tensor)]
+            del self._entries[storage_of(tensor)]
             entry.settle()
 
     def take(self, tensors: Iterable[Tensor]) -> Iterator[Entry]:
@@ -318,6 +320,11 @@ class Ledger:
             yield self._entries.pop(next(iter(self._entries)))
 
 
+def _has_storage(tensor: Tensor) -> bool:
+    """Say whether a tensor has a storage to speak of: a lazy one waits for its own."""
+    return tensor.layout is torch.strided and not is_lazy(tensor)
+
+
 def covers_storage(tensor: Tensor) -> bool:
     """Say whether a tensor is all of its storage, in order."""
     return (
@@ -328,16 +335,10 @@ def covers_storage(tensor: Tensor) -> bool:
 
 def same_storage(tensor: Tensor, other: Tensor) -> bool:
     """Say whether two tensors are views of the same bytes."""
-    return _key(tensor) == _key(other)
+    return storage_of(tensor) == storage_of(other)
 
 
-# Storages have no public identity and no public weak references; `torch.multiprocessing` keeps
-# its own books by the same means.
-
-
-def _key(tensor: Tensor) -> int:
-    number: int = tensor.untyped_storage()._cdata  # noqa: SLF001
-    return number
+# Storages have no public weak references; `torch.multiprocessing` keeps its own books by the same.
 
 
 def _weak(tensor: Tensor) -> StorageWeakRef:

@@ -24,6 +24,7 @@ from torch_initpolicy.errors import (
     InitPolicyWarning,
     PlanError,
     PolicyError,
+    SymmetricInitWarning,
     UnknownNameError,
     counted,
     listing,
@@ -31,7 +32,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.policy import codec
-from torch_initpolicy.sites import Site, sites
+from torch_initpolicy.sites import Site, require_module, sites
 
 FORMAT = 1
 """Version of the layout of the JSON of plans and receipts."""
@@ -110,9 +111,7 @@ class Plan:
         Raises:
             PlanError: The model has other sites; lists every case.
         """
-        cases = list(_misfits(self.steps, sites(model)))
-        if cases:
-            raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+        _check_fit(self.steps, sites(require_module(model)))
         return replace(self, model=model)
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
@@ -127,9 +126,11 @@ class Plan:
         target = self.model if model is None else model
         if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        steps = {step.name: step for step in self.on(target).steps}
         reshard(target)
-        return tuple((site, steps[site.name]) for site in sites(target))
+        found = sites(target)
+        _check_fit(self.steps, found)
+        steps = {step.name: step for step in self.steps}
+        return tuple((site, steps[site.name]) for site in found)
 
     def apply(
         self,
@@ -153,6 +154,9 @@ class Plan:
         Raises:
             PlanError: The plan is for no model, or the model has other sites.
             ApplyError: Something cannot be written; the model is as it was.
+
+        Warns:
+            SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
         """
         bound = self if model is None else self.on(model)
         if bound.model is None:
@@ -161,6 +165,7 @@ class Plan:
             written = apply_steps(
                 bound.pairs(), seed, threads=threads, draw_on=draw_on, model=bound.model
             )
+        warn_of_symmetry(bound)
         return Receipt.of(bound, written)
 
     def verify(self, model: nn.Module | None = None) -> Verification:
@@ -191,6 +196,24 @@ class Plan:
             PolicyError: The text is no plan.
         """
         return _plan(codec.read_json(text))
+
+
+def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
+    """Raise where the sites of a model are not those that steps were made for."""
+    cases = list(_misfits(steps, found))
+    if cases:
+        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+
+
+def warn_of_symmetry(plan: Plan) -> None:
+    """Warn where a plan that was carried out left the units of a hidden layer alike."""
+    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
+    if cases:
+        warn(
+            f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
+            f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
+            SymmetricInitWarning,
+        )
 
 
 def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch_initpolicy.engine.parametrized import behind
 from torch_initpolicy.engine.plan import Plan
 from torch_initpolicy.engine.steps import Number, Step, overflow
-from torch_initpolicy.engine.storage import obstacles
+from torch_initpolicy.engine.storage import obstacles, shared
 from torch_initpolicy.engine.streams import isolated
 from torch_initpolicy.engine.words import WEIGHTS_ONLY, figure, is_blanket, ranges, told
 from torch_initpolicy.errors import (
@@ -112,7 +112,7 @@ def make_plan(
         model: The model, or its sites; from sites alone the plan is bound to no model.
         facts: What the trace says about each site, by canonical name.
         policy: The policy.
-        only: Globs; other sites are kept.
+        only: Globs; other sites are kept. None for all sites, an empty sequence for none.
         skip: Globs; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
@@ -132,7 +132,7 @@ def make_plan(
         bias: zeros
     """
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
-    filters = Filters(_globs(only), _globs(skip), frozen)
+    filters = Filters.of(only, skip, frozen=frozen)
     choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
     idle = list(_idle(policy, choices))
     steps, failed = _steps(choices)
@@ -143,6 +143,7 @@ def make_plan(
         *(f"no rule matches {choice}" for choice in unmatched),
         *(idle if strict else []),
         *(f"{choice}: {error}" for choice, error in failed),
+        *_shared(found, steps),
     ], policy, _remedies(unmatched, failed))  # fmt: skip
     if idle:
         warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
@@ -198,30 +199,37 @@ def _hash(policy: InitPolicy) -> str | None:
 #
 
 
-def _globs(globs: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
-
-
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What the caller wants left alone, whatever the policy says.
 
     Attributes:
-        only: Globs of the sites that may be written; empty for all.
+        only: Globs of the sites that may be written; None for all.
         skip: Globs of the sites that may not.
         frozen: Whether sites that require no gradient may be written.
     """
 
-    only: tuple[str, ...]
+    only: tuple[str, ...] | None
     skip: tuple[str, ...]
     frozen: bool
+
+    @classmethod
+    def of(
+        cls,
+        only: Sequence[str] | str | None = None,
+        skip: Sequence[str] | str | None = None,
+        *,
+        frozen: bool = False,
+    ) -> "Filters":
+        """Take the arguments as all verbs do: one glob or several, of which there may be none."""
+        return cls(None if only is None else _globs(only), _globs(skip or ()), frozen)
 
     def kept(self, site: Site) -> tuple[str, str] | None:
         """Say why a site is left alone: which argument says so, and in words; None if it is not."""
         skipped = next((glob for glob in self.skip if _fits(glob, site)), None)
         if skipped is not None:
             return "skip", f"kept: skip={skipped!r}"
-        if self.only and not any(_fits(glob, site) for glob in self.only):
+        if self.only is not None and not any(_fits(glob, site) for glob in self.only):
             return "only", "kept: not among only=..."
         if not (site.requires_grad or self.frozen):
             return "frozen", "kept: frozen (requires_grad=False)"
@@ -229,10 +237,14 @@ class Filters:
 
     def idle(self, found: Sequence[Site]) -> Iterator[str]:
         """Yield the globs that match no site."""
-        for argument, globs in ("only", self.only), ("skip", self.skip):
+        for argument, globs in ("only", self.only or ()), ("skip", self.skip):
             for glob in globs:
                 if not any(_fits(glob, site) for site in found):
                     yield f"{argument}={glob!r} matches nothing{nearest(glob, _patterns(found))}"
+
+
+def _globs(globs: Sequence[str] | str) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _fits(glob: str, site: Site) -> bool:
@@ -562,6 +574,12 @@ def _check_memory(site: Site) -> None:
         working_dtype(site.dtype)
     except PolicyError as error:
         raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+def _shared(found: Sequence[Site], steps: Sequence[Step]) -> Iterator[str]:
+    """Yield which sites would be written over by each other."""
+    written = {step.name for step in steps if not step.keeps}
+    return shared(site for site in found if site.name in written)
 
 
 def _check_range(initializer: Initializer, spreads: Sequence[Spread], dtype: torch.dtype) -> None:

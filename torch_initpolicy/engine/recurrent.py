@@ -6,7 +6,7 @@ settled; a few runs of the one layer do, because the state is bounded.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -254,10 +254,20 @@ def _scaled(scaler: Scaler, direction: _Direction, signal: Tensor, names: dict[i
         count = float(direction.gates(turned, 1.0).numel())
         target = Target(tuple(names[id(part)] for part in parts), "gates", parts)
         scaler.settle(target, Feedback(count, measure))
+    else:
+        _leave(scaler, (names[id(part)] for part in parts if id(part) in names))
     for projection in direction.weights[2:]:
         if id(projection) in names:
             scaler.left.setdefault(names[id(projection)], "a projection inside a recurrence")
     return direction.turned(direction.outputs(turned, direction.weights))
+
+
+def _leave(scaler: Scaler, names: Iterable[str]) -> None:
+    """Leave what cannot be scaled without the other weight of its recurrence."""
+    for name in names:
+        scaler.left.setdefault(
+            name, "the other weight of its recurrence is left, and both are scaled as one"
+        )
 
 
 def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
@@ -268,6 +278,7 @@ def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     found = [scaler.site_behind(operand) for operand in weights]
     sites = [site for site in found if site is not None]
     if len(sites) < len(weights):
+        _leave(scaler, (site.name for site in sites))
         return
     parts = tuple(part for site in sites for part in scaler.parts_of(site))
     line = scaler.line(F.linear(signal, ih) + F.linear(state, hh), None)

@@ -4,7 +4,8 @@ Knows what an operator's output does when its weight grows; has never heard of p
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,13 +17,17 @@ from torch_initpolicy.engine.planning import Filters
 from torch_initpolicy.engine.storage import full, is_sharded, multiply_, pieces
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.norms import norm, wide
 from torch_initpolicy.trace.capture import Ran, tensors_in
 from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.proportions import Proportions
-from torch_initpolicy.trace.uses import Uses, advance
+from torch_initpolicy.trace.uses import Use, Uses, advance
 
 TOLERANCE = 1e-4
 """Relative deviation from the wanted standard deviation at which iterating ends."""
+
+ROUNDING = 1e-12
+"""Variances that are smaller parts of a second moment are rounding: numbers are all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,13 @@ class Line:
     def of(cls, count: float, *sums: float) -> "Line":
         """Make one of the sums of `a`, `a ** 2`, `b`, `b ** 2` and `a * b` (offset `b`)."""
         a, aa, b, bb, ab = (total / max(count, 1.0) for total in sums)
-        return cls(count, aa - a**2, ab - a * b, bb - b**2)
+        weight = aa - a**2
+        return cls(count, 0.0 if weight <= ROUNDING * aa else weight, ab - a * b, bb - b**2)
+
+    def __add__(self, other: "Line") -> "Line":
+        """Return the line of pairs of numbers, as complex ones are: their variances add up."""
+        pairs = (self.weight + other.weight, self.both + other.both, self.offset + other.offset)
+        return Line(self.count, *pairs)
 
     def std(self, scale: float) -> float:
         """Return the standard deviation at a scale."""
@@ -125,7 +136,7 @@ class Line:
             return "its operator saw no inputs"
         if not math.isfinite(self.weight + self.both + self.offset):
             return "its operator's output is not finite"
-        if self.weight <= 1e-30:
+        if self.weight <= 0:
             return "its operator's output is the same for all units and inputs"
         missing = std**2 - self.offset
         if missing <= 0:
@@ -315,10 +326,11 @@ class Scaler:
     def unit_means(self, tensor: Tensor, axis: int) -> Tensor:
         """Return the mean of each unit over all processes, in a shape that broadcasts."""
         others = [dim for dim in range(tensor.ndim) if dim != axis % tensor.ndim]
-        total = tensor.sum(others, keepdim=True, dtype=torch.float64).flatten()
+        double = torch.complex128 if tensor.is_complex() else torch.float64
+        total = tensor.sum(others, keepdim=True, dtype=double).flatten()
         sums = torch.cat((total, total.new_tensor([tensor.numel() / max(len(total), 1)])))
         self._reduce(sums)
-        means = sums[:-1] / sums[-1].clamp_min(1)
+        means = sums[:-1] / sums[-1].abs().clamp_min(1)
         return means.to(tensor.dtype).reshape(-1, *(1,) * (-1 - axis))
 
     def settle(self, target: Target, response: "Response") -> float:
@@ -374,9 +386,12 @@ class Scaler:
     def line(self, weighted: Tensor, offset: Tensor | None) -> "Line":
         """Measure how the variance of `weighted * s + offset` depends on `s`.
 
-        Over all inputs of all processes.
+        Over all inputs of all processes. The variance of complex numbers is `E |z - E z| ** 2`.
         """
-        w = weighted.float() if weighted.dtype in _NARROW else weighted
+        if weighted.is_complex():
+            real, imaginary = (None, None) if offset is None else _parts(offset)
+            return self.line(weighted.real, real) + self.line(weighted.imag, imaginary)
+        w = wide(weighted)
         sums = _sums(w) if offset is None else _joint_sums(w, offset)
         self._reduce(sums)
         return Line.of(*sums.tolist())
@@ -418,11 +433,53 @@ class Scaler:
         """Say what was scaled and what was left."""
         scaled = self.scaled()
         done = {entry.site for entry in scaled}
-        unused = "no operator applied it in this forward pass"
-        weights = (s for s in self.sites.values() if s.role in ("weight", "recurrent"))
-        reasons = {**{site.name: unused for site in weights}, **self.left}
+        reasons = {**dict(self._unsettled(done)), **self.left}
         left = (Left(name, why) for name, why in reasons.items() if name not in done)
         return scaled, tuple(left)
+
+    def _unsettled(self, done: AbstractSet[str]) -> Iterator[tuple[str, str]]:
+        """Say of every weight, by its type or in the data flow, why no operator was scaled by it.
+
+        Args:
+            done: Names of the sites that were scaled.
+        """
+        flow = [] if self.begins else self.flow.found
+        uses = [use for use in flow if not self._shifts(use)]
+        partners = self._partners(uses)
+        for name, site in self.sites.items():
+            if site.role in ("weight", "recurrent") or name in partners:
+                ops = dict.fromkeys(use.node.op for use in uses if use.source.site == name)
+                yield name, _why_left(ops, partners.get(name), done)
+
+    def _shifts(self, use: Use) -> bool:
+        """Say whether a parameter is only added, by its place in an operator or by its type."""
+        return use.slot.startswith("bias") or self.sites[use.source.site].role == "bias"
+
+    def _partners(self, uses: Sequence[Use]) -> dict[str, set[str]]:
+        """Return, for each weight that a product applies, the weights that it applies with it."""
+        products: dict[int, set[str]] = {}
+        for use in uses:
+            matrix = len(self.sites[use.source.site].shape) > 1
+            if matrix and use.node.index in self.flow.weighers:
+                products.setdefault(use.node.index, set()).add(use.source.site)
+        found: dict[str, set[str]] = {}
+        for together in products.values():
+            for name in together:
+                found.setdefault(name, set()).update(together - {name})
+        return found
+
+
+def _why_left(ops: Iterable[str], partners: AbstractSet[str] | None, done: AbstractSet[str]) -> str:
+    """Say why an operator was not scaled by a weight, from what reads it and what is beside it."""
+    read = ", ".join(ops)
+    if not read:
+        return "no operator applied it in this forward pass"
+    if partners is None:
+        return f"no product applied it: it was read by {read}"
+    if instead := done & partners:
+        return f"its operator, {read}, is scaled by {', '.join(sorted(instead))}"
+    beside = f" by {', '.join(sorted(partners))}" if partners else ""
+    return f"its operator, {read}, was to be scaled{beside}, and is not"
 
 
 Key = tuple[tuple[str, ...], str]
@@ -440,7 +497,10 @@ class Operand(NamedTuple):
 Handler = Callable[[Scaler, Ran, Sequence[Operand]], None]
 """Scales what an operator applies; one for each role."""
 
-_NARROW = (torch.float16, torch.bfloat16)
+
+def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the real and the imaginary parts of a tensor; those of a real one are zero."""
+    return tensor.real, tensor.imag if tensor.is_complex() else torch.zeros_like(tensor)
 
 
 def _sums(tensor: Tensor) -> Tensor:
@@ -448,12 +508,15 @@ def _sums(tensor: Tensor) -> Tensor:
     if not tensor.numel():
         return tensor.new_zeros(6, dtype=torch.float64)
     mean = tensor.mean()
-    square = torch.linalg.vector_norm(tensor).double().square()
+    square = norm(tensor).square()
     count = float(tensor.numel())
+    total = mean.double() * count
     if square < 10 * count * mean.double().square():  # cancellation would eat the digits
-        centred = torch.linalg.vector_norm(tensor - mean).double().square()
-        square = centred + count * mean.double().square()
-    return torch.stack((square.new_tensor(count), mean.double() * count, square, *[square * 0] * 3))
+        centred = tensor - mean
+        rest = centred.mean().double()
+        total = total + rest * count
+        square = norm(centred).square() - count * rest.square() + total.square() / count
+    return torch.stack((square.new_tensor(count), total, square, *[square * 0] * 3))
 
 
 def _joint_sums(tensor: Tensor, offset: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.aliases import repeats, sharing
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -143,6 +144,17 @@ class Piece:
             values: The run, flat and contiguous, of any dtype.
             start: Its first element.
         """
+        flat = self.flat
+        if flat is None:
+            self._put_boxes(values, start)
+            return
+        first, stop = max(start, self.run.start), min(start + values.numel(), self.run.stop)
+        if first < stop:
+            here = flat[first - self.run.start : stop - self.run.start]
+            here.copy_(values[first - start : stop - start])
+
+    def _put_boxes(self, values: Tensor, start: int) -> None:
+        """Write where memory is ordered otherwise than the run, box by box."""
         done = 0
         for box in boxes(self.shape, start, start + values.numel()):
             size = volume(box)
@@ -181,8 +193,7 @@ def pieces(parameter: Tensor) -> tuple[Piece, ...]:
     coordinate = parameter.device_mesh.get_coordinate()
     if coordinate is None:
         return ()
-    with torch.no_grad():
-        local = parameter.to_local().detach()
+    local = _local(parameter)
     shape = tuple(parameter.shape)
     places = _places(parameter, coordinate)
     if tuple(sum(map(len, axis)) for axis in places) != tuple(local.shape):
@@ -395,10 +406,32 @@ def _misplaced(parameter: Tensor) -> Iterator[str]:
         yield str(error)
 
 
-def _overlaps(tensor: Tensor) -> bool:
-    """Tell whether several elements are one place in memory, as `expand` makes them."""
-    pairs = zip(tensor.stride(), tensor.shape, strict=True)
-    return any(step == 0 and size > 1 for step, size in pairs)
+def shared(sites: Iterable[Site]) -> Iterator[str]:
+    """Yield which sites to be written would be written over by each other, with the remedy.
+
+    A tensor under several names is one site; this is about different parameters whose elements
+    are one place in memory. What has no memory of its own yet shares none.
+    """
+    held = [(site.name, part) for site in sites for part in _in_memory(site)]
+    for first, second in sharing([part for _, part in held]):
+        yield (
+            f"{held[first][0]!r} and {held[second][0]!r} share memory, but are different "
+            "parameters; make them one, clone() one of them, or leave one out with skip=[...]"
+        )
+
+
+def _in_memory(site: Site) -> Iterator[Tensor]:
+    for parameter in site.parameters:
+        if not is_lazy(parameter) and not parameter.is_meta and parameter.layout == torch.strided:
+            yield _local(parameter)
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """Return what this process holds of a parameter."""
+    if not is_sharded(parameter):
+        return _plain(parameter)
+    with torch.no_grad():
+        return parameter.to_local().detach()
 
 
 _OBSTACLES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
@@ -415,6 +448,9 @@ _OBSTACLES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
         torch.is_inference,
         "was made under torch.inference_mode(), which forbids writing; make the model outside it",
     ),
-    (_overlaps, "is expanded, so that several elements share memory; clone it first"),
+    (
+        repeats,
+        "has several elements in one place in memory, as expand() makes them; clone it first",
+    ),
 )
 """What to look for, in this order, and what to say."""

@@ -83,7 +83,7 @@ def as_seed(seed: int | None) -> int:
     """
     if seed is None:
         return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
-    if not isinstance(seed, int):
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise ApplyError(f"seed must be an int, got {seed!r} ({type(seed).__name__})")
     if not -(1 << SEED_BITS - 1) <= seed < 1 << SEED_BITS:
         raise ApplyError(f"seed {seed} does not fit into 64 bits; pass one in [-2**63, 2**64)")

@@ -4,17 +4,19 @@ Knows shapes, dtypes and names of arguments; what they mean to a model is beyond
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from torch_initpolicy.checks.inputs import real_inputs
 from torch_initpolicy.checks.trial import vocabulary
 from torch_initpolicy.errors import InitPolicyError, nearest
+from torch_initpolicy.sites import canonical_modules, sites
 from torch_initpolicy.trace.capture import Call
 
-__all__ = ["KINDS", "NOTATION", "Input", "drawn", "require_distinct"]
+__all__ = ["KINDS", "NOTATION", "Input", "batches", "drawn", "require_distinct"]
 
 KINDS = {
     "float": torch.float32,
@@ -104,6 +106,24 @@ def require_distinct(inputs: Sequence[Input]) -> None:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise InitPolicyError(f"{names.count(repeated)} inputs are named {repeated!r}, give one")
+
+
+def batches(inputs: Sequence[Input] | None, model: nn.Module) -> Iterator[Call]:
+    """Yield arguments to run a model with for real, those to try first first.
+
+    Args:
+        inputs: What was asked for, which is then all; None to look for some.
+        model: The model that is to take them.
+
+    Raises:
+        TraceError: Nothing was asked for and nothing can be found.
+
+    Examples:
+        >>> [call.args[0].shape[1] for call in batches(None, nn.Linear(6, 4))]
+        [6, 6]
+    """
+    inner = next(module for _, module in canonical_modules(model))
+    return real_inputs(inner, sites(model), drawn(inputs, model))
 
 
 def drawn(inputs: Sequence[Input] | None, model: nn.Module) -> Call | None:

@@ -56,14 +56,7 @@ def initialize_missing(
     """
     missing = {*loading_info.get("missing_keys", ()), *_names(loading_info.get("mismatched_keys"))}
     absent = [name for name, _ in model.named_parameters() if name in missing]
-    return apply_policy(
-        model,
-        policy,
-        seed=seed,
-        example_inputs=example_inputs,
-        only=absent or None,
-        skip=None if absent else "*",
-    )
+    return apply_policy(model, policy, seed=seed, example_inputs=example_inputs, only=absent)
 
 
 def _names(mismatched: Collection[Any] | None) -> set[str]:

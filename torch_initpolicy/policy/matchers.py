@@ -148,8 +148,8 @@ class Name(Matcher):
     """Match a name of the site, its ties included.
 
     Attributes:
-        globs: Patterns; `*` stands for anything, dots included, `?` for one character, `[ab]` for
-            one of these.
+        globs: Names, or patterns: `*` stands for anything, dots included, `?` for one character,
+            `[ab]` for one of these.
         regex: A regular expression that must match the whole name, or None.
     """
 
@@ -171,7 +171,7 @@ class Name(Matcher):
     def _fits(self, name: str) -> bool:
         if self.regex is not None and re.fullmatch(self.regex, name):
             return True
-        return any(fnmatchcase(name, glob) for glob in self.globs)
+        return any(glob == name or fnmatchcase(name, glob) for glob in self.globs)
 
     def __repr__(self) -> str:
         return _call("name", *self.globs, regex=self.regex)

@@ -117,7 +117,13 @@ def _section(title: str, body: str) -> str:
 def _verdicts(signal: Signal, *, advise: bool) -> str:
     said = "".join(_verdict(verdict, advise=advise) for verdict in signal.verdicts)
     note = f'<p class="note">Note: {html.escape(signal.note)}.</p>\n' if signal.note else ""
-    return (said or '<p class="good">The signal keeps its size, forward and back.</p>\n') + note
+    return (said or _praise(signal)) + note
+
+
+def _praise(signal: Signal) -> str:
+    back = "" if signal.one_way or not signal.points else ", forward and back"
+    kind = "good" if signal.points else "note"
+    return f'<p class="{kind}">T{html.escape(signal.praise[1:])}{back}.</p>\n'
 
 
 def _verdict(verdict: Verdict, *, advise: bool) -> str:

@@ -3,6 +3,7 @@
 Knows distributions and fans; any piece of a tensor can be drawn alone.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -442,18 +443,25 @@ class VarianceScaling:
 
     def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
         """Return the distribution of each packed block."""
-        blocks = parts(shape, fitting(self, shape, axes))
-        return tuple(self._draw(*block) for block in blocks)
-
-    def _draw(self, shape: Sequence[int], axes: Axes) -> Draw:
-        fan = _FANS[self.mode](fans(shape, axes))
-        std = known(self.gain) * math.sqrt(self.scale / fan) if fan else 0.0
-        standard = _STANDARDS[self.distribution]
-        return Draw(standard, 0.0, std / standard.std)
+        return _scaled(self, tuple(shape), axes)
 
     spread = _spread
     fill_ = fill_
     __call__ = write_
+
+
+@functools.lru_cache(maxsize=4096)
+def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Layout) -> tuple[Draw, ...]:
+    """Work out the distribution of each packed block; models repeat their layers."""
+    blocks = parts(shape, fitting(scaling, shape, axes))
+    return tuple(_of_fans(scaling, fans(*block)) for block in blocks)
+
+
+def _of_fans(scaling: VarianceScaling, counted: Fans) -> Draw:
+    fan = _FANS[scaling.mode](counted)
+    std = known(scaling.gain) * math.sqrt(scaling.scale / fan) if fan else 0.0
+    standard = _STANDARDS[scaling.distribution]
+    return Draw(standard, 0.0, std / standard.std)
 
 
 #

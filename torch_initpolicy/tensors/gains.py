@@ -241,7 +241,8 @@ def _tolerances(estimate: Tensor, std: float) -> Tensor:
     """Return the error that one panel may have in each moment."""
     mean, second, _ = estimate.tolist()
     # The slope's own estimate explodes at a jump. Poincare's inequality bounds it from below.
-    variance = max(second - mean**2, 1e-5 * second)
+    # A product, which is infinite where a power would raise.
+    variance = max(second - mean * mean, 1e-5 * second)
     return _TOLERANCE * torch.tensor((math.sqrt(second), second, variance / std**2)).double()
 
 

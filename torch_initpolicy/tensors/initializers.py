@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_initpolicy.errors import PolicyError, counted
 from torch_initpolicy.tensors.axes import Axes
@@ -370,6 +370,9 @@ class From:
     arguments: tuple[tuple[str, object], ...]
 
     def __init__(self, function: Callable[..., object], **arguments: object) -> None:
+        if isinstance(function, nn.Module):
+            kind = type(function).__name__
+            raise PolicyError(f"From needs a function that fills a tensor, got a module, {kind}")
         if not callable(function):
             raise PolicyError(f"From needs a function that fills a tensor, got {function!r}")
         object.__setattr__(self, "function", function)

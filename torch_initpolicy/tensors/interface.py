@@ -4,8 +4,9 @@ Knows shapes, axes and dtypes; draws nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -177,11 +178,22 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
         >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
         (torch.float32, torch.float64)
     """
+    if str(dtype) in _NO_NUMBERS:
+        raise PolicyError(f"cannot initialise {dtype}: {_NO_NUMBERS[str(dtype)]}")
     if dtype.is_complex:
         return torch.complex128 if dtype == torch.complex128 else torch.complex64
     if not dtype.is_floating_point:
         raise PolicyError(f"cannot initialise {dtype}: it holds no real or complex numbers")
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+_NO_NUMBERS: Mapping[str, str] = MappingProxyType(
+    {
+        "torch.float8_e8m0fnu": "it holds powers of two alone, no zero and nothing negative",
+        "torch.float4_e2m1fn_x2": "each of its elements holds two numbers",
+    }
+)
+"""Floating-point dtypes that only store scales or packs, by name: not every torch has them."""
 
 
 def require_number(owner: object, name: str, value: float, low: float = -math.inf) -> None:

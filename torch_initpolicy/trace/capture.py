@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.tensors.aliases import storage_of
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 from torch_initpolicy.trace.operators import reference
 
@@ -282,7 +283,7 @@ def _drop_compilation(module: nn.Module) -> None:
     """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
     vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
     children = module._modules  # noqa: SLF001 - `torch.compile(module)` inside a model
-    if "_orig_mod" in children:
+    if list(children) == ["_orig_mod"]:
         vars(module)["forward"] = children["_orig_mod"]
 
 
@@ -531,7 +532,7 @@ class _Recorder(TorchFunctionMode):
             shape=tuple(tensor.shape),
             stride=tensor.stride() if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
-            storage=tensor.untyped_storage()._cdata if strided else -1 - len(self.values),  # noqa: SLF001 - its identity
+            storage=storage_of(tensor) if strided else -1 - len(self.values),
             dtype=tensor.dtype,
             **known,
         )

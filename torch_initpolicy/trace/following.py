@@ -108,6 +108,12 @@ class Following:
     def advance(self, node: Node) -> None:
         """Find the sizes of a node's outputs."""
         self.proportions.advance(node)
+        try:
+            self._follow(node)
+        except OverflowError:
+            self.sizes.update(dict.fromkeys(node.outputs, self.lost(node, _HUGE)))
+
+    def _follow(self, node: Node) -> None:
         if node.index in self.inner:
             self._through_composite(node)
             return
@@ -115,14 +121,14 @@ class Following:
         rules = self.weighed if applies else self.carried
         rule = rules.get(self.uses.role(node))
         size = self.lost(node, _STRANGE) if rule is None else rule(self, node)
-        self.sizes.update(dict.fromkeys(node.outputs, size))
+        self.sizes.update(dict.fromkeys(node.outputs, _finite(size)))
         self._place_units(node, applies=applies)
 
     def _through_composite(self, node: Node) -> None:
         start = self.inner[node.index]
         composite = self.composites[start]
         if node.outputs[0] == composite.end:
-            self.sizes[composite.end] = self.bend(node, composite.activation, start)
+            self.sizes[composite.end] = _finite(self.bend(node, composite.activation, start))
 
     def bend(self, node: Node, activation: Activation, value: int) -> Known:
         """Return the size behind an activation of a value."""
@@ -211,6 +217,14 @@ class Following:
 
 
 _STRANGE = "an operator whose effect on sizes is not known"
+_HUGE = "numbers that grow beyond all bounds"
+
+
+def _finite(size: Known) -> Known:
+    """Let a size pass that can be counted on with."""
+    if isinstance(size, Size) and not math.isfinite(size.second):
+        raise OverflowError(_HUGE)
+    return size
 
 
 def _kernel_dims(node: Node) -> int:

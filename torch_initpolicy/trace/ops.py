@@ -87,8 +87,8 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     | _each("exp expm1 exp2 log log1p log2 log10 pow rpow square sqrt rsqrt reciprocal abs "
             "absolute sin cos tan asin acos atan sinh cosh erf erfc erfinv sign clamp clip "
             "clamp_min clamp_max floor ceil round frac logit sinc float_power nan_to_num rdiv "
-            "heaviside fix trunc logaddexp ndtr log_ndtr erfcx i0 i0e i1 i1e lgamma digamma",
-            OpRole.COMPUTES)
+            "heaviside fix trunc angle sgn logaddexp ndtr log_ndtr erfcx i0 i0e i1 i1e lgamma "
+            "digamma", OpRole.COMPUTES)
     | _each("mul multiply div divide true_divide neg negative", OpRole.MULTIPLIES)
     | _each("add sub subtract rsub lerp", OpRole.ADDS)
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
@@ -100,7 +100,8 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     | _each("to float double half bfloat16 type type_as contiguous clone detach cpu cuda data "
             "alias requires_grad dropout dropout1d dropout2d dropout3d alpha_dropout "
             "feature_alpha_dropout as_tensor tensor as_subclass int long bool real imag "
-            "view_as_real view_as_complex complex positive", OpRole.CASTS, "input", "like")
+            "view_as_real view_as_complex complex positive conj conj_physical resolve_conj "
+            "resolve_neg", OpRole.CASTS, "input", "like")
     | _each("view reshape flatten unflatten ravel permute transpose t T mT H mH adjoint swapaxes "
             "swapdims movedim moveaxis squeeze unsqueeze expand broadcast_to unbind chunk split "
             "split_with_sizes tensor_split narrow select slice roll flip fliplr flipud rot90 "

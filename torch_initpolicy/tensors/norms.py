@@ -1,0 +1,50 @@
+"""Lengths of tensors of any dtype and of any size that their dtype can hold.
+
+Knows numbers only.
+"""
+
+import torch
+from torch import Tensor
+
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+_WIDEST = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+LOW, HIGH = 1e-15, 1e18
+"""Between these lengths no square that matters leaves the range of float32."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in single precision at least.
+
+    Examples:
+        >>> wide(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    wider = _WIDER.get(tensor.dtype)
+    return tensor if wider is None else tensor.to(wider)
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """Return the root of the sum of the squared absolute values, in float64.
+
+    On the CPU also where the squares themselves are too small or too large for float32. Elsewhere
+    finding that out would wait for the device; beyond about `1e-19` and `1e19` the result is there
+    zero and infinite.
+
+    Args:
+        tensor: Floating-point or complex numbers.
+
+    Examples:
+        >>> f"{norm(torch.tensor([3e-30, 4e-30])).item():.3g}"
+        '5e-30'
+    """
+    # The norm is the one reduction that squares and adds in a single pass over the memory.
+    found: Tensor = torch.linalg.vector_norm(wide(tensor))
+    widest = _WIDEST.get(wide(tensor).dtype) if found.device.type == "cpu" else None
+    if widest is not None and not LOW < found.item() < HIGH:
+        found = torch.linalg.vector_norm(tensor.to(widest))
+    return found.double()
