@@ -1,5 +1,6 @@
 """The verbs, end to end: what a user is promised of planning, applying and materialising."""
 
+import copy
 import gc
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from torch_initpolicy.errors import (
     UnusedRuleWarning,
     VerifyError,
 )
+from torch_initpolicy.testing import assert_untouched
 
 
 def small() -> nn.Sequential:
@@ -597,6 +599,45 @@ class TestGarbageCollector:
 
         assert [len(plan.steps) for plan in plans] == [2 * n for n in range(1, 9)]
         assert gc.isenabled() is collecting
+
+
+class TestThreads:
+    """Threads may read one model at once: it is lent to one of them at a time."""
+
+    def test_one_model_planned_by_several_threads(self):
+        """All plans are equal, and flags, hooks and parameters are what they were."""
+        block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8))
+        model = nn.Sequential(*(copy.deepcopy(block) for _ in range(6)))
+        expected = plan_policy(model).to_json()
+        with assert_untouched(model), ThreadPoolExecutor(4) as pool:
+            plans = list(pool.map(lambda _: plan_policy(model).to_json(), range(24)))
+
+        assert set(plans) == {expected}
+        assert all(module.training for module in model.modules())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    def test_models_that_share_a_module(self):
+        """What two models have in common is lent to one of them at a time."""
+        shared = nn.Linear(8, 8)
+        models = [nn.Sequential(shared, act, nn.Linear(8, 2)) for act in (nn.ReLU(), nn.Tanh())]
+        with assert_untouched(nn.ModuleList(models)), ThreadPoolExecutor(4) as pool:
+            plans = list(pool.map(lambda n: plan_policy(models[n % 2]), range(24)))
+
+        assert [plan["0.weight"].meets for plan in plans] == ["relu", "tanh"] * 12
+
+    def test_a_forward_may_plan(self):
+        """A thread that has borrowed a model may read others, and the same one, meanwhile."""
+
+        class Planning(nn.Sequential):
+            def forward(self, x):
+                plans.append(plan_policy(self[0], "xavier"))
+                return super().forward(x)
+
+        plans = []
+        plan_policy(Planning(nn.Linear(4, 4)), example_inputs=torch.zeros(2, 4))
+
+        assert [len(plan.steps) for plan in plans] == [2] * len(plans)
+        assert plans
 
 
 class TestReceipt:

@@ -28,7 +28,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, require_module, sites
+from torch_initpolicy.sites import BORROWING, Site, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
@@ -79,7 +79,7 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
-    with opened(require_module(model)):
+    with BORROWING, opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(
             model,
@@ -96,16 +96,17 @@ def plan_policy(
 
 @collection_paused()
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
-    found = sites(model)
-    reading = _reading(model, found, example_inputs)
-    plan = make_plan(
-        found,
-        reading.facts,
-        policy,
-        unknown_operators=reading.unknown_operators,
-        untraced=reading.untraced,
-        **options,
-    )
+    with BORROWING:
+        found = sites(model)
+        reading = _reading(model, found, example_inputs)
+        plan = make_plan(
+            found,
+            reading.facts,
+            policy,
+            unknown_operators=reading.unknown_operators,
+            untraced=reading.untraced,
+            **options,
+        )
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
     return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))

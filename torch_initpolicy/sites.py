@@ -3,6 +3,7 @@
 Knows modules, names and ties; has never heard of data flow or of initializers.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -17,6 +18,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
+
+BORROWING = threading.RLock()
+"""Held while a model is described, or runs on stand-ins: its parameters are then not its own."""
 
 Storage = Literal["plain", "parametrized", "weight_norm", "spectral_norm"]
 """How a site is held: `plain`, one `nn.Parameter`; `parametrized`, behind
@@ -94,10 +98,11 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         [('0.weight', (8, 4), 'weight'), ('0.bias', (8,), 'bias')]
     """
     holders: dict[tuple[int, ...], list[Holder]] = {}
-    for holder in _holders(model):
-        key = tuple(id(parameter) for parameter in holder.parameters)
-        holders.setdefault(key, []).append(holder)
-    return tuple(_site(places) for places in holders.values())
+    with BORROWING:
+        for holder in _holders(model):
+            key = tuple(id(parameter) for parameter in holder.parameters)
+            holders.setdefault(key, []).append(holder)
+        return tuple(_site(places) for places in holders.values())
 
 
 def require_module(model: object) -> nn.Module:

@@ -35,6 +35,25 @@ def fill(model: nn.Module, gain: float) -> nn.Module:
     return model
 
 
+class Mapped(nn.Sequential):
+    """Runs as another network does, one sample at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(super().forward)(x)
+
+
+def test_what_runs_inside_vmap_is_measured_over_all_samples():
+    """Every number is that of the same network without `vmap`, gradients included."""
+    model, x = fill(plain(3, 32), 1.2), batch(16, 32)
+    mapped = audit_signal(Mapped(*model), x)
+    whole = audit_signal(model, x)
+
+    assert [point.site for point in mapped.weighted] == [point.site for point in whole.weighted]
+    for ours, theirs in zip(mapped.weighted, whole.weighted, strict=True):
+        for name in ("mean", "std", "likeness", "gradient"):
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4)
+
+
 class Functional(nn.Module):
     """A weight of its own, an in-place activation, a residual sum, a convolution."""
 

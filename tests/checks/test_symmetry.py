@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+from collections import UserDict
 
 import pytest
 import torch
@@ -330,6 +331,22 @@ class TestInputs:
         report = find_symmetry(model, torch.randn(8, 5))
 
         assert {"0.0.weight", "0.0.bias", "1.weight"} == _names(report, "tied")
+
+
+class _Unpacks(nn.Sequential):
+    """Takes its input out of a mapping."""
+
+    def forward(self, batch: UserDict[str, Tensor]) -> Tensor:
+        return super().forward(batch["x"])
+
+
+def test_inputs_in_a_mapping_are_drawn_anew_and_cast():
+    """A model in half precision is probed in double precision, its mapped inputs too."""
+    model = _Unpacks(*constant(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))).half()
+    report = find_symmetry(model, (UserDict(x=torch.randn(8, 8).half()),))
+
+    assert "random inputs in float64" in report.note
+    assert _names(report, "tied") == {"0.weight", "0.bias", "2.weight"}
 
 
 class TestWrapped:

@@ -422,6 +422,47 @@ def test_spectral_norm_and_lookups_are_left():
     assert [scaled.site for scaled in report.scaled] == ["2.weight"]
 
 
+class Energy(nn.Module):
+    """A forward that takes a gradient itself, and weighs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.requires_grad_()
+        energy = F.softplus(self.inner(x)).square().sum()
+        return self.outer(torch.autograd.grad(energy, x, create_graph=True)[0])
+
+
+def test_a_forward_that_takes_gradients_is_scaled():
+    """What the forward makes of its gradient is that of the scaled weights."""
+    model, x = Energy(), batch(64, 16)
+    report = lsuv_(model, x)
+
+    assert {scaled.site for scaled in report.scaled} == {"inner.weight", "outer.weight"}
+    assert deviation(model.inner(x)) < TOLERANCE
+    assert deviation(model(batch(64, 16))) < TOLERANCE
+    assert not x.requires_grad
+    assert [parameter.grad for parameter in model.parameters()] == [None, None]
+
+
+def test_what_runs_inside_vmap_is_left():
+    """There the outputs of an operator are not all in sight; what lies outside is scaled."""
+
+    class Net(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(torch.vmap(self.inner)(x))
+
+    model, x = Net(), batch(64, 16)
+    report = lsuv_(model, x)
+
+    assert [str(left.reason) for left in report.left] == [
+        "its operator runs inside torch.vmap or torch.func.grad"
+    ]
+    assert deviation(model(x)) < TOLERANCE
+
+
 def test_what_the_forward_pass_does_not_use_is_left():
     """A layer that is never called is named among the left."""
     model = Dense()

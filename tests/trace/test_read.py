@@ -1,5 +1,11 @@
 """How a model is read: inputs that are found, fallbacks that say so, errors that help."""
 
+import dataclasses
+import functools
+from collections import OrderedDict, UserDict
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +13,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.read import Reading, read
 
@@ -132,6 +139,149 @@ def test_example_inputs_come_as_a_tensor_a_tuple_or_a_mapping(model, example):
     assert reading(model, example).evidence == "traced"
 
 
+class Mapped(nn.Module):
+    """A forward that maps itself over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: self.second(F.relu(self.first(row))))(x)
+
+
+class MappedAlongColumns(Mapped):
+    """A forward whose mapped dimension comes last, and goes on behind the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.vmap(self.first, in_dims=1, out_dims=1)(x.T)
+        return self.second(F.relu(hidden).T)
+
+
+class Perturbed(Mapped):
+    """A forward that is a gradient, for each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = torch.func.grad(lambda row: self.second(F.relu(self.first(row))).sum())
+        return torch.vmap(energy)(x)
+
+
+class Forces(Mapped):
+    """Forces are the gradient of an energy; its forward takes it, and leaves gradients behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.requires_grad_()
+        energy = self.second(F.relu(self.first(x))).sum()
+        energy.backward(retain_graph=True)
+        return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(3, 4)], ids=["searched", "given"])
+@pytest.mark.parametrize("kind", [Mapped, MappedAlongColumns, Perturbed, Forces])
+def test_functional_transforms_are_seen_through(kind, example):
+    """Inside `vmap` and `grad` a weight is seen with its operator and with what it meets."""
+    model = kind()
+    model.first.weight.grad = torch.full((4, 4), 7.0)
+    found = reading(model, example)
+    weights = [found.facts[name] for name in ("first.weight", "second.weight")]
+
+    assert (found.evidence, dict(found.unknown_operators)) == ("traced", {})
+    assert [facts.op for facts in weights] == ["linear", "linear"]
+    assert [facts.meets for facts in weights] == [Activation("relu"), None]
+    assert weights[0].reads_input
+    assert model.first.weight.grad.tolist() == [[7.0] * 4] * 4
+    assert [p.grad for p in model.second.parameters()] == [None, None]
+    assert example is None or not example.requires_grad
+
+
+class Ensemble(nn.Module):
+    """Three networks as one, their weights stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        members = [nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)) for _ in range(3)]
+        stacked, _ = torch.func.stack_module_state(members)
+        self.names = [name.replace(".", "_") for name in stacked]
+        for name, values in zip(self.names, stacked.values(), strict=True):
+            self.register_parameter(name, nn.Parameter(values.detach()))
+        self.member = members[:1]  # a list, so that it is no part of the model
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = {name.replace("_", "."): getattr(self, name) for name in self.names}
+
+        def run(state: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.member[0], state, (x,))
+
+        return torch.vmap(run)(stacked)
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(5, 4)], ids=["searched", "given"])
+def test_stacked_ensembles_are_copies(example):
+    """Each member has the fans it would have alone; the stacked axis counts for nothing."""
+    found = reading(Ensemble(), example)
+    first, second = found.facts["0_weight"], found.facts["2_weight"]
+
+    assert dict(found.unknown_operators) == {}
+    assert first.meets == Activation("tanh")
+    assert {first.axes, second.axes} == {Axes(inputs=(2,), outputs=(1,), copies=(0,))}
+
+
+class Named(NamedTuple):
+    x: Tensor
+
+
+@dataclasses.dataclass
+class Batch:
+    x: Tensor
+
+
+class Unpacking(nn.Module):
+    """A forward that takes its input out of a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, batch: object) -> Tensor:
+        x = batch.x if isinstance(batch, (Named, Batch)) else batch["x"]
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("container", [dict, OrderedDict, UserDict, Named, Batch])
+def test_inputs_inside_containers_are_inputs(container):
+    """Whatever carries the input, the layer that reads it is fed by the input."""
+    found = reading(Unpacking(), (container(x=torch.zeros(2, 4)),))
+
+    assert found.evidence == "traced"
+    assert found.facts["first.weight"].reads_input
+    assert found.facts["second.weight"].fed_by == Activation("tanh")
+
+
+def _called(model: nn.Module, x: Tensor, other: object) -> object:
+    return model.layer(x, other)
+
+
+def _stateful(model: nn.Module, x: Tensor, state: Tensor, cell: Tensor) -> object:
+    return model.layer(x, (state, cell))
+
+
+def _attended(model: nn.Module, x: Tensor, context: Tensor) -> object:
+    return model.layer(x, context, context)
+
+
+def _compared(model: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    return model.layer(x)[0] - model.layer(other)[0]
+
+
+class Several(nn.Module):
+    """A forward with as many arguments as a function has that is given the model."""
+
+    def __init__(self, layer: nn.Module, run: Callable[..., object]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.forward = functools.partial(run, self)
+
+
 FOUND_BY_THEMSELVES = {
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8)),
     "lenet": lambda: nn.Sequential(
@@ -146,6 +296,25 @@ FOUND_BY_THEMSELVES = {
     "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16),
     "transformer": lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
     "attention": lambda: nn.MultiheadAttention(8, 2),
+    "attention_of_three_sizes": lambda: nn.MultiheadAttention(16, 4, kdim=8, vdim=12),
+    "attention_batch_first": lambda: nn.MultiheadAttention(16, 4, kdim=8, batch_first=True),
+    "decoder": lambda: nn.TransformerDecoderLayer(8, 2, 16),
+    "decoders": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16), 2),
+    "bilinear": lambda: nn.Bilinear(8, 9, 5),
+    "gru": lambda: nn.GRU(3, 4, bidirectional=True),
+    "rnn_cell": lambda: nn.RNNCell(3, 4),
+    "lstm_cell": lambda: nn.LSTMCell(3, 4),
+    "cross_attention": lambda: Several(nn.MultiheadAttention(16, 4, kdim=8, vdim=8), _attended),
+    "both_sides": lambda: Several(nn.Bilinear(8, 9, 5), _called),
+    "state": lambda: Several(nn.GRU(3, 4, 2), _called),
+    "state_batch_first": lambda: Several(nn.GRU(3, 4, 2, batch_first=True), _called),
+    "states": lambda: Several(nn.LSTM(3, 4, proj_size=2), _called),
+    "two_states": lambda: Several(nn.LSTM(3, 4), _stateful),
+    "two_sequences": lambda: Several(nn.LSTM(3, 4), _compared),
+    "two_steps": lambda: Several(nn.LSTMCell(3, 4), _compared),
+    "cell_state": lambda: Several(nn.GRUCell(3, 4), _called),
+    "cell_states": lambda: Several(nn.LSTMCell(3, 4), _called),
+    "two_cell_states": lambda: Several(nn.LSTMCell(3, 4), _stateful),
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 2),
     "norm_first": lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)),
 }  # fmt: skip

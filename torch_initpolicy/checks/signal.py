@@ -37,7 +37,9 @@ from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.refusals import refusal
 from torch_initpolicy.trace.uses import Uses, advance
+from torch_initpolicy.trace.wrapped import bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,7 @@ def follow(
     found = sites(model)
     require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}
-    failure: Exception | None = None
+    failed: list[tuple[Call, Exception]] = []
     for call in real_inputs(inner, found, inputs):
         audit = _Audit(batch_size(call), loss_fn)
         try:
@@ -283,14 +285,11 @@ def follow(
         except TraceError:
             raise
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
-            failure = failure or error
+            failed.append((call, error))
         else:
             return call, audit.signal()
-    raise TraceError(
-        f"the forward pass of {type(inner).__name__} raises with these inputs: "
-        f"{type(failure).__name__}: {failure}; give what forward takes: a tensor, a tuple of "
-        "arguments or a dict of keyword arguments"
-    ) from failure
+    call, failure = failed[0]
+    raise refusal(inner, call, failure) from failure
 
 
 class _Measured(NamedTuple):
@@ -327,7 +326,7 @@ class _Audit:
         if self.uses is None:
             self.uses = Uses(ran.graph)
         advance(self.uses, ran.node)
-        output = ran.outputs[0]
+        output = bare(ran.outputs[0])
         if not self._is_signal(self.uses, ran.node, output):
             return
         activates = self.uses.role(ran.node) in (OpRole.ACTIVATES, OpRole.GATES)

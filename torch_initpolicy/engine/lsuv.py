@@ -20,7 +20,6 @@ from torch_initpolicy.errors import (
     ApplyError,
     ArgumentError,
     InitPolicyError,
-    TraceError,
     counted,
     listing,
 )
@@ -28,9 +27,10 @@ from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
-from torch_initpolicy.trace.capture import observe
+from torch_initpolicy.trace.capture import observe, with_grad_if_asked
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
+from torch_initpolicy.trace.refusals import refusal
 
 ROUNDS = 20
 """Forward passes that weights shared by several operators may take."""
@@ -186,23 +186,24 @@ def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     passes = 0
     while passes == 0 or (passes < ROUNDS and not scaler.has_settled()):
         passes += 1
-        scaler.begin()
         _run(inner, inputs, scaler, names)
     scaler.write()
     return Calibration(scaler.wishes.std, *scaler.report(), passes)
 
 
 def _run(model: nn.Module, inputs: Any, scaler: Scaler, names: Mapping[int, str]) -> None:
+    call = as_call(inputs)
+
+    def run(*, with_grad: bool) -> None:
+        scaler.begin()
+        observe(model, call, scaler, names=names, with_grad=with_grad)
+
     try:
-        observe(model, as_call(inputs), scaler, names=names)
+        with_grad_if_asked(run)
     except InitPolicyError:
         raise
     except Exception as error:
-        raise TraceError(
-            f"the forward pass of {type(model).__name__} raises with these inputs: "
-            f"{type(error).__name__}: {error}; give what forward takes: a tensor, a tuple of "
-            "arguments or a dict of keyword arguments"
-        ) from error
+        raise refusal(model, call, error) from error
 
 
 def _groups(model: nn.Module, found: Iterable[Site]) -> tuple[distributed.ProcessGroup, ...]:

@@ -22,6 +22,7 @@ from torch_initpolicy.trace.capture import Ran, tensors_in
 from torch_initpolicy.trace.ops import OpRole
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.uses import Use, Uses, advance
+from torch_initpolicy.trace.wrapped import is_wrapped
 
 TOLERANCE = 1e-4
 """Relative deviation from the wanted standard deviation at which iterating ends."""
@@ -273,7 +274,17 @@ class Scaler:
         if handler is not None and ran.node.index in self.flow.weighers:
             tensors = tensors_in((ran.args, ran.kwargs))
             read = zip(self.flow.slots(ran.node), tensors, strict=True)
-            handler(self, ran, tuple(Operand(*place, tensor) for place, tensor in read))
+            operands = tuple(Operand(*place, tensor) for place, tensor in read)
+            if any(map(is_wrapped, (*tensors, *ran.outputs))):
+                self._leave(operands, "its operator runs inside torch.vmap or torch.func.grad")
+            else:
+                handler(self, ran, operands)
+
+    def _leave(self, operands: Sequence["Operand"], reason: str) -> None:
+        """Note why what stands behind operands is not scaled."""
+        for operand in (operand for operand in operands if operand.slot != "bias"):
+            for source in self.flow.sources.get(operand.value, ()):
+                self.left.setdefault(source.site, reason)
 
     #
     # One target
@@ -362,7 +373,7 @@ class Scaler:
                     return found
                 self.changed[name] = found
         for part in target.parts:
-            part.mul_(scale)
+            part.data.mul_(scale)  # a forward that takes gradients itself may have saved it
         self.changed.update({n: None for n in target.sites if self.sites[n].storage == "plain"})
         return None
 

@@ -4,21 +4,26 @@ Knows how to run a model without touching it; has never heard what an operator d
 """
 
 import contextlib
+import copy
 import dataclasses
 import random
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from operator import is_
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.sites import BORROWING, canonical_modules
 from torch_initpolicy.tensors.aliases import storage_of
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 from torch_initpolicy.trace.operators import reference
+from torch_initpolicy.trace.wrapped import bare, inside, is_transforming, is_wrapped
+
+Result = TypeVar("Result")
 
 ShapeRule = Callable[..., Any]
 """Answers for an operator on meta tensors in place of its own, slower, meta kernel."""
@@ -90,12 +95,12 @@ def observe(
     Raises:
         Exception: Whatever the model's forward or the observer raises.
     """
-    made = {
-        id(parameter): observer.stand_in(names[id(parameter)], parameter)
-        for parameter in model.parameters()
-        if id(parameter) in names
-    }
-    with untouched(model), torch.set_grad_enabled(with_grad):
+    with _borrowed(model, with_grad=with_grad):
+        made = {
+            id(parameter): observer.stand_in(names[id(parameter)], parameter)
+            for parameter in model.parameters()
+            if id(parameter) in names
+        }
         _seed_everywhere(model)
         recorder = _Recorder({}, on_meta=False, see=observer.see)
         results = _run(model, call, recorder, names, list(_stand_ins(model, made, on_meta=False)))
@@ -109,6 +114,7 @@ def capture(
     names: Mapping[int, str],
     on_meta: bool = True,
     training: bool = False,
+    with_grad: bool = False,
     shape_rules: Mapping[str, ShapeRule] | None = None,
 ) -> Graph:
     """Record one forward pass of `model`.
@@ -124,6 +130,7 @@ def capture(
         on_meta: Run on meta tensors (no memory, no arithmetic), else on the real parameters and
             on copies of the buffers.
         training: Run with every module in training mode, else in evaluation mode.
+        with_grad: Whether gradients can be taken.
         shape_rules: Answers for operators, by name, in place of their own meta kernel.
 
     Returns:
@@ -132,13 +139,52 @@ def capture(
     Raises:
         Exception: Whatever the model's forward raises.
     """
-    with untouched(model), torch.no_grad(), warnings.catch_warnings():
+    with _borrowed(model, with_grad=with_grad), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module in model.modules():
             module.training = training
-        recorder = _Recorder(shape_rules or {} if on_meta else {}, on_meta=on_meta)
-        results = _run(model, call, recorder, names, list(_stand_ins(model, {}, on_meta=on_meta)))
+        answers = on_meta and not with_grad  # shape rules answer without a way back
+        recorder = _Recorder(shape_rules or {} if answers else {}, on_meta=on_meta)
+        stand_ins = _stand_ins(model, {}, on_meta=on_meta, with_grad=with_grad)
+        results = _run(model, call, recorder, names, list(stand_ins))
         return recorder.graph(results)
+
+
+def with_grad_if_asked(run: Callable[..., Result]) -> Result:
+    """Run without gradients, and with them where something complains that there are none.
+
+    So does a forward that takes gradients itself: forces as those of an energy.
+    """
+    try:
+        return run(with_grad=False)
+    except Exception as error:
+        if "grad" not in str(error):
+            raise
+    return run(with_grad=True)
+
+
+def plain_failure(model: nn.Module, call: Call) -> Exception | None:
+    """Return what the forward pass raises when nobody looks on, or None where it runs."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    call = call.mapped(lambda tensor: _leaf_like(tensor, tensor.to("meta") if on_meta else tensor))
+    with _borrowed(model, with_grad=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.func.functional_call(model, buffers, call.args, dict(call.kwargs))
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything
+            return error
+    return None
+
+
+def running_at(error: Exception) -> str:
+    """Say at which operator, in which module, a recording raised; nothing where at none."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    calls = [f for f in frames if f.f_code is _Recorder.__torch_function__.__code__]
+    if not calls:
+        return ""
+    operator, module = op_name(calls[-1].f_locals["func"]), calls[-1].f_locals["self"].running[-1]
+    return f"operator {operator!r} of {module!r}: " if module else f"operator {operator!r}: "
 
 
 class StandIn(NamedTuple):
@@ -172,19 +218,31 @@ def _run(
         return torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
 
 
-def _stand_ins(model: nn.Module, made: dict[int, Tensor], *, on_meta: bool) -> Iterator[StandIn]:
+def _stand_ins(
+    model: nn.Module, made: dict[int, Tensor], *, on_meta: bool, with_grad: bool = False
+) -> Iterator[StandIn]:
     """Yield what to run with in place of each parameter and buffer; ties stay ties.
 
     `made` are stand-ins that exist already, by the `id` of what they stand for.
     """
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in made:
-            made[id(parameter)] = _plain_meta(parameter) if on_meta else parameter
+            made[id(parameter)] = _stand_in(parameter, on_meta=on_meta, with_grad=with_grad)
         yield StandIn(name, parameter, made[id(parameter)])
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in made:
             made[id(buffer)] = _plain_meta(buffer) if on_meta else buffer.clone()
         yield StandIn(name, buffer, made[id(buffer)])
+
+
+def _stand_in(parameter: nn.Parameter, *, on_meta: bool, with_grad: bool) -> Tensor:
+    tensor = _plain_meta(parameter) if on_meta else parameter
+    return _leaf_like(parameter, tensor) if with_grad else tensor
+
+
+def _leaf_like(original: Tensor, tensor: Tensor) -> Tensor:
+    """Return an alias of `tensor` that takes gradients where `original` does, and keeps them."""
+    return tensor.detach().requires_grad_(original.requires_grad)
 
 
 def _plain_meta(tensor: Tensor) -> Tensor:
@@ -193,8 +251,30 @@ def _plain_meta(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def _borrowed(model: nn.Module, *, with_grad: bool) -> Iterator[None]:
+    """Keep a model untouched, its gradients too, while it runs with or without them."""
+    with untouched(model), torch.set_grad_enabled(with_grad):
+        gradients = [(parameter, parameter.grad) for parameter in model.parameters() if with_grad]
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+@contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back every attribute, hook, flag and random state of `model` on the way out."""
+    """Put back every attribute, hook, flag and random state of `model` on the way out.
+
+    One thread at a time borrows models: they share modules, and all share the random states.
+    """
+    with BORROWING:
+        yield from _untouched(model)
+
+
+def _untouched(model: nn.Module) -> Iterator[None]:
     before = [(module, _Saved.of(vars(module))) for module in model.modules()]
     python_state = random.getstate()
     for module, _ in before:
@@ -351,6 +431,7 @@ class _Recorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.current: dict[int, int] = {}
         self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
+        self.wrapped: dict[int, Tensor] = {}  # the last wrapper of each storage
         self.running: list[str] = [""]
         self.so_far = Graph(self.values, self.nodes, results=(), consumers=())
 
@@ -379,7 +460,7 @@ class _Recorder(TorchFunctionMode):
         if self.on_meta:
             args, kwargs = self._on_one_device(args, kwargs)
         rule = self.shape_rules.get(getattr(func, "__name__", ""))
-        if rule is not None and not _begins_on_meta(args):
+        if rule is not None and (is_transforming() or not _begins_on_meta(args)):
             rule = None
         result = (rule or func)(*args, **kwargs)
         changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else ()
@@ -400,8 +481,8 @@ class _Recorder(TorchFunctionMode):
 
         Where that tensor is a view, a second node writes it into its base.
         """
-        index = len(self.nodes)
         read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
+        index = len(self.nodes)
         node_args, node_kwargs = map_tensors(self._ref, (args, dict(kwargs)))
         changed = tuple(self._changed_views(outputs))
         made = tuple(
@@ -411,7 +492,8 @@ class _Recorder(TorchFunctionMode):
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
         self.nodes.append(node)
         if self.see is not None:
-            with torch._C.DisableTorchFunction():  # noqa: SLF001 - the bridge below is recorded too
+            # What is looked at is not recorded; the bridge below is.
+            with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
                 self.see(Ran(self.so_far, node, args, kwargs, outputs))
         for base, view in changed:
             self.record("setitem", torch.Tensor.__setitem__, (base, ..., view), {}, (base,))
@@ -450,6 +532,7 @@ class _Recorder(TorchFunctionMode):
 
     def graph(self, results: Any) -> Graph:
         """Return what has been recorded."""
+        returned = tuple(self._value_of(tensor) for tensor in tensors_in(results))
         consumers: list[list[int]] = [[] for _ in self.values]
         for node in self.nodes:
             for value in dict.fromkeys(node.inputs):
@@ -457,7 +540,7 @@ class _Recorder(TorchFunctionMode):
         return Graph(
             values=tuple(self.values),
             nodes=tuple(self.nodes),
-            results=tuple(self._value_of(tensor) for tensor in tensors_in(results)),
+            results=returned,
             consumers=tuple(map(tuple, consumers)),
         )
 
@@ -482,7 +565,7 @@ class _Recorder(TorchFunctionMode):
         return on_meta
 
     def _enter_input(self, tensor: Tensor) -> Tensor:
-        stand_in = _plain_meta(tensor) if self.on_meta else tensor
+        stand_in = _plain_meta(tensor) if self.on_meta else _leaf_like(tensor, tensor)
         self._new_value(stand_in, is_input=True)
         return stand_in
 
@@ -498,7 +581,8 @@ class _Recorder(TorchFunctionMode):
 
         Where somebody has said what its class computes, the module returns that.
         """
-        unseen = tuple(t for t in tensors_in(output) if id(t) not in self.current)
+        made = (tensor for tensor in tensors_in(output) if id(tensor) not in self.current)
+        unseen = tuple(tensor for tensor in made if self._origin(tensor) is None)
         like = reference(type(module).__name__) if unseen else None
         result = None if like is None else like(*args)
         if unseen and like is None:
@@ -518,8 +602,23 @@ class _Recorder(TorchFunctionMode):
 
     def _value_of(self, tensor: Tensor) -> int:
         if id(tensor) not in self.current:
-            self._new_value(tensor, constant=_number(tensor))
+            self._discover(tensor)
         return self.current[id(tensor)]
+
+    def _discover(self, tensor: Tensor) -> None:
+        """Make known what no operator was seen to make: a constant, or the way through `vmap`."""
+        origin = self._origin(tensor)
+        if origin is None:
+            self._new_value(tensor, constant=_number(tensor))
+        else:
+            self.record("movedim", _unchanged, (origin,), {}, (tensor,))
+
+    def _origin(self, tensor: Tensor) -> Tensor | None:
+        """Return the tensor that has gone into `vmap` as this one, or come out of it so."""
+        for wrapped in inside(tensor):
+            if id(wrapped) in self.current:
+                return wrapped
+        return self.wrapped.get(_storage_of(tensor)) if self.wrapped else None
 
     def _constant(self, tensor: Tensor) -> float | None:
         """On meta, what still has numbers does not depend on the model's input."""
@@ -527,19 +626,33 @@ class _Recorder(TorchFunctionMode):
 
     def _new_value(self, tensor: Tensor, **known: Any) -> int:
         strided = tensor.layout is torch.strided
+        storage = _storage_of(tensor)
         value = Value(
             index=len(self.values),
             shape=tuple(tensor.shape),
             stride=tensor.stride() if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
-            storage=storage_of(tensor) if strided else -1 - len(self.values),
+            storage=storage or -1 - len(self.values),
             dtype=tensor.dtype,
             **known,
         )
         self.values.append(value)
         self.current[id(tensor)] = value.index
         self.alive.append(tensor)
+        if is_wrapped(tensor):
+            self.wrapped[storage] = tensor
         return value.index
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage, or 0 where it has none."""
+    tensor = bare(tensor)
+    stored = tensor.layout is torch.strided and torch._C._has_storage(tensor)  # noqa: SLF001
+    return storage_of(tensor) if stored else 0
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _begins_on_meta(args: tuple[Any, ...]) -> bool:
@@ -549,7 +662,7 @@ def _begins_on_meta(args: tuple[Any, ...]) -> bool:
 def _number(tensor: Tensor) -> float | None:
     """Return the number in a real tensor of one element, or None."""
     is_number = tensor.numel() == 1 and tensor.device.type != "meta" and not tensor.is_complex()
-    return float(tensor.item()) if is_number else None
+    return float(tensor.item()) if is_number and not is_wrapped(tensor) else None
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -559,38 +672,92 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return found
 
 
-_LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
-"""Most of what is no tensor: cheaper to look up than to ask what else it may be."""
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply `function` to the tensors in nested tuples, lists, mappings and dataclasses.
+
+    Tuples, lists and dicts are made anew, and so is what else holds a tensor that changes.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if type(tree) in _LEAVES:
+        return tree
+    items, remade = _KINDS[type(tree)]
+    return remade(tree, [map_tensors(function, item) for item in items(tree)])
 
 
 def _collect(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
         found.append(tree)
     elif type(tree) not in _LEAVES:
-        for item in _items(tree):
+        items, _ = _KINDS[type(tree)]
+        for item in items(tree):
             _collect(item, found)
 
 
-def _items(tree: Any) -> Iterable[Any]:
-    if isinstance(tree, (tuple, list)):
-        return tree
-    if isinstance(tree, (dict, Mapping)):  # a dict is told from an abstract one at once
-        return tree.values()
-    is_record = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
-    return (getattr(tree, field.name) for field in dataclasses.fields(tree)) if is_record else ()
+_LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+"""Most of what is no tensor: cheaper to look up than to ask what else it may be."""
 
 
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply `function` to the tensors in nested tuples, lists and mappings."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if type(tree) in _LEAVES:
+class _Container(NamedTuple):
+    """A kind of container.
+
+    Attributes:
+        items: Returns what one holds, in order.
+        remade: Returns one like the given, with other items.
+    """
+
+    items: Callable[[Any], Iterable[Any]]
+    remade: Callable[[Any, list[Any]], Any]
+
+
+class _Containers(dict[type, _Container]):
+    """How to walk objects of a type: worked out when one is first met."""
+
+    def __missing__(self, kind: type) -> _Container:
+        """Tell what a type is."""
+        self[kind] = _container(kind)
+        return self[kind]
+
+
+def _container(kind: type) -> _Container:
+    if issubclass(kind, tuple):
+        return _NAMED_TUPLE if "_fields" in dir(kind) else _TUPLE
+    if issubclass(kind, (list, dict, Mapping)):
+        return _LIST if issubclass(kind, list) else _DICT if kind is dict else _MAPPING
+    return _RECORD if dataclasses.is_dataclass(kind) else _NO_CONTAINER
+
+
+def _copy_of_mapping(tree: Mapping[Any, Any], items: list[Any]) -> Mapping[Any, Any]:
+    """Return a mapping of the same type, or a dict where that type takes no items."""
+    if all(map(is_, tree.values(), items)):
         return tree
-    if isinstance(tree, (tuple, list)):
-        items = [map_tensors(function, item) for item in tree]
-        if getattr(tree, "_fields", None):  # a named tuple
-            return type(tree)(*items)
-        return items if isinstance(tree, list) else tuple(items)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, item) for key, item in tree.items()}
-    return tree
+    if not isinstance(tree, MutableMapping):
+        return dict(zip(tree, items, strict=True))
+    copied = copy.copy(tree)
+    copied.update(zip(tree, items, strict=True))
+    return copied
+
+
+def _copy_of_record(tree: Any, items: list[Any]) -> Any:
+    """Return a dataclass with other fields, frozen or not; its constructor does not run."""
+    if all(map(is_, _fields(tree), items)):
+        return tree
+    copied = copy.copy(tree)
+    for field, item in zip(dataclasses.fields(tree), items, strict=True):
+        object.__setattr__(copied, field.name, item)
+    return copied
+
+
+def _fields(tree: Any) -> list[Any]:
+    return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+
+
+_TUPLE = _Container(tuple, lambda _, items: tuple(items))
+_NAMED_TUPLE = _Container(tuple, lambda tree, items: type(tree)(*items))
+_LIST = _Container(list, lambda _, items: items)
+_DICT = _Container(dict.values, lambda tree, items: dict(zip(tree, items, strict=True)))
+_MAPPING = _Container(lambda tree: tree.values(), _copy_of_mapping)
+_RECORD = _Container(_fields, _copy_of_record)
+_NO_CONTAINER = _Container(lambda _: (), lambda tree, _: tree)
+
+_KINDS = _Containers()

@@ -130,7 +130,8 @@ def axes_at(
         node: The operator.
 
     Returns:
-        The axes, or None where the expression has lost track of them.
+        The axes, or None where the expression has lost track of them. Those out of which one entry
+        was picked (`weight[i]`) index copies.
     """
     if len(labels) != len(source.dims):
         return None
@@ -145,10 +146,11 @@ def axes_at(
     }
     if not of.get("in") and not of.get("out"):
         return None
+    picked = tuple(axis for axis in range(len(shape)) if axis not in meant)
     return Axes(
         inputs=of.get("in", ()),
         outputs=of.get("out", ()),
-        copies=of.get("copy", ()),
+        copies=(*of.get("copy", ()), *picked),
         groups=groups_of(node),
         stride=_stride(node, len(shape) - 2),
         transposed=node.op.startswith("conv_transpose"),

@@ -75,8 +75,8 @@ def _all_candidates(model: nn.Module) -> Iterator[Call]:
     required = _required(model)
     if required == 0:
         yield Call()
-    for shape in _guessed(model):
-        yield Call((shape,) * max(required, 1))
+    for arguments in _guessed(model):
+        yield Call(tuple(itertools.islice(itertools.cycle(arguments), max(required, 1))))
 
 
 def _required(model: nn.Module) -> int:
@@ -134,18 +134,21 @@ def _named_inputs(config: Any) -> Iterator[tuple[str, Tensor]]:
     yield "decoder_input_ids", _indices(BATCH, _SEQUENCE)
 
 
-def _guessed(model: nn.Module) -> Iterator[Tensor]:
-    """Yield what the first layers have the shape for."""
+def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yield what the first layers have the shape for.
+
+    These are the arguments of a layer. A forward that takes more of them gets them over again.
+    """
     for module in model.modules():
         found = False
-        for shape in _for_layer(module, model):
+        for arguments in _for_layer(module, model):
             found = True
-            yield shape
+            yield arguments
         if found:
             break
     for parameter in itertools.islice(model.parameters(), 2):
         for size in sorted(dict.fromkeys(parameter.shape), key=_broadcasts):
-            yield _floats(BATCH, size)
+            yield (_floats(BATCH, size),)
 
 
 def _broadcasts(size: int) -> bool:
@@ -153,21 +156,56 @@ def _broadcasts(size: int) -> bool:
     return size == 1
 
 
-def _for_layer(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
-    """Yield inputs for a layer that is first in its model."""
+def _for_layer(module: nn.Module, model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yield arguments for a layer that is first in its model."""
+    if isinstance(module, nn.RNNBase):
+        yield from _with_states(module)
+    elif isinstance(module, nn.RNNCellBase):
+        yield from _with_cell_states(module)
+    elif isinstance(module, nn.MultiheadAttention):
+        sizes = (module.embed_dim, module.kdim, module.vdim)
+        yield tuple(_floats(_SEQUENCE, BATCH, size) for size in sizes)
+    elif isinstance(module, nn.Bilinear):
+        yield _floats(BATCH, module.in1_features), _floats(BATCH, module.in2_features)
+    else:
+        for tensor in _for_layer_of_one(module, model):
+            yield (tensor,)
+
+
+def _with_states(module: nn.RNNBase) -> Iterator[tuple[Any, ...]]:
+    """Yield the arguments of a recurrent layer, or several sequences for it.
+
+    Its state is one tensor, or a pair for an LSTM, which a forward may take one by one.
+    """
+    x = _floats(_SEQUENCE, BATCH, module.input_size)
+    batch = _SEQUENCE if module.batch_first else BATCH
+    layers = module.num_layers * (1 + module.bidirectional)
+    state = _floats(layers, batch, module.proj_size or module.hidden_size)
+    if isinstance(module, nn.LSTM):
+        cell = _floats(layers, batch, module.hidden_size)
+        yield x, (state, cell)
+        yield x, state, cell
+    else:
+        yield x, state
+    yield (x,)
+
+
+def _with_cell_states(module: nn.RNNCellBase) -> Iterator[tuple[Any, ...]]:
+    """Yield the arguments of one step of a recurrent layer, or the inputs of several."""
+    x, state = _floats(BATCH, module.input_size), _floats(BATCH, module.hidden_size)
+    if isinstance(module, nn.LSTMCell):
+        yield x, (state, state)
+    yield x, state, state
+    yield (x,)
+
+
+def _for_layer_of_one(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
+    """Yield inputs for a layer that takes a single one."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         yield _indices(BATCH, _SEQUENCE)
         yield _indices(BATCH)
-    elif isinstance(module, nn.RNNBase):
-        yield _floats(_SEQUENCE, BATCH, module.input_size)
-    elif isinstance(module, nn.RNNCellBase):
-        yield _floats(BATCH, module.input_size)
-    elif isinstance(module, nn.MultiheadAttention):
-        yield _floats(_SEQUENCE, BATCH, module.embed_dim)
     elif isinstance(module, nn.Linear):
         yield from _features(module.in_features)
-    elif isinstance(module, nn.Bilinear):
-        yield _floats(BATCH, module.in1_features)
     elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 - torch names no public base
         yield from _grids(module, model)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
@@ -217,9 +255,7 @@ def _indices(*shape: int) -> Tensor:
 def small_and_real(call: Call, *, edge: int) -> Call:
     """Return real inputs like those of `call`: one sample, images at most `edge` pixels wide."""
 
-    def real(argument: Any) -> Any:
-        if not isinstance(argument, Tensor):
-            return argument
+    def real(argument: Tensor) -> Tensor:
         spatial = argument.dim() == 4 and argument.shape[1] <= 4
         shape = [1, *argument.shape[1:]]
         shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
@@ -227,7 +263,4 @@ def small_and_real(call: Call, *, edge: int) -> Call:
             return torch.zeros(shape, dtype=argument.dtype)
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(argument.dtype)
 
-    return Call(
-        tuple(real(argument) for argument in call.args),
-        {key: real(argument) for key, argument in call.kwargs.items()},
-    )
+    return call.mapped(real)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import Site, canonical_modules
-from torch_initpolicy.trace.capture import Call, capture
+from torch_initpolicy.trace.capture import Call, capture, with_grad_if_asked
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
 from torch_initpolicy.trace.order import ordered_facts
+from torch_initpolicy.trace.refusals import in_short, refusal
 from torch_initpolicy.trace.shapes import SHAPE_RULES
 
 
@@ -48,8 +48,8 @@ def read(
 ) -> Reading:
     """Read the data flow of a model, without touching it.
 
-    Tried in this order: the forward pass on meta tensors; on small real tensors, under `no_grad`;
-    the order of registration.
+    Tried in this order: the forward pass on meta tensors; on small real tensors, without gradients
+    unless the forward takes some itself; the order of registration.
 
     Args:
         model: Any module, wrapped or not.
@@ -99,7 +99,8 @@ class _Attempt:
         self.sites = sites
         self.names = {id(p): site.name for site in sites for p in site.parameters}
         self.numbers = dict(_numbers(sites))
-        self.failure: str | None = None
+        self.failure: str | None = None  # why not on meta
+        self.error = Exception("nothing was tried")  # what came last
 
     def given(self, call: Call) -> Reading:
         """Record with the user's own inputs."""
@@ -107,11 +108,7 @@ class _Attempt:
         if reading is None and not self._is_on_meta():
             reading = self._for_real(call)
         if reading is None:
-            raise TraceError(
-                f"the forward pass of {type(self.model).__name__} raises with the given "
-                f"example_inputs: {self.failure}; give what forward takes: a tensor, a tuple of "
-                "arguments or a dict of keyword arguments, or leave example_inputs out"
-            )
+            raise refusal(self.model, call, self.error, "the given example_inputs")
         return reading
 
     def searched(self) -> Reading | None:
@@ -146,16 +143,19 @@ class _Attempt:
 
     def _record(self, call: Call, evidence: Evidence, *, training: bool = False) -> Reading | None:
         try:
-            graph = capture(
-                self.model,
-                call,
-                names=self.names,
-                on_meta=evidence == "traced",
-                training=training,
-                shape_rules=SHAPE_RULES,
+            graph = with_grad_if_asked(
+                lambda with_grad: capture(
+                    self.model,
+                    call,
+                    names=self.names,
+                    on_meta=evidence == "traced",
+                    training=training,
+                    with_grad=with_grad,
+                    shape_rules=SHAPE_RULES,
+                )
             )
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
-            self.failure = self.failure or _in_short(error)
+            self.failure, self.error = self.failure or in_short(error), error
             return None
         found = flow(graph, numbers=self.numbers)
         return Reading(
@@ -166,12 +166,6 @@ class _Attempt:
             unknown_operators=unknown_operators(found),
             failure=self.failure if evidence == "ran" else None,
         )
-
-
-def _in_short(error: Exception) -> str:
-    """Say what was raised in one line; a bare `assert` has no words of its own."""
-    kind, (line, *_) = type(error).__name__, str(error).splitlines() or [""]
-    return f"{kind}: {line}" if line else kind
 
 
 def _joined(first: Reading, training: Reading) -> Reading:
