@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_initpolicy import audit_signal, lsuv_, operators, plan_policy
-from torch_initpolicy.errors import PolicyError, UnknownOperatorWarning
+from torch_initpolicy.errors import ArgumentError, UnknownOperatorWarning
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.read import Reading, read
@@ -195,12 +195,17 @@ class TestRegister:
 
     def test_torchs_own_is_refused(self):
         """What `relu` means is not for one model to say."""
-        with pytest.raises(PolicyError, match=r"'relu' is torch's own.*library::name"):
+        with pytest.raises(ArgumentError, match=r"'relu' is torch's own.*library::name"):
             operators.register("relu", like=F.gelu)
+
+    def test_what_is_no_name_is_refused(self):
+        """An operator goes by its name, which is the same in every process."""
+        with pytest.raises(ArgumentError, match=r"operator is a name, 'library::name', got <"):
+            operators.register(OPS.ramp, like=F.relu)
 
     def test_what_cannot_be_called_is_refused(self):
         """A name is no function."""
-        with pytest.raises(PolicyError, match=r"like is a function.*got 'relu'"):
+        with pytest.raises(ArgumentError, match=r"like is a function.*got 'relu'"):
             operators.register("opaque::ramp", like="relu")
 
 

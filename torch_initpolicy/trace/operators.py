@@ -8,7 +8,7 @@ what is read: activations and their gains, weights and their axes, whatever is i
 from collections.abc import Callable
 from typing import Any
 
-from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.errors import ArgumentError
 from torch_initpolicy.trace.ops import OPS
 
 __all__ = ["register"]
@@ -33,8 +33,8 @@ def register(operator: str, *, like: Reference) -> None:
         like: A function of the same arguments that returns the same, and changes the same in place.
 
     Raises:
-        PolicyError: The operator is one of torch's own whose role is known, or `like` is no
-            function.
+        ArgumentError: `operator` is no name, or that of an operator of torch's own whose role is
+            known; or `like` is no function.
 
     Examples:
         >>> import torch
@@ -50,10 +50,12 @@ def register(operator: str, *, like: Reference) -> None:
         >>> plan_policy(Net(nn.Linear(8, 8), nn.Linear(8, 8)))["0.weight"].meets
         'silu'
     """
+    if not isinstance(operator, str):
+        raise ArgumentError(f"operator is a name, 'library::name', got {operator!r}")
     if operator in OPS:
-        raise PolicyError(f"{operator!r} is torch's own, and known; give a name as 'library::name'")
+        raise ArgumentError(f"{operator!r} is torch's own, and known; yours is 'library::name'")
     if not callable(like):
-        raise PolicyError(f"like is a function that computes the same as {operator}, got {like!r}")
+        raise ArgumentError(f"like is a function that computes what {operator} does, got {like!r}")
     _REFERENCES[operator] = like
 
 
