@@ -344,8 +344,7 @@ class _Targets:
 
     def __call__(self, output: Any) -> Tensor:
         """Return the weighted sum of all floating-point outputs."""
-        found = list(tensors_in(_plain(output)))
-        outputs = [t for t in found if t.requires_grad]
+        outputs = [t for t in tensors_in(output) if t.requires_grad]
         if not outputs:
             return torch.zeros(())
         weights = [self._weights(number, tensor) for number, tensor in enumerate(outputs)]
@@ -380,14 +379,6 @@ def _shared_along(output: Tensor, weight: Tensor, axis: int) -> Tensor:
         return weight
     labels, _ = alike(lambda: [rows])
     return weight.index_select(axis, labels)
-
-
-def _plain(output: Any) -> Any:
-    """Unpack what is no tuple, list or mapping but holds tensors: dataclasses."""
-    fields = getattr(output, "__dataclass_fields__", None)
-    if fields is None or isinstance(output, Mapping):
-        return output
-    return tuple(getattr(output, name) for name in fields)
 
 
 #
