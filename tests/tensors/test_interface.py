@@ -75,8 +75,11 @@ class TestRequireNumber:
 
     @pytest.mark.parametrize("value", [0.0, 0, 3, 1e300])
     def test_numbers(self, value):
-        """Integers and floats from the least value on are taken."""
+        """Integers and floats from the least value on are taken, and none below it."""
         require_number(self, "std", value, 0.0)
+        require_number(self, "std", value, value)
+        with pytest.raises(PolicyError, match="std must be a finite number"):
+            require_number(self, "std", value, math.nextafter(value, math.inf))
 
     @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "1", None, True, 1j], ids=repr)
     def test_others(self, value):

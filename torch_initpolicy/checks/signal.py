@@ -34,6 +34,7 @@ from torch_initpolicy.engine.storage import full
 from torch_initpolicy.engine.words import folded
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import canonical_modules, require_module, sites
+from torch_initpolicy.tensors.interface import dtype_name
 from torch_initpolicy.trace.capture import Call, Ran, observe, tensors_in
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.ops import OpRole
@@ -393,7 +394,7 @@ class _Audit:
         elif any(map(_has_gradient, results)):
             what = "what the model returns depends on no parameter that requires a gradient"
         else:
-            dtypes = dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in results)
+            dtypes = dict.fromkeys(dtype_name(t.dtype) for t in results)
             what = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
         return f"no gradients were followed: {what}"
 

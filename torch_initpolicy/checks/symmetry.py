@@ -35,6 +35,7 @@ from torch_initpolicy.trace.capture import Call, tensors_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
+from torch_initpolicy.trace.refusals import EXPECTED
 
 
 def find_symmetry(
@@ -172,8 +173,7 @@ class _Search:
                 return report
         raise TraceError(
             f"the forward and backward pass of {type(self.model).__name__} raises with the given "
-            f"example_inputs: {self.failures[0]}; give what forward takes: a tensor, a tuple of "
-            "arguments or a dict of keyword arguments"
+            f"example_inputs: {self.failures[0]}; {EXPECTED}"
             + ("" if self.loss is None else ", and a loss_fn for what it returns")
         )
 

@@ -18,6 +18,7 @@ from torch_initpolicy.checks.units import alike
 from torch_initpolicy.engine.drawing import cores_restored
 from torch_initpolicy.engine.storage import full, is_sharded
 from torch_initpolicy.errors import TraceError
+from torch_initpolicy.tensors.interface import dtype_name
 from torch_initpolicy.trace.capture import Call, tensors_in, untouched
 
 Loss = Callable[[Any], Tensor]
@@ -137,7 +138,7 @@ def scalar(loss: object) -> Tensor:
 def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
-    return f"one of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+    return f"one of shape {tuple(value.shape)}, {dtype_name(value.dtype)}"
 
 
 class _Pass(nn.Module):

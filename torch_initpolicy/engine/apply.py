@@ -53,7 +53,13 @@ from torch_initpolicy.engine.words import WEIGHTS_ONLY, is_blanket
 from torch_initpolicy.errors import ApplyError, PolicyError, listing
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer, is_elementwise
-from torch_initpolicy.tensors.interface import Draw, Elementwise, Structured, working_dtype
+from torch_initpolicy.tensors.interface import (
+    Draw,
+    Elementwise,
+    Structured,
+    dtype_name,
+    working_dtype,
+)
 from torch_initpolicy.tensors.layers import buffers_of
 
 
@@ -370,8 +376,7 @@ def _called(job: Job, hand: Hand) -> Tensor:
 
 
 def _described(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"of shape {tuple(tensor.shape)}, {dtype}, on {tensor.device}"
+    return f"of shape {tuple(tensor.shape)}, {dtype_name(tensor.dtype)}, on {tensor.device}"
 
 
 def _check_finite(job: Job, target: Tensor) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch_initpolicy.engine.notation import outcome
 from torch_initpolicy.engine.steps import Step
 from torch_initpolicy.engine.words import Row, extent, folded, told
+from torch_initpolicy.tensors.interface import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +68,4 @@ def _rows(pairs: Iterable[tuple[Step, Step]]) -> Iterable[Row]:
 
 def _what(step: Step) -> str:
     filling = told(step.initializer, step.fan_in, step.fan_out)
-    return f"{extent(step.shape)} {str(step.dtype).removeprefix('torch.')}: {filling}"
+    return f"{extent(step.shape)} {dtype_name(step.dtype)}: {filling}"

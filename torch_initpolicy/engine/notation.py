@@ -14,6 +14,7 @@ from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.interface import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def step_data(step: Step) -> codec.Data:
     """Write a step as an object: its class is understood, its dtype a word."""
     data = cast("dict[str, codec.Data]", codec.encode(step, _CLASSES, _opaque))
     del data["class"]
-    return {**data, "dtype": str(step.dtype).removeprefix("torch.")}
+    return {**data, "dtype": dtype_name(step.dtype)}
 
 
 def step_of(data: codec.Data, where: str) -> Step:

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.engine.recurrent import scale_recurrent
 from torch_initpolicy.engine.scaling import Handler, Operand, Scaler, Target
+from torch_initpolicy.tensors.interface import dtype_name
 from torch_initpolicy.trace.capture import Ran, tensors_in
 from torch_initpolicy.trace.ops import OpRole
 
@@ -24,15 +25,12 @@ def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Non
         return
     output = ran.outputs[0]
     if not (output.is_floating_point() or output.is_complex()):
-        scaler.left[site.name] = f"its operator's output is of {_dtype(output)}, not to be scaled"
+        what = dtype_name(output.dtype)
+        scaler.left[site.name] = f"its operator's output is of {what}, not to be scaled"
         return
     bias = next((operand for operand in operands if operand.slot == "bias"), None)
     target = Target((site.name,), ran.node.op, scaler.parts_of(site))
     _settle(scaler, target, output, bias, ran)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[Operand]:

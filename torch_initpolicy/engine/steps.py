@@ -12,7 +12,7 @@ import torch
 
 from torch_initpolicy.tensors.axes import Axes, conventional
 from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
-from torch_initpolicy.tensors.interface import Spread
+from torch_initpolicy.tensors.interface import Spread, dtype_name
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence
 
@@ -107,8 +107,7 @@ def overflow(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
     reach = max((_reach(spread) for spread in spreads), default=0.0)
     if reach <= most:
         return None
-    name = str(dtype).removeprefix("torch.")
-    return f"values up to {reach:.6g} do not fit into {name}, which ends at {most:.6g}"
+    return f"values up to {reach:.6g} do not fit into {dtype_name(dtype)}, which ends at {most:.6g}"
 
 
 def _reach(spread: Spread) -> float:

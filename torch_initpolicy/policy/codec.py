@@ -31,6 +31,7 @@ from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, nearest
 from torch_initpolicy.tensors.initializers import From
+from torch_initpolicy.tensors.interface import dtype_name
 
 Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | None"
 """What JSON can say."""
@@ -84,7 +85,7 @@ def _object(value: object, classes: Classes, substitute: Substitute | None) -> D
     """Turn a value into an object of JSON."""
     name = type(value).__name__
     if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
+        return {"dtype": dtype_name(value)}
     if classes.get(name) is type(value):
         stated = {key: encode(item, classes, substitute) for key, item in _stated(value)}
         return {"class": name, **stated}
@@ -149,7 +150,7 @@ def decode(data: Data, classes: Classes, where: str = "file") -> Any:
 _TAGS: Mapping[str, Mapping[str, object]] = types.MappingProxyType({
     "float": {repr(value): value for value in (math.inf, -math.inf)},
     "dtype": {
-        str(value).removeprefix("torch."): value
+        dtype_name(value): value
         for value in vars(torch).values()
         if isinstance(value, torch.dtype)
     },

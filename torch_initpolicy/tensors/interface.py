@@ -165,6 +165,16 @@ def alike(spreads: Sequence[Spread]) -> Spreads:
     return spreads[0] if len(set(spreads)) == 1 else tuple(spreads)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the word for a dtype, as it stands in messages and files.
+
+    Examples:
+        >>> dtype_name(torch.bfloat16)
+        'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which numbers are drawn before they are rounded to `dtype`.
 

@@ -5,6 +5,9 @@ from torch import nn
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.trace.capture import Call, plain_failure, running_at
 
+EXPECTED = "give what forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
+"""What to do where the inputs are at fault."""
+
 
 def refusal(
     model: nn.Module, call: Call, error: Exception, inputs: str = "these inputs"
@@ -23,10 +26,7 @@ def refusal(
             f"the forward pass of {name} runs with {inputs}, but not while it is recorded: "
             f"{running_at(error)}{said}"
         )
-    return TraceError(
-        f"the forward pass of {name} raises with {inputs}: {said}; give what forward takes: a "
-        "tensor, a tuple of arguments or a dict of keyword arguments"
-    )
+    return TraceError(f"the forward pass of {name} raises with {inputs}: {said}; {EXPECTED}")
 
 
 def in_short(error: Exception) -> str:
