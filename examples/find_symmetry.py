@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from torch_initpolicy import apply_policy, find_symmetry, warn_on_symmetry
-from torch_initpolicy.checks.findings import Report
 from torch_initpolicy.errors import SymmetricInitWarning
+from torch_initpolicy.symmetry.findings import Report
 
 
 def constant_weights() -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import plan_policy
-from torch_initpolicy.checks.signal import audit_signal
+from torch_initpolicy.signal.run import audit_signal
 
 SEEDS = range(5)
 LOW, HIGH = 0.8, 1.25

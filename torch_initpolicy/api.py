@@ -7,31 +7,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.engine.apply import apply_steps
-from torch_initpolicy.engine.guard import as_constructed, pending_of
-from torch_initpolicy.engine.lsuv import lsuv_
-from torch_initpolicy.engine.materialize import materialize_steps
-from torch_initpolicy.engine.memory import collection_paused
-from torch_initpolicy.engine.origins import Build
-from torch_initpolicy.engine.plan import Plan, Receipt, warn_of_symmetry
-from torch_initpolicy.engine.planning import make_plan
-from torch_initpolicy.engine.skip import opened
-from torch_initpolicy.engine.steps import Step
-from torch_initpolicy.engine.storage import is_sharded, undone_on_error
-from torch_initpolicy.engine.words import figure
+from torch_initpolicy.calibrate.lsuv import lsuv_
+from torch_initpolicy.deferred.skip import opened
+from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
 from torch_initpolicy.errors import (
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
     warn,
 )
+from torch_initpolicy.materialize.materialize import materialize_steps
+from torch_initpolicy.materialize.restore import Build
+from torch_initpolicy.moments.propagate import with_reads
+from torch_initpolicy.planning.decide import make_plan
+from torch_initpolicy.planning.describe import figure
+from torch_initpolicy.planning.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import BORROWING, Site, require_module, sites
+from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
+from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.shards import is_sharded, undone_on_error
 
 
 def plan_policy(
@@ -94,14 +94,13 @@ def plan_policy(
     return plan
 
 
-@collection_paused()
 def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
     with BORROWING:
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         plan = make_plan(
             found,
-            reading.facts,
+            with_reads(reading.facts, reading.flow, found),
             policy,
             unknown_operators=reading.unknown_operators,
             untraced=reading.untraced,

@@ -17,17 +17,17 @@ from typing import Any
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
-from torch_initpolicy.checks.findings import Finding, Report
-from torch_initpolicy.checks.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.checks.signal import Signal, audit_signal, filled, follow
-from torch_initpolicy.checks.symmetry import find_symmetry
-from torch_initpolicy.checks.trial import Loss
-from torch_initpolicy.checks.verdicts import Kind, Verdict
-from torch_initpolicy.engine.lsuv import lsuv_
-from torch_initpolicy.engine.plan import Plan, Receipt
+from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
+from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.report.html import Page
-from torch_initpolicy.trace.capture import Call
+from torch_initpolicy.signal.repairs import Repair, judged, ranked, refused
+from torch_initpolicy.signal.run import Signal, audit_signal, filled, follow
+from torch_initpolicy.signal.verdicts import Kind, Verdict
+from torch_initpolicy.symmetry.find import find_symmetry
+from torch_initpolicy.symmetry.findings import Finding, Report
+from torch_initpolicy.symmetry.replica import Loss
+from torch_initpolicy.trace.record import Call
 
 NOW = "as it is"
 

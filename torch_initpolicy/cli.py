@@ -18,12 +18,7 @@ from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.audit import BUDGET, audit_model
-from torch_initpolicy.checks.symmetry import find_symmetry
-from torch_initpolicy.engine.plan import Receipt
-from torch_initpolicy.engine.planning import Filters
-from torch_initpolicy.engine.skip import skip_init
-from torch_initpolicy.engine.streams import as_seed
-from torch_initpolicy.engine.versions import Versions
+from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
     InitPolicyError,
     MissingExtraError,
@@ -33,9 +28,14 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.integrations.inputs import NOTATION, Input, batches, drawn, require_distinct
 from torch_initpolicy.integrations.models import build
+from torch_initpolicy.planning.decide import Filters
+from torch_initpolicy.planning.plan import Receipt
+from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.sites import sites
-from torch_initpolicy.trace.capture import Call
+from torch_initpolicy.symmetry.find import find_symmetry
+from torch_initpolicy.trace.record import Call
+from torch_initpolicy.writing.streams import as_seed
 
 try:
     import typer

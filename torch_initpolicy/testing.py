@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.api import plan_policy
-from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.errors import listing
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.sites import require_module
+from torch_initpolicy.symmetry.find import find_symmetry
 
 __all__ = ["assert_initialized", "assert_no_symmetry", "assert_untouched"]
 

@@ -13,8 +13,8 @@ from common import clusters, options, plain, report, table, train
 from torch import nn
 
 from torch_initpolicy import apply_policy, presets
-from torch_initpolicy.checks.symmetry import find_symmetry
 from torch_initpolicy.errors import SymmetricInitWarning
+from torch_initpolicy.symmetry.find import find_symmetry
 
 POLICIES = {
     "zeros": presets.zeros(),

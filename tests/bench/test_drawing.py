@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from tests.bench.ratios import peak, ratio
-from tests.engine.helpers import pairs
-from torch_initpolicy.engine.apply import apply_steps
+from tests.writing.helpers import pairs
 from torch_initpolicy.tensors.initializers import (
     Normal,
     Ones,
@@ -15,6 +14,7 @@ from torch_initpolicy.tensors.initializers import (
     Zeros,
     he_normal,
 )
+from torch_initpolicy.writing.apply import apply_steps
 
 pytestmark = pytest.mark.bench
 

@@ -7,8 +7,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from tests.bench.ratios import peak, ratio
 from torch_initpolicy import warn_on_symmetry
-from torch_initpolicy.checks.scan import suspects
 from torch_initpolicy.sites import sites
+from torch_initpolicy.symmetry.scan import suspects
 
 pytestmark = pytest.mark.bench
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import plan_policy
-from torch_initpolicy.checks.findings import Finding
-from torch_initpolicy.checks.repairs import judged, refused
-from torch_initpolicy.checks.signal import audit_signal
 from torch_initpolicy.report.html import Page
+from torch_initpolicy.signal.repairs import judged, refused
+from torch_initpolicy.signal.run import audit_signal
+from torch_initpolicy.symmetry.findings import Finding
 
 DEPTH = 12
 

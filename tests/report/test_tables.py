@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from torch_initpolicy import apply_policy, plan_policy
-from torch_initpolicy.engine.words import HEADINGS, rows
+from torch_initpolicy.planning.describe import HEADINGS, rows
 from torch_initpolicy.report.tables import plan_table, receipt_table
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.base import Context, Spread
 from torch_initpolicy.tensors.initializers import (
     BUILTIN,
     ICNR,
@@ -39,7 +40,6 @@ from torch_initpolicy.tensors.initializers import (
     xavier_normal,
     xavier_uniform,
 )
-from torch_initpolicy.tensors.interface import Context, Spread
 from torch_initpolicy.tensors.samplers import truncation
 
 

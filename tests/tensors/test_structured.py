@@ -8,7 +8,7 @@ from torch import nn
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.interface import Context
+from torch_initpolicy.tensors.base import Context
 from torch_initpolicy.tensors.layers import axes_of
 from torch_initpolicy.tensors.structured import (
     DeltaOrthogonal,

@@ -9,9 +9,9 @@ from functools import cached_property
 from torch import nn
 
 from torch_initpolicy import Plan, presets, skip_init
-from torch_initpolicy.engine.planning import make_plan
-from torch_initpolicy.engine.skip import opened
+from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.integrations.models import build
+from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.trace.read import Reading, read
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.checks.inputs import real_inputs
-from torch_initpolicy.checks.trial import vocabulary
 from torch_initpolicy.errors import InitPolicyError, nearest
 from torch_initpolicy.sites import canonical_modules, sites
-from torch_initpolicy.trace.capture import Call
+from torch_initpolicy.symmetry.replica import vocabulary
+from torch_initpolicy.trace.real_inputs import real_inputs
+from torch_initpolicy.trace.record import Call
 
 __all__ = ["KINDS", "NOTATION", "Input", "batches", "drawn", "require_distinct"]
 

@@ -8,7 +8,7 @@ from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.policy.presets import Policyish
 
 if TYPE_CHECKING:
-    from torch_initpolicy.engine.plan import Receipt
+    from torch_initpolicy.planning.plan import Receipt
 
 try:
     from lightning import Callback, LightningModule, Trainer

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from torch_initpolicy.engine.plan import Receipt
 from torch_initpolicy.errors import InitPolicyError, MissingExtraError, counted, listing
+from torch_initpolicy.planning.plan import Receipt
 
 try:
     from safetensors import SafetensorError, safe_open

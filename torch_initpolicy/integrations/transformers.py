@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from torch_initpolicy.api import apply_policy
-from torch_initpolicy.engine.plan import Receipt
 from torch_initpolicy.errors import MissingExtraError
+from torch_initpolicy.planning.plan import Receipt
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import axes_of

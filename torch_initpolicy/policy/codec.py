@@ -30,8 +30,8 @@ import torch
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, nearest
+from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.tensors.initializers import From
-from torch_initpolicy.tensors.interface import dtype_name
 
 Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | None"
 """What JSON can say."""

@@ -19,6 +19,7 @@ from torch_initpolicy.policy.matchers import Anything, Matcher
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer
+from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 
 Filler: TypeAlias = Initializer | Recipe | Callable[[Tensor], object]
@@ -384,3 +385,20 @@ def _rest(data: codec.Data) -> "InitPolicy | Initializer":
         return preset_named(str(data["preset"]), arguments)
     rest: Initializer = codec.decode(data, CLASSES, "otherwise")
     return rest
+
+
+WEIGHTS_ONLY = (
+    "give an initializer for weights only weights: "
+    "InitPolicy([Rule(match.role('weight'), ...)]).otherwise(presets.auto())"
+)
+"""The remedy where something that needs inputs and outputs was to fill biases too."""
+
+
+def is_blanket(rule: str, role: Role) -> bool:
+    """Tell whether a rule for everything, as steps write it, has met a parameter that is no weight.
+
+    Examples:
+        >>> is_blanket("anything()", "bias"), is_blanket("anything()", "weight")
+        (True, False)
+    """
+    return rule == repr(Anything()) and role not in ("weight", "recurrent")

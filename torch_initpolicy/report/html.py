@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from torch_initpolicy.checks.findings import Finding
-from torch_initpolicy.checks.profiles import backward, forward
-from torch_initpolicy.checks.repairs import Outcome, Repair
-from torch_initpolicy.checks.signal import Signal, listed
-from torch_initpolicy.checks.verdicts import Verdict
-from torch_initpolicy.engine.plan import Plan
-from torch_initpolicy.engine.steps import Number
+from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.report.charts import Mark, chart
+from torch_initpolicy.signal.profiles import backward, forward
+from torch_initpolicy.signal.repairs import Outcome, Repair
+from torch_initpolicy.signal.run import Signal, listed
+from torch_initpolicy.signal.verdicts import Verdict
+from torch_initpolicy.steps import Number
+from torch_initpolicy.symmetry.findings import Finding
 
 
 @dataclass(frozen=True, slots=True)

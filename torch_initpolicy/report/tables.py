@@ -4,9 +4,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from torch_initpolicy.checks.findings import Report, describe
-from torch_initpolicy.engine.plan import Plan, Receipt
-from torch_initpolicy.engine.words import HEADINGS, header, rows
+from torch_initpolicy.planning.describe import HEADINGS, header, rows
+from torch_initpolicy.planning.plan import Plan, Receipt
+from torch_initpolicy.symmetry.findings import Report, describe
 
 __all__ = ["plan_table", "receipt_table", "symmetry_table"]
 
@@ -95,7 +95,7 @@ def symmetry_table(report: Report) -> RenderableType:
     Examples:
         >>> from rich.console import Console
         >>> from torch import nn
-        >>> from torch_initpolicy.checks.symmetry import find_symmetry
+        >>> from torch_initpolicy.symmetry.find import find_symmetry
         >>> model = nn.Linear(4, 2)
         >>> _ = nn.init.zeros_(model.weight)
         >>> table = symmetry_table(find_symmetry(model))

@@ -25,24 +25,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import PolicyError, counted
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.elementwise import (
-    Constant,
-    Normal,
-    Ones,
-    TruncatedNormal,
-    Uniform,
-    VarianceScaling,
-    Zeros,
-    fill_,
-    he_normal,
-    he_uniform,
-    lecun_normal,
-    lecun_uniform,
-    write_,
-    xavier_normal,
-    xavier_uniform,
-)
-from torch_initpolicy.tensors.interface import (
+from torch_initpolicy.tensors.base import (
     Context,
     Distribution,
     Draw,
@@ -61,6 +44,23 @@ from torch_initpolicy.tensors.interface import (
     parts,
     require_number,
     require_word,
+)
+from torch_initpolicy.tensors.distributions import (
+    Constant,
+    Normal,
+    Ones,
+    TruncatedNormal,
+    Uniform,
+    VarianceScaling,
+    Zeros,
+    fill_,
+    he_normal,
+    he_uniform,
+    lecun_normal,
+    lecun_uniform,
+    write_,
+    xavier_normal,
+    xavier_uniform,
 )
 from torch_initpolicy.tensors.samplers import Standard
 from torch_initpolicy.tensors.structured import (

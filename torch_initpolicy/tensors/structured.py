@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.tensors.axes import conventional
-from torch_initpolicy.tensors.interface import (
+from torch_initpolicy.tensors.base import (
     Context,
     Gain,
     Layout,

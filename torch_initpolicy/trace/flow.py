@@ -12,15 +12,14 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import Composite, composites
+from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.neighbours import Neighbours
-from torch_initpolicy.trace.ops import OpRole
+from torch_initpolicy.trace.operator_table import OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
-from torch_initpolicy.trace.sizes import UNREAD, Reads, reads
-from torch_initpolicy.trace.uses import Use, Uses, uses
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, ahead_of, behind
 
 
@@ -95,7 +94,6 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     found: dict[str, list[Use]] = {}
     for use in flow.uses.found:
         found.setdefault(use.source.site, []).append(use)
-    sizes = reads(flow.uses, flow.composites, sites)
     norms = {use.source.site for use in flow.uses.found if _role(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
     known = {
@@ -104,7 +102,6 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
             found.get(site.name, []),
             flow,
             evidence,
-            sizes.get(site.name, UNREAD),
             in_norm=id(site.owner) in owners,
         )
         for site in sites
@@ -136,7 +133,6 @@ def _facts(
     found: Sequence[Use],
     flow: Flow,
     evidence: Evidence,
-    size: Reads,
     *,
     in_norm: bool,
 ) -> Facts:
@@ -164,8 +160,6 @@ def _facts(
         closes_residual=output in flow.residuals.closing,
         residual_branches=branches,
         branch_depth=flow.residuals.depth_around(first.node.index),
-        reads=size.second,
-        reads_unknown=size.reason,
         neighbours=_neighbours(role, found, flow),
         offset=first.source.shift,
         used=True,

@@ -7,9 +7,9 @@ grows, as along a residual stream, decides nothing any more and is given up.
 
 from collections.abc import Iterable, Sequence
 
+from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import OpRole
-from torch_initpolicy.trace.uses import Use, Uses
+from torch_initpolicy.trace.operator_table import OpRole
 
 Names = frozenset[str] | None
 """Canonical names of weights; None for too many, or for the model's output, which tells units

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_initpolicy.errors import ArgumentError
-from torch_initpolicy.trace.ops import OPS
+from torch_initpolicy.trace.operator_table import OPS
 
 __all__ = ["register"]
 

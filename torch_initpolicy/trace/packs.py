@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout, Run, bits, of_axis
-from torch_initpolicy.trace.ops import OpRole, argument
-from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.operator_table import OpRole, argument
 from torch_initpolicy.trace.walks import CARRIERS
 
 Units = int

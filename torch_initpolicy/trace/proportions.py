@@ -6,10 +6,10 @@ last with `gain` alone. Knows the roles of operators; changes nothing.
 
 from dataclasses import dataclass, field
 
+from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.expressions import Source
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import OpRole
-from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.operator_table import OpRole
 
 NOTHING: frozenset[str] = frozenset()
 

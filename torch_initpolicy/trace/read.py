@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from torch_initpolicy.sites import Site, canonical_modules
-from torch_initpolicy.trace.capture import Call, capture, with_grad_if_asked
 from torch_initpolicy.trace.facts import Evidence, Facts
+from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
-from torch_initpolicy.trace.order import ordered_facts
-from torch_initpolicy.trace.refusals import in_short, refusal
+from torch_initpolicy.trace.record import Call, capture, with_grad_if_asked
+from torch_initpolicy.trace.registration_order import ordered_facts
 from torch_initpolicy.trace.shapes import SHAPE_RULES
 
 

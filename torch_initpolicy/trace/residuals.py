@@ -6,9 +6,9 @@ Sets of nodes are bits of one integer, so that the ancestors of every value cost
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.ops import OpRole
-from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.operator_table import OpRole
 from torch_initpolicy.trace.walks import CARRIERS
 
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite
+from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout
-from torch_initpolicy.trace.ops import OpRole, activation_of, argument
-from torch_initpolicy.trace.uses import Uses
+from torch_initpolicy.trace.operator_table import OpRole, activation_of, argument
 
 CARRIERS = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,

@@ -1,0 +1,159 @@
+"""Distributions that have been put off, and the book that is kept of them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from torch_initpolicy.deferred.ledger import (
+    Bell,
+    Flat,
+    Ledger,
+    Thinned,
+    Turned,
+    covers_storage,
+    same_storage,
+)
+from torch_initpolicy.tensors.initializers import Normal, TruncatedNormal
+
+INFINITE = math.inf
+
+
+class TestAlgebra:
+    """What becomes of a distribution when its numbers are changed."""
+
+    @pytest.mark.parametrize(
+        ("found", "expected"),
+        [
+            (Flat(-1.0, 3.0).scaled(-0.5), Flat(-1.5, 0.5)),
+            (Flat(-1.0, 3.0).shifted(1.0), Flat(0.0, 4.0)),
+            (Bell(1.0, 2.0, -1.0, 3.0).scaled(-1.0), Bell(-1.0, 2.0, -3.0, 1.0)),
+            (Bell(1.0, 2.0, -1.0, 3.0).shifted(-1.0), Bell(0.0, 2.0, -2.0, 2.0)),
+            (Bell(0.0, 1.0).rejected(-2.0, 3.0), Bell(0.0, 1.0, -2.0, 3.0)),
+            (Bell(0.0, 1.0, -2.0, 2.0).clamped(-2.0, 2.0), Bell(0.0, 1.0, -2.0, 2.0)),
+            (Bell(0.0, 0.02).clamped(-2.0, 2.0), Bell(0.0, 0.02, -2.0, 2.0)),
+            (Flat(-1.0, 1.0).erfinv(), Bell(0.0, math.sqrt(0.5))),
+            (Turned(2.0).scaled(-0.5), Turned(1.0)),
+            (Thinned(0.1, 2.0).scaled(-0.5), Thinned(0.1, 1.0)),
+        ],
+    )
+    def test_expressible(self, found, expected):
+        """Scaling, shifting, cutting: computed by hand."""
+        assert found == expected
+
+    @pytest.mark.parametrize(
+        "found",
+        [
+            Bell(0.0, 1.0).clamped(-2.0, 2.0),  # heaps up what lies beyond
+            Bell(0.0, 1.0, -2.0, 2.0).clamped(-INFINITE, 1.0),
+            Bell(0.0, 1.0).scaled(0.0),
+            Bell(0.0, 1.0).erfinv(),
+            Flat(-2.0, 1.0).erfinv(),
+            Flat(0.0, 1.0).clamped(0.0, 0.5),
+            Turned().shifted(1.0),
+            Thinned(0.1, 1.0).clamped(0.0, 1.0),
+        ],
+    )
+    def test_not_expressible(self, found):
+        """What is no distribution that we know has no name."""
+        assert found is None
+
+    def test_erfinv_of_a_part(self):
+        """The image of the quartiles of a uniform draw: 0.4769 is erfinv(1/2)."""
+        draw = Flat(-0.5, 0.5).erfinv()
+
+        assert (draw.low, draw.high) == pytest.approx((-0.4769362762, 0.4769362762))
+
+    @pytest.mark.parametrize(
+        ("draw", "expected"),
+        [
+            (Bell(0.1 + 0.2, 0.1 * 0.2), Normal(0.02, 0.3)),
+            (Bell(0.0, 1.0, -8.5, 9.0), Normal(1.0)),
+            (Bell(0.0, 0.5, -1.0, 1.0), TruncatedNormal(0.439812830517, cut=2.0)),
+            (Bell(0.0, 1.0, -1.0, 2.0), None),
+            (Bell(0.0, 1.0, -INFINITE, 2.0), None),
+        ],
+        ids=["digits", "wide", "truncated", "lopsided", "one-sided"],
+    )
+    def test_initializer(self, draw, expected):
+        """The initializer draws the same, written without the dust of arithmetic."""
+        assert draw.initializer == expected
+
+    def test_lopsided_draw(self):
+        """What no initializer expresses is drawn by torch, within its bounds."""
+        tensor = torch.empty(10_000)
+        Bell(0.0, 1.0, -1.0, INFINITE).draw_(tensor, None)
+
+        assert tensor.min() >= -1.0
+        assert tensor.max() > 2.5
+        assert tensor.mean().item() == pytest.approx(0.2876, abs=0.04)  # a table's value
+
+
+class TestLedger:
+    """One entry per storage."""
+
+    def test_aliases_share(self):
+        """Views find the entry of what they are a view of; copies find none."""
+        ledger, tensor = Ledger(), torch.empty(4, 3)
+        ledger.put_off(tensor, Bell())
+
+        assert ledger.find(tensor.t()[1:]) is ledger.find(tensor)
+        assert ledger.find(tensor.clone()) is None
+
+    def test_settle(self):
+        """Settling draws once, with the generator that was passed."""
+        ledger, tensor = Ledger(), torch.zeros(4, 3)
+        ledger.put_off(tensor, Flat(), torch.Generator().manual_seed(1))
+        ledger.settle(tensor[2])
+
+        assert torch.equal(
+            tensor, torch.empty(4, 3).uniform_(generator=torch.Generator().manual_seed(1))
+        )
+        assert ledger.find(tensor) is None
+
+    def test_freed_storage(self):
+        """Nothing is drawn for bytes that nobody holds, and the book keeps none alive."""
+        ledger = Ledger()
+        tensor = torch.empty(4)
+        ledger.put_off(tensor, Bell())
+        del tensor
+        before = torch.get_rng_state()
+        (entry,) = ledger.close()
+        entry.settle()
+
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_parameters(self):
+        """An entry knows the parameters that live there, as long as they do."""
+        ledger, tensor = Ledger(), torch.empty(4)
+        first, second = nn.Parameter(tensor), nn.Parameter(tensor)
+        for parameter in (first, second):
+            ledger.see(parameter)
+        ledger.put_off(tensor, Bell())
+        second.data = torch.ones(4)
+
+        (entry,) = ledger.close()
+        assert [id(parameter) for parameter in entry.living] == [id(first)]
+
+    @pytest.mark.parametrize(
+        ("index", "row"), [(2, 2), (slice(2, 3), 2), (slice(0, 2), None), ((slice(None), 0), None)]
+    )
+    def test_row(self, index, row):
+        """A view that is a row says which."""
+        ledger, tensor = Ledger(), torch.empty(4, 3)
+        ledger.put_off(tensor, Bell())
+
+        assert ledger.find(tensor).row(tensor[index]) == row
+
+
+def test_storages():
+    """All of a storage in order, or not."""
+    tensor = torch.empty(4, 3)
+
+    assert covers_storage(tensor)
+    assert covers_storage(tensor.view(-1))
+    assert not covers_storage(tensor[1:])
+    assert not covers_storage(tensor.t())
+    assert same_storage(tensor, tensor.t())
+    assert not same_storage(tensor, tensor.clone())

@@ -1,0 +1,24 @@
+"""Models that are spread over processes are searched as a whole; the cases are in `spread.py`."""
+
+import pytest
+
+from tests.symmetry import spread
+
+pytestmark = pytest.mark.distributed
+
+PAIRS = [(world, case) for world, cases in spread.CASES.items() for case in cases]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[int, dict[str, list[str]]]:
+    """Run each world once; the tests read what came of it."""
+    return {}
+
+
+@pytest.mark.parametrize(("world", "case"), PAIRS, ids=[f"{w}-{c}" for w, c in PAIRS])
+def test_spread(world, case, outcomes):
+    """Every case of `spread.py` holds in every process; its docstring says what that is."""
+    if world not in outcomes:
+        outcomes[world] = spread.run(world)
+
+    assert outcomes[world][case] == []

@@ -1,0 +1,1 @@
+"""Layer-sequential unit variance (LSUV)."""

@@ -1,0 +1,124 @@
+"""Scales the weights of one operator, for each kind of operator that applies weights.
+
+Products are linear in their weight, so that one measurement settles the scale. Attention is three
+products, an average, and one more. Recurrent layers feed back, and are run until they have settled.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+
+from torch_initpolicy.calibrate.recurrent import scale_recurrent
+from torch_initpolicy.calibrate.scaler import Handler, Operand, Scaler, Target
+from torch_initpolicy.tensors.base import dtype_name
+from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.record import Ran, tensors_in
+
+
+def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
+    """Scale `weight * input + bias`, whatever the product."""
+    sites = map(scaler.site_behind, _weights(scaler, ran, operands))
+    site = next(filter(None, sites), None)
+    if site is None:
+        return
+    output = ran.outputs[0]
+    if not (output.is_floating_point() or output.is_complex()):
+        what = dtype_name(output.dtype)
+        scaler.left[site.name] = f"its operator's output is of {what}, not to be scaled"
+        return
+    bias = next((operand for operand in operands if operand.slot == "bias"), None)
+    target = Target((site.name,), ran.node.op, scaler.parts_of(site))
+    _settle(scaler, target, output, bias, ran)
+
+
+def _weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[Operand]:
+    """Yield the operands that are weights, as the data flow has just found them."""
+    found = {
+        use.value.index
+        for use in scaler.flow.found
+        if use.node.index == ran.node.index and use.slot != "bias"
+    }
+    yield from (operand for operand in operands if operand.value in found)
+
+
+def _settle(scaler: Scaler, target: Target, output: Tensor, bias: Operand | None, ran: Ran) -> None:
+    """Scale a target and its output, and centre the output's units where that is wanted."""
+    behind = _dims_behind_units(ran)
+    offset = None if bias is None else _offset(bias.tensor, behind, ran)
+    weighted = output if offset is None else output - offset
+    shift = None
+    if bias is not None and scaler.may_shift(bias):
+        shift = scaler.unit_means(weighted, axis=-1 - behind)
+        weighted, offset = weighted - shift, None
+    scale = scaler.settle(target, scaler.line(weighted, offset))
+    if bias is not None and shift is not None:
+        scaler.set_bias(bias, -scale * shift)
+    output.copy_(weighted.mul_(scale) if offset is None else weighted.mul_(scale) + offset)
+
+
+def _dims_behind_units(ran: Ran) -> int:
+    """Return how many axes of an output lie behind that of its units: those of a kernel."""
+    return int(ran.node.op[-2]) if ran.node.op.startswith("conv") else 0
+
+
+def _offset(bias: Tensor, behind: int, ran: Ran) -> Tensor | None:
+    """Return what a bias adds, in a shape that broadcasts; None where that is nothing."""
+    if not bias.count_nonzero():
+        return None
+    bias = bias * ran.kwargs.get("beta", 1)
+    return bias.reshape(-1, *(1,) * behind) if bias.ndim == 1 else bias
+
+
+def _scale_attention(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
+    """Scale the projections of queries, keys and values, then that of the output."""
+    given = {operand.slot: operand for operand in operands}
+    for index, slot in enumerate(("query", "key", "value")):
+        _scale_projection(scaler, given, slot, index)
+    for output, again in zip(ran.outputs, tensors_in(_rerun(ran)), strict=False):
+        output.copy_(again)
+    site = scaler.site_behind(given["out_proj_weight"])
+    if site is not None:
+        target = Target((site.name,), "output", scaler.parts_of(site))
+        _settle(scaler, target, ran.outputs[0], given.get("out_proj_bias"), ran)
+
+
+def _rerun(ran: Ran) -> object:
+    return ran.node.function(*ran.args, **ran.kwargs)
+
+
+def _scale_projection(scaler: Scaler, given: Mapping[str, Operand], slot: str, index: int) -> None:
+    """Scale one of three projections, packed into one weight or apart."""
+    packed = given.get("in_proj_weight")
+    weight = packed or given[f"{slot[0]}_proj_weight"]
+    site = scaler.site_behind(weight)
+    if site is None:
+        return
+    if packed is not None and site.storage != "plain":
+        scaler.left[site.name] = "its parametrisation packs three projections into one weight"
+        return
+    matrix = weight.tensor.chunk(3)[index] if packed is not None else weight.tensor
+    bias = given.get("in_proj_bias")
+    offset = bias.tensor.chunk(3)[index] if bias is not None else None
+    line = scaler.line(F.linear(given[slot].tensor, matrix), offset)
+    parts = tuple(p.chunk(3)[index] if packed is not None else p for p in scaler.parts_of(site))
+    block = index if packed is not None else None
+    scaler.settle(Target((site.name,), slot, parts, block), line)
+
+
+def _note_lookup(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
+    """Leave the rows of tables alone: nothing is summed."""
+    for operand in _weights(scaler, ran, operands):
+        for source in scaler.flow.sources[operand.value]:
+            scaler.left.setdefault(source.site, "a table whose rows are looked up")
+
+
+HANDLERS: Mapping[OpRole, Handler] = MappingProxyType({
+    OpRole.WEIGHS: _scale_product,
+    OpRole.CONTRACTS: _scale_product,
+    OpRole.PROJECTS_AND_ATTENDS: _scale_attention,
+    OpRole.RECURS: scale_recurrent,
+    OpRole.LOOKS_UP: _note_lookup,
+})  # fmt: skip
+"""How to scale what an operator applies, by its role."""

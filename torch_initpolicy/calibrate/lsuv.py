@@ -1,0 +1,218 @@
+"""Layer-sequential unit variance: scales each weight as its operator runs, in one forward pass.
+
+Runs the model on copies of its parameters; the model itself is written to once, at the end.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from torch_initpolicy.calibrate.handlers import HANDLERS
+from torch_initpolicy.calibrate.scaler import Left, Scaled, Scaler, Wishes, factors_of
+from torch_initpolicy.errors import (
+    ApplyError,
+    ArgumentError,
+    InitPolicyError,
+    counted,
+    listing,
+)
+from torch_initpolicy.planning.decide import Filters, make_plan
+from torch_initpolicy.policy.match import anything, predicate, role
+from torch_initpolicy.policy.rules import InitPolicy, Rule
+from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.tensors.initializers import Keep, Orthogonal
+from torch_initpolicy.trace.failures import refusal
+from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.read import read
+from torch_initpolicy.trace.record import observe, with_grad_if_asked
+from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.shards import is_sharded, obstacles, shared, undone_on_error
+
+ROUNDS = 20
+"""Forward passes that weights shared by several operators may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was scaled, and what was not.
+
+    Attributes:
+        std: The standard deviation that was wanted.
+        scaled: Weights that were scaled, in order of execution.
+        left: Weights that were left as they were, with the reason.
+        passes: Forward passes that it took: one, unless operators share weights.
+    """
+
+    std: float
+    scaled: tuple[Scaled, ...]
+    left: tuple[Left, ...]
+    passes: int = 1
+
+    @property
+    def worst(self) -> float:
+        """Largest relative deviation from what was wanted; 0 where nothing was scaled."""
+        return max((abs(scaled.after / self.std - 1) for scaled in self.scaled), default=0.0)
+
+    @property
+    def factors(self) -> dict[str, tuple[float, ...]]:
+        """What each weight was multiplied by, by name; three numbers for packed q, k and v."""
+        return factors_of(self.scaled)
+
+    def __str__(self) -> str:
+        names = [*(scaled.site for scaled in self.scaled), *(left.site for left in self.left)]
+        width = max(map(len, names), default=0)
+        rows = [f"{scaled.site:{width}}  {scaled}" for scaled in self.scaled]
+        rows += [f"{left.site:{width}}  left: {left.reason}" for left in self.left]
+        head = (
+            f"{counted(len(self.scaled), 'weight')} scaled to std {self.std:g}, "
+            f"{len(self.left)} left"
+        )
+        return "\n".join((head, *rows))
+
+
+def lsuv_(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    std: float = 1.0,
+    per_channel: bool = False,
+    orthogonal: bool = True,
+    seed: int | None = 0,
+    only: Sequence[str] | str | None = None,
+    skip: Sequence[str] | str | None = None,
+    frozen: bool = False,
+) -> Calibration:
+    """Scale each weight so that what its operator makes of real inputs has one standard deviation.
+
+    The weights are scaled within a single forward pass, each when its operator runs, so that later
+    ones see the corrected signal. Linear and (transposed) convolutional layers, products with raw
+    parameters, attention projections, and the gates of recurrent layers are scaled. A weight shared
+    by several operators gets one scale for all of them, in further passes. Dropout and
+    normalisation act as in the mode the model is in. The standard deviation of complex numbers is
+    the root of `E |z - E z| ** 2`.
+
+    Where the model is a `DistributedDataParallel` or holds sharded parameters, every process calls
+    this with its own inputs, and standard deviations are those of all processes' inputs together;
+    sharded parameters are gathered for the time of the call.
+
+    Args:
+        model: The model.
+        inputs: What its forward takes: a tensor, a tuple of arguments or a mapping of keyword
+            arguments; a batch like those of the training.
+        std: The standard deviation that is wanted, positive.
+        per_channel: Also shift the mean of each output unit to zero, where there is a bias.
+        orthogonal: Draw orthogonal weights first, as the paper does; otherwise the weights keep
+            their direction.
+        seed: Seed of the orthogonal weights.
+        only: Globs; other sites are left alone. None for all sites, an empty sequence for none.
+        skip: Globs; these sites are left alone.
+        frozen: Whether parameters that require no gradient are scaled too.
+
+    Returns:
+        Each weight's standard deviation before and after, and which weights were left, and why:
+        together all that are weights by their type or by what the forward pass does with them.
+
+    Raises:
+        ApplyError: A parameter cannot be written, or a glob matches nothing; lists every case. The
+            model is as it was.
+        TraceError: The forward pass raises with these inputs. The model is as it was.
+        ArgumentError: `std` is not positive, or `model` is no module.
+
+    Reference:
+        Mishkin and Matas, *All you need is a good init*, 2015, arXiv:1511.06422, algorithm 1; here
+        each scale is solved for in closed form, where the paper divides until it fits.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> batch = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+        >>> report = lsuv_(model, batch)
+        >>> [scaled.site for scaled in report.scaled], report.worst < 1e-3
+        (['0.weight', '2.weight'], True)
+        >>> round(model(batch).std(correction=0).item(), 3)
+        1.0
+    """
+    if not (std > 0 and math.isfinite(std)):
+        raise ArgumentError(f"std is a positive number, got {std}")
+    found = sites(require_module(model))
+    filters = Filters.of(only, skip, frozen=frozen)
+    _require_writable(found, filters)
+    with torch.no_grad():
+        scaler = Scaler(found, Wishes(std, per_channel, filters), HANDLERS)
+        if not orthogonal:
+            return _scaled(model, inputs, scaler)
+        with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):
+            _orthogonalise(model, found, inputs, filters, seed)
+            return _scaled(model, inputs, scaler)
+
+
+_START = InitPolicy([
+    Rule(
+        role("weight", "recurrent") & predicate(lambda site, _: site.storage == "plain"),
+        Orthogonal(),
+        optional=True,
+    ),
+    Rule(anything(), Keep(), optional=True),
+])  # fmt: skip
+
+
+def _require_writable(found: Sequence[Site], filters: Filters) -> None:
+    cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
+    cases += shared(site for site in found if filters.kept(site) is None)
+    cases += filters.idle(found)
+    if cases:
+        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
+
+
+def _orthogonalise(
+    model: nn.Module, found: Sequence[Site], inputs: Any, filters: Filters, seed: int | None
+) -> None:
+    """Write orthogonal weights; what is parametrised keeps its direction."""
+    facts = read(model, found, inputs).facts
+    plan = make_plan(
+        model, facts, _START, only=filters.only, skip=filters.skip, frozen=filters.frozen
+    )
+    apply_steps(plan.pairs(), seed)
+
+
+def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
+    """Run the model until the weights that several operators share have settled too, then write."""
+    inner = next(module for _, module in canonical_modules(model))
+    scaler.groups = _groups(model, scaler.sites.values())
+    names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}
+    passes = 0
+    while passes == 0 or (passes < ROUNDS and not scaler.has_settled()):
+        passes += 1
+        _run(inner, inputs, scaler, names)
+    scaler.write()
+    return Calibration(scaler.wishes.std, *scaler.report(), passes)
+
+
+def _run(model: nn.Module, inputs: Any, scaler: Scaler, names: Mapping[int, str]) -> None:
+    call = as_call(inputs)
+
+    def run(*, with_grad: bool) -> None:
+        scaler.begin()
+        observe(model, call, scaler, names=names, with_grad=with_grad)
+
+    try:
+        with_grad_if_asked(run)
+    except InitPolicyError:
+        raise
+    except Exception as error:
+        raise refusal(model, call, error) from error
+
+
+def _groups(model: nn.Module, found: Iterable[Site]) -> tuple[distributed.ProcessGroup, ...]:
+    """Return the process groups over which inputs are spread."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return (model.process_group,)
+    parameters = (parameter for site in found for parameter in site.parameters)
+    sharded = next(filter(is_sharded, parameters), None)
+    if sharded is None:
+        return ()
+    mesh = sharded.device_mesh
+    return tuple(mesh.get_group(dim) for dim in range(mesh.ndim))

@@ -1,1 +1,0 @@
-"""Looks at a model; never writes."""

@@ -1,0 +1,1 @@
+"""`skip_init`: what a constructor would have drawn, written down instead of drawn."""

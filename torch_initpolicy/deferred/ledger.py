@@ -1,0 +1,349 @@
+"""What a constructor would have drawn, written down instead of drawn.
+
+Knows distributions and storages; has never heard of modules or policies. A storage is the bytes
+behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) share one entry.
+"""
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.tensors import initializers
+from torch_initpolicy.tensors.aliases import storage_of
+from torch_initpolicy.tensors.base import Elementwise, Structured
+from torch_initpolicy.tensors.samplers import truncation
+
+NEGLIGIBLE = 1e-9
+"""Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
+
+UNBOUNDED = 8.0
+"""Standard deviations beyond which a bound cuts nothing off (one value in 10^15)."""
+
+Known = Elementwise | Structured
+"""An initializer of this package."""
+
+#
+# Distributions
+#
+
+
+class Draw(Protocol):
+    """A random fill that has been put off; what it does not know how to become is None."""
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Fill `tensor` now, by the function of torch that the constructor called."""
+
+    def scaled(self, factor: float) -> "Draw | None":
+        """Return the distribution of `factor * x`."""
+        return None
+
+    def shifted(self, offset: float) -> "Draw | None":
+        """Return the distribution of `x + offset`."""
+        return None
+
+    def erfinv(self) -> "Draw | None":
+        """Return the distribution of `erfinv(x)`."""
+        return None
+
+    def clamped(self, low: float, high: float) -> "Draw | None":
+        """Return the distribution of `clamp(x, low, high)`."""
+        return None
+
+    def rejected(self, low: float, high: float) -> "Draw | None":
+        """Return the distribution of `x`, redrawn until it lies within `[low, high]`."""
+        return None
+
+    @property
+    def initializer(self) -> Known | None:
+        """The initializer that draws from it; None where there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Flat(Draw):
+    """A uniform draw from `[low, high)`."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `uniform_`."""
+        tensor.uniform_(self.low, self.high, generator=generator)
+
+    def scaled(self, factor: float) -> "Flat":
+        """Scale both bounds."""
+        return Flat(*sorted((self.low * factor, self.high * factor)))
+
+    def shifted(self, offset: float) -> "Flat":
+        """Shift both bounds."""
+        return Flat(self.low + offset, self.high + offset)
+
+    def erfinv(self) -> "Bell | None":
+        """Turn into the normal of variance 1/2 between the images of the bounds."""
+        if self.low < -1 or self.high > 1:
+            return None
+        return Bell(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
+
+    @property
+    def initializer(self) -> Known:
+        """The uniform initializer."""
+        return initializers.Uniform(_tidy(self.low), _tidy(self.high))
+
+
+@dataclass(frozen=True)
+class Bell(Draw):
+    """A normal draw of `mean` and `std`, redrawn until it lies within `[low, high]`."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `normal_`, or `trunc_normal_` where the bounds cut something off."""
+        if min(self.cuts) >= UNBOUNDED:
+            tensor.normal_(self.mean, self.std, generator=generator)
+            return
+        reach = 2 * UNBOUNDED * self.std
+        low, high = max(self.low, self.mean - reach), min(self.high, self.mean + reach)
+        nn.init.trunc_normal_(tensor, self.mean, self.std, low, high, generator=generator)
+
+    def scaled(self, factor: float) -> "Bell | None":
+        """Scale mean, standard deviation and bounds."""
+        if factor == 0:
+            return None
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Bell(self.mean * factor, self.std * abs(factor), low, high)
+
+    def shifted(self, offset: float) -> "Bell":
+        """Shift mean and bounds."""
+        return Bell(self.mean + offset, self.std, self.low + offset, self.high + offset)
+
+    def clamped(self, low: float, high: float) -> "Bell | None":
+        """Take over bounds that only repeat those of the draw, as timm's truncated normal does."""
+        below, above = NormalDist(self.mean, self.std).cdf, NormalDist(-self.mean, self.std).cdf
+        lost = max(below(low) - below(self.low), above(-high) - above(-self.high))
+        return self.rejected(low, high) if lost <= NEGLIGIBLE else None
+
+    def rejected(self, low: float, high: float) -> "Bell":
+        """Tighten the bounds."""
+        return replace(self, low=max(low, self.low), high=min(high, self.high))
+
+    @property
+    def cuts(self) -> tuple[float, float]:
+        """Distances of the two bounds from the mean, in standard deviations."""
+        return (self.mean - self.low) / self.std, (self.high - self.mean) / self.std
+
+    @property
+    def initializer(self) -> Known | None:
+        """The normal or truncated normal initializer; None where the bounds are lopsided."""
+        mean, (low, high) = _tidy(self.mean), self.cuts
+        if min(low, high) >= UNBOUNDED:
+            return initializers.Normal(std=_tidy(self.std), mean=mean)
+        if not math.isclose(low, high, rel_tol=1e-6):
+            return None
+        std = _tidy(self.std * truncation(low))
+        return initializers.TruncatedNormal(std=std, mean=mean, cut=float(f"{low:.6g}"))
+
+
+@dataclass(frozen=True)
+class Turned(Draw):
+    """A random orthogonal matrix in torch's layout, times `gain`."""
+
+    gain: float = 1.0
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `orthogonal_`."""
+        nn.init.orthogonal_(tensor, self.gain, generator=generator)
+
+    def scaled(self, factor: float) -> "Turned":
+        """Scale the gain; a random orthogonal matrix and its negative are alike."""
+        return Turned(self.gain * abs(factor))
+
+    @property
+    def initializer(self) -> Known:
+        """The orthogonal initializer."""
+        return initializers.Orthogonal(gain=self.gain)
+
+
+@dataclass(frozen=True)
+class Thinned(Draw):
+    """A normal draw with a share of zeros in each column."""
+
+    sparsity: float
+    std: float
+
+    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call `sparse_`."""
+        nn.init.sparse_(tensor, self.sparsity, self.std, generator=generator)
+
+    def scaled(self, factor: float) -> "Thinned":
+        """Scale the standard deviation."""
+        return Thinned(self.sparsity, self.std * abs(factor))
+
+    @property
+    def initializer(self) -> Known:
+        """The sparse initializer."""
+        return initializers.Sparse(sparsity=self.sparsity, std=self.std)
+
+
+def _tidy(value: float) -> float:
+    """Drop the digits that arithmetic left behind: `0.1 * 0.2` is 0.02."""
+    return float(f"{value:.12g}")
+
+
+def _erfinv(value: float) -> float:
+    """Invert the error function on `[-1, 1]`."""
+    if abs(value) >= 1:
+        return math.copysign(math.inf, value)
+    return NormalDist().inv_cdf((1 + value) / 2) / math.sqrt(2)
+
+
+#
+# Storages
+#
+
+
+@dataclass
+class Entry:
+    """One storage whose fill has been put off.
+
+    Attributes:
+        draw: What would have been drawn.
+        generator: The generator the constructor passed, or None.
+        shape: Shape of the tensor that was to be filled; it covers the storage.
+        dtype: Its dtype.
+        storage: The storage, without keeping it alive.
+        parameters: The parameters seen there, without keeping them alive.
+        padding: The row that was zeroed since, as an embedding does with its padding, or None.
+    """
+
+    draw: Draw
+    generator: torch.Generator | None
+    shape: torch.Size
+    dtype: torch.dtype
+    storage: StorageWeakRef
+    parameters: Sequence[weakref.ref[nn.Parameter]]
+    padding: int | None = None
+
+    @property
+    def living(self) -> list[nn.Parameter]:
+        """The parameters that still exist and still live there."""
+        found = [p for reference in self.parameters if (p := reference()) is not None]
+        return [p for p in found if storage_of(p) == self.storage.cdata]
+
+    def fits(self, parameter: nn.Parameter) -> bool:
+        """Say whether `parameter` is just what the draw was meant to fill."""
+        rows_agree = parameter.shape[:1] == self.shape[:1] or isinstance(self.draw, (Flat, Bell))
+        return type(parameter) is nn.Parameter and covers_storage(parameter) and rows_agree
+
+    def row(self, view: Tensor) -> int | None:
+        """Return which row of the filled tensor a view is, or None where it is something else."""
+        size = self.shape[1:].numel()
+        is_row = view.dtype == self.dtype and view.is_contiguous() and view.numel() == size
+        row, rest = divmod(int(view.storage_offset()), size)
+        return row if is_row and len(self.shape) > 1 and rest == 0 else None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Fill the storage now, if anybody still holds it."""
+        storage: torch.UntypedStorage | None = _revived(self.storage)
+        if storage is None:
+            return
+        tensor = torch.empty(0, dtype=self.dtype, device=storage.device)
+        tensor.set_(storage, 0, self.shape)  # type: ignore[call-overload]  # untyped in the stubs
+        self.draw.draw_(tensor, self.generator)
+        if self.padding is not None:
+            tensor[self.padding] = 0
+
+
+class Ledger:
+    """All fills that have been put off and not yet been drawn or overwritten."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._homes: dict[int, list[weakref.ref[nn.Parameter]]] = {}
+
+    def find(self, tensor: Tensor) -> Entry | None:
+        """Return the entry of the storage behind `tensor`, if it has one."""
+        if not self._entries or not _has_storage(tensor):
+            return None
+        return self._entries.get(storage_of(tensor))
+
+    def put_off(self, tensor: Tensor, draw: Draw, generator: torch.Generator | None = None) -> None:
+        """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
+        self.see(tensor)
+        home = self._homes.setdefault(storage_of(tensor), [])
+        entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor), home)
+        self._entries[storage_of(tensor)] = entry
+
+    def see(self, tensor: Tensor) -> None:
+        """Note where a parameter lives."""
+        if not isinstance(tensor, nn.Parameter) or not _has_storage(tensor):
+            return
+        home = self._homes.setdefault(storage_of(tensor), [])
+        if all(reference() is not tensor for reference in home):
+            home.append(weakref.ref(tensor))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Drop the entry: all of the storage is about to be overwritten."""
+        if self.find(tensor) is not None:
+            del self._entries[storage_of(tensor)]
+
+    def settle(self, tensor: Tensor) -> None:
+        """Fill the storage behind `tensor` now: somebody is about to read it."""
+        entry = self.find(tensor)
+        if entry is not None:
+            del self._entries[storage_of(tensor)]
+            entry.settle()
+
+    def take(self, tensors: Iterable[Tensor]) -> Iterator[Entry]:
+        """Hand out the entries of some tensors and drop them."""
+        for tensor in tensors:
+            self.see(tensor)
+            entry = self.find(tensor)
+            if entry is not None:
+                self.forget(tensor)
+                yield entry
+
+    def close(self) -> Iterator[Entry]:
+        """Hand out all entries, in the order in which they were put off, and drop them."""
+        while self._entries:
+            yield self._entries.pop(next(iter(self._entries)))
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Say whether a tensor has a storage to speak of: a lazy one waits for its own."""
+    return tensor.layout is torch.strided and not is_lazy(tensor)
+
+
+def covers_storage(tensor: Tensor) -> bool:
+    """Say whether a tensor is all of its storage, in order."""
+    return (
+        tensor.is_contiguous()
+        and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    )
+
+
+def same_storage(tensor: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are views of the same bytes."""
+    return storage_of(tensor) == storage_of(other)
+
+
+# Storages have no public weak references; `torch.multiprocessing` keeps its own books by the same.
+
+
+def _weak(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _revived(reference: StorageWeakRef) -> torch.UntypedStorage | None:
+    return torch.UntypedStorage._new_with_weak_ptr(reference.cdata)  # noqa: SLF001

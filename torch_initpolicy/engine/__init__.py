@@ -1,1 +1,0 @@
-"""From wish to tensors."""

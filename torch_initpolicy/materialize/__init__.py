@@ -1,0 +1,1 @@
+"""A model built on the meta device becomes a real one."""

@@ -1,0 +1,233 @@
+"""A model built on the meta device becomes a real one.
+
+Everything that nobody can tell is found before the first byte is allocated, and raised at once.
+Then memory is allocated, sharded parameters their part only; ties are tied again; buffers and kept
+parameters get what their constructor computes; and the steps of a plan are applied. Knows models
+and steps; has never heard of policies or traces.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.deferred.undrawn import as_constructed
+from torch_initpolicy.errors import MaterializeError, counted, listing
+from torch_initpolicy.materialize.restore import Build, Lost, Origin, class_of, origins, tensors_of
+from torch_initpolicy.sites import Site, canonical_modules, sites
+from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.layers import buffers_of
+from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.shards import is_sharded, pieces
+
+
+def materialize_steps(
+    pairs: Sequence[tuple[Site, Step]],
+    model: nn.Module,
+    *,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+    rebuild: Build | None = None,
+    threads: int | None = None,
+    draw_on: torch.device | str | None = None,
+) -> tuple[tuple[Step, ...], Written]:
+    """Allocate a meta-built model, restore what its constructor computes, and apply steps.
+
+    Args:
+        pairs: Each site with its step.
+        model: The model that the sites are of. What of it is not on meta keeps its values.
+        device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
+            CPU.
+        seed: Seed of the random streams; None as for `apply_steps`.
+        rebuild: Builds the model once more; asked for what cannot be found out otherwise.
+        threads: As for `apply_steps`.
+        draw_on: As for `apply_steps`.
+
+    Returns:
+        The steps as they were carried out, where a kept parameter has become what its constructor
+        draws, and what was written.
+
+    Raises:
+        MaterializeError: Lists every tensor that nobody can tell the values of. The model is as it
+            was.
+        ApplyError: A step cannot be carried out. The model is as it was.
+    """
+    lost = list(_lost(model, pairs))
+    found = origins(model, lost, rebuild=rebuild, seed=seed or 0)
+    _check(lost, found)
+    constants = list(_constants(model))
+    steps = tuple(_settled(step, found) for _, step in pairs)
+    with _undone_on_error(model):
+        allocate(model, _home(model) if device is None else torch.device(device))
+        _restore(lost, found, constants)
+        places = {site.name: site for site in sites(model)}
+        chosen = [(places[step.name], step) for step in steps]
+        written = apply_steps(chosen, seed, threads=threads, draw_on=draw_on)
+    return steps, written
+
+
+#
+# What is lost
+#
+
+
+def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost]:
+    """Yield the tensors on meta that no step fills, each under its first name."""
+    filled = {id(p) for site, step in pairs if not step.keeps for p in site.parameters}
+    for name, module in _modules(model):
+        known = buffers_of(module)
+        for attribute, tensor in tensors_of(module):
+            seen = id(tensor) in filled or attribute in known or _is_derived(module, attribute)
+            if tensor.is_meta and not seen:
+                filled.add(id(tensor))
+                yield Lost(name, module, attribute, tensor.shape)
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return every module once, with its first name."""
+    named = reversed(list(canonical_modules(model)))
+    return list({id(module): (name, module) for name, module in named}.values())[::-1]
+
+
+def _is_derived(module: nn.Module, attribute: str) -> bool:
+    """Say whether a plain attribute is computed anew in each forward pass, from parameters."""
+    return any(f"{attribute}_{part}" in vars(module)["_parameters"] for part in ("g", "orig"))
+
+
+def _check(lost: Iterable[Lost], found: Mapping[str, Origin]) -> None:
+    """Raise one error for all that is lost for good."""
+    cases = [
+        f"{tensor.name!r} ({class_of(tensor.owner).__name__}, shape {tuple(tensor.shape)})"
+        for tensor in lost
+        if tensor.name not in found
+    ]
+    if cases:
+        raise MaterializeError(
+            f"{counted(len(cases), 'tensor')} of a model built on the meta device with values that "
+            f"only its constructor computes:\n{listing(cases)}\n"
+            "pass rebuild=..., a function that builds the model once more (it runs on the CPU and "
+            "draws no weights), or register a function that computes them with "
+            "torch_initpolicy.restore.register; a parameter may also get a Rule"
+        )
+
+
+def _constants(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Yield the buffers on meta that start at a known constant, with it."""
+    for _, module in _modules(model):
+        for name, value in buffers_of(module).items():
+            if module.get_buffer(name).is_meta:
+                yield module, name, value
+
+
+def _settled(step: Step, found: Mapping[str, Origin]) -> Step:
+    """Say in the step of a kept parameter what it becomes."""
+    origin = found.get(step.name)
+    if origin is None or not step.keeps:
+        return step
+    if origin.pending is not None:
+        return as_constructed(step, origin.pending, origin.source)
+    return replace(step, reason=f"kept: the value given by {origin.source}")
+
+
+#
+# Memory
+#
+
+
+def _home(model: nn.Module) -> torch.device:
+    """Return where a model belongs: on the device of its mesh, or on the CPU."""
+    sharded = next(filter(is_sharded, model.parameters()), None)
+    return torch.device("cpu" if sharded is None else sharded.device_mesh.device_type)
+
+
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Give memory to all that is on meta, and move the rest; what is tied stays tied.
+
+    Args:
+        model: Any model; of a sharded parameter each process allocates its own part.
+        device: Where everything shall live.
+    """
+    places = _places(model)
+    with torch.no_grad():
+        _each_tensor(model, lambda tensor: _allocated(tensor, device))
+    for tensor, holders in places:
+        if len(holders) == 1 and not vars(tensor):
+            continue
+        first = _held(*holders[0])
+        vars(first).update({k: v for k, v in vars(tensor).items() if k not in vars(first)})
+        for module, name in holders[1:]:
+            setattr(module, name, first)
+
+
+def _each_tensor(model: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every tensor of a model; sharding and recurrent modules listen to this call."""
+    model._apply(function)  # type: ignore[no-untyped-call]  # noqa: SLF001 - as `to_empty` does
+
+
+def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
+    if not tensor.is_meta:
+        return tensor.to(device)
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.is_contiguous():
+        # Torch works out in Python, ten times as slowly, what is like a tensor on meta.
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return torch.empty_like(tensor, device=device)
+
+
+def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]]:
+    """Return all parameters and buffers, each with the places where it hangs."""
+    places: dict[int, tuple[Tensor, list[tuple[nn.Module, str]]]] = {}
+    for module in model.modules():
+        held = {**vars(module)["_parameters"], **vars(module)["_buffers"]}
+        for name, tensor in held.items():
+            if tensor is not None:
+                places.setdefault(id(tensor), (tensor, []))[1].append((module, name))
+    return list(places.values())
+
+
+def _held(module: nn.Module, name: str) -> Tensor:
+    return dict(tensors_of(module))[name]
+
+
+@torch.no_grad()
+def _restore(
+    lost: Iterable[Lost],
+    found: Mapping[str, Origin],
+    constants: Iterable[tuple[nn.Module, str, float]],
+) -> None:
+    """Write the values that constructors compute."""
+    for module, name, constant in constants:
+        module.get_buffer(name).fill_(constant)
+    for tensor in lost:
+        value = found[tensor.name].value
+        if value is not None:
+            _write(tensor, value)
+
+
+def _write(lost: Lost, value: Tensor) -> None:
+    tensor = _held(lost.owner, lost.attribute)
+    if tensor.is_meta:  # a plain attribute, which `Module._apply` does not know
+        setattr(lost.owner, lost.attribute, value.to(dtype=tensor.dtype))
+        return
+    for piece in pieces(tensor):
+        piece.tensor.copy_(piece.part_of(value))
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Put every tensor of a model back if something goes wrong."""
+    before = [(module, _copied(module)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        _each_tensor(model, lambda tensor: tensor)  # modules look at their tensors again
+        raise
+
+
+def _copied(module: nn.Module) -> dict[str, object]:
+    tensors = ("_parameters", "_buffers")
+    return {k: dict(v) if k in tensors else v for k, v in vars(module).items()}

@@ -1,0 +1,1 @@
+"""Second moments of the signal, propagated through a recorded graph."""

@@ -1,0 +1,176 @@
+"""The size of what weights make, and what they read to make it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+
+from torch_initpolicy.moments.gaussian import Size, constant
+from torch_initpolicy.moments.padding import reached
+from torch_initpolicy.moments.state import Drawn, Following, Known, Rows, Rules, Unknown
+from torch_initpolicy.tensors.axes import fans
+from torch_initpolicy.trace.consumers import Use
+from torch_initpolicy.trace.expressions import axes_at, labels_of, whole
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.operator_table import OpRole
+
+
+def _weights_at(following: Following, node: Node) -> Iterator[Use]:
+    for use in following.at.get(node.index, ()):
+        if "bias" not in use.slot:
+            yield use
+
+
+def _product(following: Following, node: Node) -> Known:
+    """`weight * input`: one, by assumption, unless the operator fixes the weight's size itself."""
+    used = list(_weights_at(following, node))
+    size = _met(following, node, used)
+    grows = following.proportions.of
+    fixed = [use for use in used if use.source.site not in grows(use.value.index)]
+    if fixed and isinstance(size, Size):
+        return _fixed(following, node, fixed[0], size)
+    for use in used:
+        following.note(use, size)
+    _draw(following, node, used)
+    return size.weighed() if isinstance(size, Size) else size
+
+
+def _draw(following: Following, node: Node, used: Sequence[Use]) -> None:
+    """Note what a single weight draws its output from."""
+    partner = used[0].partner if len(used) == 1 else None
+    fan_in = None if partner is None else _fan_in(used[0], node)
+    if partner is not None and fan_in:
+        following.drawn.update(dict.fromkeys(node.outputs, Drawn(partner, int(fan_in))))
+
+
+def _met(following: Following, node: Node, used: Sequence[Use]) -> Known:
+    """Return what a weight reads: the product of the signals it meets, less the zero padding."""
+    signals = [
+        value
+        for slot, value in following.uses.slots(node)
+        if value in following.uses.signals and slot != "bias"
+    ]
+    sizes = [following.size(value) for value in dict.fromkeys(signals)]
+    unknown = next((size for size in sizes if isinstance(size, Unknown)), None)
+    if unknown is not None or not used:
+        return unknown or following.lost(node, "a weight that is no parameter")
+    met = constant(1.0)
+    for value, size in zip(dict.fromkeys(signals), sizes, strict=True):
+        if isinstance(size, Size):
+            met = met.times(size if following.sums_over_units(node, value) else size.apart())
+    if not signals:
+        return met
+    taps = reached(node, following.shape(signals[0]), used[0].value.shape)
+    return Size(met.mean, met.second * taps.once, met.shared * taps.twice, met.near * taps.beside)
+
+
+def _fixed(following: Following, node: Node, use: Use, met: Size) -> Known:
+    """Return the output of a weight whose size an expression fixes: standardised weights."""
+    weight = following.size(use.value.index)
+    if isinstance(weight, Unknown):
+        following.note(use, weight)
+        return weight
+    fan_in = _fan_in(use, node)
+    following.note(use, Unknown("its operator fixes the weight's size"))
+    if fan_in is None:
+        return following.lost(node, "the fan of its weight is unknown")
+    return met.weighed().scaled(math.sqrt(fan_in * weight.second * met.second))
+
+
+def _fan_in(use: Use, node: Node) -> float | None:
+    """Count the connections into one unit of the expression that an operator applies."""
+    shape = use.value.shape
+    labels = labels_of(node, use.slot, use.value)
+    axes = axes_at(whole(use.source.site, shape), labels, shape, node)
+    return None if axes is None else fans(shape, axes).fan_in
+
+
+def _looked_up(following: Following, node: Node) -> Known:
+    """Rows of a table: as large as its numbers; a table that is a head too is as large as a head's.
+
+    One connection leads into each number, so a table of its own gets numbers of second moment 1.
+    """
+    found = list(_weights_at(following, node))
+    if not found:
+        return following.lost(node, "a table that is no parameter")
+    site = found[0].source.site
+    shared = [
+        use
+        for uses in following.at.values()
+        for use in uses
+        if use.source.site == site and use.node.op not in ("embedding", "embedding_bag")
+    ]
+    fan_in = _fan_in(shared[0], shared[0].node) if shared else 1.0
+    power = 1.0 / (fan_in or 1.0)
+    following.note(found[0], Size(0.0, 1.0 / power, 0.0))
+    return Size(0.0, power, 0.0)
+
+
+def _attended(following: Following, node: Node) -> Known:
+    """Attention with its projections: each reads its own input, the last reads an average."""
+    given = following.slots(node)
+    inputs = {slot: following.size(given[slot]) for slot in ("query", "key", "value")}
+    unknown = next((size for size in inputs.values() if isinstance(size, Unknown)), None)
+    values = inputs["value"]
+    for use in _weights_at(following, node):
+        own = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
+        if use.slot == "out_proj_weight" and isinstance(values, Size):
+            averaged = _averaged_by_layer(following, node, values.weighed())
+            following.note(use, unknown or averaged)
+        elif use.slot.endswith("proj_weight"):
+            following.note(use, unknown or inputs[own.get(use.slot, "query")])
+    return unknown or (values.weighed() if isinstance(values, Size) else values)
+
+
+def _averaged_by_layer(following: Following, node: Node, value: Size) -> Size:
+    """Return the average inside an attention layer, whose batch lies behind its sequence."""
+    given = following.slots(node)
+    drawn = {slot: Drawn(given[slot], following.shape(given[slot])[-1]) for slot in _PAIR}
+    count = following.shape(given["key"])[0]
+    return averaged(value, attention_rows(1.0, count, drawn["key"]), count, drawn["value"])
+
+
+_PAIR = ("key", "value")
+
+
+def attention_rows(power: float, count: int, keys: Drawn | None) -> Rows:
+    """Describe softmax weights over `count` values, their logits normal of variance `power`.
+
+    The squared weights of a row sum to `exp(power) / count`.
+    """
+    return Rows(min(1.0, math.exp(min(power, 50.0)) / max(count, 1)), power, keys)
+
+
+def averaged(value: Size, rows: Rows, count: int, drawn: Drawn | None = None) -> Size:
+    """Return an average by attention weights; its neighbours average likewise.
+
+    Keys and values that are drawn from the same normal signal vary together, so that the average
+    leans towards the query: softmax weights `exp(u x)` move the mean of a normal `x` by `u` times
+    its variance, and no further than the largest of `count`.
+    """
+    apart = value.second - value.shared
+    even = value.shared + apart / max(count, 1)
+    shift = 0.0
+    if drawn is not None and rows.keys == drawn:
+        shift = min(rows.power, 2 * math.log(max(count, 1))) / drawn.width
+    second = value.shared + apart * min(rows.squares + shift, 1.0)
+    return Size(value.mean, second, even, even)
+
+
+def recurring(following: Following, node: Node) -> Known:
+    """Recurrent layers: their inputs are known, their states are not followed."""
+    lost = following.lost(node, "the state of a recurrent layer")
+    first = following.size(node.inputs[0]) if node.inputs else lost
+    for use in _weights_at(following, node):
+        is_input = "_ih" in use.source.site.rpartition(".")[2] and "_ih_l0" in use.source.site
+        following.note(use, first if is_input else lost)
+    return lost
+
+
+WEIGHED: Rules = MappingProxyType({
+    OpRole.WEIGHS: _product,
+    OpRole.CONTRACTS: _product,
+    OpRole.LOOKS_UP: _looked_up,
+    OpRole.PROJECTS_AND_ATTENDS: _attended,
+    OpRole.RECURS: recurring,
+})  # fmt: skip
+"""How to find the size of what a weight makes, by the role of its operator."""

@@ -1,0 +1,71 @@
+"""In what the outcome of some steps differs from that of others.
+
+Knows steps; has never heard of a model.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch_initpolicy.planning.describe import Row, extent, folded, told
+from torch_initpolicy.planning.serialize import outcome
+from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.base import dtype_name
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """In what the outcome of two plans differs; false where it does not.
+
+    Attributes:
+        added: Steps for sites that only the second plan has.
+        removed: Steps for sites that only the first plan has.
+        changed: Both steps for each site that they fill differently.
+    """
+
+    added: tuple[Step, ...] = ()
+    removed: tuple[Step, ...] = ()
+    changed: tuple[tuple[Step, Step], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        lines = [
+            *(f"+ {name}  {what}" for name, (what,) in folded(map(_row, self.added))),
+            *(f"- {name}  {what}" for name, (what,) in folded(map(_row, self.removed))),
+            *(f"~ {name}  {what}" for name, (what,) in folded(_rows(self.changed))),
+        ]
+        return "\n".join(lines) or "no difference"
+
+
+def difference(before: Iterable[Step], after: Iterable[Step]) -> Difference:
+    """Compare what steps would leave behind, whatever their reasons.
+
+    Args:
+        before: Steps, one per site.
+        after: Other steps.
+
+    Examples:
+        >>> print(difference([], []))
+        no difference
+    """
+    first, second = ({step.name: step for step in steps} for steps in (before, after))
+    shared = [(step, second[name]) for name, step in first.items() if name in second]
+    return Difference(
+        added=tuple(step for name, step in second.items() if name not in first),
+        removed=tuple(step for name, step in first.items() if name not in second),
+        changed=tuple(pair for pair in shared if outcome(pair[0]) != outcome(pair[1])),
+    )
+
+
+def _row(step: Step) -> Row:
+    return step.name, (_what(step),)
+
+
+def _rows(pairs: Iterable[tuple[Step, Step]]) -> Iterable[Row]:
+    return ((old.name, (f"{_what(old)} -> {_what(new)}",)) for old, new in pairs)
+
+
+def _what(step: Step) -> str:
+    filling = told(step.initializer, step.fan_in, step.fan_out)
+    return f"{extent(step.shape)} {dtype_name(step.dtype)}: {filling}"

@@ -1,0 +1,433 @@
+"""A plan, one step for each site, and the receipt of its having been carried out.
+
+Knows steps, and the model that they were made for; decides nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_initpolicy.deferred.skip import opened
+from torch_initpolicy.errors import (
+    InitPolicyWarning,
+    PlanError,
+    PolicyError,
+    SymmetricInitWarning,
+    UnknownNameError,
+    counted,
+    listing,
+    nearest,
+    warn,
+)
+from torch_initpolicy.planning.describe import folded, header, table
+from torch_initpolicy.planning.diff import Difference, difference
+from torch_initpolicy.planning.serialize import outcome, step_data, step_of
+from torch_initpolicy.planning.versions import Versions
+from torch_initpolicy.policy import codec
+from torch_initpolicy.sites import Site, require_module, sites
+from torch_initpolicy.steps import Step, symmetric
+from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.shards import reshard
+from torch_initpolicy.writing.verify import Verification, verify_steps
+
+FORMAT = 1
+"""Version of the layout of the JSON of plans and receipts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a policy would write to each parameter of a model, and why.
+
+    Iterating yields the steps; `plan[name]` is the step of a site, by any of its names; `print`
+    writes a table.
+
+    Examples:
+        >>> from torch_initpolicy import plan_policy
+        >>> plan = plan_policy(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+        >>> plan["0.weight"].reason
+        'meets relu: He normal, fan_in 8, gain 1.41421'
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+
+    Attributes:
+        steps: One step per site, in the order of `model.named_parameters()`.
+        policy: Name of the policy.
+        policy_hash: Its hash; None where it holds functions of the user's.
+        unknown_operators: Operators of unknown role that the trace met, with their number.
+        model: The model it was made for; None for a plan that was read from a file.
+        untraced: Where the forward pass could not be read, so that the order of registration had
+            to do: what it raised with the inputs that were tried, and what helps. None otherwise.
+    """
+
+    steps: tuple[Step, ...]
+    policy: str = "custom"
+    policy_hash: str | None = None
+    unknown_operators: tuple[tuple[str, int], ...] = ()
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
+    untraced: str | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, name: str) -> Step:
+        step = next((step for step in self.steps if name in step.names), None)
+        if step is None:
+            known = [name for step in self.steps for name in step.names]
+            raise UnknownNameError(f"the plan has no step for {name!r}{nearest(name, known)}")
+        return step
+
+    def __str__(self) -> str:
+        head = header(self.steps, self.policy, dict(self.unknown_operators), self.untraced)
+        return f"{head}\n\n{table(self.steps)}"
+
+    @property
+    def hash(self) -> str:
+        """What identifies the outcome, 32 hex digits: equal for plans that do not differ."""
+        return codec.digest([outcome(step) for step in self.steps])
+
+    @property
+    def symmetric(self) -> tuple[Step, ...]:
+        """Steps that would make the units of a hidden layer alike, and leave them so."""
+        return symmetric(self.steps)
+
+    def diff(self, other: "Plan") -> Difference:
+        """Compare what this plan and another would leave behind, whatever their reasons.
+
+        Args:
+            other: Another plan, of the same model or of one with other parameters.
+        """
+        return difference(self.steps, other.steps)
+
+    def on(self, model: nn.Module) -> "Plan":
+        """Return this plan for another model that has the same sites.
+
+        Raises:
+            PlanError: The model has other sites; lists every case.
+        """
+        _check_fit(self.steps, sites(require_module(model)))
+        return replace(self, model=model)
+
+    def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
+        """Return each site of the model, as it is now, with its step.
+
+        Args:
+            model: Another model with the same sites; None for the plan's own.
+
+        Raises:
+            PlanError: The plan is for no model, or the model has other sites.
+        """
+        target = self.model if model is None else model
+        if target is None:
+            raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
+        reshard(require_module(target))
+        found = sites(target)
+        _check_fit(self.steps, found)
+        steps = {step.name: step for step in self.steps}
+        return tuple((site, steps[site.name]) for site in found)
+
+    def apply(
+        self,
+        model: nn.Module | None = None,
+        *,
+        seed: int | None = None,
+        threads: int | None = None,
+        draw_on: torch.device | str | None = None,
+    ) -> "Receipt":
+        """Write what the plan says; see `apply_policy`.
+
+        Args:
+            model: Another model with the same sites; None for the plan's own.
+            seed: Seed of the random streams; None takes one from torch's global generator.
+            threads: Threads that draw on the CPU; None for as many as torch computes with.
+            draw_on: Device that draws; None for the device that each tensor lives on.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            PlanError: The plan is for no model, or the model has other sites.
+            ApplyError: Something cannot be written; the model is as it was.
+
+        Warns:
+            SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
+        """
+        bound = self if model is None else self.on(model)
+        if bound.model is None:
+            raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
+        with opened(bound.model):
+            written = apply_steps(
+                bound.pairs(), seed, threads=threads, draw_on=draw_on, model=bound.model
+            )
+        warn_of_symmetry(bound)
+        return Receipt.of(bound, written)
+
+    def verify(self, model: nn.Module | None = None) -> Verification:
+        """Measure every tensor of a model against its step.
+
+        Args:
+            model: A model with the same sites; None for the plan's own.
+
+        Returns:
+            What was measured.
+
+        Raises:
+            VerifyError: A tensor is not what its step says; lists every case.
+            PlanError: The plan is for no model, or the model has other sites.
+        """
+        return verify_steps(self.pairs(model))
+
+    def to_json(self) -> str:
+        """Write the plan as JSON; functions of the user's are kept as their names."""
+        return codec.write_json(_plan_data(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read a plan from JSON; nothing in the text can run.
+
+        Raises:
+            UnknownNameError: A class or field does not exist.
+            PolicyError: The text is no plan.
+        """
+        return _plan(codec.read_json(text))
+
+
+def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
+    """Raise where the sites of a model are not those that steps were made for."""
+    cases = list(_misfits(steps, found))
+    if cases:
+        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+
+
+def warn_of_symmetry(plan: Plan) -> None:
+    """Warn where a plan that was carried out left the units of a hidden layer alike."""
+    cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
+    if cases:
+        warn(
+            f"policy {plan.policy!r} leaves hidden units that are identical and stay identical:\n"
+            f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
+            SymmetricInitWarning,
+        )
+
+
+def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
+    """Yield in what the sites of a model are not those that steps were made for."""
+    wanted, held = {step.name: step for step in steps}, {site.name: site for site in found}
+    for name in (name for name in wanted if name not in held):
+        yield f"the model has no parameter {name!r}{nearest(name, held)}"
+    for name in (name for name in held if name not in wanted):
+        yield f"the plan has no step for {name!r}{nearest(name, wanted)}"
+    for site, step in ((held[name], wanted[name]) for name in wanted if name in held):
+        if site.shape != step.shape:
+            yield f"{site.name!r} has shape {site.shape}, its step is for {step.shape}"
+        elif site.names != step.names:
+            yield f"{site.name!r} is tied as {site.names}, its step is for {step.names}"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was written to a model.
+
+    Examples:
+        >>> from torch_initpolicy import apply_policy
+        >>> receipt = apply_policy(nn.Linear(8, 4), seed=0)
+        >>> receipt.seed, receipt.written, receipt.kept
+        (0, 2, 0)
+        >>> Receipt.from_json(receipt.to_json()) == receipt
+        True
+
+    Attributes:
+        plan: The plan that was carried out.
+        seed: Seed of the random streams, also where none was given.
+        devices: Types of the devices that drew.
+        versions: What else the bits depend on.
+        seconds: What it took, from the first check to the last write.
+    """
+
+    plan: Plan
+    seed: int
+    devices: tuple[str, ...]
+    versions: Versions
+    seconds: float
+
+    @classmethod
+    def of(cls, plan: Plan, written: Written) -> "Receipt":
+        """Return the receipt of a plan that was carried out in this process."""
+        seconds = written.staging + written.writing
+        return cls(plan, written.seed, written.devices, Versions.here(), seconds)
+
+    @property
+    def policy_hash(self) -> str | None:
+        """Hash of the policy; None where it holds functions of the user's."""
+        return self.plan.policy_hash
+
+    @property
+    def written(self) -> int:
+        """How many tensors were written."""
+        return len(self.plan) - self.kept
+
+    @property
+    def kept(self) -> int:
+        """How many tensors were left as they were."""
+        return sum(step.keeps for step in self.plan)
+
+    @property
+    def calibrated(self) -> dict[str, tuple[float, ...]]:
+        """What each calibrated weight was multiplied by, by name; three numbers for packed q, k, v.
+
+        Empty where `apply_policy` was not asked to `calibrate`.
+        """
+        return {step.name: step.factors for step in self.plan if step.factors}
+
+    def verify(self, model: nn.Module | None = None) -> Verification:
+        """Measure every tensor of a model against what was written; see `Plan.verify`.
+
+        Args:
+            model: A model with the same sites; None for the one that was written.
+        """
+        return self.plan.verify(model)
+
+    def reproduce(
+        self,
+        model: nn.Module,
+        *,
+        threads: int | None = None,
+        draw_on: torch.device | str | None = None,
+    ) -> "Receipt":
+        """Write the same bits to another model that has the same parameters.
+
+        What the plan kept is kept here too, with a warning: it is not part of the receipt. What was
+        calibrated is multiplied by the same factors, without another look at inputs.
+
+        Args:
+            model: A model with the same parameters, spread over processes as it may be.
+            threads: As for `apply_policy`.
+            draw_on: Device that draws; None: one of the type that drew the first time.
+
+        Returns:
+            The receipt of the second time.
+
+        Raises:
+            PlanError: The model has other parameters; lists every case.
+            ApplyError: The streams are of another version of their contract, or something cannot be
+                written.
+
+        Warns:
+            InitPolicyWarning: Torch is another version, or computes with other instructions, so
+                that the bits may be others; or the plan kept parameters, which the message lists.
+        """
+        self.versions.check()
+        drawn_on = self.devices[0] if len(self.devices) == 1 else None
+        where = draw_on or drawn_on
+        receipt = self.plan.apply(model, seed=self.seed, threads=threads, draw_on=where)
+        _warn_of_kept(self.plan)
+        return receipt
+
+    def __str__(self) -> str:
+        drawn = f" on {', '.join(self.devices)}" if self.devices else ""
+        scaled = f", {len(self.calibrated)} calibrated" if self.calibrated else ""
+        counts = f"{counted(self.written, 'tensor')} written, {self.kept} kept{scaled}"
+        return (
+            f"{counts}: policy {self.plan.policy!r}, "
+            f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"
+        )
+
+    def to_json(self) -> str:
+        """Write the receipt as JSON."""
+        return codec.write_json(
+            {
+                "format": FORMAT,
+                "policy_hash": self.policy_hash,
+                "written": self.written,
+                "kept": self.kept,
+                **{name: codec.encode(getattr(self, name), _CLASSES) for name in _OF_RECEIPTS},
+                "plan": _plan_data(self.plan),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Receipt":
+        """Read a receipt from JSON; nothing in the text can run.
+
+        Raises:
+            UnknownNameError: A class or field does not exist.
+            PolicyError: The text is no receipt.
+        """
+        data = _current(codec.read_json(text), "receipt")
+        return cls(_plan(data.get("plan")), **_read(data, "receipt", _OF_RECEIPTS))
+
+
+def _warn_of_kept(steps: Iterable[Step]) -> None:
+    """Warn of parameters whose values no receipt holds, repeated ones in one line."""
+    kept = folded((step.name, (step.reason,)) for step in steps if step.keeps)
+    if kept:
+        cases = [f"{name}: {why}" for name, (why,) in kept]
+        warn(
+            "not reproduced are parameters that were kept, whose values no receipt holds:\n"
+            f"{listing(cases)}\nthey are as the model had them; load a state_dict to have the same",
+            InitPolicyWarning,
+        )
+
+
+#
+# JSON
+#
+
+Types = Mapping[str, Any]  # annotations, which have no type of their own
+
+_CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
+
+_OF_RECEIPTS: Types = MappingProxyType(
+    {"seed": int, "devices": tuple[str, ...], "versions": Versions, "seconds": float}
+)
+_OF_PLANS: Types = MappingProxyType(
+    {"policy": str, "policy_hash": str | None, "untraced": str | None}
+)
+
+
+def _plan_data(plan: Plan) -> codec.Data:
+    return {
+        "format": FORMAT,
+        "policy": plan.policy,
+        "policy_hash": plan.policy_hash,
+        "unknown_operators": dict(plan.unknown_operators),
+        **({} if plan.untraced is None else {"untraced": plan.untraced}),
+        "steps": [step_data(step) for step in plan.steps],
+    }
+
+
+def _plan(data: codec.Data) -> Plan:
+    known = _current(data, "plan")
+    steps, counts = known.get("steps"), known.get("unknown_operators", {})
+    if not isinstance(steps, list) or not isinstance(counts, dict):
+        raise PolicyError(f"steps is an array, unknown_operators an object: {steps!r}, {counts!r}")
+    return Plan(
+        steps=tuple(step_of(step, f"plan.steps[{i}]") for i, step in enumerate(steps)),
+        unknown_operators=tuple(
+            _read(counts, "unknown_operators", dict.fromkeys(counts, int)).items()
+        ),
+        **_read(known, "plan", _OF_PLANS),
+    )
+
+
+def _current(data: codec.Data, what: str) -> dict[str, codec.Data]:
+    """Return an object of the one format that this version reads."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PolicyError(f"this is no {what} of format = {FORMAT}")
+    return data
+
+
+def _read(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str, Any]:
+    """Decode the fields of an object, each of its type."""
+    values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
+    for name, value in values.items():
+        if not codec.fits(value, types[name]):
+            wanted = codec.spelt(types[name])
+            raise PolicyError(f"{where}.{name} must be {wanted}, got {data.get(name)!r}")
+    return values

@@ -1,0 +1,1 @@
+"""Runs a model once forward and once backward, and judges the signal."""

@@ -1,0 +1,212 @@
+"""Judges what was tried: whether a model's signal is repaired by it, in words and in order.
+
+Knows signals before and after; tries nothing itself.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_initpolicy.signal.points import Point
+from torch_initpolicy.signal.run import Signal
+from torch_initpolicy.signal.verdicts import Verdict, arriving, body_of
+
+Outcome = Literal["repairs", "nearly", "fails", "refused"]
+"""What became of an attempt.
+
+`repairs`: nothing is left to be said of the signal. `nearly`: nothing that training does not cope
+with. `fails`: something grave is left, or new. `refused`: the policy cannot be applied.
+"""
+
+OUTCOMES: tuple[Outcome, ...] = ("repairs", "nearly", "fails", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something that was tried on a copy of a model, and what became of the signal.
+
+    Attributes:
+        name: What it is called: a policy's name, `"auto, calibrated"`, `"lsuv"`.
+        call: What to write: `'apply_policy(model, "signal")'`.
+        outcome: Whether it repairs what was wrong.
+        reason: That in words, with the numbers that were measured.
+        signal: The signal of the copy; None where the policy was refused.
+        seconds: How long trying it took.
+
+    Examples:
+        >>> print(Repair("he", 'apply_policy(model, "he")', "repairs", "repairs it"))
+        apply_policy(model, "he") repairs it
+    """
+
+    name: str
+    call: str
+    outcome: Outcome
+    reason: str
+    signal: Signal | None = None
+    seconds: float = 0.0
+
+    @property
+    def works(self) -> bool:
+        """Whether nothing grave is left."""
+        return self.outcome in ("repairs", "nearly")
+
+    def __str__(self) -> str:
+        return f"{self.call} {self.reason}"
+
+
+def judged(
+    name: str,
+    call: str,
+    before: Signal,
+    after: Signal,
+    *,
+    alike: Sequence[str] = (),
+    sick: bool | None = None,
+) -> Repair:
+    """Judge an attempt by the signals before and after it.
+
+    Args:
+        name: What it is called.
+        call: What to write for it.
+        before: The signal of the model as it is.
+        after: That of the copy.
+        alike: Parameters whose units it leaves identical or dead.
+        sick: Whether there is something to repair; None where the signal's verdicts tell.
+
+    Examples:
+        >>> judged("he", 'apply_policy(model, "he")', Signal(()), Signal(())).reason
+        'keeps the signal well'
+    """
+    outcome = _outcome(before, after, alike)
+    words = (_SICK if (bool(before.verdicts) if sick is None else sick) else _WELL)[outcome]
+    left = ", ".join(_left(before.verdicts, after.verdicts, alike))
+    told = {
+        "repairs": words + _within(after.points),
+        "nearly": f"{words} {left}, which training copes with{_within(after.points)}",
+        "fails": f"{words}: {left}",
+    }
+    return Repair(name, call, outcome, told[outcome], after)
+
+
+def refused(name: str, call: str, why: str) -> Repair:
+    """Note an attempt that an error ended.
+
+    Args:
+        name: What it is called.
+        call: What to write for it.
+        why: What the error says.
+    """
+    return Repair(name, call, "refused", f"cannot be applied: {why}")
+
+
+def ranked(repairs: Iterable[Repair]) -> tuple[Repair, ...]:
+    """Put what repairs first, the simplest first among equals.
+
+    Args:
+        repairs: What was tried, the simplest first.
+    """
+    return tuple(sorted(repairs, key=_rank))
+
+
+def _rank(repair: Repair) -> tuple[int, int]:
+    """Take for equals what does the same and stays within the same power of a hundred."""
+    points = repair.signal.points if repair.signal is not None and repair.works else ()
+    factors = [factor for factor in (span_ahead(points), span_back(points)) if factor is not None]
+    return OUTCOMES.index(repair.outcome), int(math.log(min(max([1.0, *factors]), _LOST), 100))
+
+
+_LOST = 1e300
+
+
+#
+# In words
+#
+
+_SICK: dict[Outcome, str] = {
+    "repairs": "repairs it",
+    "nearly": "repairs it, though the signal",
+    "fails": "does not repair it",
+}
+_WELL: dict[Outcome, str] = {
+    "repairs": "keeps the signal well",
+    "nearly": "keeps the signal well, though it",
+    "fails": "would do harm",
+}
+
+
+def _outcome(before: Signal, after: Signal, alike: Sequence[str]) -> Outcome:
+    if not after.verdicts:
+        return "fails" if alike else "repairs"
+    # Where what there is to repair is mild, something mild that is left counts.
+    mild = not (before.verdicts and before.ok)
+    return "nearly" if after.ok and mild and not alike else "fails"
+
+
+def _left(
+    before: Sequence[Verdict], after: Sequence[Verdict], alike: Sequence[str]
+) -> Iterator[str]:
+    """Say what is still wrong, and what is new."""
+    known = {verdict.kind for verdict in before}
+    for verdict in after:
+        what = verdict.kind.split()
+        still = "still" if verdict.kind in known else "now"
+        yield " ".join((*what[:-1], still, what[-1], "from", repr(verdict.where), "on"))
+    if alike:
+        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        names = ", ".join(map(repr, alike[:_NAMED]))
+        yield f"leaves units identical or dead in {names}{more}"
+
+
+_NAMED = 3
+
+
+def _within(points: Sequence[Point]) -> str:
+    """Say within which factors a signal stays that is not lost."""
+    ahead, back = span_ahead(points), span_back(points)
+    parts = [] if ahead is None else [f"second moments stay within a factor {_told(ahead)}"]
+    parts += [] if back is None else [f"squared gradients within {_told(back)}"]
+    return f": {', '.join(parts)}, up to the head" if parts else ""
+
+
+def _told(factor: float) -> str:
+    return f"{factor:.{1 if factor < 100 else 0}f}" if factor < 1e4 else f"{factor:.1e}"
+
+
+def span_ahead(points: Sequence[Point]) -> float | None:
+    """Return within which factor second moments stay on the way to the head.
+
+    From the first weight's to the largest of any weight, and to what arrives at the end: a residual
+    branch may be smaller.
+
+    Args:
+        points: What was measured, in order of execution.
+
+    Returns:
+        The factor, at least 1; None where there are too few weights.
+    """
+    body = body_of(points)
+    weighted = [point.second for point in body if point.site is not None]
+    return _factor([weighted[0], max(weighted), arriving(body)]) if body else None
+
+
+def span_back(points: Sequence[Point]) -> float | None:
+    """Return within which factor the squared length of the gradient stays on its way back.
+
+    Args:
+        points: What was measured, in order of execution.
+
+    Returns:
+        The factor, at least 1; None where there are too few weights, or no gradient.
+    """
+    lengths = [
+        point.gradient * math.prod(point.shape)
+        for point in body_of(points)
+        if point.site is not None and point.gradient
+    ]
+    return _factor([lengths[0], max(lengths), lengths[-1]]) if lengths else None
+
+
+def _factor(values: Sequence[float]) -> float:
+    low = min(values)
+    return max(values) / low if low > 0 else math.inf

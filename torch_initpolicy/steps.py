@@ -1,0 +1,203 @@
+"""A step: what is to happen to one site, and why.
+
+Knows initializers and shapes; has never heard of rules, or of how a step is carried out.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from torch_initpolicy.tensors.axes import Axes, conventional
+from torch_initpolicy.tensors.base import Spread, dtype_name
+from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
+from torch_initpolicy.tensors.layers import Role
+from torch_initpolicy.trace.facts import Evidence
+
+Number = float | tuple[float, ...] | None
+"""One number, one for each packed block where these differ, or None where it has no meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is to happen to one site, and why.
+
+    Attributes:
+        name: Canonical name of the site.
+        names: All its canonical names; the others are its ties.
+        shape: Its logical shape.
+        dtype: Its dtype.
+        owner: Class name of the module that holds it.
+        role: What the parameter does.
+        op: The operator that consumes it, or None.
+        meets: Name of the activation its output meets, the nearest of all packed blocks, or None.
+        fed_by: Name of the activation its input comes from, or None.
+        fan_in: Connections into one output unit.
+        fan_out: Connections out of one input unit.
+        initializer: How it is filled, all numbers resolved.
+        std: Standard deviation of what will be drawn.
+        rule: The matcher that chose the initializer, as the policy writes it; where packed blocks
+            come to different things, all that chose one, with `; ` between.
+        evidence: How the facts came to be known.
+        reason: One sentence for people.
+        axes: What its axes mean, or None.
+        padding: Row that stays zero, or None.
+        feeds_output: Whether its output is the model's own, with no weight behind it.
+        ends_residual: Whether it is the last weight of a residual branch.
+        neighbours: Names of the weights that decide whether its units can part; see
+            `Facts.neighbours`. None where the order of registration has to do.
+        factors: What is multiplied to the filled values: one number for all of them, or one for
+            each of as many equal parts along the first axis (a calibration of packed queries, keys
+            and values); empty where there is nothing to multiply. Of a kept site a mere record.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    owner: str
+    role: Role
+    op: str | None
+    meets: str | None
+    fed_by: str | None
+    fan_in: Number
+    fan_out: Number
+    initializer: Initializer
+    std: Number
+    rule: str
+    evidence: Evidence
+    reason: str
+    axes: Axes | None = None
+    padding: int | None = None
+    feeds_output: bool = False
+    ends_residual: bool = False
+    neighbours: tuple[str, ...] | None = None
+    factors: tuple[float, ...] = ()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the site is left as it is."""
+        return isinstance(self.initializer, Keep)
+
+    @property
+    def elements(self) -> int:
+        """How many elements the site has."""
+        return math.prod(self.shape)
+
+
+_FARTHEST = 6.0
+"""Standard deviations out to which a distribution without bounds must be representable."""
+
+
+def overflow(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
+    """Say how values go beyond what a dtype can hold; None if they do not.
+
+    Args:
+        spreads: Distributions of the values.
+        dtype: A floating-point or complex dtype.
+
+    Examples:
+        >>> overflow([Spread(1e6, 0.0)], torch.float16)
+        'values up to 1e+06 do not fit into float16, which ends at 65504'
+        >>> overflow([Spread(1e6, 0.0)], torch.float32)
+    """
+    most = torch.finfo(dtype).max
+    reach = max((_reach(spread) for spread in spreads), default=0.0)
+    if reach <= most:
+        return None
+    return f"values up to {reach:.6g} do not fit into {dtype_name(dtype)}, which ends at {most:.6g}"
+
+
+def _reach(spread: Spread) -> float:
+    far = _FARTHEST * spread.std
+    low = spread.mean - far if spread.low is None else spread.low
+    high = spread.mean + far if spread.high is None else spread.high
+    return max(abs(low), abs(high))
+
+
+def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return the steps that would make the units of a hidden layer alike, and leave them so.
+
+    These are constant weights whose output meets none but constant weights next, and weights of
+    zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
+    residual branch, is no such case: it comes apart at the first steps of training. Where too many
+    weights are next to tell, as on a residual stream, nothing is said.
+
+    Args:
+        steps: The steps of a whole model, in order.
+
+    Examples:
+        >>> symmetric([])
+        ()
+    """
+    known = {step.name: step for step in steps if step.role in _OF_UNITS}
+    alike = _alike(known)
+    return tuple(step for step in known.values() if step.name in alike and _is_hidden(step))
+
+
+_OF_UNITS = ("weight", "recurrent", "embedding")
+"""Roles of what makes units: their random values tell those of others apart."""
+
+
+def _alike(known: Mapping[str, Step]) -> set[str]:
+    """Return the names of constant weights whose units nothing parts.
+
+    A constant weight that they lead to does not, whatever becomes of it; one beside them, to which
+    they are added, say, must stay alike itself.
+    """
+    beside = _neighbours(known)
+    dead = {step.name for step in known.values() if _is_dead(step)}
+    alike = dead | {
+        step.name
+        for step in known.values()
+        if beside[step.name] and all(map(_is_constant, (step, *beside[step.name])))
+    }
+    while parted := {
+        name
+        for name in alike - dead
+        if any(o.name not in alike and name in (o.neighbours or ()) for o in beside[name])
+    }:
+        alike -= parted
+    return alike
+
+
+def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
+    """Return the weights next to each one: by the data flow, else by the order of registration."""
+    in_order = [name for name, step in known.items() if step.role != "embedding"]
+    after = {name: (following,) for name, following in itertools.pairwise(in_order)}
+    names = {
+        name: after.get(name, ()) if step.neighbours is None else step.neighbours
+        for name, step in known.items()
+    }
+    return {name: [known[o] for o in others if o in known] for name, others in names.items()}
+
+
+def _is_hidden(step: Step) -> bool:
+    """Tell whether a step is for a hidden layer of several units."""
+    ends = step.feeds_output or step.ends_residual or step.role == "embedding"
+    return not ends and _units(step) > 1
+
+
+def _is_constant(step: Step) -> bool:
+    stds = step.std if isinstance(step.std, tuple) else (step.std,)
+    return step.elements > 0 and all(std == 0 for std in stds)
+
+
+def _units(step: Step) -> int:
+    """Count the output units of a weight, all blocks together."""
+    axes = conventional(step.shape) if step.axes is None else step.axes
+    return math.prod(step.shape[axis] for axis in axes.outputs)
+
+
+_SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
+"""Activations of which torch takes the derivative at 0 to be 0."""
+
+
+def _is_dead(step: Step) -> bool:
+    return (
+        _is_constant(step)
+        and step.meets in _SHUT_AT_ZERO
+        and step.initializer in (Zeros(), Constant(0.0))
+    )

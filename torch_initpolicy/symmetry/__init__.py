@@ -1,0 +1,1 @@
+"""Finds units that start identical and stay identical."""

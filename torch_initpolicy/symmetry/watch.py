@@ -1,0 +1,509 @@
+"""Watches the first steps of a training for units that start equal and stay equal.
+
+Uses the training's own weights and gradients; runs nothing of its own, and takes itself off as
+soon as it knows.
+"""
+
+import gc
+import inspect
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from torch_initpolicy.errors import (
+    ArgumentError,
+    SymmetricInitError,
+    SymmetricInitWarning,
+    counted,
+    listing,
+)
+from torch_initpolicy.sites import canonical_modules, require_module, sites
+from torch_initpolicy.symmetry.classify import Outcome, of_modules, remedy, tied
+from torch_initpolicy.symmetry.findings import Finding, describe
+from torch_initpolicy.symmetry.probe import AnyTrack, Journey, Track, TwinTrack, tracks_of
+from torch_initpolicy.symmetry.replica import Values, dense, random_states
+from torch_initpolicy.symmetry.scan import suspects
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+OnSymmetry = Literal["warn", "raise"]
+"""What to do when symmetric units are found: give a `SymmetricInitWarning`, or raise a
+`SymmetricInitError` from the optimizer's step, before it writes."""
+
+
+def warn_on_symmetry(
+    model: nn.Module | None = None, *, on_symmetry: OnSymmetry = "warn"
+) -> "Watch":
+    """Watch the first optimizer steps, and warn once if units are tied or parameters dead.
+
+    At the first step of an optimizer the weights are scanned for equal units. Where there are
+    none, that was all. Else their gradients are compared at this and the following steps; units
+    whose gradients never differ are reported when that is certain: at the second step as a rule,
+    later where something still waits for a zero to move, where random numbers are drawn in the
+    forward pass, or where no gradient arrives at all. Then all hooks are removed.
+
+    Gradients alone do not tell equal output units that no other weight reads (two pieces of a
+    maxout, two towers that meet in a product) from classes of a zero head that the labels treat
+    alike: these are not warned of, and are for `find_symmetry` to judge.
+
+    Works with gradient accumulation, gradient scalers, closures, several optimizers, parameter
+    groups, `torch.compile`, DDP and FSDP2.
+
+    Args:
+        model: The model to watch, wrapped or not; None for every model that an optimizer trains
+            from now on, until the handle is removed.
+        on_symmetry: What to do: `"warn"` or `"raise"`.
+
+    Returns:
+        The handle: `handle.remove()` ends the watch; in a `with` statement the end of the block
+        does.
+
+    Raises:
+        ArgumentError: `on_symmetry` is neither, or `model` is no module.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.constant_(layer.weight, 0.5), nn.init.zeros_(layer.bias)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with warn_on_symmetry(model, on_symmetry="raise"):
+        ...     for _ in range(3):
+        ...         x = torch.randn(16, 4)
+        ...         (model(x) - x[:, :2]).pow(2).mean().backward()
+        ...         optimizer.step()
+        Traceback (most recent call last):
+        torch_initpolicy.errors.SymmetricInitError: symmetry that will stay, in 2 places; the \
+model learns as if it were smaller:
+          - 0.weight: 8 units tied (outputs 0-7); write apply_policy(model, only=['0.weight'])
+          - 2.weight: 8 units tied (inputs 0-7); write apply_policy(model, only=['2.weight'])
+    """
+    if on_symmetry not in ("warn", "raise"):
+        raise ArgumentError(f'on_symmetry is "warn" or "raise", got {on_symmetry!r}')
+    return Watch(None if model is None else require_module(model), on_symmetry)
+
+
+class Watch:
+    """A running watch; `remove()` ends it, and so does leaving its `with` block."""
+
+    def __init__(self, model: nn.Module | None, on_symmetry: OnSymmetry) -> None:
+        self._on_symmetry = on_symmetry
+        self._every_model = model is None
+        self._models = [] if model is None else [_Followed(model)]
+        self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._handles: list[RemovableHandle] = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+
+    def remove(self) -> None:
+        """End the watch and take all hooks off."""
+        for followed in self._models:
+            followed.remove()
+        for handle in self._handles:
+            handle.remove()
+        self._models, self._handles = [], []
+
+    def __enter__(self) -> "Watch":  # noqa: PYI034 - `Self` is newer than Python 3.10
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _has_closure(args, kwargs):
+            self._look(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if _has_closure(args, kwargs):  # which computes the gradients, within the step
+            self._look(optimizer)
+
+    def _look(self, optimizer: Optimizer) -> None:
+        """Show what an optimizer is about to do to all who wait for it."""
+        if self._every_model and optimizer not in self._known:
+            self._known.add(optimizer)
+            known = {id(followed.model) for followed in self._models}
+            new = (root for root in _roots(optimizer) if id(root) not in known)
+            self._models.extend(map(_Followed, new))
+        for followed in list(self._models):
+            if not followed.is_done:
+                followed.look(optimizer)
+                self._finish(followed)
+
+    def _finish(self, followed: "_Followed") -> None:
+        """Say what has been found, once it has."""
+        if not followed.is_done:
+            return
+        followed.remove()
+        if not self._every_model:
+            self.remove()
+        if followed.found and self._on_symmetry == "raise":
+            raise SymmetricInitError(message(followed.found))
+        if followed.found:
+            text = message(followed.found)
+            warnings.warn(text, SymmetricInitWarning, stacklevel=_stacklevel())
+
+
+def _has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    given = [*args, *kwargs.values()]
+    return any(callable(value) and not isinstance(value, Optimizer) for value in given)
+
+
+def message(found: Sequence[Finding]) -> str:
+    """Write findings as the text of a warning or an error."""
+    cases = [
+        f"{f.name}: {f.count} units {f.verdict} ({describe(f.units, f.along)})"
+        + (f"; write {f.remedy}" if f.remedy else "")
+        for f in found
+    ]
+    return (
+        f"symmetry that will stay, in {counted(len(cases), 'place')}; the model learns as if it "
+        f"were smaller:\n{listing(cases)}"
+    )
+
+
+def _stacklevel() -> int:
+    """Return how far up the first caller outside torch and this package is."""
+    inside = ("torch", __name__.partition(".")[0])
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    return max(level, 1)
+
+
+def _roots(optimizer: Optimizer) -> Iterator[nn.Module]:
+    """Yield the outermost modules that hold what an optimizer trains.
+
+    An optimizer knows no modules and a module no parents, so all there are are asked, once.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+    parents = {id(child): module for module in modules for child in module.children()}
+    owners = (m for m in modules if any(id(p) in trained for p in m.parameters(recurse=False)))
+    yield from {id(root): root for root in (_outermost(m, parents) for m in owners)}.values()
+
+
+def _outermost(module: nn.Module, parents: Mapping[int, nn.Module]) -> nn.Module:
+    above = parents.get(id(module))
+    return module if above is None else _outermost(above, parents)
+
+
+#
+# One model
+#
+
+
+class _Followed:
+    """One model, and what has been seen of its training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.found: tuple[Finding, ...] = ()
+        self.is_done = False
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._noise = _Noise(model)
+        self._follower: _Follower | None = None
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.is_done = True
+        self._noise.remove()
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Look at one step of one optimizer; the first that trains the model starts the scan."""
+        if self._follower is None:
+            self._names = {id(p): name for name, p in self.model.named_parameters()}
+            if not any(True for _ in _gradients(optimizer, self._names)):
+                return
+            self._follower = _Follower(self.model)
+        self._follower.look(optimizer, self._noise)
+        self.found = self._follower.found()
+        self.is_done = bool(self.found) or self._follower.is_settled
+
+
+def _gradients(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gradients of the named parameters that an optimizer is about to use."""
+    for name, parameter in _trained(optimizer, names):
+        if parameter.grad is not None:
+            yield name, parameter.grad
+
+
+def _without_gradients(
+    optimizer: Optimizer, names: Mapping[int, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield zeros for the named parameters to which no gradient has come."""
+    for name, parameter in _trained(optimizer, names):
+        if parameter.grad is None:
+            yield name, torch.zeros_like(parameter)
+
+
+def _trained(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters that an optimizer is about to move."""
+    for group in optimizer.param_groups:
+        if float(group.get("lr", 1.0)) == 0.0:  # a warm-up from zero moves nothing yet
+            continue
+        for parameter in group["params"]:
+            if id(parameter) in names:
+                yield names[id(parameter)], parameter
+
+
+_SURE = 1
+"""Steps without news after which a tie is certain where everything moves and nothing is random."""
+
+_WAITING = 5
+"""The same where something may still be waiting for a zero to move, or for units that have parted
+elsewhere: with short steps it takes a few until the others show it."""
+
+_NOISY = 24
+"""The same where random numbers are drawn: the masks of two units may agree by accident."""
+
+_DEAD = 10
+"""Steps with a gradient of exactly zero after which a parameter of zeros is dead."""
+
+_SAME: Mapping[torch.dtype, float] = {torch.float64: 1e-6, torch.float32: 1e-5}
+"""Gradients are equal where they differ by less than this, relatively: rounding makes up 1e-6 at
+most, and units that have just parted move the gradients of others by the step length."""
+
+_SAME_IN_HALF = 3e-2
+
+
+@dataclass
+class _Observed:
+    """A track with what the training has shown it so far.
+
+    Attributes:
+        track: The track.
+        keys: Names of the parameters it needs gradients of.
+        quiet: Steps since anything changed.
+        pending: Gradients that wait for those of another optimizer.
+    """
+
+    track: AnyTrack
+    keys: frozenset[str]
+    quiet: int = 0
+    pending: Values = field(default_factory=dict)
+
+    @property
+    def is_spreading(self) -> bool:
+        """Whether units have parted that got equal gradients before.
+
+        Others tell them apart, by as little as those have moved; what is left of such a group may
+        still be on its way.
+        """
+        return (self.track.parted or 0) > (self.track.stirred or 0)
+
+    def show(self, gradients: Values, idle: Values, step: int) -> None:
+        """Show the track its gradients, once all of them are there.
+
+        Args:
+            gradients: What one optimizer is about to use.
+            idle: Zeros for what it holds without a gradient: experts that no sample has chosen.
+            step: Number of the step.
+        """
+        self.pending |= {key: g for key, g in gradients.items() if key in self.keys}
+        if self.pending:
+            self.pending = {key: g for key, g in idle.items() if key in self.keys} | self.pending
+        if self.pending.keys() < self.keys:
+            return
+        seen, self.pending = self.pending, {}
+        same = max(_SAME.get(g.dtype, _SAME_IN_HALF) for g in seen.values())
+        self.quiet = 0 if self.track.see(seen, step, same) else self.quiet + 1
+
+
+class _Follower:
+    """Follows the suspects of one model through the steps of its optimizers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sites = sites(model)
+        inner = next(module for _, module in canonical_modules(model))
+        found = suspects(inner, self.sites)
+        names = {id(p): name for name, p in inner.named_parameters()}
+        self.tracks = tracks_of(found.likenesses, names)
+        self.twins = [TwinTrack(twin, names) for twin in found.twins]
+        self.observed = [
+            *(_Observed(track, frozenset((track.key,))) for track in self.tracks),
+            *(_Observed(twin, frozenset().union(*twin.keys)) for twin in self.twins),
+        ]
+        wanted = frozenset[str]().union(*(o.keys for o in self.observed))
+        self.names = {number: name for number, name in names.items() if name in wanted}
+        self.journey = Journey()
+        self.patience = _WAITING
+
+    def look(self, optimizer: Optimizer, noise: "_Noise") -> None:
+        """Compare the gradients that an optimizer is about to use."""
+        gradients = {name: dense(g) for name, g in _gradients(optimizer, self.names)}
+        if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
+            return
+        self.journey.note(gradients, (), 0.0)
+        idle = dict(_without_gradients(optimizer, self.names))
+        for observed in self.observed:
+            observed.show(gradients, idle, self.journey.steps)
+        blocked = not all(bool(observed.track.alive.any()) for observed in self.observed)
+        self.patience = noise.patience or (_WAITING if blocked else _SURE)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to learn."""
+        most = max(self.patience, _DEAD)
+        return all(o.track.is_resolved or o.quiet >= most for o in self.observed)
+
+    def found(self) -> tuple[Finding, ...]:
+        """Return what is tied, once any of it is certain; else, at the end, what is dead."""
+        outcome = self._outcome()
+        moving = [o for o in self.observed if o.track.moves_together and not o.is_spreading]
+        certain = any(o.quiet >= self._patience_with(o.track) for o in moving)
+        ties = tuple(_ties(outcome)) if certain and any(_reads(o.track) for o in moving) else ()
+        if ties or not self.is_settled:
+            return ties
+        waited = [o.track for o in self.observed if o.quiet >= _DEAD]
+        dead = ((t, _dead_units(t)) for t in self.tracks if t in waited)
+        findings = {t.likeness.site.name: _dead(t, units) for t, units in dead if units}
+        return tuple(findings.values())
+
+    def _patience_with(self, track: AnyTrack) -> int:
+        """Return the steps to wait for a track; more where what may be its own units has parted."""
+        may_follow = any(_is_of_as_many(other, track) for other in self.tracks if other.parted)
+        return max(self.patience, _WAITING) if may_follow else self.patience
+
+    def _outcome(self) -> Outcome:
+        keys = {
+            site.name: [self.names[id(p)] for p in site.parameters if id(p) in self.names]
+            for site in self.sites
+        }
+        kept = {name: of_site for name, of_site in keys.items() if of_site}
+        stirred, steps = self.journey.stirred, self.journey.steps
+        return Outcome(self.sites, kept, self.tracks, self.twins, {}, stirred, steps)
+
+
+def _is_of_as_many(other: Track, track: AnyTrack) -> bool:
+    """Whether units could be those of another track, or of one of its gates."""
+    if isinstance(track, TwinTrack) or other is track:
+        return False
+    return other.likeness.view.count % track.likeness.view.count == 0
+
+
+def _reads(track: AnyTrack) -> bool:
+    """Whether a tie is not only one of outputs.
+
+    Where hidden units are tied, so are the inputs of what reads them. Outputs alone are tied where
+    the loss treats the outputs of the model alike, which is the loss' affair.
+    """
+    if isinstance(track, TwinTrack):
+        return True
+    like = track.likeness
+    return like.view.along != "outputs" or like.site.role == "embedding"
+
+
+def _ties(outcome: Outcome) -> Iterator[Finding]:
+    trained = (site for site in outcome.sites if site.name in outcome.keys)
+    yield from filter(None, (tied(outcome, site) for site in trained))
+    of_twins = (of_modules(outcome, twin) for twin in outcome.twins)
+    yield from (finding for finding in of_twins if finding.verdict == "tied")
+
+
+def _dead_units(track: Track) -> tuple[int, ...]:
+    """Return the units that have got gradients, and nothing but zeros, by fault of their start.
+
+    All units of a parameter that starts at a constant; or the rows that alone start at zero, but
+    not in a lookup table, which may just not have met them.
+    """
+    like = track.likeness
+    if len(like.units) == like.view.count:
+        return () if bool(track.alive.any()) else tuple(range(like.view.count))
+    if like.is_vector or like.view.along != "outputs" or like.site.role == "embedding":
+        return ()
+    idle = ~track.alive & (like.signs == 0).cpu()
+    return tuple(track.units[idle].tolist())
+
+
+def _dead(track: Track, units: tuple[int, ...]) -> Finding:
+    site = track.likeness.site
+    return Finding(
+        name=site.name,
+        units=(units,),
+        verdict="dead",
+        along=track.likeness.view.along,
+        reason=f"{_DEAD} steps have brought no gradient to {len(units)} units",
+        remedy=remedy(site),
+    )
+
+
+#
+# Random numbers
+#
+
+
+class _Noise:
+    """Hooks on a model that tell whether its forward pass draws random numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before: list[Tensor] | None = None
+        self._has_run = False
+        self._has_drawn = False
+        self._handles = [
+            handle
+            for module in _callable(model)
+            for handle in (
+                module.register_forward_pre_hook(self._enter),
+                module.register_forward_hook(self._leave),
+            )
+        ]
+
+    @property
+    def patience(self) -> int:
+        """Steps to wait for the sake of noise: 0 where there is none."""
+        if self._has_drawn:
+            return _NOISY
+        if self._has_run:
+            return 0
+        return _NOISY if any(map(_drops, self._model.modules())) else _WAITING
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._before = None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._before = random_states()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or self._before is None:
+            return
+        after = random_states()
+        self._has_run = True
+        self._has_drawn |= len(after) != len(self._before) or any(
+            not torch.equal(a, b) for a, b in zip(self._before, after, strict=True)
+        )
+        self._before = None
+
+
+def _callable(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules that have a forward pass: containers have none."""
+    if type(model).forward is not nn.Module.forward:
+        yield model
+        return
+    for child in model.children():
+        yield from _callable(child)
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0  # noqa: SLF001 - torch names no public base

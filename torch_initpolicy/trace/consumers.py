@@ -1,0 +1,199 @@
+"""Where parameters meet the signal: one pass over the graph, in order of execution.
+
+Every value is a signal (it depends on the model's input, or comes out of a weight), an expression
+of parameters, or a constant. A parameter is used where its expression meets a signal.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from torch_initpolicy.trace.expressions import Source, through, whole
+from torch_initpolicy.trace.graph import Graph, Node, Value
+from torch_initpolicy.trace.operator_table import OPS, UNKNOWN, OpRole, slots_of
+
+Kind = Literal["statistic", "inverse", "normalised", "scaled"]
+"""A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""
+
+
+class Use(NamedTuple):
+    """One place where a parameter meets the signal.
+
+    Attributes:
+        source: The parameter's expression.
+        node: The operator that consumes it.
+        slot: The argument that it stands in.
+        value: The value of the whole expression.
+        partner: The signal that it meets, where the operator has a single other operand.
+    """
+
+    source: Source
+    node: Node
+    slot: str
+    value: Value
+    partner: int | None
+
+
+@dataclass(slots=True)
+class Uses:
+    """What the pass found, value by value and node by node.
+
+    Attributes:
+        graph: The recorded forward pass.
+        signals: Values that depend on the model's input, or come out of a weight.
+        sources: Parameters inside each expression of parameters.
+        kinds: Steps of normalisations that are written out in primitives.
+        found: Where parameters meet the signal.
+        weighers: Nodes that apply a weight of the model to the signal.
+        arguments: What `slots` has answered, by node.
+        carrying: What `carried` answers, by node.
+    """
+
+    graph: Graph
+    signals: set[int] = field(default_factory=set)
+    sources: dict[int, tuple[Source, ...]] = field(default_factory=dict)
+    kinds: dict[int, Kind] = field(default_factory=dict)
+    found: list[Use] = field(default_factory=list)
+    weighers: set[int] = field(default_factory=set)
+    arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
+    carrying: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    def role(self, node: Node) -> OpRole:
+        """Return the role of a node's operator."""
+        return OPS.get(node.op, UNKNOWN).role
+
+    def slots(self, node: Node) -> tuple[tuple[str, int], ...]:
+        """Return the values that a node reads, each with the argument it stands in."""
+        known = self.arguments.get(node.index)
+        if known is None:
+            known = tuple(slots_of(node, OPS.get(node.op, UNKNOWN)))
+            self.arguments[node.index] = known
+        return known
+
+    def carried(self, node: Node) -> tuple[int, ...]:
+        """Return the signals whose numbers go into the output of a node that has been read."""
+        return self.carrying[node.index]
+
+
+_READ_ONLY = frozenset({"index", "like", "state", "size"})
+"""Arguments whose numbers do not go into the output."""
+
+
+def uses(graph: Graph) -> Uses:
+    """Read a graph once, from its inputs on.
+
+    Args:
+        graph: The recorded forward pass.
+    """
+    result = Uses(graph)
+    for node in graph.nodes:
+        advance(result, node)
+    return result
+
+
+def advance(result: Uses, node: Node) -> None:
+    """Read the next node, in order of execution: also of a forward pass that is still running."""
+    for value in node.inputs:
+        _enter(result, result.graph.values[value])
+    role, slots = result.role(node), result.slots(node)
+    result.carrying[node.index] = tuple(
+        value for slot, value in slots if value in result.signals and slot not in _READ_ONLY
+    )
+    if role is OpRole.CREATES:
+        return
+    expressions = [(slot, value) for slot, value in slots if value in result.sources]
+    signals = [value for slot, value in slots if value in result.signals and slot != "like"]
+    if expressions and (signals or _weighs(role, expressions)):
+        _meet(result, node, expressions, signals)
+    elif expressions:
+        _express(result, node, [value for _, value in expressions])
+    if signals or _weighs(role, expressions):
+        result.signals.update(node.outputs)
+        _note_kind(result, node, signals, expressions)
+
+
+def _enter(result: Uses, value: Value) -> None:
+    if value.is_input:
+        result.signals.add(value.index)
+    if value.parameter is not None and value.index not in result.sources:
+        result.sources[value.index] = (whole(value.parameter, value.shape),)
+
+
+def _weighs(role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
+    """Say whether an operator is a layer by itself: its output is a signal whatever goes in."""
+    if role in (OpRole.RECURS, OpRole.LOOKS_UP, OpRole.PROJECTS_AND_ATTENDS):
+        return bool(expressions)
+    return role is OpRole.WEIGHS and any(slot == "weight" for slot, _ in expressions)
+
+
+def _meet(
+    result: Uses, node: Node, expressions: Sequence[tuple[str, int]], signals: Sequence[int]
+) -> None:
+    # A recurrent layer reads its first signal; the others are states, or the sizes of a pack.
+    alone = len(set(signals)) == 1 or (bool(signals) and result.role(node) is OpRole.RECURS)
+    partner = signals[0] if alone else None
+    for slot, value in expressions:
+        for source in result.sources[value]:
+            result.found.append(Use(source, node, slot, result.graph.values[value], partner))
+    if _weighs(result.role(node), expressions) or result.role(node) is OpRole.CONTRACTS:
+        result.weighers.add(node.index)
+
+
+def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
+    """Follow the parameters of an operator that reads no signal into its outputs.
+
+    A parameter that comes on two ways (standardised: itself, and its own norm) is followed on the
+    one that keeps more of it.
+    """
+    op = OPS.get(node.op, UNKNOWN)
+    values = result.graph.values
+    least_first = sorted(read, key=lambda value: math.prod(values[value].shape))
+    for output in node.outputs:
+        result.sources[output] = tuple({
+            source.site: through(source, node, op, values[value], values[output])
+            for value in least_first
+            for source in result.sources[value]
+        }.values())  # fmt: skip
+
+
+def _note_kind(
+    result: Uses,
+    node: Node,
+    signals: Sequence[int],
+    expressions: Sequence[tuple[str, int]],
+) -> None:
+    kinds = [result.kinds.get(value) for value in signals]
+    kind = _kind(node, result.role(node), kinds, scaled=bool(expressions))
+    if kind is not None:
+        result.kinds.update(dict.fromkeys(node.outputs, kind))
+
+
+def _kind(node: Node, role: OpRole, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
+    """Say which step of a normalisation a node's output is, given those of what it reads."""
+    if role is OpRole.SUMMARISES or node.op in ("mean", "sum"):
+        return "statistic"
+    if role is OpRole.NORMALISES:
+        return "scaled" if scaled else "normalised"
+    if role is OpRole.MULTIPLIES:
+        return _kind_of_product(node, kinds, scaled=scaled)
+    if role is OpRole.COMPUTES:
+        inverts = node.op in ("rsqrt", "reciprocal", "rdiv") or _is_negative_power(node)
+        return ("inverse" if inverts else "statistic") if "statistic" in kinds else None
+    if role in (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES):
+        return kinds[0] if len(set(kinds)) == 1 else None
+    return None
+
+
+def _kind_of_product(node: Node, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
+    if scaled and "normalised" in kinds:
+        return "scaled"
+    if len(kinds) == 1:
+        return kinds[0]  # times a number
+    divides = node.op.startswith("div") and kinds[-1] == "statistic"
+    return "normalised" if divides or "inverse" in kinds else None
+
+
+def _is_negative_power(node: Node) -> bool:
+    exponent = node.args[1] if len(node.args) > 1 else 1
+    return node.op == "pow" and isinstance(exponent, (int, float)) and exponent < 0

@@ -1,0 +1,1 @@
+"""The only writer: random streams, blocks, shards, and the commit."""

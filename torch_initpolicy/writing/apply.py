@@ -1,0 +1,455 @@
+"""The only writer: carries out steps on the tensors of their sites.
+
+First everything that could fail is looked for or computed aside: memory that cannot be written,
+callables of the user, matrices that are built as a whole, parametrisations that must be inverted.
+Only then is the model written, by threads that share one list of blocks; from there on nothing is
+left that could fail, short of the machine itself. Beside the staged tensors this takes 1 MiB a
+thread.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from typing import cast
+
+import torch
+from torch import Tensor, distributed, nn
+
+from torch_initpolicy.deferred.skip import opened
+from torch_initpolicy.deferred.undrawn import mark_filled
+from torch_initpolicy.errors import ApplyError, PolicyError, listing
+from torch_initpolicy.policy.rules import WEIGHTS_ONLY, is_blanket
+from torch_initpolicy.sites import Site, canonical_modules
+from torch_initpolicy.steps import Step, overflow
+from torch_initpolicy.tensors.base import (
+    Draw,
+    Elementwise,
+    Structured,
+    dtype_name,
+    working_dtype,
+)
+from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer, is_elementwise
+from torch_initpolicy.tensors.layers import buffers_of
+from torch_initpolicy.writing.blocks import (
+    Hand,
+    Job,
+    Task,
+    check_threads,
+    drawn,
+    hands_for,
+    normals,
+    share,
+    tasks_of,
+)
+from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.shards import (
+    Piece,
+    is_sharded,
+    multiply_,
+    obstacles,
+    pieces,
+    shared,
+    whole,
+)
+from torch_initpolicy.writing.streams import (
+    as_seed,
+    check_origin,
+    draws_on,
+    isolated,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one call wrote, and how.
+
+    Attributes:
+        seed: The seed, also where none was given.
+        names: Canonical names of the sites that were written.
+        devices: Types of the devices on which numbers were drawn.
+        blocks: Blocks that this process drew; of a sharded tensor those it holds a part of.
+        staging: Seconds spent on what was computed before the first write.
+        writing: Seconds spent on writing.
+    """
+
+    seed: int
+    names: tuple[str, ...]
+    devices: tuple[str, ...]
+    blocks: int
+    staging: float
+    writing: float
+
+
+def apply_steps(
+    pairs: Iterable[tuple[Site, Step]],
+    seed: int | None = None,
+    *,
+    threads: int | None = None,
+    draw_on: torch.device | str | None = None,
+    model: nn.Module | None = None,
+) -> Written:
+    """Write the values that steps describe into the tensors of their sites.
+
+    The values depend on the seed, the canonical name, the logical shape, the initializer and the
+    type of the device they are drawn on; not on threads, processes or what else is written. A
+    site whose step says `Keep()` is left alone. Ties are one site and are written once; rows of
+    padding become zero; the running statistics of a norm are reset with its weights.
+
+    Args:
+        pairs: Each site with its step.
+        seed: Seed of the random streams, 64 bits. None draws one from torch's global generator;
+            of a model that is sharded, or wrapped by DDP, all processes then take that of the
+            first.
+        threads: Threads that draw on the CPU; None: as many as torch computes with.
+        draw_on: Device that draws, `"cpu"` for the same bits on every device; None: the device
+            that each tensor lives on.
+        model: The model that the sites are of, for what no site shows: norms without weights, whose
+            running statistics are reset together with the weights before them, and DDP.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ApplyError: Something cannot be written, a callable of the user raised, or a
+            parametrisation cannot be given its values. The message lists every case, and the
+            model is exactly as it was before.
+    """
+    started = time.perf_counter()
+    known = list(pairs)
+    with opened(p for site, _ in known for p in site.parameters), _plainly():
+        check_threads(threads)
+        check_origin(draw_on)
+        jobs = _jobs(known, draw_on)
+        seed = _agreed(seed, jobs, model)
+        hands = hands_for(seed, jobs, torch.get_num_threads() if threads is None else threads)
+        staged = _staged(jobs, hands)
+        staged_at = time.perf_counter()
+        _write(jobs, staged, hands)
+        _reset(model, {site.owner: not step.keeps for site, step in known})
+    return Written(
+        seed=seed,
+        names=tuple(job.site.name for job in jobs),
+        devices=tuple(sorted({job.origin.type for job in jobs})),
+        blocks=sum(hand.drawn for hand in hands),
+        staging=staged_at - started,
+        writing=time.perf_counter() - staged_at,
+    )
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Run torch without the modes that happen to be on: gradients, inference, `skip_init`."""
+    off = torch._C.DisableTorchFunction()  # noqa: SLF001 - what torch's notes on extending name
+    with torch.inference_mode(mode=False), torch.no_grad(), off:
+        yield
+
+
+#
+# Before anything is computed
+#
+
+
+def _jobs(pairs: Iterable[tuple[Site, Step]], draw_on: torch.device | str | None) -> list[Job]:
+    """Return what is to be written.
+
+    Raises:
+        ApplyError: Lists every site that cannot be written.
+    """
+    written = [(site, step) for site, step in pairs if not step.keeps]
+    made = [_job_or_why_not(site, step, draw_on) for site, step in written]
+    cases = [str(job) for job in made if isinstance(job, ApplyError)]
+    cases += shared(site for site, _ in written)
+    if cases:
+        raise ApplyError(f"nothing was written:\n{listing(cases)}")
+    return [job for job in made if isinstance(job, Job)]
+
+
+def _job_or_why_not(site: Site, step: Step, draw_on: torch.device | str | None) -> Job | ApplyError:
+    try:
+        return _job(site, step, draw_on)
+    except (ApplyError, PolicyError) as error:
+        return ApplyError(f"{site.name!r} {error}")
+
+
+def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
+    for reason in _obstacles(site, step):
+        raise ApplyError(reason)
+    draws, working = _draws(step), working_dtype(site.dtype)
+    beyond = overflow((draw.spread for draw in draws), site.dtype)
+    if beyond is not None:
+        raise ApplyError(f"({step.initializer}): {beyond}")
+    return Job(
+        site=site,
+        step=step,
+        origin=torch.device(draw_on or draws_on(site.device)),
+        held=pieces(site.parameters[0]) if site.storage == "plain" else (),
+        draws=draws,
+        working=working,
+    )
+
+
+def _obstacles(site: Site, step: Step) -> Iterator[str]:
+    """Yield what keeps a site from being written by a step."""
+    yield from obstacles(site)
+    if tuple(step.shape) != site.shape:
+        yield f"has shape {site.shape}, its step is for {tuple(step.shape)}; make a new plan"
+    if any(map(torch.is_inference, site.owner.buffers(recurse=False))):
+        yield "is held by a module whose buffers were made under torch.inference_mode()"
+
+
+def _draws(step: Step) -> tuple[Draw, ...]:
+    """Return the distributions of an element-wise initializer's packed blocks, else nothing.
+
+    Raises:
+        PolicyError: One of the package's own initializers does not fit the shape or its axes.
+    """
+    initializer = step.initializer
+    if is_elementwise(initializer):
+        return cast("Elementwise", initializer).draws(step.shape, step.axes)
+    if _is_known(initializer):
+        cast("Structured", initializer).spread(step.shape, step.axes)
+    return ()
+
+
+def _is_known(initializer: Initializer) -> bool:
+    """Tell the package's own initializers from code of the user."""
+    return isinstance(initializer, BUILTIN) and not isinstance(initializer, From)
+
+
+def _agreed(seed: int | None, jobs: Sequence[Job], model: nn.Module | None) -> int:
+    """Return the seed; where none is given, the one that the first of all processes drew."""
+    own = as_seed(seed)
+    if seed is not None or not jobs:
+        return own
+    device, groups = _common(jobs, model)
+    number = torch.tensor(own, device=device)
+    for group in groups:
+        distributed.broadcast(number, distributed.get_global_rank(group, 0), group)
+    return int(number)
+
+
+def _common(
+    jobs: Sequence[Job], model: nn.Module | None
+) -> tuple[torch.device | str, list[distributed.ProcessGroup]]:
+    """Return where processes meet that hold the model, and the groups along which they agree."""
+    parameters = (parameter for job in jobs for parameter in job.site.parameters)
+    meshes = [parameter.device_mesh for parameter in parameters if is_sharded(parameter)]
+    if meshes:
+        mesh = max(meshes, key=lambda mesh: mesh.size())
+        return mesh.device_type, mesh.get_all_groups()
+    modules = () if model is None else model.modules()
+    wrappers = (m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel))
+    return jobs[0].site.device, [wrapper.process_group for wrapper in wrappers]
+
+
+#
+# Staging: what could fail
+#
+
+
+def _staged(jobs: Sequence[Job], hands: Sequence[Hand]) -> list[Task]:
+    """Compute what is not drawn in place; return what remains to be done with it.
+
+    Raises:
+        ApplyError: Lists every site whose values could not be computed.
+    """
+    threaded, serial = _parted((job for job in jobs if not job.is_direct), _is_own_work)
+    found: dict[str, Task | ApplyError] = {}
+
+    def stage(job: Job, hand: Hand) -> None:
+        found[job.site.name] = _attempt(job, hand)
+
+    threaded.sort(key=lambda job: -math.prod(job.site.shape))
+    share((partial(stage, job) for job in threaded), hands[: len(threaded)])
+    share((partial(stage, job) for job in serial), hands[:1])
+    outcomes = [found[job.site.name] for job in (*threaded, *serial)]
+    errors = [error for error in outcomes if isinstance(error, ApplyError)]
+    if errors:
+        failed = (job for job in jobs if isinstance(found.get(job.site.name), ApplyError))
+        lines = [listing(list(map(str, errors))), *_remedies(failed)]
+        raise ApplyError("\n".join(("nothing was written:", *lines))) from errors[0]
+    return [task for task in outcomes if not isinstance(task, ApplyError)]
+
+
+def _remedies(failed: Iterable[Job]) -> Iterator[str]:
+    """Yield what would help with many failures at once."""
+    steps = [job.step for job in failed]
+    functions = any(isinstance(step.initializer, From) for step in steps)
+    if functions and all(is_blanket(step.rule, step.role) for step in steps):
+        yield WEIGHTS_ONLY
+
+
+def _parted(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
+    """Part the jobs that pass a test from those that do not."""
+    parts: tuple[list[Job], list[Job]] = ([], [])
+    for job in jobs:
+        parts[not test(job)].append(job)
+    return parts
+
+
+def _is_own_work(job: Job) -> bool:
+    """Tell whether any thread may compute a job: nothing of the user runs, and on the CPU."""
+    known = _is_known(job.step.initializer)
+    return known and job.site.storage == "plain" and job.origin.type == "cpu"
+
+
+def _attempt(job: Job, hand: Hand) -> Task | ApplyError:
+    """Compute a job's values aside, or say why not."""
+    try:
+        return _prepared(job, hand)
+    except ApplyError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - whatever a user's callable may raise
+        failure = _refused(job, f"raised {error!r}")
+        failure.__cause__ = error
+        return failure
+
+
+def _prepared(job: Job, hand: Hand) -> Task:
+    if _is_own_work(job):
+        return _prepare(job, hand)
+    with isolated(job.origin, hand.key(job, _GLOBAL)):
+        return _prepare(job, hand)
+
+
+_GLOBAL = 1 << 63
+"""Salt of the stream that stands in for torch's global generators."""
+
+
+def _prepare(job: Job, hand: Hand) -> Task:
+    site = job.site
+    target = _target(job, hand).to(site.device, site.dtype)
+    _check_finite(job, target)
+    _zero_padding(job, [whole(target)])
+    if site.storage != "plain":
+        return partial(_store, site, _behind(job, target))
+    return partial(_place, [(piece, _own(piece.part_of(target))) for piece in job.held])
+
+
+def _behind(job: Job, target: Tensor) -> Behind:
+    """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
+    found = _reached(job.site, target)
+    if not job.step.factors:
+        return found
+    multiplied = found.reading.clone()
+    multiply_([whole(multiplied)], job.step.factors)
+    return _reached(job.site, multiplied)
+
+
+def _reached(site: Site, target: Tensor) -> Behind:
+    """Find what lies behind a site, or raise in its name."""
+    try:
+        return behind(site, target)
+    except ApplyError as error:
+        raise ApplyError(f"{_title(site)}: {error}") from error
+
+
+def _own(part: Tensor) -> Tensor:
+    """Return a part that keeps no more memory alive than it needs."""
+    return part if part.numel() * part.itemsize == part.untyped_storage().nbytes() else part.clone()
+
+
+def _target(job: Job, hand: Hand) -> Tensor:
+    """Return the whole logical tensor that a job asks for."""
+    initializer = job.step.initializer
+    if job.draws:
+        return drawn(job, hand)
+    if _is_known(initializer):
+        normal = partial(normals, job, hand, count())
+        return cast("Structured", initializer).build(job.site.shape, job.step.axes, normal)
+    return _called(job, hand)
+
+
+def _called(job: Job, hand: Hand) -> Tensor:
+    """Let code of the user fill a copy of what the site holds now."""
+    now = reading(job.site).to(job.origin, job.working)
+    copy = now.clone(memory_format=torch.contiguous_format)
+    job.step.initializer(copy, job.step.axes, generator=hand.stream(job)(0))
+    made, wanted = ((tuple(t.shape), t.dtype, t.device) for t in (copy, now))
+    if made != wanted:
+        raise _refused(job, f"made {_described(copy)} of a tensor {_described(now)}")
+    return copy
+
+
+def _described(tensor: Tensor) -> str:
+    return f"of shape {tuple(tensor.shape)}, {dtype_name(tensor.dtype)}, on {tensor.device}"
+
+
+def _check_finite(job: Job, target: Tensor) -> None:
+    """Raise where values are not finite, be it for the dtype of the site alone."""
+    wrong = int(target.isfinite().logical_not().sum())
+    if wrong:
+        raise _refused(
+            job, f"gives {wrong} of {target.numel()} elements that are not finite in {target.dtype}"
+        )
+
+
+def _refused(job: Job, why: str) -> ApplyError:
+    return ApplyError(f"{_title(job.site)}: {job.step.initializer} {why}")
+
+
+def _title(site: Site) -> str:
+    return f"{site.name!r} ({site.kind}, {site.shape})"
+
+
+def _zero_padding(job: Job, held: Iterable[Piece]) -> None:
+    """Zero the row of an embedding that stands for nothing."""
+    row = job.step.padding
+    if row is None:
+        return
+    for piece in held:
+        first = piece.box[0].start
+        piece.tensor[max(row - first, 0) : max(row + 1 - first, 0)].zero_()
+
+
+#
+# Writing: what cannot fail
+#
+
+
+def _write(jobs: Sequence[Job], staged: Sequence[Task], hands: Sequence[Hand]) -> None:
+    direct = [job for job in jobs if job.is_direct]
+    threaded, serial = _parted(direct, lambda job: job.origin.type == "cpu")
+    _wait_for([job.site.device for job in threaded])
+    share(chain.from_iterable(map(tasks_of, threaded)), hands)
+    share(chain(staged, chain.from_iterable(map(tasks_of, serial))), hands[:1])
+    for job in direct:
+        _zero_padding(job, job.held)
+    for job in (job for job in jobs if job.step.factors):
+        multiply_(job.held, job.step.factors)
+    for parameter in (parameter for job in jobs for parameter in job.site.parameters):
+        mark_filled(parameter)
+
+
+def _wait_for(devices: Iterable[torch.device]) -> None:
+    """Let accelerators finish what they do, where threads of the CPU are going to write on them."""
+    for device in {device for device in devices if device.type != "cpu"}:
+        torch.accelerator.synchronize(device)
+
+
+def _place(parts: Iterable[tuple[Piece, Tensor]], hand: Hand) -> None:
+    for piece, part in parts:
+        piece.tensor.copy_(part)
+
+
+def _store(site: Site, found: Behind, hand: Hand) -> None:
+    store(site, found)
+
+
+def _reset(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> None:
+    """Reset the running statistics of norms.
+
+    Args:
+        model: The model, or None where only modules with weights are to be looked at.
+        owners: Modules that hold sites, and whether these were written.
+    """
+    modules = owners if model is None else [module for _, module in canonical_modules(model)]
+    fresh = False
+    for module in modules:
+        fresh = owners.get(module, fresh)
+        for name, value in buffers_of(module).items() if fresh else ():
+            module.get_buffer(name).fill_(value)

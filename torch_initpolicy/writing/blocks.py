@@ -1,0 +1,245 @@
+"""Drawing: threads that take blocks from one list, each with a generator of its own.
+
+Drawing a block cannot fail: all that could is looked for in `writing.apply`, which knows what is to
+be drawn and where else values come from.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.sites import Site
+from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.base import Draw
+from torch_initpolicy.tensors.distributions import fill_with
+from torch_initpolicy.writing.shards import Piece, whole
+from torch_initpolicy.writing.streams import BLOCK, Seek, key, keys, seeker
+
+Task = Callable[["Hand"], None]
+"""A piece of work that draws with the hand of the thread that does it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A site that is to be written.
+
+    Attributes:
+        site: The site.
+        step: What its plan says.
+        origin: Device on which its numbers are drawn.
+        held: What this process holds of it; nothing where it is parametrised.
+        draws: Distributions of its packed blocks, or nothing where it is not element-wise.
+        working: The dtype in which its values are computed.
+    """
+
+    site: Site
+    step: Step
+    origin: torch.device
+    held: tuple[Piece, ...]
+    draws: tuple[Draw, ...]
+    working: torch.dtype
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it can be written element by element, in place, and without failing."""
+        return self.site.storage == "plain" and len(self.draws) > 0
+
+    @property
+    def constant(self) -> float | None:
+        """The one value that all elements get, or None."""
+        first, *others = {draw.spread for draw in self.draws}
+        return first.mean if first.std == 0 and not others else None
+
+
+#
+# Threads
+#
+
+
+class Hand:
+    """What one thread draws with: a generator and room for one block on each device."""
+
+    def __init__(self, seed: int, devices: Iterable[torch.device]) -> None:
+        self.drawn = 0
+        self._seed = seed
+        self._seeks: dict[torch.device, Seek] = {device: seeker(device) for device in devices}
+        self._rooms = {
+            device: torch.empty(_ROOM, dtype=torch.uint8, device=device) for device in self._seeks
+        }
+
+    def key(self, job: Job, salt: int) -> int:
+        """Return the key of the first block of one of a job's streams."""
+        return key(self._seed, job.site.name, 0, salt=salt)
+
+    def stream(self, job: Job, salt: int = 0) -> Seek:
+        """Return a function from the number of a block to the generator at the block's start."""
+        seek, of = self._seeks[job.origin], keys(self._seed, job.site.name, salt=salt)
+        return lambda block: seek(of(block))
+
+    def room(self, job: Job, count: int) -> Tensor:
+        """Return undefined memory for `count` elements, until the next call."""
+        return self._rooms[job.origin][: count * job.working.itemsize].view(job.working)
+
+
+_ROOM = BLOCK * torch.complex128.itemsize
+_WORTH = 4
+"""Blocks of work that make up for starting a thread."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that is none.
+
+    Raises:
+        ApplyError: It is no positive integer.
+    """
+    if threads is None:
+        return
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ApplyError(
+            f"threads is a number from 1 on, or None for as many as torch computes with; "
+            f"got {threads!r}"
+        )
+
+
+def hands_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Hand]:
+    """Return one hand per thread that has something to do."""
+    elements = sum(math.prod(job.site.shape) for job in jobs)
+    threads = max(1, min(threads, elements // (BLOCK * _WORTH)))
+    devices = {job.origin for job in jobs}
+    processor = {device for device in devices if device.type == "cpu"}
+    return [Hand(seed, devices), *(Hand(seed, processor) for _ in range(threads - 1))]
+
+
+def share(tasks: Iterable[Task], hands: Sequence[Hand]) -> None:
+    """Do all tasks, with one thread per hand that takes the next task from a common list.
+
+    Each thread computes on one core: the threads share the cores already, and linear algebra
+    gives other bits on more of them.
+    """
+    left = iter(tasks)
+    lock = threading.Lock()
+
+    def take() -> Task | None:
+        with lock:
+            return next(left, None)
+
+    def work(hand: Hand) -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            for task in iter(take, None):
+                task(hand)
+
+    with cores_restored():
+        if len(hands) < 2:
+            for hand in hands:
+                work(hand)
+            return
+        with ThreadPoolExecutor(len(hands)) as pool:
+            list(pool.map(work, hands))
+
+
+@contextmanager
+def cores_restored() -> Iterator[None]:
+    """Let torch compute on as many cores as before.
+
+    `set_num_threads` is for the thread that calls it, and also for all that start after it.
+    """
+    cores = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)
+
+
+#
+# Blocks
+#
+
+
+def tasks_of(job: Job) -> Iterator[Task]:
+    """Yield the work on one site: a fill where all values are one, else a draw for each block."""
+    if job.constant is not None:
+        yield partial(_fill, job.held, job.constant)
+        return
+    yield from chain.from_iterable(_draws_of(job, piece) for piece in job.held)
+
+
+def _fill(held: Iterable[Piece], value: float, hand: Hand) -> None:
+    for piece in held:
+        piece.tensor.fill_(value)
+
+
+def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
+    """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
+    same = piece.tensor.dtype == job.working and piece.tensor.device == job.origin
+    flat = piece.flat if same else None
+    inside = range(0) if flat is None else _inside(piece)
+    for blocks in _cut(inside, _VIEWED):
+        start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
+        views = torch.split(cast("Tensor", flat)[start:stop], BLOCK)
+        for few in _cut(range(len(views)), _AT_ONCE):
+            first = blocks.start + few.start
+            yield partial(_draw, job, first, views[few.start : few.stop])
+    outside = (block for block in piece.blocks(BLOCK) if block not in inside)
+    yield from (partial(_draw_apart, job, piece, block) for block in outside)
+
+
+_AT_ONCE = 4
+"""Blocks that a thread takes at once: fewer cost more, more leave threads idle at the end."""
+
+_VIEWED = 64
+"""Blocks whose views are made at once; all views of a large tensor would take megabytes."""
+
+
+def _inside(piece: Piece) -> range:
+    """Return the blocks that lie within a piece; the last block of a tensor may be short."""
+    start, stop = piece.run.start, piece.run.stop
+    return range(-(-start // BLOCK), -(-stop // BLOCK) if stop == piece.elements else stop // BLOCK)
+
+
+def _cut(numbers: range, size: int) -> Iterator[range]:
+    return (numbers[at : at + size] for at in range(0, len(numbers), size))
+
+
+def _draw(job: Job, first: int, views: Sequence[Tensor], hand: Hand) -> None:
+    """Draw consecutive blocks, each into its own tensor."""
+    shape, axes, stream = job.site.shape, job.step.axes, hand.stream(job)
+    for block, values in enumerate(views, first):
+        generator = stream(block)
+        fill_with(job.draws, values, shape, axes, start=block * BLOCK, generator=generator)
+    hand.drawn += len(views)
+
+
+def _draw_apart(job: Job, piece: Piece, block: int, hand: Hand) -> None:
+    """Draw a block aside, and write what the piece holds of it."""
+    start = block * BLOCK
+    values = hand.room(job, min(BLOCK, piece.elements - start))
+    _draw(job, block, [values], hand)
+    piece.put(values, start)
+
+
+def drawn(job: Job, hand: Hand) -> Tensor:
+    """Draw all blocks of a tensor that is written otherwise than in place."""
+    target = torch.empty(job.site.shape, dtype=job.working, device=job.origin)
+    for task in _draws_of(job, whole(target)):
+        task(hand)
+    return target
+
+
+def normals(job: Job, hand: Hand, salts: Iterator[int], shape: Sequence[int]) -> Tensor:
+    """Hand out standard normals, from the next stream of the job at each call."""
+    stream = hand.stream(job, next(salts))
+    values = torch.empty(shape, dtype=job.working, device=job.origin)
+    for block, part in enumerate(torch.split(values.view(-1), BLOCK)):
+        part.normal_(generator=stream(block))
+    return values
