@@ -1,7 +1,6 @@
 """The verbs, end to end: what a user is promised of planning, applying and materialising."""
 
 import copy
-import gc
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -560,45 +559,6 @@ def test_a_rule_for_what_layers_meet_is_a_rule_for_their_weights():
     assert plan["0.bias"].initializer == initializers.Zeros()
     assert with_bias["0.bias"].initializer == initializers.Constant(0.1)
     assert with_bias["4.bias"].initializer == initializers.Zeros()
-
-
-@pytest.fixture(params=[True, False], ids=["on", "off"])
-def collecting(request):
-    """Whether the garbage collector is on; as it was afterwards."""
-    before = gc.isenabled()
-    (gc.enable if request.param else gc.disable)()
-    yield request.param
-    (gc.enable if before else gc.disable)()
-
-
-class TestGarbageCollector:
-    """Planning rests the collector, and leaves it as it was."""
-
-    def test_it_rests_while_a_plan_is_made(self, collecting):
-        """It is off in the forward pass that is recorded, and afterwards what it was before."""
-        seen = []
-        model = nn.Sequential(nn.Linear(4, 4))
-        model.register_forward_hook(lambda *_: seen.append(gc.isenabled()))
-        plan_policy(model, example_inputs=torch.zeros(1, 4))
-
-        assert set(seen) == {False}
-        assert gc.isenabled() is collecting
-
-    def test_a_forward_that_raises(self, collecting):
-        """An error on the way changes nothing about that."""
-        with pytest.raises(TraceError):
-            plan_policy(small(), example_inputs=torch.zeros(1, 7))
-
-        assert gc.isenabled() is collecting
-
-    def test_plans_in_several_threads(self, collecting):
-        """Threads that plan at once leave it as the first of them has found it."""
-        models = [nn.Sequential(*(nn.Linear(4, 4) for _ in range(n))) for n in range(1, 9)]
-        with ThreadPoolExecutor(4) as pool:
-            plans = list(pool.map(lambda model: plan_policy(model, "xavier"), models))
-
-        assert [len(plan.steps) for plan in plans] == [2 * n for n in range(1, 9)]
-        assert gc.isenabled() is collecting
 
 
 class TestThreads:
