@@ -263,7 +263,7 @@ def _kept(step: Step, before: Step) -> Step:
         step,
         initializer=before.initializer,
         std=before.std,
-        axes=before.axes,
+        torch_axes=before.torch_axes,
         padding=before.padding,
         reason=before.reason,
     )

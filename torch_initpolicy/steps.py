@@ -1,6 +1,6 @@
 """A step: what is to happen to one site, and why.
 
-Knows initializers and shapes; has never heard of rules, or of how a step is carried out.
+Knows facts, initializers and shapes; neither rules nor how a step is carried out.
 """
 
 import itertools
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_initpolicy.tensors.axes import Axes, conventional
+from torch_initpolicy.tensors.axes import Axes, block_fans, conventional
 from torch_initpolicy.tensors.base import Spread, dtype_name
 from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.facts import Evidence
+from torch_initpolicy.trace.facts import Evidence, Facts
 
 Number = float | tuple[float, ...] | None
 """One number, one for each packed block where these differ, or None where it has no meaning."""
@@ -24,33 +24,27 @@ Number = float | tuple[float, ...] | None
 class Step:
     """What is to happen to one site, and why.
 
+    The facts can be read off the step itself: `role`, `op`, `meets`, `fed_by`, `evidence`,
+    `fan_in` and `fan_out`.
+
     Attributes:
         name: Canonical name of the site.
         names: All its canonical names; the others are its ties.
         shape: Its logical shape.
         dtype: Its dtype.
         owner: Class name of the module that holds it.
-        role: What the parameter does.
-        op: The operator that consumes it, or None.
-        meets: Name of the activation its output meets, the nearest of all packed blocks, or None.
-        fed_by: Name of the activation its input comes from, or None.
-        fan_in: Connections into one output unit.
-        fan_out: Connections out of one input unit.
+        facts: What is known about it.
         initializer: How it is filled, all numbers resolved.
         std: Standard deviation of what will be drawn.
         rule: The matcher that chose the initializer, as the policy writes it; where packed blocks
             come to different things, all that chose one, with `; ` between.
-        evidence: How the facts came to be known.
         reason: One sentence for people.
-        axes: What its axes mean, or None.
         padding: Row that stays zero, or None.
-        feeds_output: Whether its output is the model's own, with no weight behind it.
-        ends_residual: Whether it is the last weight of a residual branch.
-        neighbours: Names of the weights that decide whether its units can part; see
-            `Facts.neighbours`. None where the order of registration has to do.
         factors: What is multiplied to the filled values: one number for all of them, or one for
             each of as many equal parts along the first axis (a calibration of packed queries, keys
             and values); empty where there is nothing to multiply. Of a kept site a mere record.
+        torch_axes: Whether the initializer takes the axes to be torch's own, `(out, in, *kernel)`,
+            whatever the facts say: a draw that a constructor of torch left out is made up for.
     """
 
     name: str
@@ -58,23 +52,54 @@ class Step:
     shape: tuple[int, ...]
     dtype: torch.dtype
     owner: str
-    role: Role
-    op: str | None
-    meets: str | None
-    fed_by: str | None
-    fan_in: Number
-    fan_out: Number
+    facts: Facts
     initializer: Initializer
     std: Number
     rule: str
-    evidence: Evidence
     reason: str
-    axes: Axes | None = None
     padding: int | None = None
-    feeds_output: bool = False
-    ends_residual: bool = False
-    neighbours: tuple[str, ...] | None = None
     factors: tuple[float, ...] = ()
+    torch_axes: bool = False
+
+    @property
+    def role(self) -> Role:
+        """What the parameter does."""
+        return self.facts.role
+
+    @property
+    def op(self) -> str | None:
+        """The operator that consumes the site, or None."""
+        return self.facts.op
+
+    @property
+    def meets(self) -> str | None:
+        """Name of the activation its output meets, the nearest of all packed blocks, or None."""
+        return None if self.facts.meets is None else self.facts.meets.name
+
+    @property
+    def fed_by(self) -> str | None:
+        """Name of the activation its input comes from, or None."""
+        return None if self.facts.fed_by is None else self.facts.fed_by.name
+
+    @property
+    def evidence(self) -> Evidence:
+        """How the facts came to be known."""
+        return self.facts.evidence
+
+    @property
+    def fan_in(self) -> Number:
+        """Connections into one output unit."""
+        return merged(fan.fan_in for fan in block_fans(self.shape, self.facts.axes))
+
+    @property
+    def fan_out(self) -> Number:
+        """Connections out of one input unit."""
+        return merged(fan.fan_out for fan in block_fans(self.shape, self.facts.axes))
+
+    @property
+    def axes(self) -> Axes | None:
+        """The axes that the initializer goes by; None for torch's own layout."""
+        return None if self.torch_axes else self.facts.axes
 
     @property
     def keeps(self) -> bool:
@@ -85,6 +110,17 @@ class Step:
     def elements(self) -> int:
         """How many elements the site has."""
         return math.prod(self.shape)
+
+
+def merged(numbers: Iterable[float]) -> Number:
+    """Return one number where all packed blocks have the same, else all of them.
+
+    Examples:
+        >>> merged([3, 3]), merged([3, 4]), merged([])
+        (3, (3, 4), None)
+    """
+    each = tuple(numbers)
+    return (each[0] if len(set(each)) == 1 else each) if each else None
 
 
 _FARTHEST = 6.0
@@ -157,7 +193,7 @@ def _alike(known: Mapping[str, Step]) -> set[str]:
     while parted := {
         name
         for name in alike - dead
-        if any(o.name not in alike and name in (o.neighbours or ()) for o in beside[name])
+        if any(o.name not in alike and name in (o.facts.neighbours or ()) for o in beside[name])
     }:
         alike -= parted
     return alike
@@ -168,7 +204,7 @@ def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
     in_order = [name for name, step in known.items() if step.role != "embedding"]
     after = {name: (following,) for name, following in itertools.pairwise(in_order)}
     names = {
-        name: after.get(name, ()) if step.neighbours is None else step.neighbours
+        name: after.get(name, ()) if step.facts.neighbours is None else step.facts.neighbours
         for name, step in known.items()
     }
     return {name: [known[o] for o in others if o in known] for name, others in names.items()}
@@ -176,7 +212,7 @@ def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:
 
 def _is_hidden(step: Step) -> bool:
     """Tell whether a step is for a hidden layer of several units."""
-    ends = step.feeds_output or step.ends_residual or step.role == "embedding"
+    ends = step.facts.feeds_output or step.facts.ends_residual or step.role == "embedding"
     return not ends and _units(step) > 1
 
 

@@ -15,7 +15,7 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.gains import Activation, Moments
 from torch_initpolicy.tensors.initializers import (
     ICNR,
     Blocks,
@@ -170,7 +170,7 @@ class TestComparing:
             {"shape": (50, 9)},
             {"dtype": torch.float64},
             {"initializer": Normal(0.1)},
-            {"axes": Axes(inputs=(0,), outputs=(1,))},
+            {"facts": Facts("weight", Axes(inputs=(0,), outputs=(1,)))},
             {"padding": 0},
         ],
         ids=lambda change: next(iter(change)),
@@ -248,15 +248,44 @@ class TestSaving:
         data = json.loads(plan(unknown_operators={"my_op": 3}).to_json())
         step = data["steps"][0]
 
-        assert data["format"] == 1
+        assert data["format"] == 2
         assert data["policy"] == "auto"
         assert data["unknown_operators"] == {"my_op": 3}
         assert step["dtype"] == "float32"
         assert step["shape"] == [50, 8]
         assert step["meets"] == "relu"
         assert step["fed_by"] is None
+        assert (step["fan_in"], step["fan_out"]) == (8, 50)
         assert step["std"] == 0.5
         assert step["initializer"]["class"] == "VarianceScaling"
+
+    def test_first_format(self):
+        """Files of the first format, which had fewer facts in a step, are still read."""
+        step = {
+            "name": "0.weight", "names": ["0.weight"], "shape": [50, 8], "dtype": "float32",
+            "owner": "Linear", "role": "weight", "op": "linear", "meets": "relu", "fed_by": None,
+            "fan_in": 8, "fan_out": 50, "initializer": {"class": "Zeros"}, "std": 0.0,
+            "rule": "role('weight')", "evidence": "traced", "reason": "zeros",
+            "axes": {"class": "Axes", "inputs": [1], "outputs": [0]}, "feeds_output": True,
+            "ends_residual": False, "neighbours": ["2.weight"], "factors": [],
+        }  # fmt: skip
+        text = json.dumps({"format": 1, "policy": "he", "unknown_operators": {}, "steps": [step]})
+        (read,) = Plan.from_json(text)
+
+        assert (read.meets, read.fan_in, read.evidence) == ("relu", 8, "traced")
+        assert (read.facts.feeds_output, read.facts.neighbours) == (True, ("2.weight",))
+
+    def test_facts(self):
+        """Everything that is known of a site survives, activations with parameters included."""
+        leaky, odd = Activation("leaky_relu", 0.3), Activation("own", moments=Moments(0.0, 0.5, 1))
+        axes = Axes((1,), (0,), blocks=(2, 4))
+        whole = Facts("weight", axes, meets=leaky, fed_by=odd, residual_branches=3, evidence="ran")
+        first = dataclasses.replace(whole, meets=None)
+        known = {"weight": dataclasses.replace(whole, blocks=(first, whole))}
+        made = make_plan(nn.Linear(4, 6), known, presets.he())
+
+        assert Plan.from_json(made.to_json()) == made
+        assert made["weight"].meets == "leaky_relu"
 
     def test_code_of_the_users(self):
         """A function of the user's is kept by name, and refused when it is to run."""
@@ -276,7 +305,7 @@ class TestSaving:
     @pytest.mark.parametrize(
         ("change", "error", "words"),
         [
-            ({"format": 2}, PolicyError, "no plan of format = 1"),
+            ({"format": 3}, PolicyError, "no plan of format = 1 or 2"),
             ({"steps": {}}, PolicyError, "steps is an array"),
             ({"steps": [3]}, PolicyError, r"plan\.steps\[0\]: a step is an object"),
             ({"steps": [{"nmae": "x"}]}, UnknownNameError, "did you mean 'name'"),

@@ -65,7 +65,7 @@ class TestJSON:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            pytest.param({"format": 2}, "no receipt of format = 1", id="format"),
+            pytest.param({"format": 3}, "no receipt of format = 1 or 2", id="format"),
             pytest.param({"plan": None}, "no plan", id="no plan"),
             pytest.param({"seed": "five"}, "receipt.seed must be", id="seed"),
             pytest.param({"devices": [1]}, "receipt.devices must be", id="devices"),

@@ -10,7 +10,7 @@ from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, matchers
-from torch_initpolicy.policy.matchers import Matcher, fans_of
+from torch_initpolicy.policy.matchers import Matcher
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation, Moments
 
@@ -283,7 +283,6 @@ class TestSizes:
     def test_no_fan(self):
         """What is no linear map has no fans, whatever the bounds."""
         assert not answers(match.fan(fan_in=(0, None)), BIAS)
-        assert fans_of(BIAS, facts(BIAS)) == ()
 
     @pytest.mark.parametrize(
         "bounds", [(None, None), (3, 1), (1,), (1, 2, 3), ("1", 2), (float("nan"), 2)], ids=repr

@@ -38,7 +38,8 @@ def uniform():
 def plan(uniform):
     """The same, with one step known from elsewhere."""
     *steps, last = uniform
-    return dataclasses.replace(uniform, steps=(*steps, dataclasses.replace(last, evidence="order")))
+    facts = dataclasses.replace(last.facts, evidence="order")
+    return dataclasses.replace(uniform, steps=(*steps, dataclasses.replace(last, facts=facts)))
 
 
 def printed(table, width):

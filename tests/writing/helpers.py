@@ -21,6 +21,7 @@ from torch_initpolicy.tensors.initializers import (
     Zeros,
     he_normal,
 )
+from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.writing.apply import Written, apply_steps
 
 
@@ -32,18 +33,11 @@ def step_for(site: Site, initializer: Initializer) -> Step:
         shape=site.shape,
         dtype=site.dtype,
         owner=site.kind,
-        role=site.role,
-        op=None,
-        meets=None,
-        fed_by=None,
-        fan_in=None,
-        fan_out=None,
+        facts=Facts(site.role, site.axes),
         initializer=initializer,
         std=None,
         rule="test",
-        evidence="type",
         reason="because a test says so",
-        axes=site.axes,
         padding=site.padding,
     )
 

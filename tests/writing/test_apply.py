@@ -76,7 +76,7 @@ class TestPlaces:
         model = layer(800, 512)
         (site, step), *_ = pairs(model, lambda site: xavier_normal())
         axes = Axes((1,), (0,), blocks=(512, 144, 144))
-        apply_steps([(site, replace(step, axes=axes))], 0)
+        apply_steps([(site, replace(step, facts=replace(step.facts, axes=axes)))], 0)
         found = [part.std().item() for part in model.weight.split([512, 144, 144])]
         expected = [math.sqrt(2 / (512 + rows)) for rows in (512, 144, 144)]
 

@@ -74,7 +74,8 @@ def filled(initializer, shape, axes=None, dtype=torch.float32, seed=0, factors=(
     model = nn.Module()
     model.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
     (site,) = sites(model)
-    step = replace(step_for(site, initializer), axes=axes, factors=factors)
+    step = step_for(site, initializer)
+    step = replace(step, facts=replace(step.facts, axes=axes), factors=factors)
     apply_steps([(site, step)], seed)
     return model.weight.detach(), (site, step)
 

@@ -363,7 +363,7 @@ def as_constructed(step: Step, pending: Pending, source: str = "the constructor"
         step,
         initializer=pending.initializer,
         std=spread.std if isinstance(spread, Spread) else None,
-        axes=None,
+        torch_axes=True,
         padding=pending.padding,
         reason=f"kept: what {source} would have drawn, from a stream of its own",
     )

@@ -5,7 +5,7 @@ Everything that can be wrong is found here, before a tensor is touched, and rais
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -23,12 +23,12 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.planning.describe import figure, ranges, told
 from torch_initpolicy.planning.plan import Plan
-from torch_initpolicy.policy.matchers import Name, fans_of
+from torch_initpolicy.policy.matchers import Name
 from torch_initpolicy.policy.recipes import Recipe
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, InitPolicy, Rule, filling, is_blanket
 from torch_initpolicy.sites import Site, sites
-from torch_initpolicy.steps import Number, Step, overflow
-from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.steps import Number, Step, merged, overflow
+from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.base import (
     Context,
     Elementwise,
@@ -80,11 +80,6 @@ class Choice:
     def is_settled(self) -> bool:
         """Whether it is known what becomes of the site."""
         return self.rule is not None or self.kept is not None
-
-    @property
-    def axes(self) -> Axes | None:
-        """What the site's axes mean: what the trace says, else what the owner's type says."""
-        return self.facts.axes or self.site.axes
 
     def __str__(self) -> str:
         return f"{self.site.name!r} ({self.site.kind}, {self.facts.role}, {self.site.shape})"
@@ -267,12 +262,22 @@ def _patterns(found: Iterable[Site]) -> set[str]:
 
 
 def _choice(site: Site, facts: Facts | None, policy: InitPolicy, filters: Filters) -> Choice:
-    known = facts or Facts(site.role, site.axes)
+    known = _with_axes(facts or Facts(site.role), site)
     blocks = tuple(
         Choice(site, block, policy.first(site, block), None, number)
         for number, block in enumerate(known.blocks)
     )
     return Choice(site, known, policy.first(site, known), filters.kept(site), blocks=blocks)
+
+
+def _with_axes(facts: Facts, site: Site) -> Facts:
+    """Return facts whose axes are what the trace says, else what the owner's type says.
+
+    A site that has no shape yet has no axes either.
+    """
+    axes = None if site.lazy else facts.axes or site.axes
+    blocks = tuple(_with_axes(block, site) for block in facts.blocks)
+    return replace(facts, axes=axes, blocks=blocks)
 
 
 def _idle(policy: InitPolicy, choices: Sequence[Choice]) -> Iterator[str]:
@@ -436,53 +441,40 @@ def _context(facts: Facts, gains: Gains) -> Context:
 
 
 def _described(choice: Choice, filled: Filling, spreads: Sequence[Spread] = ()) -> Step:
-    site, facts = choice.site, choice.facts
-    fan_in, fan_out = _fans(choice)
+    site = choice.site
     return Step(
         name=site.name,
         names=site.names,
         shape=site.shape,
         dtype=site.dtype,
         owner=site.kind,
-        role=facts.role,
-        op=facts.op,
-        meets=None if facts.meets is None else facts.meets.name,
-        fed_by=None if facts.fed_by is None else facts.fed_by.name,
-        fan_in=fan_in,
-        fan_out=fan_out,
+        facts=choice.facts,
         initializer=filled.initializer,
-        std=_merged(spread.std for spread in spreads),
+        std=merged(spread.std for spread in spreads),
         rule=filled.rule,
-        evidence=facts.evidence,
         reason=filled.reason,
-        axes=choice.axes,
         padding=site.padding,
-        feeds_output=facts.feeds_output,
-        ends_residual=facts.ends_residual,
-        neighbours=facts.neighbours,
     )
 
 
 def _fans(choice: Choice) -> tuple[Number, Number]:
-    """Count the fans of a site, or of one of its blocks; what has no shape yet has none."""
+    """Count the fans of a site, or of one of its blocks.
+
+    Raises:
+        PolicyError: The axes do not fit the site's shape.
+    """
     try:
-        blocks = () if choice.site.lazy else fans_of(choice.site, choice.facts)
+        blocks = block_fans(choice.site.shape, choice.facts.axes)
     except ValueError as error:
         raise PolicyError(str(error)) from error
     if choice.block is not None:
         blocks = blocks[choice.block : choice.block + 1]
-    return _merged(fan.fan_in for fan in blocks), _merged(fan.fan_out for fan in blocks)
-
-
-def _merged(numbers: Iterable[float]) -> Number:
-    """Return one number where all blocks have the same, else all of them."""
-    each = tuple(numbers)
-    return (each[0] if len(set(each)) == 1 else each) if each else None
+    return merged(fan.fan_in for fan in blocks), merged(fan.fan_out for fan in blocks)
 
 
 def _spreads(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
     """Return the distributions of a site's values, one or one per block; none if nobody knows."""
-    spread = _known(initializer).spread(choice.site.shape, choice.axes)
+    spread = _known(initializer).spread(choice.site.shape, choice.facts.axes)
     return (spread,) if isinstance(spread, Spread) else spread or ()
 
 
@@ -502,7 +494,8 @@ def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
 
 
 def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
-    blocks = choice.axes.blocks if choice.axes and choice.block is None else ()
+    axes = choice.facts.axes
+    blocks = axes.blocks if axes and choice.block is None else ()
     if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
         yield f"each of {counted(len(blocks), 'block')}"
     if isinstance(chosen, BranchScaled):

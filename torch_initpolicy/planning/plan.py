@@ -34,8 +34,11 @@ from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of the JSON of plans and receipts."""
+
+READABLE = (1, 2)
+"""Versions that can be read: the first has fewer facts in each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,9 +420,9 @@ def _plan(data: codec.Data) -> Plan:
 
 
 def _current(data: codec.Data, what: str) -> dict[str, codec.Data]:
-    """Return an object of the one format that this version reads."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PolicyError(f"this is no {what} of format = {FORMAT}")
+    """Return an object of a format that this version reads."""
+    if not isinstance(data, dict) or data.get("format") not in READABLE:
+        raise PolicyError(f"this is no {what} of format = {' or '.join(map(str, READABLE))}")
     return data
 
 

@@ -3,18 +3,22 @@
 Knows steps and the notation of values; has never heard of a plan.
 """
 
+import dataclasses
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
 from torch import Tensor
 
-from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import dtype_name
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.trace.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,14 @@ class Opaque:
 
 
 _CLASSES: codec.Classes = types.MappingProxyType(
-    {**CLASSES, "Axes": Axes, "Opaque": Opaque, "Step": Step}
+    {
+        **CLASSES,
+        "Activation": Activation,
+        "Axes": Axes,
+        "Facts": Facts,
+        "Opaque": Opaque,
+        "Step": Step,
+    }
 )
 
 
@@ -45,11 +56,56 @@ def _opaque(value: object) -> Opaque:
     return Opaque(".".join(filter(None, names)) or repr(value))
 
 
+def _encoded(value: object) -> codec.Data:
+    return codec.encode(value, _CLASSES, _opaque)
+
+
+_FACTS: Mapping[str, object] = types.MappingProxyType(
+    {field.name: field.default for field in dataclasses.fields(Facts)}
+)
+"""The fields of facts, with their defaults."""
+
+_ALWAYS = frozenset({"role", "op", "meets", "fed_by", "evidence"})
+"""Facts that are written whatever they are: other programs look for them."""
+
+_COUNTED = ("fan_in", "fan_out")
+"""What is written for other programs, and follows from the rest."""
+
+
 def step_data(step: Step) -> codec.Data:
-    """Write a step as an object: its class is understood, its dtype a word."""
-    data = cast("dict[str, codec.Data]", codec.encode(step, _CLASSES, _opaque))
-    del data["class"]
-    return {**data, "dtype": dtype_name(step.dtype)}
+    """Write a step as an object, its facts beside its other fields, its dtype a word."""
+    own = [field.name for field in dataclasses.fields(step) if field.name != "facts"]
+    return {
+        **{name: _encoded(getattr(step, name)) for name in own},
+        "dtype": dtype_name(step.dtype),
+        **_facts_data(step.facts),
+        **{name: _encoded(getattr(step, name)) for name in _COUNTED},
+    }
+
+
+def _facts_data(facts: Facts) -> dict[str, codec.Data]:
+    """Write facts as an object, without what is as usual."""
+    values = {name: getattr(facts, name) for name in _FACTS}
+    data = {
+        name: _encoded(value)
+        for name, value in values.items()
+        if name in _ALWAYS or value != _FACTS[name]
+    }
+    data |= {name: _activation_data(values[name]) for name in _MET}
+    if facts.blocks:
+        data["blocks"] = [_facts_data(block) for block in facts.blocks]
+    return data
+
+
+_MET = ("meets", "fed_by")
+_KEYS = frozenset({*(field.name for field in dataclasses.fields(Step)), *_FACTS, *_COUNTED})
+
+
+def _activation_data(activation: Activation | None) -> codec.Data:
+    """Write an activation as its name, or an object where it has parameters or moments."""
+    if activation is None or activation == Activation(activation.name):
+        return None if activation is None else activation.name
+    return _encoded(activation)
 
 
 def step_of(data: codec.Data, where: str) -> Step:
@@ -61,13 +117,38 @@ def step_of(data: codec.Data, where: str) -> Step:
     """
     if not isinstance(data, dict):
         raise PolicyError(f"{where}: a step is an object, got {data!r}")
-    typed: codec.Data = {**data, "class": "Step", "dtype": {"dtype": data.get("dtype")}}
-    step: Step = codec.decode(typed, _CLASSES, where)
-    return step
+    for key in data:
+        if key not in _KEYS:
+            raise UnknownNameError(f"{where}: a step has no field {key!r}{nearest(key, _KEYS)}")
+    known = _facts_object({key: value for key, value in data.items() if key in _FACTS}, where)
+    step = {
+        **{key: value for key, value in data.items() if key not in (*_FACTS, *_COUNTED)},
+        "class": "Step",
+        "dtype": {"dtype": data.get("dtype")},
+        # A value stands for itself; decoded here, its fields are named as the file has them.
+        "facts": codec.decode(known, _CLASSES, where),
+    }
+    return cast("Step", codec.decode(step, _CLASSES, where))
+
+
+def _facts_object(data: codec.Data, where: str) -> codec.Data:
+    """Turn what `_facts_data` writes into what `codec.decode` reads."""
+    if not isinstance(data, dict):
+        raise PolicyError(f"{where}: facts are an object, got {data!r}")
+    met = {name: _activation_object(data[name]) for name in _MET if name in data}
+    blocks = data.get("blocks", [])
+    if not isinstance(blocks, list):
+        raise PolicyError(f"{where}.blocks must be an array, got {blocks!r}")
+    each = [_facts_object(block, f"{where}.blocks[{i}]") for i, block in enumerate(blocks)]
+    return {**data, **met, "class": "Facts", "blocks": each}
+
+
+def _activation_object(data: codec.Data) -> codec.Data:
+    return {"class": "Activation", "name": data} if isinstance(data, str) else data
 
 
 def outcome(step: Step) -> codec.Data:
     """Return what decides about the numbers that a step leaves behind, whatever its reasons."""
     parts = (step.name, step.shape, step.dtype, step.initializer, step.axes, step.padding)
     multiplied = (step.factors,) if step.factors else ()
-    return codec.encode((*parts, *multiplied), _CLASSES, _opaque)
+    return _encoded((*parts, *multiplied))

@@ -236,6 +236,8 @@ def _is_a(value: object, hint: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if getattr(hint, "_is_protocol", False):
         return dataclasses.is_dataclass(value)
+    if isinstance(hint, type) and issubclass(hint, tuple):  # a named one; files hold plain ones
+        return isinstance(value, tuple) and len(value) == len(typing.get_type_hints(hint))
     return hint is Any or isinstance(value, hint)
 
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, get_args
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.axes import Fans, fans
+from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
@@ -409,7 +409,7 @@ class Fan(Matcher):
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether both fans lie within their bounds."""
-        blocks = fans_of(site, facts)
+        blocks = block_fans(site.shape, facts.axes or site.axes)
         return bool(blocks) and all(
             _within(fan_in, self.fan_in) and _within(fan_out, self.fan_out)
             for fan_in, fan_out in blocks
@@ -418,15 +418,6 @@ class Fan(Matcher):
     def __repr__(self) -> str:
         given = {"fan_in": self.fan_in, "fan_out": self.fan_out}
         return _call("fan", **{side: b for side, b in given.items() if b != (None, None)})
-
-
-def fans_of(site: Site, facts: Facts) -> tuple[Fans, ...]:
-    """Count the fans of a site, one pair for each packed block; nothing where it has no axes."""
-    axes = facts.axes or site.axes
-    if axes is None or not (axes.inputs or axes.copies):
-        return ()
-    blocks = range(len(axes.blocks)) if axes.blocks else (None,)
-    return tuple(fans(site.shape, axes, block) for block in blocks)
 
 
 def _check_bounds(side: str, bounds: Bounds) -> None:

@@ -217,6 +217,27 @@ def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
     return Fans(taps, _share(reach, axes.stride))
 
 
+def block_fans(shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
+    """Count the fans of each packed block of a weight; one pair where nothing is packed.
+
+    Returns:
+        The fans; nothing where the axes are unknown or connect nothing.
+
+    Raises:
+        ValueError: If the axes do not fit the shape.
+
+    Examples:
+        >>> block_fans((384, 256), Axes(inputs=(1,), outputs=(0,), blocks=(256, 128)))
+        (Fans(fan_in=256, fan_out=256), Fans(fan_in=256, fan_out=128))
+        >>> block_fans((384,), None)
+        ()
+    """
+    if axes is None or not (axes.inputs or axes.copies):
+        return ()
+    blocks = range(len(axes.blocks)) if axes.blocks else (None,)
+    return tuple(fans(shape, axes, block) for block in blocks)
+
+
 def _share(taps: int, stride: int) -> float:
     return taps / stride if taps % stride else taps // stride
 

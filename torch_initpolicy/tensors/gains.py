@@ -57,6 +57,10 @@ class Activation:
     parameter: float | tuple[float, ...] | None = None
     moments: Moments | None = None
 
+    def __post_init__(self) -> None:
+        if self.moments is not None:  # a file holds three numbers
+            object.__setattr__(self, "moments", Moments(*self.moments))
+
 
 #
 # The table
