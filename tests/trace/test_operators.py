@@ -1,4 +1,4 @@
-"""Operators of the user's own, known by what they compute."""
+"""The table of operators, and operators of the user's own, known by what they compute."""
 
 import math
 
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch_initpolicy import audit_signal, lsuv_, operators, plan_policy
 from torch_initpolicy.errors import ArgumentError, UnknownOperatorWarning
 from torch_initpolicy.sites import sites
-from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.gains import Activation, gain
+from torch_initpolicy.trace.operators import OPS, OpRole, activation_of, slots_of
 from torch_initpolicy.trace.read import Reading, read
+from torch_initpolicy.trace.record import Call, capture
 
 OPAQUE = torch.library.Library("opaque", "DEF")
 """Operators that a trace sees by name alone, and that have no kernel for meta tensors."""
@@ -34,7 +36,7 @@ COMPUTED = {
 for schema, kernel in COMPUTED.items():
     OPAQUE.define(schema)
     OPAQUE.impl(schema.partition("(")[0], kernel, "CPU")
-OPS = torch.ops.opaque
+CALLS = torch.ops.opaque
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,7 @@ class TestActivations:
     def test_by_the_name_that_torch_has(self):
         """The layer before meets what the function is, and the layer behind is fed by it."""
         operators.register("opaque::ramp", like=F.relu)
-        found = reading(Around(OPS.ramp), 2, 4)
+        found = reading(Around(CALLS.ramp), 2, 4)
 
         assert dict(found.unknown_operators) == {}
         assert found.evidence == "traced"
@@ -88,7 +90,7 @@ class TestActivations:
     def test_of_which_torch_has_none(self):
         """Its gain is integrated: E (z + sin^2 z)^2 by a sum over a fine grid."""
         operators.register("opaque::wave", like=lambda x: x + x.sin() ** 2)
-        step = plan_policy(Around(OPS.wave, 256))["first.weight"]
+        step = plan_policy(Around(CALLS.wave, 256))["first.weight"]
 
         z = torch.arange(-10, 10, 1e-4, dtype=torch.float64)
         density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
@@ -97,7 +99,7 @@ class TestActivations:
         assert step.std != pytest.approx(256**-0.5, rel=1e-2)
 
     @pytest.mark.parametrize(
-        "call", [OPS.ramp, OPS.ramp.default], ids=["every overload", "one overload"]
+        "call", [CALLS.ramp, CALLS.ramp.default], ids=["every overload", "one overload"]
     )
     def test_whichever_way_it_is_called(self, call):
         """An overload goes by the name of its operator."""
@@ -112,14 +114,14 @@ class TestOthers:
     def test_that_carries(self):
         """What lies behind it is met."""
         operators.register("opaque::stamp", like=lambda x, key: x)
-        model = Around(lambda x: F.gelu(OPS.stamp(x, 3)))
+        model = Around(lambda x: F.gelu(CALLS.stamp(x, 3)))
 
         assert reading(model, 2, 4).facts["first.weight"].meets == Activation("gelu")
 
     def test_that_weighs(self):
         """A weight in an unusual place, laid out as inputs by outputs, has its axes and fans."""
         operators.register("opaque::project", like=lambda w, x: F.linear(x, w.T))
-        model = Weighed(lambda x, w: OPS.project(w, x), 3, 5)
+        model = Weighed(lambda x, w: CALLS.project(w, x), 3, 5)
         found = reading(model, 2, 3).facts["weight"]
 
         assert (found.role, found.op, found.meets) == ("weight", "linear", Activation("relu"))
@@ -129,7 +131,7 @@ class TestOthers:
     def test_that_weighs_by_group(self):
         """Stacked matrices are copies, not connections."""
         operators.register("opaque::experts", like=lambda x, w: torch.einsum("gni,gio->gno", x, w))
-        found = reading(Weighed(OPS.experts, 6, 3, 5), 6, 2, 3).facts["weight"]
+        found = reading(Weighed(CALLS.experts, 6, 3, 5), 6, 2, 3).facts["weight"]
 
         assert found.role == "weight"
         assert (found.axes.copies, found.axes.inputs, found.axes.outputs) == ((0,), (1,), (2,))
@@ -138,7 +140,7 @@ class TestOthers:
         """What it changes in place is changed for all that read it."""
 
         def forward(x: Tensor) -> Tensor:
-            OPS.ramp_(x)
+            CALLS.ramp_(x)
             return torch.tanh(x)
 
         operators.register("opaque::ramp_", like=torch.relu_)
@@ -165,14 +167,14 @@ class TestUnknown:
 
     def test_is_not_taken_for_torchs_own_of_the_same_name(self):
         """A library's `relu` may be anything."""
-        found = reading(Around(OPS.relu), 2, 4)
+        found = reading(Around(CALLS.relu), 2, 4)
 
         assert dict(found.unknown_operators) == {"opaque::relu": 1}
         assert found.facts["first.weight"].meets is None
 
     def test_is_warned_of_with_what_helps(self):
         """The call that the warning and the heading name works as it stands."""
-        model = Around(OPS.ramp)
+        model = Around(CALLS.ramp)
         call = "operators.register('opaque::ramp', like=function)"
         with pytest.warns(UnknownOperatorWarning) as warned:
             plan = plan_policy(model)
@@ -186,12 +188,13 @@ class TestUnknown:
 class TestRegister:
     """What may be registered."""
 
-    def test_the_last_counts(self):
-        """Running a cell of a notebook again changes the answer."""
-        operators.register("opaque::ramp", like=F.gelu)
+    def test_twice_is_refused(self):
+        """Two answers for one operator: the first stays."""
         operators.register("opaque::ramp", like=F.relu)
+        with pytest.raises(ArgumentError, match=r"'opaque::ramp' is registered already, as <"):
+            operators.register("opaque::ramp", like=F.gelu)
 
-        assert reading(Around(OPS.ramp), 2, 4).facts["first.weight"].meets == Activation("relu")
+        assert reading(Around(CALLS.ramp), 2, 4).facts["first.weight"].meets == Activation("relu")
 
     def test_torchs_own_is_refused(self):
         """What `relu` means is not for one model to say."""
@@ -201,7 +204,7 @@ class TestRegister:
     def test_what_is_no_name_is_refused(self):
         """An operator goes by its name, which is the same in every process."""
         with pytest.raises(ArgumentError, match=r"operator is a name, 'library::name', got <"):
-            operators.register(OPS.ramp, like=F.relu)
+            operators.register(CALLS.ramp, like=F.relu)
 
     def test_what_cannot_be_called_is_refused(self):
         """A name is no function."""
@@ -216,7 +219,7 @@ class TestRuns:
         """The points of an audit are those of the function."""
         operators.register("opaque::ramp", like=F.relu)
         own, torchs = (
-            audit_signal(model, torch.randn(16, 4)) for model in map(Around, (OPS.ramp, F.relu))
+            audit_signal(model, torch.randn(16, 4)) for model in map(Around, (CALLS.ramp, F.relu))
         )
 
         assert [point.op for point in own.points] == [point.op for point in torchs.points]
@@ -224,7 +227,7 @@ class TestRuns:
     def test_lsuv(self):
         """A weight that an operator of the user's applies is scaled to standard deviation one."""
         operators.register("opaque::project", like=lambda w, x: x @ w)
-        model = Weighed(lambda x, w: OPS.project(w, x), 8, 8)
+        model = Weighed(lambda x, w: CALLS.project(w, x), 8, 8)
         batch = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
         lsuv_(model, batch)
 
@@ -239,3 +242,83 @@ def test_exported_programs_are_read():
 
     assert dict(found.unknown_operators) == {}
     assert found.facts["0.weight"].meets == Activation("relu")
+
+
+def only_node(function, *args):
+    """Record a single call."""
+
+    class Net(nn.Module):
+        def forward(self, *given):
+            return function(*given)
+
+    return capture(Net(), Call(args), names={}).nodes[-1]
+
+
+ACTIVATIONS = {
+    "relu": (F.relu, Activation("relu")),
+    "leaky": (lambda x: F.leaky_relu(x, 0.3), Activation("leaky_relu", 0.3)),
+    "leaky_default": (F.leaky_relu, Activation("leaky_relu", 0.01)),
+    "gelu": (F.gelu, Activation("gelu")),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), Activation("gelu_tanh")),
+    "elu": (lambda x: F.elu(x, alpha=0.7), Activation("elu", 0.7)),
+    "hardtanh": (lambda x: F.hardtanh(x, 0.0, 4.0), Activation("hardtanh", (0.0, 4.0))),
+    "hardtanh_default": (F.hardtanh, Activation("hardtanh")),
+    "expit": (torch.special.expit, Activation("sigmoid")),
+    "softmax": (lambda x: x.softmax(-1), Activation("softmax")),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_carry_the_parameter_of_their_call(name):
+    """An activation's slope or bounds are those it was called with."""
+    function, expected = ACTIVATIONS[name]
+
+    assert activation_of(only_node(function, torch.zeros(2, 3))) == expected
+
+
+MODULES = (
+    "CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish "
+    "RReLU ReLU ReLU6 SELU SiLU Sigmoid Softmax Softmin Softplus Softshrink Softsign Tanh "
+    "Tanhshrink"
+).split()
+"""Torch's activation modules that need no arguments and hold no parameter."""
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_activates(name):
+    """What torch records for its own module is in the table, and has a gain."""
+    node = only_node(getattr(nn, name)(), torch.zeros(2, 3))
+
+    assert OPS[node.op].role is OpRole.ACTIVATES
+    assert gain(activation_of(node)) > 0
+
+
+def test_slots_are_named_by_position_and_by_keyword():
+    """Whichever way an argument is passed, it stands in the slot of its name."""
+    x, w, b = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4)
+    by_position = only_node(F.linear, x, w, b)
+    by_keyword = only_node(lambda x, w, b: F.linear(x, bias=b, weight=w), x, w, b)
+
+    assert dict(slots_of(by_position, OPS["linear"])) == dict(slots_of(by_keyword, OPS["linear"]))
+
+
+def test_lists_of_tensors_are_read_one_by_one():
+    """The members of a list are inputs each."""
+    node = only_node(lambda a, b: torch.cat([a, b]), torch.zeros(1), torch.zeros(1))
+
+    assert [slot for slot, _ in slots_of(node, OPS["cat"])] == ["input", "input"]
+
+
+def test_the_same_table_serves_every_site_of_a_model():
+    """The table is read-only: extending it makes another one."""
+    with pytest.raises(TypeError):
+        OPS["relu"] = OPS["add"]
+
+    assert sites(nn.ReLU()) == ()
+
+
+def test_signatures_name_the_table():
+    """The table is a default argument of public functions, whose help has to stay readable."""
+    assert "OPS" in repr(OPS)
+    assert len(repr(OPS)) < 30

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from torch_initpolicy.calibrate.recurrent import scale_recurrent
 from torch_initpolicy.calibrate.scaler import Handler, Operand, Scaler, Target
 from torch_initpolicy.tensors.base import dtype_name
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.record import Ran, tensors_in
 
 

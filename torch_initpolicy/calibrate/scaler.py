@@ -18,7 +18,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.norms import norm, wide
 from torch_initpolicy.trace.consumers import Use, Uses, advance
 from torch_initpolicy.trace.functorch import is_wrapped
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.record import Ran, tensors_in
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import argument
+from torch_initpolicy.trace.operators import argument
 
 
 class Taps(NamedTuple):

@@ -11,7 +11,7 @@ from torch_initpolicy.moments.state import Drawn, Following, Known, Rows, Rules,
 from torch_initpolicy.moments.weight_rules import attention_rows, averaged
 from torch_initpolicy.tensors.gains import KNOWN, Activation
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole, activation_of, argument
+from torch_initpolicy.trace.operators import OpRole, activation_of, argument
 
 
 def _lost(following: Following, node: Node) -> Known:

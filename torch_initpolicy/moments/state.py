@@ -18,7 +18,7 @@ from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.expressions import moved
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OPS, UNKNOWN, OpRole
+from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole
 from torch_initpolicy.trace.proportions import Proportions
 
 

@@ -11,7 +11,7 @@ from torch_initpolicy.tensors.axes import fans
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.expressions import axes_at, labels_of, whole
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 
 
 def _weights_at(following: Following, node: Node) -> Iterator[Use]:

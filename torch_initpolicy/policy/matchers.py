@@ -18,7 +18,7 @@ from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
-from torch_initpolicy.trace.operator_table import OPS, OpRole
+from torch_initpolicy.trace.operators import OPS, OpRole
 
 Bounds = tuple[float | None, float | None]
 """Lowest and highest value allowed, both included; None leaves a side open."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 
 Sites = frozenset[str]
 

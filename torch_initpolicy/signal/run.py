@@ -37,7 +37,7 @@ from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.failures import refusal
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.real_inputs import batch_size, real_inputs, require_values
 from torch_initpolicy.trace.record import Call, Ran, observe, tensors_in
 from torch_initpolicy.writing.shards import full

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_initpolicy.tensors.gains import CUSTOM, Activation, family, recognise
 from torch_initpolicy.trace.graph import Graph, Node, Ref
-from torch_initpolicy.trace.operator_table import OpRole, activation_of
+from torch_initpolicy.trace.operators import OpRole, activation_of
 
 _ELEMENTWISE = frozenset({
     OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS,

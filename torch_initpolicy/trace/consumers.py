@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch_initpolicy.trace.expressions import Source, through, whole
 from torch_initpolicy.trace.graph import Graph, Node, Value
-from torch_initpolicy.trace.operator_table import OPS, UNKNOWN, OpRole, slots_of
+from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, slots_of
 
 Kind = Literal["statistic", "inverse", "normalised", "scaled"]
 """A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.graph import Node, Value
-from torch_initpolicy.trace.operator_table import Op, OpRole, argument
+from torch_initpolicy.trace.operators import Op, OpRole, argument
 
 Dims = tuple[tuple[int, ...], ...]
 """For each dimension of a value, the axes of the parameter that it runs along."""

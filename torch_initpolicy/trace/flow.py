@@ -17,7 +17,7 @@ from torch_initpolicy.trace.expressions import axes_at, labels_of
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.neighbours import Neighbours
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, ahead_of, behind

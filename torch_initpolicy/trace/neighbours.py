@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 
 Names = frozenset[str] | None
 """Canonical names of weights; None for too many, or for the model's output, which tells units

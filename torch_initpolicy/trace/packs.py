@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout, Run, bits, of_axis
-from torch_initpolicy.trace.operator_table import OpRole, argument
+from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.walks import CARRIERS
 
 Units = int

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.expressions import Source
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 
 NOTHING: frozenset[str] = frozenset()
 

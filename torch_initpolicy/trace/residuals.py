@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operator_table import OpRole
+from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.walks import CARRIERS
 
 

@@ -12,7 +12,7 @@ from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout
-from torch_initpolicy.trace.operator_table import OpRole, activation_of, argument
+from torch_initpolicy.trace.operators import OpRole, activation_of, argument
 
 CARRIERS = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
