@@ -22,6 +22,7 @@ FLOORS = (
     {"tensors"},
     {"sites"},
     {"trace"},
+    {"multipliers"},
     {"steps"},
     {"policy"},
     {"moments"},

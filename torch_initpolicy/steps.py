@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.tensors.axes import Axes, block_fans, conventional
 from torch_initpolicy.tensors.base import Spread, dtype_name
 from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
@@ -45,6 +46,7 @@ class Step:
             and values); empty where there is nothing to multiply. Of a kept site a mere record.
         torch_axes: Whether the initializer takes the axes to be torch's own, `(out, in, *kernel)`,
             whatever the facts say: a draw that a constructor of torch left out is made up for.
+        multipliers: What a parametrisation such as `presets.mup` makes of it; None without one.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Step:
     padding: int | None = None
     factors: tuple[float, ...] = ()
     torch_axes: bool = False
+    multipliers: Multipliers | None = None
 
     @property
     def role(self) -> Role:

@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
@@ -44,6 +45,7 @@ _CLASSES: codec.Classes = types.MappingProxyType(
         "Activation": Activation,
         "Axes": Axes,
         "Facts": Facts,
+        "Multipliers": Multipliers,
         "Opaque": Opaque,
         "Step": Step,
     }

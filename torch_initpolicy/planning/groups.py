@@ -1,0 +1,183 @@
+"""Optimizer groups: which parameters share a learning rate and a weight decay, and why.
+
+Knows the steps of a plan and the parameters they are about; builds no optimizer.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.multipliers import Multipliers, Optimizer, optimizer_named
+from torch_initpolicy.sites import Site
+from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.layers import Role
+
+Group = dict[str, Any]
+"""A parameter group as `torch.optim` takes it."""
+
+DECAYED: frozenset[Role] = frozenset({"weight", "recurrent"})
+"""Roles of what is decayed: matrices and kernels that a signal goes through. A norm, a bias, a
+gain, a position or an embedding has no scale that decay could hold down without changing what the
+model says."""
+
+_AUXILIARY = optimizer_named("adamw")
+"""Who takes what Muon and Dion do not: vectors, embeddings, heads, kernels."""
+
+_ONE = Multipliers("fixed")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the optimizer does with one parameter.
+
+    Attributes:
+        algorithm: The optimizer.
+        lr: Its learning rate.
+        decay: Its weight decay.
+        eps: Its `eps`; None for the optimizer's own.
+        reason: Why, in words.
+    """
+
+    algorithm: Optimizer
+    lr: float
+    decay: float
+    eps: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asks of the groups.
+
+    Attributes:
+        optimizer: The optimizer.
+        lr: Learning rate at the size of the base model.
+        weight_decay: Weight decay of what is decayed, at the size of the base model.
+        eps: `eps` at the size of the base model; None for the optimizer's default.
+        adamw_lr: Learning rate of what Muon and Dion leave to AdamW; None for `lr`.
+
+    Raises:
+        UnknownNameError: Nothing is known of an optimizer of that name.
+        PolicyError: A number is negative.
+    """
+
+    optimizer: Optimizer = field(init=False)
+    name: str
+    lr: float
+    weight_decay: float
+    eps: float | None = None
+    adamw_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", optimizer_named(self.name))
+        for name in ("lr", "weight_decay", "eps", "adamw_lr"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise PolicyError(f"param_groups: {name} must be a number from 0 on, got {value!r}")
+
+
+def groups_of(pairs: Iterable[tuple[Site, Step]], settings: Settings) -> list[Group]:
+    """Put parameters that are to be treated the same into one group.
+
+    Args:
+        pairs: The sites of a model, each with its step.
+        settings: The optimizer and its numbers.
+
+    Returns:
+        The groups, in the order of their first parameters; see `Plan.param_groups`.
+    """
+    together: dict[tuple[object, ...], list[tuple[Site, Assignment]]] = {}
+    for site, step in pairs:
+        if any(parameter.requires_grad for parameter in site.parameters):
+            found = _assigned(site, step, settings)
+            key = (found.algorithm.name, found.lr, found.decay, found.eps)
+            together.setdefault(key, []).append((site, found))
+    return [_group(members, settings) for members in together.values()]
+
+
+def _group(members: Sequence[tuple[Site, Assignment]], settings: Settings) -> Group:
+    """Write the group of parameters that are to be treated the same, with all the reasons."""
+    first = members[0][1]
+    group: Group = {
+        "params": list(_trained(site for site, _ in members)),
+        "lr": first.lr,
+        "weight_decay": first.decay,
+        "names": [site.name for site, _ in members],
+        "reason": "; ".join(dict.fromkeys(found.reason for _, found in members)),
+    }
+    if first.eps is not None:
+        group["eps"] = first.eps
+    if settings.optimizer.update == "orthogonal":
+        group["algorithm"] = first.algorithm.name
+    return group
+
+
+def _trained(sites: Iterable[Site]) -> Iterator[nn.Parameter]:
+    return (p for site in sites for p in site.parameters if p.requires_grad)
+
+
+def _assigned(site: Site, step: Step, settings: Settings) -> Assignment:
+    """Decide what the optimizer does with one parameter."""
+    multipliers = _ONE if step.multipliers is None else step.multipliers
+    algorithm, why = _algorithm(site, step, settings.optimizer)
+    name, decays = algorithm.name, step.role in DECAYED
+    is_own = algorithm is settings.optimizer
+    lr = settings.lr if is_own or settings.adamw_lr is None else settings.adamw_lr
+    decay = settings.weight_decay * multipliers.decay(name, step.shape) if decays else 0.0
+    scaled = multipliers.eps(name)
+    eps = settings.eps if settings.eps is not None else algorithm.eps
+    words = (why, _decay_reason(step, decays=decays), multipliers.reason)
+    return Assignment(
+        algorithm,
+        lr * multipliers.lr(name, step.shape),
+        decay,
+        eps * scaled if eps is not None and (scaled != 1.0 or settings.eps is not None) else None,
+        ", ".join(filter(None, words)),
+    )
+
+
+def _decay_reason(step: Step, *, decays: bool) -> str:
+    role = step.role.replace("_", " ")
+    return f"{role}: decayed" if decays else f"{role}: not decayed"
+
+
+def _algorithm(site: Site, step: Step, optimizer: Optimizer) -> tuple[Optimizer, str]:
+    """Say whether a matrix is orthogonalised, and why it is not.
+
+    Reference:
+        Jordan et al., *Muon: an optimizer for hidden layers in neural networks*, 2024: inputs,
+        outputs, embeddings and vectors are left to AdamW.
+    """
+    if optimizer.update != "orthogonal":
+        return optimizer, ""
+    why = _unfit(site, step, stacks=optimizer.name == "dion")
+    return (optimizer, _matrices(step)) if why is None else (_AUXILIARY, why)
+
+
+def _unfit(site: Site, step: Step, *, stacks: bool) -> str | None:
+    """Say why a parameter is no hidden matrix; None for one that is."""
+    if step.role not in DECAYED:
+        return f"AdamW, as it is no matrix between hidden layers ({step.role.replace('_', ' ')})"
+    if step.facts.feeds_output:
+        return "AdamW, as it makes the model's output"
+    if step.facts.reads_input:
+        return "AdamW, as it reads the model's input"
+    if site.storage != "plain":
+        return f"AdamW, as it is held in parts ({site.storage})"
+    copies = () if step.facts.axes is None else step.facts.axes.copies
+    if len(step.shape) - len(copies) != 2 or (copies and not stacks):
+        return f"AdamW, as torch.optim.Muon takes matrices and this has {len(step.shape)} axes"
+    return None
+
+
+def _matrices(step: Step) -> str:
+    """Say which matrices a parameter holds: packed blocks, stacked experts, or itself."""
+    axes = step.facts.axes
+    if axes is not None and axes.copies:
+        return f"hidden matrices, {step.shape[axes.copies[0]]} stacked"
+    if axes is not None and axes.blocks:
+        return f"hidden matrices, {len(axes.blocks)} packed"
+    return "hidden matrix"
