@@ -27,7 +27,7 @@ from torch_initpolicy.signal.verdicts import Kind, Verdict
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Finding, Report
 from torch_initpolicy.symmetry.replica import Loss
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 NOW = "as it is"
 

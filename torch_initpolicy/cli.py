@@ -34,7 +34,7 @@ from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 from torch_initpolicy.writing.streams import as_seed
 
 try:

@@ -17,7 +17,7 @@ from torch_initpolicy.symmetry.probe import (
 )
 from torch_initpolicy.symmetry.replica import Batches, Trial, laboratory
 from torch_initpolicy.symmetry.scan import scan, twins
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 SAME = 1e-7
 

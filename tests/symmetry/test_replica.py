@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.symmetry.replica import Batches, Trial, laboratory, vocabulary
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 
 def batches(*inputs: Tensor, style: str = "fresh", dtype: torch.dtype = torch.float64) -> Batches:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_initpolicy.sites import sites
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
 from torch_initpolicy.trace.read import read
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 transformers = pytest.importorskip("transformers")
 

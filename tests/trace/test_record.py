@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
 from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.record import Call, capture, map_tensors, op_name, tensors_in
+from torch_initpolicy.trace.names import op_name
+from torch_initpolicy.trace.record import capture
+from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
 
 
 class Meddling(nn.Module):
@@ -102,14 +104,22 @@ class TestUntouched:
         assert not same(before["state"], snapshot(other)["state"])
         assert not same(before["flags"], snapshot(model)["flags"])
 
-    def test_hooks_run_and_stay(self):
-        """A user's hook runs while recording and is still there afterwards, once."""
+    def test_hooks_that_look_on_do_not_run_and_stay(self):
+        """A hook that only notes what passes is not called, and is still there afterwards."""
         model = nn.Sequential(nn.Linear(2, 2))
         calls = []
         handle = model[0].register_forward_hook(lambda *_: calls.append(1))
         record(model, Call((torch.zeros(1, 2),)))
 
-        assert (calls, list(model[0]._forward_hooks)) == ([1], [handle.id])
+        assert (calls, list(model[0]._forward_hooks)) == ([], [handle.id])
+
+    def test_hooks_that_compute_are_recorded(self):
+        """A hook that returns another output takes part in the data flow."""
+        model = nn.Sequential(nn.Linear(2, 2))
+        model[0].register_forward_hook(lambda module, args, output: torch.tanh(output))
+        graph = record(model, Call((torch.zeros(1, 2),)))
+
+        assert [node.op for node in graph.nodes] == ["linear", "tanh"]
 
     def test_warnings_of_the_model_neither_show_nor_stop_a_recording(self):
         """What a forward warns of is for who runs it, also where warnings are errors."""

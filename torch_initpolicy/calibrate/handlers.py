@@ -14,7 +14,8 @@ from torch_initpolicy.calibrate.recurrent import scale_recurrent
 from torch_initpolicy.calibrate.scaler import Handler, Operand, Scaler, Target
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.record import Ran, tensors_in
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.trees import tensors_in
 
 
 def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.calibrate.scaler import TOLERANCE, Operand, Scaler, Target
-from torch_initpolicy.trace.record import Ran, tensors_in
+from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.shapes import is_packed
+from torch_initpolicy.trace.trees import tensors_in
 
 ITERATIONS = 50
 """Times that a layer runs until its gates have settled."""

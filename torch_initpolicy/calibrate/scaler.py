@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.planning.decide import Filters
@@ -20,7 +20,8 @@ from torch_initpolicy.trace.consumers import Use, Uses, advance
 from torch_initpolicy.trace.functorch import is_wrapped
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.proportions import Proportions
-from torch_initpolicy.trace.record import Ran, tensors_in
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
 from torch_initpolicy.writing.shards import full, is_sharded, multiply_, pieces
 
@@ -252,7 +253,7 @@ class Scaler:
             for history in self.histories.values()
         )
 
-    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
+    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
         """Return the copy of a parameter that is scaled in its place."""
         if id(parameter) not in self.stand_ins:
             values = full(parameter).detach()

@@ -39,7 +39,10 @@ from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.real_inputs import batch_size, real_inputs, require_values
-from torch_initpolicy.trace.record import Call, Ran, observe, tensors_in
+from torch_initpolicy.trace.record import observe
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.trace.trees import Call, tensors_in
 from torch_initpolicy.writing.shards import full
 
 
@@ -309,16 +312,16 @@ class _Audit:
     inputs: int
     loss_fn: Loss | None
     uses: Uses | None = None
-    stand_ins: dict[str, list[tuple[Tensor, nn.Parameter]]] = field(default_factory=dict)
+    stand_ins: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     measured: list[_Measured] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     loss: Tensor | None = None
     one_way: str = ""
 
-    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """Return an alias of a parameter that has none of its hooks."""
-        alias = full(parameter).detach().requires_grad_(parameter.requires_grad)
+    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
+        """Return a copy of a parameter that has none of its hooks."""
+        alias = copied(full(parameter)).requires_grad_(parameter.requires_grad)
         self.stand_ins.setdefault(name, []).append((alias, parameter))
         return alias
 
@@ -466,7 +469,7 @@ def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
 
 
 def _moments(
-    pairs: list[tuple[Tensor, nn.Parameter]], taken: Mapping[int, Tensor | None]
+    pairs: list[tuple[Tensor, Tensor]], taken: Mapping[int, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the second moments of the tensors behind one site, and of what arrived at them."""
     values = [alias for alias, _ in pairs]

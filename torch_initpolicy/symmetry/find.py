@@ -35,7 +35,7 @@ from torch_initpolicy.trace.failures import EXPECTED
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
 from torch_initpolicy.trace.real_inputs import batch_size, require_values
-from torch_initpolicy.trace.record import Call, tensors_in
+from torch_initpolicy.trace.trees import Call, tensors_in
 
 
 def find_symmetry(

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.symmetry.units import alike
 from torch_initpolicy.tensors.base import dtype_name
-from torch_initpolicy.trace.record import Call, tensors_in, untouched
+from torch_initpolicy.trace.borrow import borrowed
+from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.trace.trees import Call, tensors_in
 from torch_initpolicy.writing.blocks import cores_restored
 from torch_initpolicy.writing.shards import full, is_sharded
 
@@ -212,12 +214,13 @@ class Trial:
         self.shared_targets = False
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        """Copy, unless dtype and device are right already: nothing is ever written in place."""
+        """Copy: a forward pass may write to what it is given."""
         value = (full(tensor) if is_sharded(tensor) else tensor).detach()
         kinds = {True: torch.promote_types(self.batches.dtype, torch.complex64)}
         if not (value.is_floating_point() or value.is_complex()):
-            return value
-        return value.to(self.batches.device, kinds.get(value.is_complex(), self.batches.dtype))
+            return copied(value)
+        dtype = kinds.get(value.is_complex(), self.batches.dtype)
+        return copied(value).to(self.batches.device, dtype)
 
     def gradients(self, step: int) -> Values:
         """Return the gradients at the inputs and the noise of one step, cleaned of rounding.
@@ -287,12 +290,10 @@ class Trial:
         return _size(start) or usual
 
     def _leaf(self, name: str, hair: float) -> Tensor:
-        value = self.values[name]
-        if not (value.is_floating_point() or value.is_complex()):
+        value = copied(self.values[name])
+        if name not in self.trained or not (value.is_floating_point() or value.is_complex()):
             return value
-        if name not in self.trained:
-            return value
-        return (value * (1 + hair) if hair else value.detach()).requires_grad_()
+        return (value * (1 + hair) if hair else value).requires_grad_()
 
 
 STRIDE = 0.1
@@ -409,7 +410,7 @@ def laboratory(model: nn.Module) -> Iterator[None]:
     """Keep a model, and the process' modes, as they were while it is run on stand-ins."""
     devices = {p.device.type for p in model.parameters()} | {"cpu"}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(untouched(model))
+        stack.enter_context(borrowed(model))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -3,7 +3,9 @@
 from torch import nn
 
 from torch_initpolicy.errors import TraceError
-from torch_initpolicy.trace.record import Call, plain_failure, running_at
+from torch_initpolicy.trace.record import plain_failure
+from torch_initpolicy.trace.recorder import running_at
+from torch_initpolicy.trace.trees import Call
 
 EXPECTED = "give what forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
 """What to do where the inputs are at fault."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 BATCH = 2
 """Batch normalisation in training mode needs more than one sample."""

@@ -1,7 +1,7 @@
 """Reads a model: records its forward pass as best it can, and says what follows for each site."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
-from torch_initpolicy.trace.record import Call, capture, with_grad_if_asked
+from torch_initpolicy.trace.record import capture, with_grad_if_asked
 from torch_initpolicy.trace.registration_order import ordered_facts
 from torch_initpolicy.trace.shapes import SHAPE_RULES
+from torch_initpolicy.trace.stand_ins import drawn_for, is_readable
+from torch_initpolicy.trace.trees import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class _Attempt:
                     call,
                     names=self.names,
                     on_meta=evidence == "traced",
+                    drawn=None if evidence == "traced" else drawn_for(self.sites),
                     training=training,
                     with_grad=with_grad,
                     shape_rules=SHAPE_RULES,
@@ -182,23 +185,16 @@ def _joined(first: Reading, training: Reading) -> Reading:
     )
 
 
-def _numbers(sites: Sequence[Site]) -> list[tuple[str, float]]:
-    """Read the parameters that are one number: learnt slopes, scales and temperatures."""
-    with torch.no_grad():
-        return [
-            (site.name, float(site.parameters[0].flatten()[0].item()))
-            for site in sites
-            if _is_number(site)
-        ]
+def _numbers(sites: Sequence[Site]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers in parameters of one: learnt scales, temperatures, and slopes at start."""
+    for site in sites:
+        if isinstance(site.owner, nn.PReLU):
+            yield site.name, float(site.owner.init)
+        elif _is_number(site):
+            yield site.name, float(site.parameters[0].detach().flatten()[0])
 
 
 def _is_number(site: Site) -> bool:
     parameter = site.parameters[0]
-    if site.lazy or parameter.device.type == "meta" or type(parameter) is not nn.Parameter:
-        return False
-    slopes = isinstance(site.owner, nn.PReLU) and bool((parameter == parameter.flatten()[0]).all())
-    return (
-        site.storage == "plain"
-        and parameter.dtype.is_floating_point
-        and (site.shape.count(1) == len(site.shape) or slopes)
-    )
+    numbers = site.storage == "plain" and parameter.dtype.is_floating_point
+    return numbers and is_readable(site, parameter) and parameter.numel() == 1

@@ -13,7 +13,7 @@ from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
-from torch_initpolicy.trace.record import Call, tensors_in
+from torch_initpolicy.trace.trees import Call, tensors_in
 
 BATCH = 16
 """How many inputs are drawn."""

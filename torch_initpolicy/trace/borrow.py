@@ -1,0 +1,149 @@
+"""Lends a model to who runs it, and gives it back as it was: the one place that does.
+
+While a model is lent, its forward pass works on copies of all tensors that it reaches outside its
+parameters and buffers; for those, whoever borrows the model says what stands in.
+"""
+
+import contextlib
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.sites import BORROWING
+from torch_initpolicy.trace.hooks import takes_part
+from torch_initpolicy.trace.reach import Reach, Slot, Undo
+
+
+class Lent:
+    """A model that is lent, with the places where its tensors are held."""
+
+    def __init__(self, model: nn.Module) -> None:
+        reach = Reach(model)
+        self.undo = reach.undo
+        self._slots = reach.slots
+        self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
+
+    def use_copies(self) -> None:
+        """Put copies in place of the tensors that are neither parameters nor buffers."""
+        others = {id(slot.tensor): slot.tensor for slot in self._slots}
+        self.swap({key: _copy(t) for key, t in others.items() if key not in self._own})
+
+    def swap(self, stand_ins: Mapping[int, Tensor]) -> None:
+        """Put tensors in place of those of the model, wherever they are held.
+
+        Args:
+            stand_ins: What to put, by the `id` of the parameter or buffer that it stands for.
+        """
+        for slot in self._slots:
+            if id(slot.tensor) in stand_ins:
+                _put(slot, stand_ins[id(slot.tensor)])
+
+
+def _put(slot: Slot, tensor: Tensor) -> None:
+    kind = list if isinstance(slot.holder, list) else dict
+    kind.__setitem__(slot.holder, slot.key, tensor)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy that shares no storage, or the tensor where its kind cannot be copied."""
+    try:
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return tensor
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module) -> Iterator[Lent]:
+    """Lend a model, and leave it, all that its forward pass reaches, and the process as they were.
+
+    Hooks that only look on, those of sharding and what `torch.compile` has made are off while the
+    model is lent. One thread at a time borrows models: they share modules and random states.
+
+    Args:
+        model: The model, without wrappers.
+    """
+    with BORROWING, warnings.catch_warnings(), _same_process(model):
+        with torch.no_grad():
+            lent = Lent(model)
+        try:
+            for module in model.modules():
+                _drop_hooks(module)
+                _drop_compilation(module)
+            lent.use_copies()
+            with torch.compiler.set_stance("force_eager"):
+                yield lent
+        finally:
+            _to_the_end(lent.undo)
+
+
+def _to_the_end(undo: list[Undo]) -> None:
+    """Put everything back, also where Ctrl-C interrupts, which is raised afterwards."""
+    try:
+        while undo:
+            undo[-1]()
+            undo.pop()
+    except KeyboardInterrupt:
+        _to_the_end(undo)
+        raise
+
+
+def _drop_hooks(module: nn.Module) -> None:
+    """Take off hooks that only look on, and those of sharding: they gather, and expect shards."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 - no public view
+        for key, hook in list(hooks.items()):
+            if not takes_part(hook):
+                del hooks[key]
+
+
+def _drop_compilation(module: nn.Module) -> None:
+    """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
+    vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
+    children = module._modules  # noqa: SLF001 - `torch.compile(module)` inside a model
+    if list(children) == ["_orig_mod"]:
+        vars(module)["forward"] = children["_orig_mod"]
+
+
+@contextlib.contextmanager
+def _same_process(model: nn.Module) -> Iterator[None]:
+    """Put back the random states and settings of the process."""
+    settings = [(write, read()) for read, write in (*_SETTINGS, *_numpy())]
+    environment, depth = dict(os.environ), sys.getrecursionlimit()
+    try:
+        with torch.random.fork_rng(devices=cuda_devices(model)):
+            yield
+    finally:
+        for write, before in settings:
+            write(before)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        sys.setrecursionlimit(depth)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (random.getstate, random.setstate),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+)
+"""How to read and write what a forward pass may set for the whole process."""
+
+
+def _numpy() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        yield numpy.random.get_state, numpy.random.set_state
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    """Return the CUDA devices whose random state a forward pass of `model` could move."""
+    indices = (p.device.index for p in model.parameters() if p.device.type == "cuda")
+    return sorted({index for index in indices if index is not None})

@@ -1,0 +1,301 @@
+"""The recorder: writes down which operator read which tensor while a forward pass runs.
+
+Knows how to name tensors that come and go; has never heard what an operator does.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.tensors.aliases import storage_of
+from torch_initpolicy.trace.functorch import bare, inside, is_transforming, is_wrapped
+from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
+from torch_initpolicy.trace.names import op_name
+from torch_initpolicy.trace.operators import reference
+from torch_initpolicy.trace.stand_ins import leaf_like, plain_meta
+from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
+
+ShapeRule = Callable[..., Any]
+"""Answers for an operator on meta tensors in place of its own, slower, meta kernel."""
+
+
+class Ran(NamedTuple):
+    """One operator that has just run, with its tensors.
+
+    Attributes:
+        graph: All that has been recorded so far; `node` is its last node.
+        node: The operator.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        outputs: The tensors it returned or changed, as `node.outputs` numbers them.
+    """
+
+    graph: Graph
+    node: Node
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Tensor, ...]
+
+
+class Recorder(TorchFunctionMode):
+    """Writes down every operator that returns or changes a tensor."""
+
+    def __init__(
+        self,
+        shape_rules: Mapping[str, ShapeRule],
+        *,
+        on_meta: bool,
+        see: Callable[[Ran], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape_rules = shape_rules
+        self.on_meta = on_meta
+        self.see = see
+        self.values: list[Value] = []
+        self.nodes: list[Node] = []
+        self.current: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
+        self.wrapped: dict[int, Tensor] = {}  # the last wrapper of each storage
+        self.running: list[str] = [""]
+        self.so_far = Graph(self.values, self.nodes, results=(), consumers=())
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Recorder":
+        """Stay one: copying a module while it runs copies the hooks that tell where it is."""
+        return self
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` and record it, where it makes or changes tensors.
+
+        Where somebody has said what it computes, that runs in its place and is recorded.
+        """
+        del types
+        kwargs = kwargs or {}
+        op = op_name(func)
+        like = reference(op)
+        if like is not None:
+            with self:
+                return like(*args, **kwargs)
+        if self.on_meta:
+            args, kwargs = self._on_one_device(args, kwargs)
+        rule = self.shape_rules.get(getattr(func, "__name__", ""))
+        if rule is not None and (is_transforming() or not _begins_on_meta(args)):
+            rule = None
+        result = (rule or func)(*args, **kwargs)
+        changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else ()
+        outputs = (*tensors_in(result), *changed)
+        if outputs:
+            self.record(op, func, args, kwargs, outputs)
+        return result
+
+    def record(
+        self,
+        op: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: tuple[Tensor, ...],
+    ) -> None:
+        """Add one node; a tensor that it changed in place has a new value from here on.
+
+        Where that tensor is a view, a second node writes it into its base.
+        """
+        read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
+        index = len(self.nodes)
+        node_args, node_kwargs = map_tensors(self._ref, (args, dict(kwargs)))
+        changed = tuple(self._changed_views(outputs))
+        made = tuple(
+            self._new_value(tensor, producer=index, constant=self._constant(tensor))
+            for tensor in outputs
+        )
+        node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
+        self.nodes.append(node)
+        if self.see is not None:
+            # What is looked at is not recorded; the bridge below is.
+            with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
+                self.see(Ran(self.so_far, node, args, kwargs, outputs))
+        for base, view in changed:
+            self.record("setitem", torch.Tensor.__setitem__, (base, ..., view), {}, (base,))
+
+    def enter_parameter(self, stand_in: Tensor, name: str) -> None:
+        """Make known what stands in for a parameter."""
+        if id(stand_in) not in self.current:
+            self._new_value(stand_in, parameter=name)
+
+    def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make the arguments of the forward pass known and return their stand-ins."""
+        args, kwargs = call.mapped(self._enter_input)
+        return args, dict(kwargs)
+
+    @contextlib.contextmanager
+    def inside_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of which module is running."""
+        named: dict[nn.Module, str] = {}
+        for name, module in canonical_modules(model):
+            named.setdefault(module, name)
+        # Written where torch would write them: to make a handle for each takes longer than they do.
+        key = id(self)  # far beyond torch's own keys, which count from 0
+        for module, name in named.items():
+            module._forward_pre_hooks[key] = self._entering(name)  # noqa: SLF001
+            module._forward_hooks[key] = self._leave  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for module in named:
+                module._forward_pre_hooks.pop(key, None)  # noqa: SLF001
+                module._forward_hooks.pop(key, None)  # noqa: SLF001
+
+    def graph(self, results: Any) -> Graph:
+        """Return what has been recorded."""
+        returned = tuple(self._value_of(tensor) for tensor in tensors_in(results))
+        consumers: list[list[int]] = [[] for _ in self.values]
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                consumers[value].append(node.index)
+        return Graph(
+            values=tuple(self.values),
+            nodes=tuple(self.nodes),
+            results=returned,
+            consumers=tuple(map(tuple, consumers)),
+        )
+
+    def _on_one_device(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Send real tensors to meta where an operator would mix the two."""
+        if len({tensor.is_meta for tensor in tensors_in((args, kwargs))}) < 2:
+            return args, kwargs
+        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+            self._to_meta, (args, dict(kwargs))
+        )
+        return on_meta
+
+    def _to_meta(self, tensor: Tensor) -> Tensor:
+        """Return a meta tensor that continues the value of a real one."""
+        if tensor.device.type == "meta":
+            return tensor
+        on_meta = plain_meta(tensor)
+        self.current[id(on_meta)] = self._value_of(tensor)
+        self.alive.append(on_meta)
+        return on_meta
+
+    def _enter_input(self, tensor: Tensor) -> Tensor:
+        stand_in = plain_meta(tensor) if self.on_meta else leaf_like(tensor, tensor)
+        self._new_value(stand_in, is_input=True)
+        return stand_in
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            del module, args
+            self.running.append(name)
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Bridge what a module made unseen (a scripted function, a foreign kernel).
+
+        Where somebody has said what its class computes, the module returns that.
+        """
+        made = (tensor for tensor in tensors_in(output) if id(tensor) not in self.current)
+        unseen = tuple(tensor for tensor in made if self._origin(tensor) is None)
+        like = reference(type(module).__name__) if unseen else None
+        result = None if like is None else like(*args)
+        if unseen and like is None:
+            self.record(type(module).__name__, module, args, {}, unseen)
+        self.running.pop()
+        return result
+
+    def _changed_views(self, outputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield those of `outputs` that were there before and are views, with their bases."""
+        for tensor in outputs:
+            base = tensor._base  # noqa: SLF001 - the only way from a view to its base
+            if id(tensor) in self.current and base is not None and id(base) in self.current:
+                yield base, tensor
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        return Ref(self._value_of(tensor))
+
+    def _value_of(self, tensor: Tensor) -> int:
+        if id(tensor) not in self.current:
+            self._discover(tensor)
+        return self.current[id(tensor)]
+
+    def _discover(self, tensor: Tensor) -> None:
+        """Make known what no operator was seen to make: a constant, or the way through `vmap`."""
+        origin = self._origin(tensor)
+        if origin is None:
+            self._new_value(tensor, constant=_number(tensor))
+        else:
+            self.record("movedim", _unchanged, (origin,), {}, (tensor,))
+
+    def _origin(self, tensor: Tensor) -> Tensor | None:
+        """Return the tensor that has gone into `vmap` as this one, or come out of it so."""
+        for wrapped in inside(tensor):
+            if id(wrapped) in self.current:
+                return wrapped
+        return self.wrapped.get(_storage_of(tensor)) if self.wrapped else None
+
+    def _constant(self, tensor: Tensor) -> float | None:
+        """On meta, what still has numbers does not depend on the model's input."""
+        return _number(tensor) if self.on_meta else None
+
+    def _new_value(self, tensor: Tensor, **known: Any) -> int:
+        strided = tensor.layout is torch.strided
+        storage = _storage_of(tensor)
+        value = Value(
+            index=len(self.values),
+            shape=tuple(tensor.shape),
+            stride=tensor.stride() if strided else (),
+            offset=int(tensor.storage_offset()) if strided else 0,
+            storage=storage or -1 - len(self.values),
+            dtype=tensor.dtype,
+            **known,
+        )
+        self.values.append(value)
+        self.current[id(tensor)] = value.index
+        self.alive.append(tensor)
+        if is_wrapped(tensor):
+            self.wrapped[storage] = tensor
+        return value.index
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage, or 0 where it has none."""
+    tensor = bare(tensor)
+    stored = tensor.layout is torch.strided and torch._C._has_storage(tensor)  # noqa: SLF001
+    return storage_of(tensor) if stored else 0
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _begins_on_meta(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
+
+
+def _number(tensor: Tensor) -> float | None:
+    """Return the number in a real tensor of one element, or None."""
+    is_number = tensor.numel() == 1 and tensor.device.type != "meta" and not tensor.is_complex()
+    return float(tensor.item()) if is_number and not is_wrapped(tensor) else None
+
+
+def running_at(error: Exception) -> str:
+    """Say at which operator, in which module, a recording raised; nothing where at none."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    calls = [f for f in frames if f.f_code is Recorder.__torch_function__.__code__]
+    if not calls:
+        return ""
+    operator, module = op_name(calls[-1].f_locals["func"]), calls[-1].f_locals["self"].running[-1]
+    return f"operator {operator!r} of {module!r}: " if module else f"operator {operator!r}: "
