@@ -3,6 +3,7 @@
 Everything that can be wrong is found here, before a tensor is touched, and raised once.
 """
 
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -404,8 +405,12 @@ def _packed(packed: Blocks, parts: Sequence[Filling]) -> Filling:
 def _filling(choice: Choice, rule: Rule, gains: Gains) -> Filling:
     """Return what a rule fills a site with, or one of its blocks."""
     chosen = _of_block(_chosen(rule.initializer, choice), choice.block)
-    resolved = _known(chosen).resolve(_context(choice.facts, gains))
-    reason = _reason(choice, rule, chosen, told(resolved, *_fans(choice)))
+    context = _context(choice.facts, gains)
+    resolved = _known(chosen).resolve(context)
+    counts = resolved != _known(chosen).resolve(
+        replace(context, multiplier=1.0, weight_multiplier=1.0)
+    )
+    reason = _reason(choice, rule, chosen, told(resolved, *_fans(choice)), counts=counts)
     return Filling(resolved, repr(rule.matcher), reason)
 
 
@@ -437,6 +442,8 @@ def _context(facts: Facts, gains: Gains) -> Context:
         signal_gain=facts.reads**-0.5 if facts.reads else gains[facts.fed_by],
         residual_branches=facts.residual_branches,
         branch_depth=facts.branch_depth,
+        multiplier=facts.multiplier.total,
+        weight_multiplier=facts.multiplier.weight,
     )
 
 
@@ -485,11 +492,11 @@ def _spreads(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
 _RECURS = ("lstm", "gru", "rnn")
 
 
-def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str) -> str:
-    """Say in one sentence why a site is filled as it is."""
+def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str, *, counts: bool) -> str:
+    """Say in one sentence why a site is filled as it is; `counts`: constants have been counted."""
     if isinstance(chosen, Keep):
         return f"{_role(choice.facts)}: {rule.note or what}"
-    words = ", ".join([what, *_details(choice, chosen)])
+    words = ", ".join([what, *_details(choice, chosen), *(_taken_out(choice) if counts else ())])
     return f"{_cause(choice.facts, chosen)}: {words}" + (f" ({rule.note})" if rule.note else "")
 
 
@@ -504,6 +511,16 @@ def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
         yield f"as {figure(choice.facts.offset)} is added to it"
     if choice.site.padding is not None:
         yield f"row {choice.site.padding} zero"
+
+
+def _taken_out(choice: Choice) -> Iterator[str]:
+    """Say which constants a gain makes up for."""
+    multiplier = choice.facts.multiplier
+    named = {"": multiplier.output, " on the input": multiplier.input}
+    named[" on the weight"] = multiplier.weight
+    for where, factor in named.items():
+        if not math.isclose(factor, 1.0):
+            yield f"x {figure(factor)}{where} taken out"
 
 
 def _cause(facts: Facts, chosen: Initializer) -> str:

@@ -19,7 +19,7 @@ from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ _CLASSES: codec.Classes = types.MappingProxyType(
         "Axes": Axes,
         "Facts": Facts,
         "Multipliers": Multipliers,
+        "ForwardMultiplier": ForwardMultiplier,
         "Opaque": Opaque,
         "Step": Step,
     }

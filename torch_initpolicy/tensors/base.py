@@ -46,6 +46,9 @@ class Context:
         signal_gain: One over the root mean square of what it reads.
         residual_branches: How many residual branches the model has.
         branch_depth: How many weights lie on the longest path through the site's own branch.
+        multiplier: Product of the known constants between the numbers drawn and the function that
+            reads the result; variance scaling takes them out again.
+        weight_multiplier: The part of it that the weight itself is multiplied by.
     """
 
     meets_gain: float = 1.0
@@ -53,6 +56,8 @@ class Context:
     signal_gain: float = 1.0
     residual_branches: int = 0
     branch_depth: int = 0
+    multiplier: float = 1.0
+    weight_multiplier: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +237,14 @@ def require_gain(owner: object, gain: Gain) -> None:
 
 
 def resolved(gain: Gain, context: Context) -> float:
-    """Return a gain as a number, with the help of a site."""
-    if isinstance(gain, str):
-        return {
-            "meets": context.meets_gain,
-            "fed_by": context.fed_gain,
-            "signal": context.signal_gain,
-        }[gain]
-    return gain
+    """Return a gain as a number, with the help of a site: over the known constants on the way.
+
+    What is read before the weight has been measured for `"signal"`, with all constants on it.
+    """
+    if gain == "signal":
+        return context.signal_gain / context.weight_multiplier
+    number = {"meets": context.meets_gain, "fed_by": context.fed_gain}.get(str(gain), gain)
+    return float(number) / context.multiplier
 
 
 def known(gain: Gain) -> float:

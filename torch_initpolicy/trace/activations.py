@@ -6,7 +6,8 @@ of one variable, and can be recognised by evaluating it.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,6 @@ _CHOOSES = frozenset({"where", "maximum", "minimum", "max", "min", "masked_fill"
 
 _COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "zeros_like", "ones_like", "full_like"})
 """Operators that make what is chosen by, or from; what they make is no signal."""
-
-_FILLED: Mapping[str, float] = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}
-"""What operators that make tensors of one number fill them with."""
 
 _MASKED = frozenset({"getitem", "setitem"})
 """Operators that read or write what a mask of the same shape picks: `x[x < 0] = 0`."""
@@ -79,19 +77,23 @@ class Composite:
 
 
 def composites(
-    graph: Graph, roles: Mapping[int, OpRole], numbers: Mapping[str, float]
+    graph: Graph,
+    roles: Mapping[int, OpRole],
+    numbers: Mapping[int, float],
+    parameters: Mapping[str, float],
 ) -> dict[int, Composite]:
     """Find the activations of a graph, by the value that goes into them.
 
     Args:
         graph: The recorded forward pass.
         roles: Role of each node.
-        numbers: Values of parameters of one element, by name (a learnt slope or temperature).
+        numbers: The values that are known numbers.
+        parameters: Numbers that parameters of one element hold, by name (a learnt slope).
 
     Returns:
         One composite for each value that is activated; a plain `relu` is one of one node.
     """
-    reader = _Reader(graph, roles, numbers)
+    reader = _Reader(graph, roles, numbers, parameters)
     found = (reader.composite(start, nodes[:_LONGEST]) for start, nodes in reader.regions().items())
     known = (composite for composite in found if composite is not None)
     return {composite.start: reader.softmax(composite) or composite for composite in known}
@@ -103,17 +105,14 @@ class _Reader:
 
     graph: Graph
     roles: Mapping[int, OpRole]
-    numbers: Mapping[str, float]
+    numbers: Mapping[int, float]
+    parameters: Mapping[str, float]
     known: dict[Any, Activation | None] = field(default_factory=dict)
 
     def number(self, index: int) -> float | None:
         """Return the number that a value is, or None where it is none."""
-        value = self.graph.values[index]
-        if value.parameter is not None:
-            return self.numbers.get(value.parameter)
-        if value.constant is None and value.producer is not None:
-            return _FILLED.get(self.graph.nodes[value.producer].op)
-        return value.constant
+        parameter = self.graph.values[index].parameter
+        return self.numbers.get(index) if parameter is None else self.parameters.get(parameter)
 
     def regions(self) -> dict[int, list[Node]]:
         """Group element-wise nodes by the one value that they are a function of."""
@@ -168,7 +167,45 @@ class _Reader:
             if self._is_better(activation, inner, best):
                 members = frozenset(node.index for node in inner)
                 best = Composite(start, inner[-1].outputs[0], members, activation)
-        return best
+        led = 0 if best is None else self._led(best, nodes)
+        return self.composite(nodes[led - 1].outputs[0], nodes[led:]) if led else best
+
+    def _led(self, best: Composite, nodes: list[Node]) -> int:
+        """Count the nodes that only scale the input before the function proper.
+
+        The function reads what they make of it, so that they are constants on the way there. A
+        function of the table is left whole, and so is one that undoes the scale: `c * f(x / c)`.
+        """
+        inner = [node for node in nodes if node.index in best.inner]
+        led = self._affine(best.start, inner)
+        scales = [i for i, node in enumerate(led, 1) if abs(self._slope([node])) != 1.0]
+        if best.activation.moments is None or not scales:
+            return 0
+        behind = inner[len(led) :]
+        back = [list(self._affine(node.outputs[0], behind[i:])) for i, node in enumerate(behind, 1)]
+        last = next((nodes for nodes in back if nodes and nodes[-1] is inner[-1]), [])
+        undone = bool(last) and math.isclose(
+            abs(self._slope(led) * self._slope(last)), 1.0, rel_tol=1e-3
+        )
+        return 0 if undone else scales[-1]
+
+    def _affine(self, start: int, nodes: Sequence[Node]) -> list[Node]:
+        """Return the nodes at the beginning that each scale or shift what the one before made."""
+        found: list[Node] = []
+        for node in nodes:
+            read = [value for value in node.inputs if self.number(value) is None]
+            readers = sum(start in other.inputs for other in nodes)
+            if self.roles[node.index] not in _AFFINE or read != [start] or readers > 1:
+                break
+            found.append(node)
+            start = node.outputs[0]
+        return found
+
+    def _slope(self, nodes: list[Node]) -> float:
+        """Return the factor of an affine function."""
+        start = next(value for value in nodes[0].inputs if self.number(value) is None)
+        low, high = self._replay(start, nodes)(torch.tensor((0.0, 1.0), dtype=torch.float64))
+        return float(high - low)
 
     def _is_better(self, activation: Activation, inner: list[Node], best: Composite | None) -> bool:
         """Say whether a later meeting says more: it has a name, or the one before no proper one."""
@@ -238,8 +275,11 @@ class _Reader:
     def _only_scales(self, best: Composite, inner: list[Node]) -> bool:
         """Say whether a plain activation is merely scaled (the gammas of NFNet)."""
         added = [node for node in inner if node.index not in best.inner]
-        return self._is_lone(best, OpRole.ACTIVATES) and all(
-            self.roles[node.index] in _AFFINE
+        lone = self._is_lone(best, OpRole.ACTIVATES)
+        known = self._is_lone(best, OpRole.COMPUTES) and best.activation.moments is None
+        allowed = _AFFINE if lone else {OpRole.MULTIPLIES, OpRole.CASTS} if known else ()
+        return all(
+            self.roles[node.index] in allowed
             and best.start not in node.inputs
             and not self._is_power(node, best.start)
             for node in added

@@ -15,6 +15,29 @@ too; see `Facts.used`."""
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardMultiplier:
+    """Known constants between a weight and the function that reads its output.
+
+    See `torch_initpolicy.trace.constants` for what counts.
+
+    Attributes:
+        weight: What the weight is multiplied by before its operator applies it.
+        input: What its input is multiplied by, if no weight before takes it out.
+        output: What its output is multiplied by before the next function, weight or the model's
+            output; of a product of two outputs, this one's share.
+    """
+
+    weight: float = 1.0
+    input: float = 1.0
+    output: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """The product of all three."""
+        return self.weight * self.input * self.output
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the trace says about a site.
 
@@ -45,6 +68,7 @@ class Facts:
             make what it is added to or multiplied by on the way: while their units are alike, its
             own cannot part. Empty where there are many, or the output goes out of the model; None
             where nothing has been read, or it is no weight.
+        multiplier: The known constants on the way of its numbers.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         used: Whether the forward pass touched it at all.
         evidence: How all this came to be known.
@@ -67,6 +91,7 @@ class Facts:
     reads: float | None = None
     reads_unknown: str | None = None
     neighbours: tuple[str, ...] | None = None
+    multiplier: ForwardMultiplier = ForwardMultiplier()
     offset: float = 0.0
     used: bool = False
     evidence: Evidence = "type"

@@ -12,15 +12,17 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import Composite, composites
+from torch_initpolicy.trace.constants import Constants, numbers
 from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.expressions import axes_at, labels_of
-from torch_initpolicy.trace.facts import Evidence, Facts
+from torch_initpolicy.trace.facts import Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.packs import Pack, packs
+from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.residuals import Residuals, residuals
-from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk, ahead, ahead_of, behind
+from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,47 +32,69 @@ class Flow:
     Attributes:
         uses: Where parameters meet the signal.
         composites: Activations, by the value that goes into them.
+        looking: Looks ahead of values.
         ahead: What each value meets.
         behind: Where each value comes from.
         residuals: The residual branches.
         packs: Weights that are several matrices packed into one, by node.
         kernels: Values that become the weight of another operator.
         neighbours: The weights around each value.
+        leftover: The known constants that no weight before has taken out.
+        proportions: Which parameters each expression of parameters is proportional to.
     """
 
     uses: Uses
     composites: Mapping[int, Composite]
+    looking: Ahead
     ahead: dict[int, Walk]
     behind: Mapping[int, Walk]
     residuals: Residuals
     packs: Mapping[int, Pack]
     kernels: frozenset[int]
     neighbours: Neighbours
+    leftover: Constants
+    proportions: Proportions
 
 
-def flow(graph: Graph, *, numbers: Mapping[str, float] | None = None) -> Flow:
+def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
     """Read a graph: a few passes over its nodes, each linear in their number.
 
     Args:
         graph: The recorded forward pass.
-        numbers: Values of parameters that are a single number, by name.
+        parameters: Values of parameters that are a single number, by name.
     """
     used = uses(graph)
     roles = {node.index: used.role(node) for node in graph.nodes}
+    known = numbers(graph)
     activated = {
         start: composite
-        for start, composite in composites(graph, roles, numbers or {}).items()
+        for start, composite in composites(graph, roles, known, parameters or {}).items()
         if start not in used.kinds or any(roles[i] is OpRole.ACTIVATES for i in composite.inner)
     }  # the root of a variance is a step of a normalisation
+    proportions = Proportions(used)
+    for node in graph.nodes:
+        proportions.advance(node)
+    branches = residuals(used)
+    constants = Constants(
+        uses=used,
+        numbers=known,
+        skips=branches.skips(used),
+        ends=frozenset(composite.end for composite in activated.values()),
+    ).entered({})
+    looking = Ahead(used, activated, constants, hidden(used))
+    ahead = looking.of_values()
     return Flow(
         uses=used,
         composites=activated,
-        ahead=ahead(used, activated),
+        looking=looking,
+        ahead=ahead,
         behind=behind(used, activated),
-        residuals=residuals(used),
+        residuals=branches,
         packs=packs(used),
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
+        leftover=constants.entered({value: 1 / walk.factor for value, walk in ahead.items()}),
+        proportions=proportions,
     )
 
 
@@ -114,7 +138,10 @@ def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:
     if not found or whole.axes is None or not whole.axes.blocks:
         return whole
     walks = _ahead_of_blocks(found[0], whole.axes, flow)
-    each = tuple(replace(whole, **_meeting(walk)) for walk in walks)
+    each = tuple(
+        replace(whole, multiplier=_multiplier(found[0], walk, flow), **_meeting(walk))
+        for walk in walks
+    )
     return replace(whole, blocks=each) if len(set(each)) > 1 else whole
 
 
@@ -125,7 +152,7 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
         yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), NOTHING)
     elif pack is not None and (pack.blocks, pack.repeats) == (axes.blocks, axes.repeats):
         for units in pack.units():
-            yield ahead_of(units, pack.layouts, flow.uses, flow.composites, flow.ahead)
+            yield flow.looking.of_units(units, pack.layouts, flow.ahead)
 
 
 def _facts(
@@ -161,11 +188,23 @@ def _facts(
         residual_branches=branches,
         branch_depth=flow.residuals.depth_around(first.node.index),
         neighbours=_neighbours(role, found, flow),
+        multiplier=_multiplier(first, _ahead(first, flow), flow),
         offset=first.source.shift,
         used=True,
         evidence=evidence,
         **_meeting(met),
     )
+
+
+def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:
+    """Collect the known constants on the way of a weight; none where its size says nothing.
+
+    A standardised weight is as large as its operator makes it, whatever is drawn.
+    """
+    if use.source.site not in flow.proportions.of(use.value.index):
+        return ForwardMultiplier()
+    alpha = float(use.node.kwargs.get("alpha", 1.0)) if use.slot in ("left", "right") else 1.0
+    return ForwardMultiplier(alpha, flow.leftover.on_input(use.partner), walk.factor)
 
 
 _OF_UNITS: frozenset[Role] = frozenset({"weight", "recurrent"})

@@ -38,7 +38,7 @@ class Proportions:
 
     def _made(self, node: Node) -> frozenset[str]:
         role = self.uses.role(node)
-        if role in (OpRole.MOVES, OpRole.CASTS):
+        if role in (OpRole.MOVES, OpRole.CASTS, OpRole.PICKS):
             return self.of(node.inputs[0])
         if role in (OpRole.MULTIPLIES, OpRole.CONTRACTS):
             return self._product(node)

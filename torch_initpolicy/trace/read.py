@@ -160,7 +160,7 @@ class _Attempt:
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             self.failure, self.error = self.failure or in_short(error), error
             return None
-        found = flow(graph, numbers=self.numbers)
+        found = flow(graph, parameters=self.numbers)
         return Reading(
             facts=facts(self.sites, found, evidence),
             evidence=evidence,

@@ -108,6 +108,8 @@ def capture(
         answers = on_meta and not with_grad  # shape rules answer without a way back
         recorder = Recorder(shape_rules or {} if answers else {}, on_meta=on_meta)
         stand_ins = _stand_ins(model, drawn or {}, on_meta=on_meta, with_grad=with_grad)
+        for buffer in model.buffers():
+            recorder.enter_buffer(stand_ins[id(buffer)], buffer)
         lent.swap(stand_ins)
         return recorder.graph(_recorded(model, call, recorder, names, stand_ins))
 

@@ -133,6 +133,10 @@ class Recorder(TorchFunctionMode):
         if id(stand_in) not in self.current:
             self._new_value(stand_in, parameter=name)
 
+    def enter_buffer(self, stand_in: Tensor, buffer: Tensor) -> None:
+        """Make known what stands in for a buffer, and the number in one of a single element."""
+        self._new_value(stand_in, constant=_number(buffer))
+
     def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of the forward pass known and return their stand-ins."""
         args, kwargs = call.mapped(self._enter_input)

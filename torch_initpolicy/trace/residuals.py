@@ -45,6 +45,14 @@ class Residuals:
     closing: frozenset[int]
     depths: Mapping[int, int]
 
+    def skips(self, uses: Uses) -> dict[int, int]:
+        """Return the value that each branch is added to, by the addition."""
+        nodes = ((branch, uses.graph.nodes[branch.node]) for branch in self.branches)
+        return {
+            node.index: next(value for value in uses.carried(node) if value != branch.value)
+            for branch, node in nodes
+        }
+
     def depth_around(self, node: int) -> int:
         """Return the depth of the innermost branch around a node; 0 outside any."""
         return self.depths.get(node, 0)

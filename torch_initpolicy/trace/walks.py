@@ -3,12 +3,15 @@
 Both are computed for all values at once, in one pass over the nodes each.
 """
 
+import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite
+from torch_initpolicy.trace.constants import BOUNDS, Constants
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout
@@ -46,16 +49,24 @@ class Walk(NamedTuple):
         activations: Nearest first, each with the number of operators up to it.
         at_border: Whether the model's output (ahead) or its input (behind) can be reached.
         stopped_by: Operators of unknown role at which a walk had to stop.
+        factor: Product of the known constants on the way to the nearest activation; where there is
+            none, to whatever comes first.
     """
 
     activations: tuple[tuple[int, Activation], ...] = ()
     at_border: bool = False
     stopped_by: tuple[str, ...] = ()
+    factor: float = 1.0
 
     @property
     def nearest(self) -> Activation | None:
         """The nearest activation, or None."""
         return self.activations[0][1] if self.activations else None
+
+    @property
+    def distance(self) -> float:
+        """How many operators lie before the nearest activation."""
+        return self.activations[0][0] if self.activations else math.inf
 
 
 NOTHING = Walk()
@@ -73,138 +84,167 @@ def _merged(walks: Sequence[Walk]) -> Walk:
         tuple(sorted(((d, a) for a, d in nearest.items()), key=lambda pair: pair[0])),
         any(walk.at_border for walk in walks),
         tuple(dict.fromkeys(op for walk in walks for op in walk.stopped_by)),
+        min(walks, key=lambda walk: walk.distance).factor if walks else 1.0,
     )
 
 
-def _further(walk: Walk, steps: int = 1) -> Walk:
-    return walk._replace(activations=tuple((d + steps, a) for d, a in walk.activations))
+def _further(walk: Walk, factor: float = 1.0) -> Walk:
+    return walk._replace(activations=tuple((d + 1, a) for d, a in walk.activations), factor=factor)
 
 
-def ahead(uses: Uses, composites: Mapping[int, Composite]) -> dict[int, Walk]:
-    """Say for every value what its numbers meet before the next weight.
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Looks ahead of values.
 
-    Args:
+    Attributes:
         uses: The graph with its signals and weights.
         composites: Activations, by the value that goes into them.
-
-    Returns:
-        By value; a value that is missing meets nothing.
+        constants: The known constants on the way.
+        hidden: Values behind which there is another weight.
     """
-    found: dict[int, Walk] = {}
-    for value in reversed(uses.graph.values):
-        if value.index in uses.signals:
-            walks = list(_onward(uses, composites, found, value.index))
-            if walks:
-                found[value.index] = _merged(walks)
-    return found
+
+    uses: Uses
+    composites: Mapping[int, Composite]
+    constants: Constants
+    hidden: frozenset[int]
+
+    def of_values(self) -> dict[int, Walk]:
+        """Say for every value what its numbers meet before the next weight.
+
+        Returns:
+            By value; a value that is missing meets nothing.
+        """
+        found: dict[int, Walk] = {}
+        for value in reversed(self.uses.graph.values):
+            if value.index in self.uses.signals:
+                walks = self._onward(found, value.index)
+                if walks:
+                    found[value.index] = _merged(walks)
+        return found
+
+    def of_units(
+        self, units: int, layouts: Mapping[int, Layout], found: Mapping[int, Walk]
+    ) -> Walk:
+        """Say what some of the units of a weight's output meet before the next weight.
+
+        Args:
+            units: The units, as bits.
+            layouts: Where the weight's units lie in the values that show some of them, by value;
+                the first of these is the output itself.
+            found: What whole values meet, by value.
+        """
+        narrowed: ChainMap[int, Walk] = ChainMap({}, dict(found))
+        for value in sorted(layouts, reverse=True):
+            part = Part(units, layouts[value])
+            shows = part.is_among(part.layout.units(self.uses.graph.values[value]))
+            narrowed[value] = _merged(self._onward(narrowed, value, part) if shows else [])
+        return narrowed[min(layouts)]
+
+    def _onward(
+        self, found: Mapping[int, Walk], value: int, part: Part | None = None
+    ) -> list[Walk]:
+        """Return what lies ahead of a value, or of the part that it shows of a weight's output."""
+        nodes = [self.uses.graph.nodes[index] for index in self.uses.graph.consumers[value]]
+        walks = [
+            # A function on the way to the output alone, as in a divergence that the forward pass
+            # returns beside its result, activates nothing that another weight reads.
+            walk
+            if value not in self.hidden or self._leads(node)
+            else Walk(at_border=walk.at_border)
+            for node in nodes
+            for walk in self._through(found, node, value, part)
+        ]
+        return [*walks, Walk(at_border=True)] if value in self.uses.graph.results else walks
+
+    def _leads(self, node: Node) -> bool:
+        """Say whether a node is a weight, or another lies behind it."""
+        return _applies(self.uses, node) or not self.hidden.isdisjoint(node.outputs)
+
+    def _through(
+        self, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
+    ) -> Iterator[Walk]:
+        """Yield what lies ahead of a value through one of its consumers."""
+        composite = self.composites.get(value)
+        role = self.uses.role(node)
+        slots = [slot for slot, read in self.uses.slots(node) if read == value]
+        if composite is not None and node.index in composite.inner:
+            yield Walk(((1, composite.activation),))
+        elif role is OpRole.ACTIVATES:
+            yield Walk(((1, activation_of(node)),))
+        elif role is OpRole.COMPUTES:
+            yield from self._through_function(found, node, value)
+        elif role is OpRole.GATES:
+            yield from self._through_gate(found, node, value, part)
+        elif role is OpRole.ATTENDS:
+            yield self._through_attention(found, node, value, slots)
+        elif _applies(self.uses, node):
+            yield NOTHING
+        elif role in CARRIERS or role in (OpRole.CONTRACTS, OpRole.WEIGHS):
+            if not {"index", "like", "state"}.issuperset(slots):
+                yield from self._beyond(found, node, value)
+        elif role is OpRole.UNKNOWN:
+            yield Walk(stopped_by=(node.op,))
+
+    def _through_attention(
+        self, found: Mapping[int, Walk], node: Node, value: int, slots: Sequence[str]
+    ) -> Walk:
+        if {"query", "key", "mask"}.isdisjoint(slots):
+            return _merged([NOTHING, *self._beyond(found, node, value)])
+        return Walk(((1, SOFTMAX),), factor=self.constants.attended(node, value))
+
+    def _through_gate(
+        self, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
+    ) -> Iterator[Walk]:
+        """The second half meets a sigmoid, and the first half what comes after the product."""
+        read = self.uses.graph.values[value]
+        axis = argument(node, 1, "dim", -1) % len(read.shape)
+        halves = part.layout.halves(read, axis) if part else (None, None)
+        goes_on, gates = (part is None or part.is_among(half) for half in halves)
+        if gates:
+            yield Walk(((1, Activation("sigmoid")),))
+        if goes_on:
+            yield from self._beyond(found, node, value)
+
+    def _beyond(self, found: Mapping[int, Walk], node: Node, value: int) -> Iterator[Walk]:
+        """Yield what lies ahead of the outputs of a node that carries a value."""
+        if node.index in self.constants.kernels and value != self.constants.kernels[node.index]:
+            yield NOTHING  # what a generated weight reads
+            return
+        for walk in (found[output] for output in node.outputs if output in found):
+            met = bool(walk.activations)
+            yield _further(walk, self.constants.ahead(node, value, walk.factor, met=met))
+
+    def _through_function(
+        self, found: Mapping[int, Walk], node: Node, value: int
+    ) -> Iterator[Walk]:
+        """A function that could not be evaluated stops the walk, unless it bounds or measures."""
+        kinds, consumers = self.uses.kinds, self.uses.graph.consumers[node.outputs[0]]
+        is_step = value in kinds or all(
+            kinds.get(output) == "statistic"
+            for index in consumers
+            for output in self.uses.graph.nodes[index].outputs
+        )
+        if node.op in BOUNDS:
+            yield from self._beyond(found, node, value)
+        elif not is_step:
+            yield Walk(stopped_by=(node.op,))
 
 
-def ahead_of(
-    units: int,
-    layouts: Mapping[int, Layout],
-    uses: Uses,
-    composites: Mapping[int, Composite],
-    found: dict[int, Walk],
-) -> Walk:
-    """Say what some of the units of a weight's output meet before the next weight.
-
-    Args:
-        units: The units, as bits.
-        layouts: Where the weight's units lie in the values that show some of them, by value; the
-            first of these is the output itself.
-        uses: The graph with its signals and weights.
-        composites: Activations, by the value that goes into them.
-        found: What whole values meet, by value.
-    """
-    narrowed: ChainMap[int, Walk] = ChainMap({}, found)
-    for value in sorted(layouts, reverse=True):
-        part = Part(units, layouts[value])
-        shows = part.is_among(part.layout.units(uses.graph.values[value]))
-        walks = list(_onward(uses, composites, narrowed, value, part)) if shows else []
-        narrowed[value] = _merged(walks)
-    return narrowed[min(layouts)]
+_APPLIES = frozenset({OpRole.RECURS, OpRole.LOOKS_UP, OpRole.PROJECTS_AND_ATTENDS})
 
 
-def _onward(
-    uses: Uses,
-    composites: Mapping[int, Composite],
-    found: Mapping[int, Walk],
-    value: int,
-    part: Part | None = None,
-) -> Iterator[Walk]:
-    """Yield what lies ahead of a value, or of the part that it shows of a weight's output."""
-    for index in uses.graph.consumers[value]:
-        yield from _through(uses, composites, found, uses.graph.nodes[index], value, part=part)
-    if value in uses.graph.results:
-        yield Walk(at_border=True)
+def _applies(uses: Uses, node: Node) -> bool:
+    """Say whether a node applies a weight of the model to a signal."""
+    return node.index in uses.weighers or uses.role(node) in _APPLIES
 
 
-def _through(
-    uses: Uses,
-    composites: Mapping[int, Composite],
-    found: Mapping[int, Walk],
-    node: Node,
-    value: int,
-    *,
-    part: Part | None,
-) -> Iterator[Walk]:
-    """Yield what lies ahead of a value through one of its consumers."""
-    composite = composites.get(value)
-    role = uses.role(node)
-    slots = [slot for slot, read in uses.slots(node) if read == value]
-    if composite is not None and node.index in composite.inner:
-        yield Walk(((1, composite.activation),))
-    elif role is OpRole.ACTIVATES:
-        yield Walk(((1, activation_of(node)),))
-    elif role is OpRole.COMPUTES:
-        yield from _through_function(uses, found, node, value)
-    elif role is OpRole.GATES:
-        yield from _through_gate(uses, found, node, value, part)
-    elif role is OpRole.ATTENDS:
-        attended = {"query", "key", "mask"} & set(slots)
-        yield Walk(((1, SOFTMAX),)) if attended else _merged([NOTHING, *_beyond(found, node)])
-    elif role in CARRIERS or (role is OpRole.CONTRACTS and node.index not in uses.weighers):
-        if not {"index", "like", "state"}.issuperset(slots):
-            yield from _beyond(found, node)
-    elif role is OpRole.UNKNOWN:
-        yield Walk(stopped_by=(node.op,))
-
-
-def _through_gate(
-    uses: Uses, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
-) -> Iterator[Walk]:
-    """The second half meets a sigmoid, and the first half what comes after the product."""
-    read = uses.graph.values[value]
-    axis = argument(node, 1, "dim", -1) % len(read.shape)
-    halves = part.layout.halves(read, axis) if part else (None, None)
-    goes_on, gates = (part is None or part.is_among(half) for half in halves)
-    if gates:
-        yield Walk(((1, Activation("sigmoid")),))
-    if goes_on:
-        yield from _beyond(found, node)
-
-
-def _beyond(found: Mapping[int, Walk], node: Node) -> Iterator[Walk]:
-    yield from (_further(found[output]) for output in node.outputs if output in found)
-
-
-_BOUNDS = frozenset({"clamp", "clip", "clamp_min", "clamp_max", "nan_to_num"})
-"""Functions that leave most numbers as they are, if their bounds are not known numbers."""
-
-
-def _through_function(
-    uses: Uses, found: Mapping[int, Walk], node: Node, value: int
-) -> Iterator[Walk]:
-    """A function that could not be evaluated stops the walk, unless it only bounds or measures."""
-    is_step = value in uses.kinds or all(
-        uses.kinds.get(output) == "statistic"
-        for index in uses.graph.consumers[node.outputs[0]]
-        for output in uses.graph.nodes[index].outputs
-    )
-    if node.op in _BOUNDS:
-        yield from _beyond(found, node)
-    elif not is_step:
-        yield Walk(stopped_by=(node.op,))
+def hidden(uses: Uses) -> frozenset[int]:
+    """Return the values behind which there is another weight, whatever lies between."""
+    found: set[int] = set()
+    for node in reversed(uses.graph.nodes):
+        if _applies(uses, node) or not found.isdisjoint(node.outputs):
+            found.update(node.inputs)
+    return frozenset(found)
 
 
 def behind(uses: Uses, composites: Mapping[int, Composite]) -> Mapping[int, Walk]:

@@ -1,0 +1,236 @@
+"""Known constants on the way of a signal: what counts, and where the code may write it."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_initpolicy import apply_policy, plan_policy
+from torch_initpolicy.trace.facts import ForwardMultiplier
+
+WIDTH = 256
+
+
+class Written(nn.Module):
+    """Two layers, the constant `c` of the first written in one of many ways."""
+
+    def __init__(self, write: Callable[..., Tensor], c: float, function: Callable[..., Tensor]):
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+        self.register_buffer("constant", torch.tensor(c))
+        self.write, self.c, self.function = write, c, function
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return what the function reads."""
+        return self.write(x, self.first, self.c, self.constant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.read(x)))
+
+
+WRITINGS: dict[str, Callable[..., Tensor]] = {
+    "output": lambda x, layer, c, t: c * layer(x),
+    "output, by method": lambda x, layer, c, t: layer(x).mul(c),
+    "output, in place": lambda x, layer, c, t: layer(x).mul_(c),
+    "output, by function": lambda x, layer, c, t: torch.mul(layer(x), other=c),
+    "quotient": lambda x, layer, c, t: layer(x) / (1 / c),
+    "quotient by a root": lambda x, layer, c, t: torch.div(layer(x), (1 / c**2) ** 0.5),
+    "buffer": lambda x, layer, c, t: layer(x) * t,
+    "tensor": lambda x, layer, c, t: layer(x) * torch.tensor(c),
+    "computed tensor": lambda x, layer, c, t: layer(x) / torch.sqrt(torch.tensor(1 / c**2)),
+    "filled": lambda x, layer, c, t: layer(x) * torch.full((WIDTH,), c),
+    "twice": lambda x, layer, c, t: math.sqrt(c) * layer(x) * math.sqrt(c),
+    "both sides": lambda x, layer, c, t: math.sqrt(c) * layer(math.sqrt(c) * x),
+    "input": lambda x, layer, c, t: layer(c * x),
+    "input, in another shape": lambda x, layer, c, t: layer((c * x).view(2, -1, WIDTH)).flatten(
+        0, 1
+    ),
+    "sum": lambda x, layer, c, t: torch.zeros_like(x).add(layer(x), alpha=c),
+    "negative": lambda x, layer, c, t: -c * layer(x),
+    "shifted": lambda x, layer, c, t: c * (layer(x) + 0.0),
+    "reshaped": lambda x, layer, c, t: (c * layer(x).view(-1, 2, WIDTH // 2)).flatten(1),
+    "baddbmm": lambda x, layer, c, t: torch.baddbmm(
+        torch.zeros(1, 1, WIDTH), x[None], layer.weight.mT[None], alpha=c
+    )[0],
+}
+"""Ways to write a constant of the first layer, which all mean the same."""
+
+
+def size(model: Written, x: Tensor) -> float:
+    """Return the standard deviation of what the function reads."""
+    return model.read(x).std().item()
+
+
+@pytest.mark.parametrize(
+    "function", [torch.relu, torch.tanh, F.gelu, torch.sin, torch.Tensor.clone]
+)
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_what_a_function_reads_does_not_depend_on_where_a_constant_stands(writing, function):
+    """Whatever the code multiplies on the way, the function reads the textbook's variance."""
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    plain = Written(lambda x, layer, c, t: layer(x), 1.0, function)
+    apply_policy(plain, seed=0, example_inputs=x)
+    for c in (30.0, 0.02):
+        model = Written(WRITINGS[writing], c, function)
+        apply_policy(model, seed=0, example_inputs=x)
+
+        assert size(model, x) == pytest.approx(size(plain, x), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_constants_scattered_over_a_deep_net_cancel(seed):
+    """Constants before and behind the layers and functions of a net leave its output's size."""
+    draw = random.Random(seed)
+
+    class Scattered(nn.Module):
+        def __init__(self, constants: list[float]) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+            self.constants = constants
+
+        def forward(self, x: Tensor) -> Tensor:
+            for number, layer in enumerate(self.layers):
+                before, behind = self.constants[2 * number : 2 * number + 2]
+                x = (
+                    (layer(x * before) * behind).relu()
+                    if number % 2
+                    else layer(x * before) * behind
+                )
+            return x
+
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    found = []
+    for constants in ([1.0] * 8, [10 ** draw.uniform(-2, 2) for _ in range(8)]):
+        model = Scattered(constants)
+        apply_policy(model, seed=0, example_inputs=x)
+        found.append(model(x).std().item())
+
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
+class Attention(nn.Module):
+    """Attention whose scores are scaled by a constant, written in one of several ways."""
+
+    def __init__(self, write: Callable[..., Tensor], c: float, heads: int = 4) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.write, self.c, self.heads = write, c, heads
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return what softmax reads."""
+        q, k = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k))
+        return self.write(q, k.mT, self.c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.scores(x).softmax(-1) @ v
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda q, k, c: q @ k * c,
+        lambda q, k, c: (c * q) @ k,
+        lambda q, k, c: q @ (c * k),
+        lambda q, k, c: torch.einsum("bhqd,bhdk->bhqk", q, k) / (1 / c),
+        lambda q, k, c: (q * c**0.5) @ (k * c**0.5),
+        lambda q, k, c: (q[..., None] * k[:, :, None]).sum(-2) * c,
+    ],
+)
+@pytest.mark.parametrize("c", [1.0, 1 / 8, 1 / 64])
+def test_scores_of_attention_have_the_variance_of_one_query_times_one_key(write, c):
+    """A missing `1 / sqrt(d)`, or one too many, is shared by queries and keys."""
+    x = torch.randn(4, 16, WIDTH, generator=torch.Generator().manual_seed(0))
+    model = Attention(write, c)
+    apply_policy(model, seed=0, example_inputs=x)
+
+    assert 0.6 < model.scores(x).std().item() < 1.6
+    assert model.q.weight.std().item() == pytest.approx(model.k.weight.std().item(), rel=0.02)
+    assert model.v.weight.std().item() == pytest.approx(WIDTH**-0.5, rel=0.02)
+
+
+def test_usual_attention_is_left_alone():
+    """With `1 / sqrt(d)` there is nothing to make up for, packed or not."""
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+
+    plan = plan_policy(Packed(), example_inputs=torch.randn(2, 5, 64))
+
+    assert "taken out" not in str(plan)
+
+
+class Kept(nn.Module):
+    """Constants that say something else than how large a weight's output is."""
+
+    def __init__(self, use: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.use(x, self.a, self.b).tanh())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, a, b: (a(x) + b(x)) / 2,
+        lambda x, a, b: (a(x) + b(x)) * 0.7071,
+        lambda x, a, b: 0.3 * a(x) + 0.7 * b(x),
+        lambda x, a, b: a(x) + 0.1 * b(x),
+        lambda x, a, b: (h := a(x)) + 0.2 * b(h.relu()),
+        lambda x, a, b: a(b(x / 255)),
+        lambda x, a, b: a(b(2 * x - 1)),
+        lambda x, a, b: b(30 * (a(x) / 30).tanh()),
+        lambda x, a, b: torch.stack([a(x), b(x)]).sum(0) / 2,
+    ],
+)
+def test_what_is_no_constant_of_a_weight_is_left_alone(use):
+    """Means, weighed sums, residual scales, units of the input and soft caps are meant."""
+    plan = plan_policy(Kept(use), example_inputs=torch.randn(4, 16))
+
+    assert {ForwardMultiplier()} == {
+        step.facts.multiplier for step in plan.steps if step.role == "weight"
+    }
+
+
+def test_a_common_factor_of_a_sum_counts():
+    """`30 a + 30 b` is `30 (a + b)`: each weight takes it out."""
+    plans = [
+        plan_policy(Kept(use), example_inputs=torch.randn(4, 16))
+        for use in (lambda x, a, b: 30 * a(x) + 30 * b(x), lambda x, a, b: 30 * (a(x) + b(x)))
+    ]
+
+    for plan in plans:
+        assert plan["a.weight"].facts.multiplier == ForwardMultiplier(output=30.0)
+        assert plan["b.weight"].reason.endswith("x 30 taken out")
+
+
+def test_rules_of_a_user_are_obeyed():
+    """Variance scaling is counted, since its fans are; a constant standard deviation never."""
+    from torch_initpolicy import InitPolicy, Rule, initializers, match
+
+    model = Kept(lambda x, a, b: 30 * a(x))
+    policy = InitPolicy([Rule(match.name("a.weight"), initializers.Normal(0.02))]).otherwise(
+        "auto" and initializers.Zeros()
+    )
+    plan = plan_policy(model, policy, example_inputs=torch.randn(4, 16))
+    counted = InitPolicy([Rule(match.name("a.weight"), initializers.he_normal())]).otherwise(
+        initializers.Zeros()
+    )
+
+    assert plan["a.weight"].std == 0.02
+    assert plan_policy(model, counted, example_inputs=torch.randn(4, 16))[
+        "a.weight"
+    ].std == pytest.approx(math.sqrt(2 / 16) / 30)
