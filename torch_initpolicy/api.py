@@ -213,7 +213,7 @@ def apply_policy(
 def _warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
     """Warn where a policy that writes leaves every parameter alone, unknown ones among them."""
     unknown = [step for step in plan if step.role == "unknown" and step.rule not in _ARGUMENTS]
-    wanted = any(not isinstance(rule.initializer, Keep) for rule in policy)
+    wanted = any(rule.initializer != Keep() for rule in policy)
     if not (unknown and wanted and all(step.keeps and not step.factors for step in plan)):
         return
     scripted = is_scripted(cast("nn.Module", plan.model))

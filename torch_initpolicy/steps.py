@@ -107,7 +107,7 @@ class Step:
     @property
     def keeps(self) -> bool:
         """Whether the site is left as it is."""
-        return isinstance(self.initializer, Keep)
+        return self.initializer == Keep()
 
     @property
     def elements(self) -> int:

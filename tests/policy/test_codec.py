@@ -51,6 +51,7 @@ EVERY = [
     Identity(0.5),
     Sparse(0.9),
     ICNR(VarianceScaling(), 3),
+    initializers.Scaled(Orthogonal(), 0.1),
     initializers.Blocks((Zeros(), Ones(), Orthogonal())),
     BranchScaled(Normal(0.02), "fixup"),
     BranchScaled(Normal(0.02), -0.5),
@@ -106,7 +107,7 @@ class TestRoundTrip:
         """The list above holds an instance of each class that files know."""
         seen = {type(value).__name__ for value in EVERY} | {"AnyOf", "Not", "FedBy", "Meets", "Is"}
 
-        assert CLASSES.keys() - seen <= {"Rule", "HasRole", "Op", "Offset"}
+        assert CLASSES.keys() - seen <= {"Rule", "HasRole", "Op", "Offset", "Laplace"}
 
     @given(st.floats(allow_nan=False), st.integers(), st.text())
     @settings(max_examples=200)

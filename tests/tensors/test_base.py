@@ -1,38 +1,23 @@
 """What initializers share: distributions in words, dtypes, checks of fields, packed blocks."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import (
-    Draw,
     Spread,
-    alike,
     fitting,
     joined,
+    merged_spreads,
     parts,
-    require_number,
+    take_number,
     working_dtype,
 )
-from torch_initpolicy.tensors.samplers import StandardNormal, StandardUniform
-
-
-class TestDraw:
-    """A distribution tells its moments and bounds."""
-
-    def test_bounded(self):
-        """Bounds lie as far from the mean as the scaled distribution reaches."""
-        spread = Draw(StandardUniform(), loc=1.0, scale=3.0).spread
-
-        assert (spread.mean, spread.low, spread.high) == (1.0, -2.0, 4.0)
-        assert spread.std == pytest.approx(math.sqrt(3))
-
-    def test_unbounded(self):
-        """A normal has no bounds."""
-        assert Draw(StandardNormal(), 0.5, 2.0).spread == Spread(0.5, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -70,22 +55,62 @@ def test_dtypes_that_only_store(name):
         working_dtype(dtype)
 
 
-class TestRequireNumber:
+class Owner:
+    """What has a field that must be a number."""
+
+    def __init__(self, std):
+        self.std = std
+
+
+class TestTakeNumber:
     """Fields that must be numbers."""
 
     @pytest.mark.parametrize("value", [0.0, 0, 3, 1e300])
     def test_numbers(self, value):
         """Integers and floats from the least value on are taken, and none below it."""
-        require_number(self, "std", value, 0.0)
-        require_number(self, "std", value, value)
+        take_number(Owner(value), "std", 0.0)
+        take_number(Owner(value), "std", value)
         with pytest.raises(PolicyError, match="std must be a finite number"):
-            require_number(self, "std", value, math.nextafter(value, math.inf))
+            take_number(Owner(value), "std", math.nextafter(value, math.inf))
 
-    @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "1", None, True, 1j], ids=repr)
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(-1e-9, math.nan, math.inf, "1", None, True, 1j, 10**400, -(10**400), [1.0]),
+            *(np.array([0.5]), np.bool_(True), np.complex64(1), torch.zeros(2)),
+            *(torch.tensor(True), torch.tensor(1j), torch.tensor(math.nan)),
+            torch.empty((), device="meta"),
+        ],
+        ids=lambda value: repr(value)[:20],
+    )
     def test_others(self, value):
         """Anything else is refused, naming class, field and value."""
-        with pytest.raises(PolicyError, match="TestRequireNumber: std must be a finite number"):
-            require_number(self, "std", value, 0.0)
+        with pytest.raises(PolicyError, match="Owner: std must be a finite number"):
+            take_number(Owner(value), "std", 0.0)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(np.float16(0.25), np.float32(0.25), np.float64(0.25), np.array(0.25)),
+            *(torch.tensor(0.25), torch.tensor(0.25).bfloat16(), torch.tensor(0.25).double()),
+            Fraction(1, 4),
+        ],
+        ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
+    )
+    def test_numbers_of_others(self, value):
+        """A number of NumPy, a tensor of no dimension and a fraction become Python's own."""
+        owner = Owner(value)
+        take_number(owner, "std")
+
+        assert (type(owner.std), owner.std) == (float, 0.25)
+
+    @pytest.mark.parametrize("value", [np.int64(3), torch.tensor(3)], ids=["numpy", "torch"])
+    def test_integers_of_others(self, value):
+        """Their integers stay integers."""
+        owner = Owner(value)
+        take_number(owner, "std")
+
+        assert (type(owner.std), owner.std) == (int, 3)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +135,12 @@ def test_parts_join_to_the_whole(axes):
     assert torch.equal(joined(whole.shape, axes, blocks), whole)
 
 
-def test_alike():
-    """Equal spreads are told once, others each."""
+def test_merged_spreads():
+    """Equal spreads become one, others stay each."""
     first, second = Spread(0.0, 1.0), Spread(0.0, 2.0)
 
-    assert alike([first, first]) == first
-    assert alike([first, second]) == (first, second)
+    assert merged_spreads([first, first]) == first
+    assert merged_spreads([first, second]) == (first, second)
 
 
 def test_misfit_names_the_initializer():

@@ -30,6 +30,7 @@ from torch_initpolicy.tensors.distributions import (
     xavier_uniform,
 )
 from torch_initpolicy.tensors.layers import axes_of
+from torch_initpolicy.tensors.samplers import fill_with
 
 SHAPE = (300, 200)
 CUT = 0.87962566103423978  # standard deviation of a normal cut at two (jax's constant)
@@ -250,10 +251,10 @@ class TestPieces:
         flat, plain = torch.empty(2, size)
         shape = (24, 10)
 
-        initializer.fill_(
-            flat, shape, self.AXES, start=start, generator=torch.Generator().manual_seed(5)
-        )
-        Normal(1.0).fill_(plain, shape, None, generator=torch.Generator().manual_seed(5))
+        draws = initializer.sampler(shape, self.AXES).draws
+        generator = torch.Generator().manual_seed(5)
+        fill_with(draws, flat, shape, self.AXES, start=start, generator=generator)
+        plain.normal_(generator=torch.Generator().manual_seed(5))
         stds = torch.tensor([12**-0.5] * 4 + [6**-0.5] * 4).repeat(3).repeat_interleave(10)
 
         assert torch.allclose(flat, plain * stds[start : start + size])

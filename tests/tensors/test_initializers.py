@@ -15,8 +15,8 @@ from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import Context, Spread
+from torch_initpolicy.tensors.initializer import REGISTERED
 from torch_initpolicy.tensors.initializers import (
-    BUILTIN,
     ICNR,
     Blocks,
     BranchScaled,
@@ -29,18 +29,19 @@ from torch_initpolicy.tensors.initializers import (
     Normal,
     Ones,
     Orthogonal,
+    Scaled,
     Sparse,
     TruncatedNormal,
     Uniform,
     VarianceScaling,
     Zeros,
     he_normal,
-    is_elementwise,
     lecun_uniform,
     xavier_normal,
     xavier_uniform,
 )
-from torch_initpolicy.tensors.samplers import truncation
+from torch_initpolicy.tensors.samplers import ByFunction, Independent, Joint
+from torch_initpolicy.tensors.standards import truncation
 
 
 class Case(NamedTuple):
@@ -80,6 +81,8 @@ ALL = {
     "blocks of all kinds": Case(
         Blocks((Orthogonal(), TruncatedNormal(0.1), Sparse(0.5))), (24, 16), GQA
     ),
+    "scaled": Case(Scaled(he_normal(), 0.5), KERNEL),
+    "scaled orthogonal": Case(Scaled(Orthogonal(), 0.5), (24, 16), GQA),
     "branch": Case(BranchScaled(Normal(0.02)).resolve(Context(residual_branches=24))),
     "from": Case(From(nn.init.kaiming_normal_, mode="fan_out")),
     "from sparse": Case(From(nn.init.sparse_, sparsity=0.5)),
@@ -267,7 +270,7 @@ class TestContract:
     @ours
     def test_classes_are_listed(self, case):
         """Every class can be found by its name."""
-        assert type(case.initializer) in BUILTIN
+        assert REGISTERED[type(case.initializer).__name__] is type(case.initializer)
 
 
 def is_described(values: torch.Tensor, spread: Spread | None) -> bool:
@@ -327,7 +330,8 @@ def test_empty_tensors(initializer, shape, groups):
     axes = Axes((1,), (0,), groups=groups)
     initializer(torch.empty(shape), axes)
     spread = initializer.spread(shape, axes)
-    built = None if is_elementwise(initializer) else initializer.build(shape, axes, torch.randn)
+    sampler = initializer.sampler(shape, axes)
+    built = sampler.build(torch.randn) if isinstance(sampler, Joint) else None
 
     assert spread is None or math.isfinite(spread.std)
     assert built is None or built.shape == shape
@@ -348,8 +352,8 @@ REFUSED = {
     "gain": (lambda: xavier_normal(gain="met"), "did you mean 'meets'"),
     "negative gain": (lambda: Orthogonal(-1.0), "gain must be a finite number from 0"),
     "exponent": (lambda: BranchScaled(Zeros(), "fixupp"), "did you mean 'fixup'"),
-    "inner": (lambda: BranchScaled(nn.init.zeros_), "built-in initializers"),
-    "inner that keeps": (lambda: Blocks((Keep(),)), "built-in initializers"),
+    "inner": (lambda: BranchScaled(nn.init.zeros_), "initializers that say what they draw"),
+    "inner that keeps": (lambda: Blocks((Keep(),)), "initializers that say what they draw"),
     "blocks of blocks": (lambda: Blocks((Blocks((Zeros(),)),)), "no blocks of its own"),
     "no blocks": (lambda: Blocks(()), "got none"),
     "upscale": (lambda: ICNR(Zeros(), 0), "upscale_factor"),
@@ -554,34 +558,32 @@ def test_public_names_are_what_one_writes():
     shorthands = {
         f"{name}_{form}" for name in ("he", "lecun", "xavier") for form in ("normal", "uniform")
     }
-    types = {"Distribution", "Gain", "Initializer", "Mode"}
+    open_ = {"Context", "Draw", "Independent", "Initializer", "Joint", "Spread", "Transformed"}
+    types = {"Distribution", "Gain", "Mode"}
+    kinds = {name for name, kind in REGISTERED.items() if "torch_initpolicy" in kind.__module__}
 
-    assert set(initializers.__all__) == {kind.__name__ for kind in BUILTIN} | shorthands | types
-
-
-@pytest.mark.parametrize("kind", BUILTIN, ids=lambda kind: kind.__name__)
-def test_families(kind):
-    """Every class is public, and listed once."""
-    assert kind.__name__ in initializers.__all__
-    assert BUILTIN.count(kind) == 1
+    assert set(initializers.__all__) == kinds | shorthands | types | open_ | {"register"}
 
 
 @pytest.mark.parametrize(
     ("initializer", "expected"),
     [
-        (Normal(1.0), True),
-        (Blocks((Zeros(), Normal(1.0))), True),
-        (Blocks((Zeros(), Orthogonal())), False),
-        (Orthogonal(), False),
-        (ICNR(Zeros()), False),
-        (Keep(), False),
-        (From(nn.init.zeros_), False),
+        (Normal(1.0), Independent),
+        (Blocks((Zeros(), Normal(1.0))), Independent),
+        (Blocks((Zeros(), Orthogonal())), Joint),
+        (Orthogonal(), Joint),
+        (ICNR(Zeros()), Joint),
+        (Keep(), ByFunction),
+        (From(nn.init.zeros_), ByFunction),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_is_elementwise(initializer, expected):
-    """Only what draws each element alone is element-wise."""
-    assert is_elementwise(initializer) is expected
+def test_samplers(initializer, expected):
+    """Elements are drawn one by one wherever they can be."""
+    axes = Axes((1,), (0,), blocks=(4, 4)) if isinstance(initializer, Blocks) else None
+
+    assert type(initializer.sampler((8, 8), axes)) is expected
+    assert initializer.is_opaque is (expected is ByFunction)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class TestCallables:
 
         models = [layer(8, 8) for _ in range(2)]
         for model in models:
-            fill(model, Mine())
+            fill(model, From(Mine()))
 
         assert same(state(models[0]), state(models[1]))
 

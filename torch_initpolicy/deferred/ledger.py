@@ -18,17 +18,14 @@ from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.aliases import storage_of
-from torch_initpolicy.tensors.base import Elementwise, Structured
-from torch_initpolicy.tensors.samplers import truncation
+from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.tensors.standards import truncation
 
 NEGLIGIBLE = 1e-9
 """Probability beyond a clamp's bounds below which it only repeats the bounds of the draw."""
 
 UNBOUNDED = 8.0
 """Standard deviations beyond which a bound cuts nothing off (one value in 10^15)."""
-
-Known = Elementwise | Structured
-"""An initializer of this package."""
 
 #
 # Distributions
@@ -62,7 +59,7 @@ class Draw(Protocol):
         return None
 
     @property
-    def initializer(self) -> Known | None:
+    def initializer(self) -> Initializer | None:
         """The initializer that draws from it; None where there is none."""
         return None
 
@@ -93,7 +90,7 @@ class Flat(Draw):
         return Bell(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
 
     @property
-    def initializer(self) -> Known:
+    def initializer(self) -> Initializer:
         """The uniform initializer."""
         return initializers.Uniform(_tidy(self.low), _tidy(self.high))
 
@@ -143,7 +140,7 @@ class Bell(Draw):
         return (self.mean - self.low) / self.std, (self.high - self.mean) / self.std
 
     @property
-    def initializer(self) -> Known | None:
+    def initializer(self) -> Initializer | None:
         """The normal or truncated normal initializer; None where the bounds are lopsided."""
         mean, (low, high) = _tidy(self.mean), self.cuts
         if min(low, high) >= UNBOUNDED:
@@ -169,7 +166,7 @@ class Turned(Draw):
         return Turned(self.gain * abs(factor))
 
     @property
-    def initializer(self) -> Known:
+    def initializer(self) -> Initializer:
         """The orthogonal initializer."""
         return initializers.Orthogonal(gain=self.gain)
 
@@ -190,7 +187,7 @@ class Thinned(Draw):
         return Thinned(self.sparsity, self.std * abs(factor))
 
     @property
-    def initializer(self) -> Known:
+    def initializer(self) -> Initializer:
         """The sparse initializer."""
         return initializers.Sparse(sparsity=self.sparsity, std=self.std)
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.deferred.ledger import Entry, Known, covers_storage, same_storage
+from torch_initpolicy.deferred.ledger import Entry, covers_storage, same_storage
 from torch_initpolicy.errors import SkippedInitError, counted, listing
 from torch_initpolicy.sites import sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import Spread
+from torch_initpolicy.tensors.initializer import Initializer
 
 #
 # What a call does with the values of its first argument
@@ -161,7 +162,7 @@ class Pending(NamedTuple):
         padding: The row that it set to zero, or None.
     """
 
-    initializer: Known
+    initializer: Initializer
     padding: int | None = None
 
 

@@ -30,22 +30,9 @@ from torch_initpolicy.policy.rules import WEIGHTS_ONLY, InitPolicy, Rule, fillin
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.steps import Number, Step, merged, overflow
 from torch_initpolicy.tensors.axes import block_fans
-from torch_initpolicy.tensors.base import (
-    Context,
-    Elementwise,
-    Spread,
-    Structured,
-    working_dtype,
-)
+from torch_initpolicy.tensors.base import Context, Spread, working_dtype
 from torch_initpolicy.tensors.gains import Activation, gain
-from torch_initpolicy.tensors.initializers import (
-    BUILTIN,
-    Blocks,
-    BranchScaled,
-    From,
-    Initializer,
-    Keep,
-)
+from torch_initpolicy.tensors.initializers import Blocks, BranchScaled, Initializer, Keep
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.writing.parametrized import behind
 from torch_initpolicy.writing.shards import obstacles, shared
@@ -346,7 +333,7 @@ def _step(choice: Choice, gains: Gains) -> Step:
     if choice.kept is not None or choice.rule is None:
         return _described(choice, Filling(Keep(), *(choice.kept or ("", ""))))
     filled = _filled(choice, choice.rule, gains)
-    if isinstance(filled.initializer, Keep):
+    if filled.initializer == Keep():
         return _described(choice, filled)
     _check_memory(site)
     spreads = _spreads(choice, filled.initializer)
@@ -381,15 +368,11 @@ def _filled(choice: Choice, rule: Rule, gains: Gains) -> Filling:
         _filling(block, block.rule, gains) for block in choice.blocks if block.rule is not None
     ]
     each = tuple(part.initializer for part in parts)
-    apart = len(parts) == len(choice.blocks) and not any(isinstance(i, _WHOLE) for i in each)
-    if not apart or all(initializer == whole.initializer for initializer in each):
+    separate = len(parts) == len(choice.blocks) and not any(part.is_opaque for part in each)
+    if not separate or all(initializer == whole.initializer for initializer in each):
         return whole
     packed = Blocks(each)
     return whole if packed == whole.initializer else _packed(packed, parts)
-
-
-_WHOLE = (Blocks, Keep, From)
-"""Initializers that have no say about one block alone."""
 
 
 def _packed(packed: Blocks, parts: Sequence[Filling]) -> Filling:
@@ -404,35 +387,21 @@ def _packed(packed: Blocks, parts: Sequence[Filling]) -> Filling:
 
 def _filling(choice: Choice, rule: Rule, gains: Gains) -> Filling:
     """Return what a rule fills a site with, or one of its blocks."""
-    chosen = _of_block(_chosen(rule.initializer, choice), choice.block)
+    chosen = _chosen(rule.initializer, choice)
+    if choice.block is not None:
+        chosen = chosen.of_block(choice.block)
     context = _context(choice.facts, gains)
-    resolved = _known(chosen).resolve(context)
-    counts = resolved != _known(chosen).resolve(
-        replace(context, multiplier=1.0, weight_multiplier=1.0)
-    )
+    resolved = chosen.resolve(context)
+    counts = resolved != chosen.resolve(replace(context, multiplier=1.0, weight_multiplier=1.0))
     reason = _reason(choice, rule, chosen, told(resolved, *_fans(choice)), counts=counts)
     return Filling(resolved, repr(rule.matcher), reason)
 
 
-def _of_block(initializer: Initializer, block: int | None) -> Initializer:
-    """Return what a rule that fills each block on its own says of one of them."""
-    if block is None or not isinstance(initializer, Blocks):
-        return initializer
-    each = initializer.initializers
-    return each[block] if block < len(each) else initializer
-
-
 def _chosen(held: Initializer | Recipe, choice: Choice) -> Initializer:
     """Return a rule's initializer, or the one that its recipe chooses for a site."""
-    if isinstance(held, BUILTIN):  # cheaper by far than asking whether it is a recipe
+    if isinstance(held, Initializer):
         return held
-    answer = cast("Recipe", held).for_site(choice.site, choice.facts)
-    return cast("Initializer", filling(answer))
-
-
-def _known(initializer: Initializer) -> Elementwise | Structured:
-    """Return an initializer as what all of the package's own are: rules hold no others."""
-    return cast("Elementwise | Structured", initializer)
+    return cast("Initializer", filling(held.for_site(choice.site, choice.facts)))
 
 
 def _context(facts: Facts, gains: Gains) -> Context:
@@ -481,7 +450,7 @@ def _fans(choice: Choice) -> tuple[Number, Number]:
 
 def _spreads(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
     """Return the distributions of a site's values, one or one per block; none if nobody knows."""
-    spread = _known(initializer).spread(choice.site.shape, choice.facts.axes)
+    spread = initializer.spread(choice.site.shape, choice.facts.axes)
     return (spread,) if isinstance(spread, Spread) else spread or ()
 
 
@@ -494,7 +463,7 @@ _RECURS = ("lstm", "gru", "rnn")
 
 def _reason(choice: Choice, rule: Rule, chosen: Initializer, what: str, *, counts: bool) -> str:
     """Say in one sentence why a site is filled as it is; `counts`: constants have been counted."""
-    if isinstance(chosen, Keep):
+    if chosen == Keep():
         return f"{_role(choice.facts)}: {rule.note or what}"
     words = ", ".join([what, *_details(choice, chosen), *(_taken_out(choice) if counts else ())])
     return f"{_cause(choice.facts, chosen)}: {words}" + (f" ({rule.note})" if rule.note else "")
@@ -605,7 +574,7 @@ def _check_reachable(site: Site, step: Step) -> None:
     Raises:
         ApplyError: A sample drawn for the site does not read back.
     """
-    if site.device.type == "meta" or isinstance(step.initializer, (Keep, From)):
+    if site.device.type == "meta" or step.initializer.is_opaque:
         return
     with torch.inference_mode(mode=False), torch.no_grad(), isolated(site.device, 0):
         sample = torch.empty(site.shape, dtype=working_dtype(site.dtype), device=site.device)

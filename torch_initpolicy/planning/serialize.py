@@ -5,11 +5,10 @@ Knows steps and the notation of values; has never heard of a plan.
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, cast
-
-from torch import Tensor
+from typing import ClassVar, NoReturn, cast
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.multipliers import Multipliers
@@ -17,40 +16,36 @@ from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.base import dtype_name
+from torch_initpolicy.tensors.base import Layout, dtype_name
 from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 
 @dataclass(frozen=True, slots=True)
-class Opaque:
-    """Stands for something of the user's that a file cannot hold.
+class Opaque(Initializer):
+    """Stand for something of the user's that a file cannot hold.
 
     Attributes:
         text: What it is called.
     """
 
+    is_opaque: ClassVar[bool] = True
+
     text: str
 
-    def __call__(self, tensor: Tensor) -> NoReturn:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> NoReturn:
         """Refuse to fill a tensor."""
         raise PolicyError(
             f"a plan read from a file knows {self.text} by name only; make the plan anew"
         )
 
 
-_CLASSES: codec.Classes = types.MappingProxyType(
-    {
-        **CLASSES,
-        "Activation": Activation,
-        "Axes": Axes,
-        "Facts": Facts,
-        "Multipliers": Multipliers,
-        "ForwardMultiplier": ForwardMultiplier,
-        "Opaque": Opaque,
-        "Step": Step,
-    }
-)
+_OWN: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (Activation, Axes, Facts, ForwardMultiplier, Multipliers, Opaque, Step)
+}
+_CLASSES: codec.Classes = ChainMap(_OWN, CLASSES)
 
 
 def _opaque(value: object) -> Opaque:

@@ -6,10 +6,11 @@ Knows matchers, initializers and the files a policy is kept in; has never heard 
 import functools
 import inspect
 import types
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, cast
+from typing import ParamSpec, TypeAlias
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from torch_initpolicy.policy import codec, matchers
 from torch_initpolicy.policy.matchers import Anything, Matcher
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer
+from torch_initpolicy.tensors.initializer import REGISTERED
+from torch_initpolicy.tensors.initializers import From, Initializer
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 
@@ -76,7 +78,7 @@ class Rule:
         return f"Rule({', '.join(words)})"
 
 
-def filling(filler: Filler) -> Initializer | Recipe:
+def filling(filler: object) -> Initializer | Recipe:
     """Return what a rule holds as an initializer or a recipe.
 
     Raises:
@@ -86,8 +88,8 @@ def filling(filler: Filler) -> Initializer | Recipe:
     is_maker = getattr(filler, "__module__", "").startswith("torch_initpolicy.") and name
     if isinstance(filler, type) or is_maker:
         raise PolicyError(f"{name} makes initializers, it is none; call it: {name}(...)")
-    if isinstance(filler, (Recipe, *BUILTIN)):
-        return cast("Initializer | Recipe", filler)
+    if isinstance(filler, (Initializer, Recipe)):
+        return filler
     if not callable(filler):
         meant = f"; write Constant({filler})" if isinstance(filler, (int, float)) else ""
         raise PolicyError(f"a rule needs an initializer such as Zeros(), got {filler!r}{meant}")
@@ -301,11 +303,12 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 # Files
 #
 
-CLASSES: codec.Classes = types.MappingProxyType({
-    kind.__name__: kind
-    for kind in (*matchers.SERIALISABLE, *BUILTIN, UnitScale, TorchDefault, Rule)
-})  # fmt: skip
-"""The classes that a policy file may name."""
+_OTHERS: dict[str, type] = {
+    kind.__name__: kind for kind in (*matchers.SERIALISABLE, UnitScale, TorchDefault, Rule)
+}
+
+CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)
+"""The classes that a policy file may name: registered initializers, matchers, recipes and rules."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,20 @@
-"""What an initializer is: the two families, what they tell, and what they are told.
+"""What initializers share: their words, what they know of a site, and what they say of numbers.
 
 Knows shapes, axes and dtypes; draws nothing.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.tensors.axes import Axes, block_ranges, check, conventional, part
-from torch_initpolicy.tensors.samplers import Standard
 
 Gain = float | Literal["meets", "fed_by", "signal"]
 """A factor of the standard deviation: a number, the gain of the activation that the weight's output
@@ -32,8 +32,6 @@ Normals = Callable[[Sequence[int]], Tensor]
 
 Layout = Axes | None
 """Axes of a tensor; None stands for torch's own layout, `(out, in, *kernel)`."""
-
-Self = TypeVar("Self")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,16 @@ class Context:
     multiplier: float = 1.0
     weight_multiplier: float = 1.0
 
+    def gain(self, gain: Gain) -> float:
+        """Return a gain as a number, over the known constants between numbers and activation.
+
+        For `"signal"` all constants before the weight are in what it reads already.
+        """
+        if gain == "signal":
+            return self.signal_gain / self.weight_multiplier
+        number = {"meets": self.meets_gain, "fed_by": self.fed_gain}.get(str(gain), gain)
+        return float(number) / self.multiplier
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -79,95 +87,26 @@ class Spread:
     high: float | None = None
     kurtosis: float = 3.0
 
+    def scaled(self, factor: float) -> "Spread":
+        """Return the spread of `factor` times the numbers, `factor` being positive."""
+        low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))
+        return Spread(self.mean * factor, self.std * factor, low, high, self.kurtosis)
+
 
 Spreads = Spread | tuple[Spread, ...]
 """One for the whole tensor, or one per packed block where they differ."""
 
 
-class Initializer(Protocol):
-    """Anything that fills a tensor in place."""
-
-    def __call__(
-        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
-    ) -> None:
-        """Fill `tensor` in place, drawing from `generator` if anything is drawn."""
-
-
-class Elementwise(Initializer, Protocol):
-    """An initializer whose elements are independent, so that any piece can be drawn alone."""
-
-    def resolve(self, context: Context) -> Initializer:
-        """Replace words (`gain="meets"`) by the numbers of a site."""
-
-    def scaled(self, factor: float) -> Initializer:
-        """Return the initializer whose numbers are `factor` times as large."""
-
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple["Draw", ...]:
-        """Return the distribution of each packed block, or one for the whole tensor."""
-
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
-        """Say what the numbers will be; None where a variance says nothing.
-
-        Raises:
-            PolicyError: If the initializer does not fit the shape or its axes; so a plan finds out.
-        """
-
-    def fill_(
-        self,
-        flat: Tensor,
-        shape: Sequence[int],
-        axes: Layout,
-        *,
-        start: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Fill `flat` with elements `start, start + 1, ...` of the flattened tensor of `shape`."""
-
-
-class Structured(Initializer, Protocol):
-    """An initializer that needs the whole tensor at once."""
-
-    def resolve(self, context: Context) -> Initializer:
-        """Replace words (`gain="meets"`) by the numbers of a site."""
-
-    def scaled(self, factor: float) -> Initializer:
-        """Return the initializer whose numbers are `factor` times as large."""
-
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
-        """Say what the numbers will be; None where a variance says nothing.
-
-        Raises:
-            PolicyError: If the initializer does not fit the shape or its axes; so a plan finds out.
-        """
-
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor, in the dtype and on the device of what `normal` hands out."""
-
-
-class Draw(NamedTuple):
-    """A distribution: a standard one, scaled and shifted."""
-
-    standard: Standard
-    loc: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def spread(self) -> Spread:
-        """Moments and bounds of the distribution."""
-        std, reach = self.scale * self.standard.std, self.scale * self.standard.reach
-        bounded = math.isfinite(reach)
-        return Spread(
-            mean=self.loc,
-            std=std,
-            low=self.loc - reach if bounded else None,
-            high=self.loc + reach if bounded else None,
-            kurtosis=self.standard.kurtosis,
-        )
-
-
-def alike(spreads: Sequence[Spread]) -> Spreads:
+def merged_spreads(spreads: Sequence[Spread]) -> Spreads:
     """Return one spread where all packed blocks have the same, else all of them."""
     return spreads[0] if len(set(spreads)) == 1 else tuple(spreads)
+
+
+def scaled_spreads(spreads: Spreads | None, factor: float) -> Spreads | None:
+    """Return the spreads of `factor` times the numbers, `factor` being positive."""
+    if spreads is None or isinstance(spreads, Spread):
+        return None if spreads is None else spreads.scaled(factor)
+    return tuple(spread.scaled(factor) for spread in spreads)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -211,13 +150,49 @@ _NO_NUMBERS: Mapping[str, str] = MappingProxyType(
 """Floating-point dtypes that only store scales or packs, by name: not every torch has them."""
 
 
-def require_number(owner: object, name: str, value: float, low: float = -math.inf) -> None:
-    """Raise where a field is no finite number from `low` on."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and value >= low):
+def take_number(owner: object, name: str, low: float = -math.inf) -> None:
+    """Make a field a plain number: numbers of NumPy and tensors of no dimension are numbers too.
+
+    Raises:
+        PolicyError: The field is no finite number from `low` on.
+    """
+    given = getattr(owner, name)
+    number = plain_number(given)
+    if number is None or not (math.isfinite(number) and number >= low):
         least = "" if low == -math.inf else f" from {low:g} on"
         kind = type(owner).__name__
-        raise PolicyError(f"{kind}: {name} must be a finite number{least}, got {value!r}")
+        raise PolicyError(f"{kind}: {name} must be a finite number{least}, got {given!r:.80}")
+    object.__setattr__(owner, name, number)
+
+
+@runtime_checkable
+class _Scalar(Protocol):
+    """A number of NumPy or torch, where its shape is `()`."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape."""
+
+    def item(self) -> object:
+        """Return the number as Python's own."""
+
+
+def plain_number(value: object) -> float | None:
+    """Return a real number as Python's own, an integer as an integer; None for anything else.
+
+    Examples:
+        >>> plain_number(torch.tensor(0.25)), plain_number(3), plain_number(True)
+        (0.25, 3, None)
+    """
+    try:
+        if isinstance(value, _Scalar) and tuple(value.shape) == ():
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, (int, numbers.Real)):
+            return None
+        number = float(value)  # an integer of 400 digits is too large to count with
+        return int(value) if isinstance(value, int) else number
+    except (OverflowError, RuntimeError):  # a tensor on the meta device has no number
+        return None
 
 
 def require_word(owner: object, name: str, value: object, words: Sequence[str]) -> None:
@@ -228,23 +203,16 @@ def require_word(owner: object, name: str, value: object, words: Sequence[str]) 
         raise PolicyError(f"{kind}: {name} is one of {known}, got {value!r}{meant}")
 
 
-def require_gain(owner: object, gain: Gain) -> None:
-    """Raise where a gain is neither a number nor a word."""
+def take_gain(owner: object, gain: Gain) -> None:
+    """Make the field `gain` a plain number where it is no word.
+
+    Raises:
+        PolicyError: It is neither a number from 0 on nor a word.
+    """
     if isinstance(gain, str):
         require_word(owner, "gain", gain, ("meets", "fed_by", "signal"))
     else:
-        require_number(owner, "gain", gain, 0.0)
-
-
-def resolved(gain: Gain, context: Context) -> float:
-    """Return a gain as a number, with the help of a site: over the known constants on the way.
-
-    What is read before the weight has been measured for `"signal"`, with all constants on it.
-    """
-    if gain == "signal":
-        return context.signal_gain / context.weight_multiplier
-    number = {"meets": context.meets_gain, "fed_by": context.fed_gain}.get(str(gain), gain)
-    return float(number) / context.multiplier
+        take_number(owner, "gain", 0.0)
 
 
 def known(gain: Gain) -> float:
@@ -286,8 +254,3 @@ def joined(shape: Sequence[int], axes: Axes, blocks: Sequence[Tensor]) -> Tensor
         index = torch.tensor(positions, dtype=torch.int64, device=whole.device)
         whole.index_copy_(axes.packed, index, block)
     return whole
-
-
-def unchanged(self: Self, context: Context) -> Self:
-    """Return the initializer itself: all its fields are numbers."""
-    return self

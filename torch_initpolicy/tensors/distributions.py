@@ -4,184 +4,37 @@ Knows distributions and fans; any piece of a tensor can be drawn alone.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import cast
-
-import torch
-from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.tensors.axes import Axes, Fans, fans
+from torch_initpolicy.tensors.axes import Fans
 from torch_initpolicy.tensors.base import (
     Context,
     Distribution,
-    Draw,
-    Elementwise,
     Gain,
     Layout,
     Mode,
-    Spreads,
-    alike,
-    fitting,
     known,
-    parts,
-    require_gain,
-    require_number,
+    plain_number,
     require_word,
-    resolved,
-    unchanged,
-    working_dtype,
+    take_gain,
+    take_number,
 )
-from torch_initpolicy.tensors.samplers import Standard, StandardNormal, StandardUniform, Zero
-
-#
-# Drawing
-#
-
-
-def _spread(self: Elementwise, shape: Sequence[int], axes: Layout) -> Spreads:
-    """Say what the numbers will be."""
-    return alike([draw.spread for draw in self.draws(shape, axes)])
-
-
-def _standard_(standard: Standard, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Fill with a standard distribution; complex numbers have half the variance in each part."""
-    if not flat.is_complex():
-        return standard.fill_(flat, generator)
-    standard.fill_(torch.view_as_real(flat).view(-1), generator)
-    return flat.mul_(math.sqrt(0.5))
-
-
-def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
-    """Fill with one distribution."""
-    if flat.is_complex():
-        _standard_(draw.standard, flat, generator).mul_(draw.scale).add_(draw.loc)
-    else:
-        draw.standard.fill_(flat, generator, draw.loc, draw.scale)
-
-
-def _runs(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut the elements from `start` on into runs of one packed block each.
-
-    Returns:
-        The number of each run's block, and its length.
-    """
-    axis, stop = cast("int", axes.packed), start + flat.numel()
-    inner = math.prod(shape[axis + 1 :])
-    first, last = start // inner, -(-stop // inner)
-    positions = torch.arange(first, last, device=flat.device)
-    edges = torch.tensor(list(itertools.accumulate(axes.blocks)), device=flat.device)
-    lengths = torch.full_like(positions, inner)
-    lengths[0] -= start - first * inner
-    lengths[-1] -= last * inner - stop
-    return torch.bucketize(positions % sum(axes.blocks), edges, right=True), lengths
-
-
-def _mix_(
-    draws: Sequence[Draw],
-    flat: Tensor,
-    runs: tuple[Tensor, Tensor],
-    generator: torch.Generator | None,
-) -> None:
-    """Fill each run with the distribution of its block."""
-    blocks, lengths = runs
-
-    def each(values: Sequence[float]) -> Tensor:
-        column = torch.tensor(values, dtype=flat.real.dtype, device=flat.device)
-        return column[blocks].repeat_interleave(lengths, output_size=flat.numel())
-
-    first, *others = dict.fromkeys(draw.standard for draw in draws)
-    _standard_(first, flat, generator)
-    for standard in others:
-        drawn = _standard_(standard, torch.empty_like(flat), generator)
-        theirs = each([draw.standard == standard for draw in draws])
-        flat.copy_(torch.where(theirs == 1, drawn, flat))
-    flat.mul_(each([draw.scale for draw in draws])).add_(each([draw.loc for draw in draws]))
-
-
-def fill_with(
-    draws: Sequence[Draw],
-    flat: Tensor,
-    shape: Sequence[int],
-    axes: Layout,
-    *,
-    start: int = 0,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Fill `flat` as `fill_` does, with distributions that are known already."""
-    if not flat.numel():
-        return
-    if draws.count(draws[0]) == len(draws):
-        _draw_(draws[0], flat, generator)
-    else:
-        _mix_(draws, flat, _runs(shape, cast("Axes", axes), start, flat), generator)
-
-
-def fill_(
-    self: Elementwise,
-    flat: Tensor,
-    shape: Sequence[int],
-    axes: Layout,
-    *,
-    start: int = 0,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Fill `flat` with elements `start, start + 1, ...` of the flattened tensor of `shape`.
-
-    Args:
-        self: The initializer.
-        flat: Contiguous, one-dimensional, of a dtype that `working_dtype` returns.
-        shape: Shape of the whole tensor.
-        axes: Its axes.
-        start: Where in the flattened tensor `flat` begins.
-        generator: Where random numbers come from; None for torch's own.
-    """
-    draws = self.draws(shape, axes)
-    fill_with(draws, flat, shape, axes, start=start, generator=generator)
-
-
-@torch.no_grad()
-def write_(
-    self: Elementwise,
-    tensor: Tensor,
-    axes: Layout = None,
-    *,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Fill `tensor` in place.
-
-    Args:
-        self: The initializer.
-        tensor: Any floating-point or complex tensor. Nothing is drawn on the meta device.
-        axes: What its axes mean; None for torch's own layout, `(out, in, *kernel)`.
-        generator: Where random numbers come from; None for torch's own.
-
-    Raises:
-        PolicyError: If the initializer fits neither the tensor's shape and axes nor its dtype.
-    """
-    dtype = working_dtype(tensor.dtype)
-    self.draws(tensor.shape, axes)
-    if tensor.is_meta or not tensor.numel():
-        return
-    if tensor.dtype == dtype and tensor.is_contiguous():
-        self.fill_(tensor.detach().view(-1), tensor.shape, axes, generator=generator)
-        return
-    flat = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
-    self.fill_(flat, tensor.shape, axes, generator=generator)
-    tensor.copy_(flat.view(tensor.shape))
-
+from torch_initpolicy.tensors.initializer import Initializer, register
+from torch_initpolicy.tensors.samplers import Draw, Independent
+from torch_initpolicy.tensors.standards import Standard, StandardNormal, StandardUniform, Zero
 
 #
 # Distributions
 #
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(Initializer):
     """Set every element to `value`.
 
     A weight whose units are all alike stays so; use it for biases, scales and norms.
@@ -196,24 +49,20 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        require_number(self, "value", self.value)
+        take_number(self, "value")
 
     def scaled(self, factor: float) -> "Constant":
         """Return the constant `factor` times as large."""
         return Constant(self.value * factor)
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the one value there is."""
-        return (Draw(Zero(), self.value),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(Zero(), self.value),))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Zeros:
+class Zeros(Initializer):
     """Set every element to 0.
 
     Examples:
@@ -227,18 +76,14 @@ class Zeros:
         """Return zeros."""
         return self
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the one value there is."""
-        return (Draw(Zero()),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(Zero()),))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Ones:
+class Ones(Initializer):
     """Set every element to 1.
 
     Examples:
@@ -252,18 +97,14 @@ class Ones:
         """Return the constant `factor`."""
         return Constant(factor)
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the one value there is."""
-        return (Draw(Zero(), 1.0),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(Zero(), 1.0),))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Uniform:
+class Uniform(Initializer):
     """Draw uniformly between `low` and `high`.
 
     Args:
@@ -281,26 +122,22 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        require_number(self, "low", self.low)
-        require_number(self, "high", self.high, self.low)
+        take_number(self, "low")
+        take_number(self, "high", self.low)
 
     def scaled(self, factor: float) -> "Uniform":
         """Return the interval `factor` times as large."""
         return Uniform(*sorted((self.low * factor, self.high * factor)))
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the distribution."""
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        return (Draw(StandardUniform(), middle, half),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(StandardUniform(), middle, half),))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Normal:
+class Normal(Initializer):
     """Draw from a normal distribution.
 
     Args:
@@ -318,25 +155,21 @@ class Normal:
     mean: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number(self, "std", self.std, 0.0)
-        require_number(self, "mean", self.mean)
+        take_number(self, "std", 0.0)
+        take_number(self, "mean")
 
     def scaled(self, factor: float) -> "Normal":
         """Return the normal `factor` times as wide, its mean as much further out."""
         return Normal(self.std * abs(factor), self.mean * factor)
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the distribution."""
-        return (Draw(StandardNormal(), self.mean, self.std),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(StandardNormal(), self.mean, self.std),))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class TruncatedNormal:
+class TruncatedNormal(Initializer):
     """Draw from a normal distribution that is cut on both sides.
 
     Unlike the bounds of `torch.nn.init.trunc_normal_`, which are absolute (with `std=0.02` its
@@ -360,24 +193,21 @@ class TruncatedNormal:
     cut: float = 2.0
 
     def __post_init__(self) -> None:
-        require_number(self, "std", self.std, 0.0)
-        require_number(self, "mean", self.mean)
-        if not self.cut > 0:  # infinity cuts nothing
+        take_number(self, "std", 0.0)
+        take_number(self, "mean")
+        cut = plain_number(self.cut)
+        if cut is None or not cut > 0:  # infinity cuts nothing
             raise PolicyError(f"TruncatedNormal: cut must be positive, got {self.cut!r}; try 2.0")
+        object.__setattr__(self, "cut", cut)
 
     def scaled(self, factor: float) -> "TruncatedNormal":
         """Return the distribution `factor` times as wide, its mean as much further out."""
         return TruncatedNormal(self.std * abs(factor), self.mean * factor, self.cut)
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the distribution."""
         standard = StandardNormal(self.cut)
-        return (Draw(standard, self.mean, self.std / standard.std),)
-
-    resolve = unchanged
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
+        return Independent((Draw(standard, self.mean, self.std / standard.std),))
 
 
 _FANS: Mapping[Mode, Callable[[Fans], float]] = MappingProxyType(
@@ -398,8 +228,9 @@ _STANDARDS: Mapping[Distribution, Standard] = MappingProxyType(
 )
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class VarianceScaling:
+class VarianceScaling(Initializer):
     """Draw with mean zero and variance `gain^2 * scale / fan`.
 
     Fans are counted from the axes, and of packed blocks each has its own. A weight without any
@@ -428,33 +259,28 @@ class VarianceScaling:
     gain: Gain = 1.0
 
     def __post_init__(self) -> None:
-        require_number(self, "scale", self.scale, 0.0)
+        take_number(self, "scale", 0.0)
         require_word(self, "mode", self.mode, tuple(_FANS))
         require_word(self, "distribution", self.distribution, tuple(_STANDARDS))
-        require_gain(self, self.gain)
+        take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "VarianceScaling":
         """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
-        return replace(self, gain=resolved(self.gain, context))
+        return replace(self, gain=context.gain(self.gain))
 
     def scaled(self, factor: float) -> "VarianceScaling":
         """Return the distribution with `factor` times the gain."""
         return replace(self, gain=known(self.gain) * abs(factor))
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the distribution of each packed block."""
         return _scaled(self, tuple(shape), axes)
 
-    spread = _spread
-    fill_ = fill_
-    __call__ = write_
-
 
 @functools.lru_cache(maxsize=4096)
-def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Layout) -> tuple[Draw, ...]:
+def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Layout) -> Independent:
     """Work out the distribution of each packed block; models repeat their layers."""
-    blocks = parts(shape, fitting(scaling, shape, axes))
-    return tuple(_of_fans(scaling, fans(*block)) for block in blocks)
+    return Independent(tuple(_of_fans(scaling, fans) for fans in scaling.fans(shape, axes)))
 
 
 def _of_fans(scaling: VarianceScaling, counted: Fans) -> Draw:

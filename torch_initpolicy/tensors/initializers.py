@@ -1,24 +1,23 @@
 """Initializers: frozen values that say how a tensor is to be filled.
 
-All of them are found here; those that are built of others are written here. None has ever heard of
-a model. Calling one fills a tensor in place:
+All of them are found here; those that are built of others are written here. None knows a model.
+Calling one fills a tensor in place:
 
 >>> weight = torch.empty(64, 3, 7, 7)
 >>> he_normal()(weight, generator=torch.Generator().manual_seed(0))
 >>> round(weight.std().item() / math.sqrt(2 / (3 * 7 * 7)), 2)
 1.0
 
-There are two families. *Element-wise* ones draw every element independently, so that any piece of
-a tensor can be drawn alone (`fill_`). *Structured* ones (orthogonal, sparse, identity) need the
-whole tensor at once (`build`). A gain multiplies a standard deviation, a scale a variance. The
-`std` of every initializer is that of the numbers drawn, after any truncation.
+The base of all, `Initializer`, is open: derive from it, and `register` what files are to hold. A
+gain multiplies a standard deviation, a scale a variance. The `std` of every initializer is that of
+the numbers drawn, after any truncation.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, cast
+from functools import partial
+from typing import ClassVar, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +27,18 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import (
     Context,
     Distribution,
-    Draw,
-    Elementwise,
     Gain,
-    Initializer,
     Layout,
     Mode,
     Normals,
     Spread,
     Spreads,
-    Structured,
-    alike,
     fitting,
     joined,
+    merged_spreads,
     parts,
-    require_number,
     require_word,
+    take_number,
 )
 from torch_initpolicy.tensors.distributions import (
     Constant,
@@ -53,23 +48,34 @@ from torch_initpolicy.tensors.distributions import (
     Uniform,
     VarianceScaling,
     Zeros,
-    fill_,
     he_normal,
     he_uniform,
     lecun_normal,
     lecun_uniform,
-    write_,
     xavier_normal,
     xavier_uniform,
 )
-from torch_initpolicy.tensors.samplers import Standard
+from torch_initpolicy.tensors.initializer import (
+    Initializer,
+    Scaled,
+    register,
+    require_transparent,
+)
+from torch_initpolicy.tensors.samplers import (
+    ByFunction,
+    Draw,
+    Independent,
+    Joint,
+    Sampler,
+    build,
+)
+from torch_initpolicy.tensors.standards import Transformed
 from torch_initpolicy.tensors.structured import (
     DeltaOrthogonal,
     Dirac,
     Identity,
     Orthogonal,
     Sparse,
-    write_whole_,
 )
 
 __all__ = [
@@ -77,19 +83,26 @@ __all__ = [
     "Blocks",
     "BranchScaled",
     "Constant",
+    "Context",
     "DeltaOrthogonal",
     "Dirac",
     "Distribution",
+    "Draw",
     "From",
     "Gain",
     "Identity",
+    "Independent",
     "Initializer",
+    "Joint",
     "Keep",
     "Mode",
     "Normal",
     "Ones",
     "Orthogonal",
+    "Scaled",
     "Sparse",
+    "Spread",
+    "Transformed",
     "TruncatedNormal",
     "Uniform",
     "VarianceScaling",
@@ -98,13 +111,15 @@ __all__ = [
     "he_uniform",
     "lecun_normal",
     "lecun_uniform",
+    "register",
     "xavier_normal",
     "xavier_uniform",
 ]
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class ICNR:
+class ICNR(Initializer):
     """Draw a convolution before `nn.PixelShuffle` so that its output has no checkerboard.
 
     The kernels of the `upscale_factor^2` channels that become one patch of pixels are equal, as if
@@ -130,21 +145,31 @@ class ICNR:
     upscale_factor: int = 2
 
     def __post_init__(self) -> None:
-        _builtin(self.inner)
-        if not isinstance(self.upscale_factor, int) or self.upscale_factor < 1:
+        require_transparent(self.inner)
+        take_number(self, "upscale_factor", 1)
+        if not isinstance(self.upscale_factor, int):
             raise PolicyError(f"ICNR: upscale_factor is an integer, got {self.upscale_factor!r}")
 
     def resolve(self, context: Context) -> "ICNR":
         """Replace words in the inner initializer by the numbers of a site."""
-        return ICNR(_builtin(self.inner).resolve(context), self.upscale_factor)
+        return ICNR(self.inner.resolve(context), self.upscale_factor)
 
     def scaled(self, factor: float) -> "ICNR":
         """Return the initializer with the inner one scaled."""
-        return ICNR(_builtin(self.inner).scaled(factor), self.upscale_factor)
+        return ICNR(self.inner.scaled(factor), self.upscale_factor)
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
-        """Say what the numbers will be, each being there `upscale_factor^2` times."""
-        spread = _builtin(self.inner).spread(*self._patches(shape, axes))
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Draw one kernel for each patch and repeat it."""
+        patches, layout = self._patches(shape, axes)
+        kernels = partial(build, self.inner.sampler(patches, layout), patches)
+        repeats, axis = self.upscale_factor**2, layout.outputs[0]
+        return Joint(
+            lambda normal: kernels(normal).repeat_interleave(repeats, axis),
+            self._repeated(self.inner.spread(patches, layout)),
+        )
+
+    def _repeated(self, spread: Spreads | None) -> Spreads | None:
+        """Return the spread of numbers that are there `upscale_factor^2` times."""
         if not isinstance(spread, Spread):
             return spread
         kurtosis = 1 + self.upscale_factor**2 * (spread.kurtosis - 1)
@@ -163,17 +188,10 @@ class ICNR:
         patches = (*shape[:axis], shape[axis] // repeats, *shape[axis + 1 :])
         return patches, fitting(self, patches, layout)
 
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        patches, layout = self._patches(shape, axes)
-        kernels = _built(self.inner, patches, layout, normal)
-        return kernels.repeat_interleave(self.upscale_factor**2, layout.outputs[0])
 
-    __call__ = write_whole_
-
-
+@register
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(Initializer):
     """Give each packed block of a tensor an initializer of its own.
 
     Args:
@@ -198,15 +216,15 @@ class Blocks:
         for inner in self.initializers:
             if isinstance(inner, Blocks):
                 raise PolicyError(f"Blocks: a block has no blocks of its own, got {inner}")
-            _builtin(inner)
+            require_transparent(inner)
 
     def resolve(self, context: Context) -> "Blocks":
         """Replace words in the inner initializers by the numbers of a site."""
-        return Blocks(tuple(_builtin(inner).resolve(context) for inner in self.initializers))
+        return Blocks(tuple(inner.resolve(context) for inner in self.initializers))
 
     def scaled(self, factor: float) -> "Blocks":
         """Return the initializer with all inner ones scaled."""
-        return Blocks(tuple(_builtin(inner).scaled(factor) for inner in self.initializers))
+        return Blocks(tuple(inner.scaled(factor) for inner in self.initializers))
 
     def _parts(
         self, shape: Sequence[int], axes: Layout
@@ -223,44 +241,40 @@ class Blocks:
         for inner, (block_shape, block_axes) in zip(self.initializers, blocks, strict=True):
             yield inner, block_shape, block_axes
 
-    def draws(self, shape: Sequence[int], axes: Layout) -> tuple[Draw, ...]:
-        """Return the distribution of each packed block, where all are element-wise."""
-        return tuple(
-            cast("Elementwise", inner).draws(block_shape, block_axes)[0]
+    def of_block(self, block: int) -> Initializer:
+        """Return what fills one packed block; blocks beyond the last are filled as this says."""
+        return self.initializers[block] if block < len(self.initializers) else self
+
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+        """Draw each block by its own initializer, element by element where all of them do."""
+        blocks = [
+            (inner.sampler(block_shape, block_axes), block_shape)
             for inner, block_shape, block_axes in self._parts(shape, axes)
+        ]
+        independent = [each for each, _ in blocks if isinstance(each, Independent)]
+        if len(independent) == len(blocks):
+            return Independent(tuple(draw for each in independent for draw in each.draws))
+        spreads = [each.spread for each, _ in blocks]
+        found = [spread for spread in spreads if isinstance(spread, Spread)]
+        return Joint(
+            partial(_join, shape, cast("Axes", axes), blocks),
+            merged_spreads(found) if len(found) == len(spreads) else None,
         )
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
-        """Say what the numbers will be; None where a variance says nothing of some block."""
-        spreads = [
-            _builtin(inner).spread(block_shape, block_axes)
-            for inner, block_shape, block_axes in self._parts(shape, axes)
-        ]
-        found = [spread for spread in spreads if isinstance(spread, Spread)]
-        return alike(found) if len(found) == len(spreads) else None
 
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        blocks = [
-            _built(inner, block_shape, block_axes, normal)
-            for inner, block_shape, block_axes in self._parts(shape, axes)
-        ]
-        return joined(shape, cast("Axes", axes), blocks)
-
-    fill_ = fill_
-
-    def __call__(
-        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
-    ) -> None:
-        """Fill `tensor` in place; see the inner initializers."""
-        if is_elementwise(self):
-            write_(self, tensor, axes, generator=generator)
-        else:
-            write_whole_(self, tensor, axes, generator=generator)
+def _join(
+    shape: Sequence[int],
+    axes: Axes,
+    blocks: Sequence[tuple[Sampler, Sequence[int]]],
+    normal: Normals,
+) -> Tensor:
+    """Build a tensor of its packed blocks."""
+    return joined(shape, axes, [build(each, of_block, normal) for each, of_block in blocks])
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class BranchScaled:
+class BranchScaled(Initializer):
     """Make an initializer smaller in models of many residual branches.
 
     Its numbers are multiplied by `branches ** exponent`, where `branches` counts all residual
@@ -286,11 +300,11 @@ class BranchScaled:
     exponent: float | Literal["fixup"] = -0.5
 
     def __post_init__(self) -> None:
-        _builtin(self.inner)
+        require_transparent(self.inner)
         if isinstance(self.exponent, str):
             require_word(self, "exponent", self.exponent, ("fixup",))
         else:
-            require_number(self, "exponent", self.exponent)
+            take_number(self, "exponent")
 
     def _factor(self, context: Context) -> float:
         exponent = self.exponent
@@ -300,21 +314,18 @@ class BranchScaled:
 
     def resolve(self, context: Context) -> Initializer:
         """Return the inner initializer, made smaller by the numbers of a site."""
-        inner = _builtin(_builtin(self.inner).resolve(context))
-        return inner.scaled(self._factor(context))
+        return self.inner.resolve(context).scaled(self._factor(context))
 
     def scaled(self, factor: float) -> "BranchScaled":
         """Return the initializer with the inner one scaled."""
-        return BranchScaled(_builtin(self.inner).scaled(factor), self.exponent)
+        return BranchScaled(self.inner.scaled(factor), self.exponent)
 
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+    def sampler(self, shape: Sequence[int], axes: Layout) -> NoReturn:
         """Raise: the branches are known in a plan only."""
         raise PolicyError(
             f"{self} is known in a plan, where the residual branches have been counted; "
             "call resolve(Context(residual_branches=...)) first"
         )
-
-    draws = spread = build = fill_ = __call__ = _refuse
 
 
 #
@@ -322,8 +333,9 @@ class BranchScaled:
 #
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Initializer):
     """Leave the tensor as it is: the constructor's value, or whatever has been loaded.
 
     Examples:
@@ -333,21 +345,16 @@ class Keep:
         tensor([1., 1.])
     """
 
-    def resolve(self, context: Context) -> "Keep":
-        """Return the initializer itself."""
-        return self
+    is_opaque: ClassVar[bool] = True
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> None:
-        """Say nothing: the numbers are not known."""
-
-    def __call__(
-        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
-    ) -> None:
-        """Do nothing."""
+    def sampler(self, shape: Sequence[int], axes: Layout) -> ByFunction:
+        """Do nothing to the tensor."""
+        return ByFunction(lambda *_: None)
 
 
+@register
 @dataclass(frozen=True, slots=True, init=False, repr=False)
-class From:
+class From(Initializer):
     """Fill a tensor by any function that writes its argument, such as those of `torch.nn.init`.
 
     A generator reaches the function even where it takes none: torch's own generators are seeded
@@ -365,6 +372,8 @@ class From:
         >>> tensor.tolist()
         [3.0, 3.0]
     """
+
+    is_opaque: ClassVar[bool] = True
 
     function: Callable[..., object]
     arguments: tuple[tuple[str, object], ...]
@@ -385,46 +394,41 @@ class From:
         words = [f"{module}.{name}" if module and name else repr(self.function)]
         return f"From({', '.join(words + [f'{key}={value!r}' for key, value in self.arguments])})"
 
-    def resolve(self, context: Context) -> "From":
-        """Return the initializer itself."""
-        return self
+    def sampler(self, shape: Sequence[int], axes: Layout) -> ByFunction:
+        """Call the function with the tensor, and with its axes if it takes such."""
+        return ByFunction(partial(self._write_, axes))
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> None:
-        """Say nothing: the function alone knows."""
-
-    @torch.no_grad()
-    def __call__(
-        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
-    ) -> None:
-        """Call the function with the tensor.
+    def _write_(self, axes: Layout, tensor: Tensor, generator: torch.Generator | None) -> None:
+        """Call the function.
 
         Raises:
-            PolicyError: If it returned another tensor, so that nothing has been filled.
+            PolicyError: It returned another tensor, so that nothing has been filled.
         """
         if tensor.is_meta:
             return
+        taken = _parameters(self.function)
+        arguments = {"axes": axes, "generator": generator}
         if generator is None:
-            result = self.function(tensor, **dict(self.arguments))
-        else:
-            result = self._seeded(tensor, generator)
+            del arguments["generator"]
+        arguments = {name: value for name, value in arguments.items() if name in taken}
+        call = partial(self.function, tensor, **{**arguments, **dict(self.arguments)})
+        result = call() if generator is None else _seeded(call, tensor, generator)
         if isinstance(result, Tensor) and result.data_ptr() != tensor.data_ptr():
             raise PolicyError(f"{self} returned a new tensor; it must fill its argument in place")
 
-    def _seeded(self, tensor: Tensor, generator: torch.Generator) -> object:
-        """Call the function with torch's own generators seeded, and restore them."""
-        arguments = dict(self.arguments)
-        if "generator" in _parameters(self.function):
-            arguments.setdefault("generator", generator)
-        seed = torch.empty((), dtype=torch.int64, device=generator.device)
-        seed.random_(generator=generator)
-        is_cuda = tensor.device.type == "cuda"
-        # Even functions that take a generator may draw from torch's own: `sparse_` does.
-        with torch.random.fork_rng(devices=[tensor.device] if is_cuda else []):
-            torch.default_generator.manual_seed(int(seed))
-            if is_cuda:
-                with torch.cuda.device(tensor.device):
-                    torch.cuda.manual_seed(int(seed))
-            return self.function(tensor, **arguments)
+
+def _seeded(call: Callable[[], object], tensor: Tensor, generator: torch.Generator) -> object:
+    """Call a function with torch's own generators seeded, and restore them."""
+    seed = torch.empty((), dtype=torch.int64, device=generator.device)
+    seed.random_(generator=generator)
+    is_cuda = tensor.device.type == "cuda"
+    # Even functions that take a generator may draw from torch's own: `sparse_` does.
+    with torch.random.fork_rng(devices=[tensor.device] if is_cuda else []):
+        torch.default_generator.manual_seed(int(seed))
+        if is_cuda:
+            with torch.cuda.device(tensor.device):
+                torch.cuda.manual_seed(int(seed))
+        return call()
 
 
 def _parameters(function: Callable[..., object]) -> Iterable[str]:
@@ -433,62 +437,3 @@ def _parameters(function: Callable[..., object]) -> Iterable[str]:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return ()
-
-
-#
-# All of them
-#
-
-_ELEMENTWISE = (Constant, Zeros, Ones, Uniform, Normal, TruncatedNormal, VarianceScaling)
-_STRUCTURED = (Orthogonal, DeltaOrthogonal, Dirac, Identity, Sparse, ICNR)
-
-BUILTIN: tuple[type[Initializer], ...] = (
-    *_ELEMENTWISE,
-    *_STRUCTURED,
-    Blocks,
-    BranchScaled,
-    Keep,
-    From,
-)
-"""All classes of initializers, for whoever reads and writes them by name."""
-
-
-def is_elementwise(initializer: Initializer) -> bool:
-    """Say whether any piece of a tensor can be drawn alone: whether it is `Elementwise`.
-
-    Args:
-        initializer: Any initializer.
-
-    Examples:
-        >>> is_elementwise(Normal(0.02)), is_elementwise(Blocks((Zeros(), Orthogonal())))
-        (True, False)
-    """
-    if isinstance(initializer, Blocks):
-        return all(map(is_elementwise, initializer.initializers))
-    return isinstance(initializer, _ELEMENTWISE)
-
-
-def _builtin(initializer: Initializer) -> Elementwise | Structured:
-    """Return an initializer that can be built upon, or raise."""
-    if not isinstance(initializer, (*_ELEMENTWISE, *_STRUCTURED, Blocks, BranchScaled)):
-        raise PolicyError(
-            f"only built-in initializers that draw can be built upon, got {initializer!r}"
-        )
-    return cast("Elementwise | Structured", initializer)
-
-
-def _of_normal(standard: Standard, normal: Tensor) -> Tensor:
-    """Turn normals into a standard distribution; complex ones part by part."""
-    if not normal.is_complex():
-        return standard.of_normal(normal)
-    parts = standard.of_normal(torch.view_as_real(normal) * math.sqrt(2))
-    return torch.view_as_complex(parts) * math.sqrt(0.5)
-
-
-def _built(initializer: Initializer, shape: Sequence[int], axes: Axes, normal: Normals) -> Tensor:
-    """Build a tensor by any initializer, an element-wise one out of normals too."""
-    if not is_elementwise(initializer):
-        return cast("Structured", initializer).build(shape, axes, normal)
-    drawn = normal(shape)
-    (draw,) = cast("Elementwise", initializer).draws(shape, axes)
-    return _of_normal(draw.standard, drawn) * draw.scale + draw.loc

@@ -1,245 +1,236 @@
-"""Random numbers in standard form, and random orthogonal matrices.
+"""Samplers: how the numbers of one tensor are drawn, once its shape and axes are known.
 
-Knows generators and tensors; has never heard of fans. Distribution code is the package's own where
-torch's changed between versions (`trunc_normal_`) or does more work than it needs (`orthogonal_`).
+There are three kinds. `Independent` elements can be drawn piece by piece, in any order and on any
+process. A `Joint` draw makes the whole tensor at once, out of standard normals. `ByFunction` runs
+code that says nothing of its numbers.
 """
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-UNCUT = 8.0
-"""Standard deviations beyond which a cut changes nothing: one value in 10^15."""
-
-_INVERTIBLE = 3.0  # up to here float32 has enough digits left near the ends for the inverse CDF
-_INSIDE = 1 - 2.0**-20  # so that rounding after a change of scale does not reach the bound
-
-
-class Standard(Protocol):
-    """A distribution of mean zero, before it is shifted and scaled."""
-
-    @property
-    def std(self) -> float:
-        """Its standard deviation."""
-
-    @property
-    def reach(self) -> float:
-        """The bound that no absolute value exceeds; infinite where there is none."""
-
-    @property
-    def kurtosis(self) -> float:
-        """Its fourth moment over its squared variance."""
-
-    def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
-    ) -> Tensor:
-        """Fill a contiguous real tensor with `loc + scale * x`, and return it."""
-
-    def of_normal(self, normal: Tensor) -> Tensor:
-        """Turn standard normals into this distribution."""
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.base import (
+    Layout,
+    Normals,
+    Spread,
+    Spreads,
+    merged_spreads,
+    scaled_spreads,
+)
+from torch_initpolicy.tensors.standards import Standard
 
 
-@dataclass(frozen=True, slots=True)
-class Zero:
-    """Always zero."""
-
-    std = 0.0
-    reach = 0.0
-    kurtosis = 1.0
-
-    def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
-    ) -> Tensor:
-        """Fill with one value."""
-        return flat.fill_(loc)
-
-    def of_normal(self, normal: Tensor) -> Tensor:
-        """Return zeros."""
-        return torch.zeros_like(normal)
-
-
-@dataclass(frozen=True, slots=True)
-class StandardUniform:
-    """Uniform on `[-1, 1)`."""
-
-    std = 1 / math.sqrt(3)
-    reach = 1.0
-    kurtosis = 9 / 5
-
-    def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
-    ) -> Tensor:
-        """Fill with uniform numbers."""
-        return flat.uniform_(loc - scale, loc + scale, generator=generator)
-
-    def of_normal(self, normal: Tensor) -> Tensor:
-        """Apply the normal's distribution function."""
-        return torch.erf(normal / math.sqrt(2))
-
-
-def truncation(cut: float) -> float:
-    """Return the standard deviation of a standard normal that is cut at `-cut` and `cut`.
-
-    Args:
-        cut: Where it is cut, positive.
+class Draw(NamedTuple):
+    """A distribution: a standard one, scaled and shifted.
 
     Examples:
-        >>> round(truncation(2.0), 12)
-        0.879625661034
+        >>> from torch_initpolicy.tensors.standards import StandardUniform
+        >>> Draw(StandardUniform(), loc=1.0, scale=0.5).spread.low
+        0.5
     """
-    if cut < 1e-3:
-        return cut / math.sqrt(3)  # as good as uniform, and the formula below loses its digits
-    return math.sqrt(max(1 - 2 * cut * _density(cut), 0.0))
 
+    standard: Standard
+    loc: float = 0.0
+    scale: float = 1.0
 
-def _density(cut: float) -> float:
-    """Return the density of the cut normal at its cut."""
-    inside = math.erf(cut / math.sqrt(2))
-    return math.exp(-cut * cut / 2) / math.sqrt(2 * math.pi) / inside
+    @property
+    def spread(self) -> Spread:
+        """Moments and bounds of the distribution."""
+        std, reach = self.scale * self.standard.std, self.scale * self.standard.reach
+        bounded = math.isfinite(reach)
+        return Spread(
+            mean=self.loc,
+            std=std,
+            low=self.loc - reach if bounded else None,
+            high=self.loc + reach if bounded else None,
+            kurtosis=self.standard.kurtosis,
+        )
+
+    def scaled(self, factor: float) -> "Draw":
+        """Return the distribution of `factor` times the numbers; all are symmetric."""
+        return Draw(self.standard, self.loc * factor, self.scale * abs(factor))
 
 
 @dataclass(frozen=True, slots=True)
-class StandardNormal:
-    """Normal of variance one before it is cut at `-cut` and `cut`; a cut from 8 on changes nothing.
+class Independent:
+    """Elements that are drawn independently of one another.
 
-    Up to 3 the inverse of the distribution function is applied to uniform numbers; beyond, where
-    float32 has too few numbers near 1 to reach the tails evenly, the few outliers are drawn again.
+    Attributes:
+        draws: The distribution of each packed block, or one for the whole tensor.
+
+    Examples:
+        >>> from torch_initpolicy.tensors.standards import StandardNormal
+        >>> Independent((Draw(StandardNormal(), scale=0.02),)).spread.std
+        0.02
     """
 
-    cut: float = math.inf
+    draws: tuple[Draw, ...]
 
     @property
-    def std(self) -> float:
-        """Standard deviation that is left after the cut."""
-        return 1.0 if self.cut >= UNCUT else truncation(self.cut)
+    def spread(self) -> Spreads:
+        """What the numbers will be."""
+        return merged_spreads([draw.spread for draw in self.draws])
+
+    def scaled(self, factor: float) -> "Independent":
+        """Return the sampler of `factor` times the numbers."""
+        return Independent(tuple(draw.scaled(factor) for draw in self.draws))
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A tensor that is drawn at once.
+
+    Attributes:
+        build: Returns the whole tensor, in the dtype and on the device of the standard normals that
+            its argument hands out, fresh ones of any shape at each call.
+        spread: What the numbers will be; None where a variance says nothing.
+
+    Examples:
+        A random vector of length one:
+
+        >>> unit = Joint(lambda normal: torch.nn.functional.normalize(normal((5,)), dim=0))
+        >>> round(unit.build(torch.randn).norm().item(), 6)
+        1.0
+    """
+
+    build: Callable[[Normals], Tensor]
+    spread: Spreads | None = None
+
+    def scaled(self, factor: float) -> "Joint":
+        """Return the sampler of `factor` times the numbers."""
+        spread = scaled_spreads(self.spread, factor)
+        return Joint(lambda normal: self.build(normal) * factor, spread)
+
+
+@dataclass(frozen=True, slots=True)
+class ByFunction:
+    """Code of which nothing is known before it runs.
+
+    Attributes:
+        write_: Fills a tensor in place, drawing from a generator, or torch's own where it is None.
+    """
+
+    write_: Callable[[Tensor, torch.Generator | None], None]
 
     @property
-    def reach(self) -> float:
-        """The cut."""
-        return math.inf if self.cut >= UNCUT else self.cut
-
-    @property
-    def kurtosis(self) -> float:
-        """At most that of the normal."""
-        return 3.0
-
-    def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
-    ) -> Tensor:
-        """Fill with numbers that lie less than `cut * scale` from `loc`."""
-        if self.cut >= UNCUT:
-            return flat.normal_(loc, scale, generator=generator)
-        if self.cut <= _INVERTIBLE:
-            self._invert_(flat, generator, scale)
-        else:
-            self._reject_(flat, generator, scale)
-        return flat.add_(loc) if loc else flat
-
-    def _invert_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
-        inside = math.erf(self.cut / math.sqrt(2))
-        bound = self.cut * scale * _INSIDE
-        flat.uniform_(-inside, inside, generator=generator)
-        flat.erfinv_().mul_(math.sqrt(2) * scale).clamp_(-bound, bound)
-
-    def _reject_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
-        bound = self.cut * scale * _INSIDE
-        flat.normal_(std=scale, generator=generator)
-        outside = (flat.abs() > bound).nonzero().squeeze(1)
-        while len(outside):
-            fresh = flat.new_empty(len(outside)).normal_(std=scale, generator=generator)
-            flat[outside] = fresh
-            outside = outside[fresh.abs() > bound]
-
-    def of_normal(self, normal: Tensor) -> Tensor:
-        """Map the normal's quantiles to those of the cut normal."""
-        if self.cut >= UNCUT:
-            return normal
-        inside = math.erf(self.cut / math.sqrt(2))
-        quantiles = torch.erfinv(inside * torch.erf(normal.double() / math.sqrt(2)))
-        bound = self.cut * _INSIDE
-        return (quantiles * math.sqrt(2)).clamp_(-bound, bound).to(normal.dtype)
+    def spread(self) -> None:
+        """Say nothing of the numbers."""
 
 
-#
-# Random orthogonal matrices
-#
-
-_PANEL = 64  # reflections applied at once; 32 to 128 are equally fast
+Sampler: TypeAlias = Independent | Joint | ByFunction
+"""How the numbers of one tensor are drawn."""
 
 
-class _Reflectors(NamedTuple):
-    """Householder reflections `1 - v v* / half` of rows `v`, and the phases that make them Haar."""
-
-    vectors: Tensor
-    halves: Tensor
-    phases: Tensor
-
-
-def _reflectors(normal: Tensor) -> _Reflectors:
-    vectors = normal.triu()
-    pivots = vectors.diagonal(dim1=-2, dim2=-1)
-    pivots.masked_fill_(pivots == 0, 1e-10)  # an exact zero has no phase
-    phases = pivots.sgn()
-    wide = torch.promote_types(vectors.dtype, torch.float64)
-    norms = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide)
-    others = norms.square() - pivots.abs().double().square()
-    pivots += phases * norms.to(pivots.real.dtype)
-    # Half the squared length of the vectors as they are stored, so that rounding does no harm.
-    return _Reflectors(vectors, (others + pivots.abs().double().square()) / 2, phases)
-
-
-def haar(normal: Tensor) -> Tensor:
-    r"""Turn standard normals into matrices with orthonormal rows, uniform among all such.
-
-    The matrix is the product of Householder reflections by independent normal vectors of falling
-    length: what a QR decomposition of a normal matrix would yield, without decomposing anything.
-    Reflections are applied 64 at a time in the compact form
-
-    .. math:: H_1 \cdots H_k = 1 - V T^{-1} V^*, \qquad T + T^* = V^* V
-
-    where `T` is triangular; the relation holds whatever the rounding of `V`, hence the result is
-    orthogonal to a few units of the last place.
+def build(sampler: Sampler, shape: Sequence[int], normal: Normals) -> Tensor:
+    """Return a whole tensor, out of standard normals even where its elements are independent.
 
     Args:
-        normal: Standard normals, real or complex, `(..., rows, columns)`, rows <= columns. What
-            lies below the diagonal is not used.
+        sampler: Independent elements of one distribution, or a joint draw.
+        shape: The tensor's shape.
+        normal: Hands out standard normals.
+    """
+    if isinstance(sampler, Joint):
+        return sampler.build(normal)
+    (draw,) = cast("Independent", sampler).draws
+    return _of_normal(draw.standard, normal(shape)) * draw.scale + draw.loc
+
+
+def _of_normal(standard: Standard, normal: Tensor) -> Tensor:
+    """Turn normals into a standard distribution; complex ones part by part."""
+    if not normal.is_complex():
+        return standard.of_normal(normal)
+    parts = standard.of_normal(torch.view_as_real(normal) * math.sqrt(2))
+    return torch.view_as_complex(parts) * math.sqrt(0.5)
+
+
+#
+# Drawing independent elements
+#
+
+
+def _standard_(standard: Standard, flat: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Fill with a standard distribution; complex numbers have half the variance in each part."""
+    if not flat.is_complex():
+        return standard.fill_(flat, generator)
+    standard.fill_(torch.view_as_real(flat).view(-1), generator)
+    return flat.mul_(math.sqrt(0.5))
+
+
+def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
+    """Fill with one distribution."""
+    if flat.is_complex():
+        _standard_(draw.standard, flat, generator).mul_(draw.scale).add_(draw.loc)
+    else:
+        draw.standard.fill_(flat, generator, draw.loc, draw.scale)
+
+
+def _runs(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the elements from `start` on into runs of one packed block each.
 
     Returns:
-        Matrices of the same shape.
-
-    Reference:
-        Stewart, *The Efficient Generation of Random Orthogonal Matrices with an Application to
-        Condition Estimators*, 1980, section 3; Mezzadri, *How to generate random matrices from the
-        classical compact groups*, 2007, arXiv:math-ph/0609050; Joffrain et al., *Accumulating
-        Householder transformations, revisited*, 2006 (the compact form).
+        The number of each run's block, and its length.
     """
-    vectors, halves, phases = _reflectors(normal)
-    matrix = torch.zeros_like(vectors)
-    matrix.diagonal(dim1=-2, dim2=-1).copy_(-phases)
-    for start in reversed(range(0, vectors.shape[-2], _PANEL)):
-        panel = vectors[..., start : start + _PANEL, start:]
-        triangle = (panel @ panel.mH).tril_()
-        triangle.diagonal(dim1=-2, dim2=-1).copy_(halves[..., start : start + _PANEL])
-        rest = matrix[..., start:, start:]
-        weights = torch.linalg.solve_triangular(triangle, rest @ panel.mH, upper=False, left=False)
-        rest -= weights @ panel
-    return matrix
+    axis, stop = cast("int", axes.packed), start + flat.numel()
+    inner = math.prod(shape[axis + 1 :])
+    first, last = start // inner, -(-stop // inner)
+    positions = torch.arange(first, last, device=flat.device)
+    edges = torch.tensor(list(itertools.accumulate(axes.blocks)), device=flat.device)
+    lengths = torch.full_like(positions, inner)
+    lengths[0] -= start - first * inner
+    lengths[-1] -= last * inner - stop
+    return torch.bucketize(positions % sum(axes.blocks), edges, right=True), lengths
+
+
+def _mix_(
+    draws: Sequence[Draw],
+    flat: Tensor,
+    runs: tuple[Tensor, Tensor],
+    generator: torch.Generator | None,
+) -> None:
+    """Fill each run with the distribution of its block."""
+    blocks, lengths = runs
+
+    def each(values: Sequence[float]) -> Tensor:
+        column = torch.tensor(values, dtype=flat.real.dtype, device=flat.device)
+        return column[blocks].repeat_interleave(lengths, output_size=flat.numel())
+
+    first, *others = dict.fromkeys(draw.standard for draw in draws)
+    _standard_(first, flat, generator)
+    for standard in others:
+        drawn = _standard_(standard, torch.empty_like(flat), generator)
+        theirs = each([draw.standard == standard for draw in draws])
+        flat.copy_(torch.where(theirs == 1, drawn, flat))
+    flat.mul_(each([draw.scale for draw in draws])).add_(each([draw.loc for draw in draws]))
+
+
+def fill_with(
+    draws: Sequence[Draw],
+    flat: Tensor,
+    shape: Sequence[int],
+    axes: Layout,
+    *,
+    start: int = 0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill `flat` with elements `start, start + 1, ...` of a flattened tensor.
+
+    Args:
+        draws: The distribution of each packed block, or one for the whole tensor.
+        flat: Contiguous, one-dimensional, of a dtype that `working_dtype` returns.
+        shape: Shape of the whole tensor.
+        axes: Its axes.
+        start: Where in the flattened tensor `flat` begins.
+        generator: Where random numbers come from; None for torch's own.
+    """
+    if not flat.numel():
+        return
+    if draws.count(draws[0]) == len(draws):
+        _draw_(draws[0], flat, generator)
+    else:
+        _mix_(draws, flat, _runs(shape, cast("Axes", axes), start, flat), generator)

@@ -6,6 +6,7 @@ Knows the linear maps that a weight holds; random numbers come as standard norma
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,58 +19,26 @@ from torch_initpolicy.tensors.base import (
     Layout,
     Normals,
     Spread,
-    Spreads,
-    Structured,
-    alike,
     fitting,
     joined,
     known,
+    merged_spreads,
     parts,
-    require_gain,
-    require_number,
-    resolved,
-    unchanged,
-    working_dtype,
+    take_gain,
+    take_number,
 )
+from torch_initpolicy.tensors.initializer import Initializer, register
 from torch_initpolicy.tensors.maps import Maps, maps
-from torch_initpolicy.tensors.samplers import haar
-
-
-@torch.no_grad()
-def write_whole_(
-    self: Structured,
-    tensor: Tensor,
-    axes: Layout = None,
-    *,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Fill `tensor` in place.
-
-    Args:
-        self: The initializer.
-        tensor: Any floating-point or complex tensor. Nothing is drawn on the meta device.
-        axes: What its axes mean; None for torch's own layout, `(out, in, *kernel)`.
-        generator: Where random numbers come from; None for torch's own.
-
-    Raises:
-        PolicyError: If the initializer fits neither the tensor's shape and axes nor its dtype.
-    """
-    dtype = working_dtype(tensor.dtype)
-    self.spread(tensor.shape, axes)
-    if tensor.is_meta or not tensor.numel():
-        return
-
-    def normal(shape: Sequence[int]) -> Tensor:
-        return torch.randn(tuple(shape), dtype=dtype, device=tensor.device, generator=generator)
-
-    tensor.copy_(self.build(tensor.shape, axes, normal))
+from torch_initpolicy.tensors.samplers import Joint
+from torch_initpolicy.tensors.standards import haar
 
 
 def _by_block(
     shape: Sequence[int],
     axes: Layout,
-    normal: Normals,
     write_: Callable[[Maps, Normals], None],
+    gain: float,
+    normal: Normals,
 ) -> Tensor:
     """Build a tensor, starting from zeros, by writing the linear maps of each packed block."""
     layout = conventional(shape) if axes is None else axes
@@ -79,7 +48,7 @@ def _by_block(
         if block.numel():
             write_(maps(block, block_axes), normal)
         blocks.append(block)
-    return joined(shape, layout, blocks)
+    return joined(shape, layout, blocks).mul_(gain)
 
 
 def _metas(owner: object, shape: Sequence[int], axes: Layout) -> Iterator[Maps]:
@@ -88,8 +57,9 @@ def _metas(owner: object, shape: Sequence[int], axes: Layout) -> Iterator[Maps]:
         yield maps(torch.empty(block_shape, device="meta"), block_axes)
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Orthogonal:
+class Orthogonal(Initializer):
     """Draw a random orthogonal matrix, uniform (Haar) among all such, times `gain`.
 
     Each packed block, each group and each copy is a matrix of its own, `(out, in * kernel)`. Its
@@ -114,27 +84,22 @@ class Orthogonal:
     gain: Gain = 1.0
 
     def __post_init__(self) -> None:
-        require_gain(self, self.gain)
+        take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "Orthogonal":
         """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
-        return Orthogonal(resolved(self.gain, context))
+        return Orthogonal(context.gain(self.gain))
 
     def scaled(self, factor: float) -> "Orthogonal":
         """Return the initializer with `factor` times the gain."""
         return Orthogonal(known(self.gain) * abs(factor))
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
-        """Say what the numbers will be: normal, almost, for all but tiny matrices."""
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Draw matrices; their elements are normal, almost, but for tiny ones."""
         gain = known(self.gain)
         longest = (max(_matrix(each)[1:]) for each in _metas(self, shape, axes))
-        return alike([Spread(0.0, gain / math.sqrt(n) if n else 0.0) for n in longest])
-
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        return _by_block(shape, axes, normal, _haar_).mul_(known(self.gain))
-
-    __call__ = write_whole_
+        spreads = [Spread(0.0, gain / math.sqrt(n) if n else 0.0) for n in longest]
+        return Joint(partial(_by_block, shape, axes, _haar_, gain), merged_spreads(spreads))
 
 
 def _matrix(each: Maps) -> tuple[int, int, int]:
@@ -152,8 +117,9 @@ def _haar_(each: Maps, normal: Normals) -> None:
     each.view.copy_(_orthonormal(normal, *_matrix(each)).reshape(each.view.shape))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class DeltaOrthogonal:
+class DeltaOrthogonal(Initializer):
     """Put a random orthogonal matrix at the middle of a kernel of zeros, times `gain`.
 
     A convolution so initialised keeps the norm of its input. It needs at least as many outputs as
@@ -177,19 +143,21 @@ class DeltaOrthogonal:
     gain: Gain = 1.0
 
     def __post_init__(self) -> None:
-        require_gain(self, self.gain)
+        take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "DeltaOrthogonal":
         """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
-        return DeltaOrthogonal(resolved(self.gain, context))
+        return DeltaOrthogonal(context.gain(self.gain))
 
     def scaled(self, factor: float) -> "DeltaOrthogonal":
         """Return the initializer with `factor` times the gain."""
         return DeltaOrthogonal(known(self.gain) * abs(factor))
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
-        """Say what the numbers will be, zeros included."""
-        return alike([self._spread(each) for each in _metas(self, shape, axes)])
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Draw matrices; the spread counts the zeros around them."""
+        spreads = [self._spread(each) for each in _metas(self, shape, axes)]
+        build = partial(_by_block, shape, axes, _haar_at_centre_, known(self.gain))
+        return Joint(build, merged_spreads(spreads))
 
     def _spread(self, each: Maps) -> Spread:
         _, outputs, inputs = each.sizes
@@ -204,12 +172,6 @@ class DeltaOrthogonal:
         std = known(self.gain) / math.sqrt(outputs * taps) if outputs else 0.0
         return Spread(0.0, std, kurtosis=3.0 * taps)
 
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        return _by_block(shape, axes, normal, _haar_at_centre_).mul_(known(self.gain))
-
-    __call__ = write_whole_
-
 
 def _haar_at_centre_(each: Maps, normal: Normals) -> None:
     each.centre.copy_(_orthonormal(normal, *each.sizes).reshape(each.centre.shape))
@@ -223,8 +185,9 @@ def _eye_(each: Maps, normal: Normals) -> None:
     each.centre.copy_(eye.reshape(shape).expand(each.centre.shape))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Dirac:
+class Dirac(Initializer):
     """Let a convolution copy its inputs: an identity at the middle of a kernel of zeros.
 
     Each group, copy and packed block copies its own inputs. Outputs beyond their number are zero,
@@ -247,28 +210,23 @@ class Dirac:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        require_number(self, "gain", self.gain)
+        take_number(self, "gain")
 
     def scaled(self, factor: float) -> "Dirac":
         """Return the initializer with `factor` times the gain."""
         return Dirac(self.gain * factor)
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> None:
-        """Say nothing: these numbers are not random."""
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Write ones and zeros, of which a variance says nothing."""
         for each in _metas(self, shape, axes):
             if not each.kernel:
                 raise PolicyError(f"{self} needs a kernel, got {tuple(shape)}; use Identity()")
-
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        return _by_block(shape, axes, normal, _eye_).mul_(self.gain)
-
-    resolve = unchanged
-    __call__ = write_whole_
+        return Joint(partial(_by_block, shape, axes, _eye_, self.gain))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Initializer):
     """Let a linear map copy its inputs: ones on the diagonal, zeros elsewhere.
 
     Each copy and packed block is an identity of its own.
@@ -291,28 +249,23 @@ class Identity:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        require_number(self, "gain", self.gain)
+        take_number(self, "gain")
 
     def scaled(self, factor: float) -> "Identity":
         """Return the initializer with `factor` times the gain."""
         return Identity(self.gain * factor)
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> None:
-        """Say nothing: these numbers are not random."""
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Write ones and zeros, of which a variance says nothing."""
         for each in _metas(self, shape, axes):
             if math.prod(each.kernel) > 1:
                 raise PolicyError(f"{self} needs a matrix, got a {each.kernel} kernel; use Dirac()")
-
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        return _by_block(shape, axes, normal, _eye_).mul_(self.gain)
-
-    resolve = unchanged
-    __call__ = write_whole_
+        return Joint(partial(_by_block, shape, axes, _eye_, self.gain))
 
 
+@register
 @dataclass(frozen=True, slots=True)
-class Sparse:
+class Sparse(Initializer):
     """Connect each output unit to the same number of inputs, chosen at random, the rest by zeros.
 
     The incoming connections are limited, as in the paper; `torch.nn.init.sparse_` limits the
@@ -337,8 +290,8 @@ class Sparse:
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        require_number(self, "sparsity", self.sparsity, 0.0)
-        require_number(self, "std", self.std, 0.0)
+        take_number(self, "sparsity", 0.0)
+        take_number(self, "std", 0.0)
         if self.sparsity > 1:
             raise PolicyError(f"Sparse: sparsity is a share from 0 to 1, got {self.sparsity}")
 
@@ -346,9 +299,11 @@ class Sparse:
         """Return the initializer with `factor` times the standard deviation."""
         return Sparse(self.sparsity, self.std * abs(factor))
 
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads:
-        """Say what the numbers will be, zeros included."""
-        return alike([self._spread(_matrix(each)[2]) for each in _metas(self, shape, axes)])
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+        """Draw weights and which of them are zero; the spread counts the zeros."""
+        spreads = [self._spread(_matrix(each)[2]) for each in _metas(self, shape, axes)]
+        build = partial(_by_block, shape, axes, self._scatter_, self.std)
+        return Joint(build, merged_spreads(spreads))
 
     def _zeros(self, incoming: int) -> int:
         return math.ceil(self.sparsity * incoming)
@@ -357,16 +312,9 @@ class Sparse:
         kept = 1 - self._zeros(incoming) / incoming if incoming else 0.0
         return Spread(0.0, self.std * math.sqrt(kept), kurtosis=3 / kept if kept else 1.0)
 
-    def build(self, shape: Sequence[int], axes: Layout, normal: Normals) -> Tensor:
-        """Return the whole tensor."""
-        return _by_block(shape, axes, normal, self._scatter_).mul_(self.std)
-
     def _scatter_(self, each: Maps, normal: Normals) -> None:
         sizes = _matrix(each)
         lots = normal(sizes).real
         zeros = lots.topk(self._zeros(sizes[2]), dim=-1, sorted=False).indices
         values = normal(sizes).scatter_(-1, zeros, 0.0)
         each.view.copy_(values.reshape(each.view.shape))
-
-    resolve = unchanged
-    __call__ = write_whole_

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from typing import cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,15 +24,10 @@ from torch_initpolicy.errors import ApplyError, PolicyError, listing
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, is_blanket
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.steps import Step, overflow
-from torch_initpolicy.tensors.base import (
-    Draw,
-    Elementwise,
-    Structured,
-    dtype_name,
-    working_dtype,
-)
-from torch_initpolicy.tensors.initializers import BUILTIN, From, Initializer, is_elementwise
+from torch_initpolicy.tensors.base import dtype_name, working_dtype
+from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.layers import buffers_of
+from torch_initpolicy.tensors.samplers import Draw, Independent, Joint
 from torch_initpolicy.writing.blocks import (
     Hand,
     Job,
@@ -202,22 +196,13 @@ def _obstacles(site: Site, step: Step) -> Iterator[str]:
 
 
 def _draws(step: Step) -> tuple[Draw, ...]:
-    """Return the distributions of an element-wise initializer's packed blocks, else nothing.
+    """Return the distributions of a step's packed blocks; nothing where it is drawn at once.
 
     Raises:
-        PolicyError: One of the package's own initializers does not fit the shape or its axes.
+        PolicyError: The initializer does not fit the shape or its axes.
     """
-    initializer = step.initializer
-    if is_elementwise(initializer):
-        return cast("Elementwise", initializer).draws(step.shape, step.axes)
-    if _is_known(initializer):
-        cast("Structured", initializer).spread(step.shape, step.axes)
-    return ()
-
-
-def _is_known(initializer: Initializer) -> bool:
-    """Tell the package's own initializers from code of the user."""
-    return isinstance(initializer, BUILTIN) and not isinstance(initializer, From)
+    sampler = step.initializer.sampler(step.shape, step.axes)
+    return sampler.draws if isinstance(sampler, Independent) else ()
 
 
 def _agreed(seed: int | None, jobs: Sequence[Job], model: nn.Module | None) -> int:
@@ -293,7 +278,7 @@ def _parted(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job]
 
 def _is_own_work(job: Job) -> bool:
     """Tell whether any thread may compute a job: nothing of the user runs, and on the CPU."""
-    known = _is_known(job.step.initializer)
+    known = not job.step.initializer.is_opaque
     return known and job.site.storage == "plain" and job.origin.type == "cpu"
 
 
@@ -355,12 +340,11 @@ def _own(part: Tensor) -> Tensor:
 
 def _target(job: Job, hand: Hand) -> Tensor:
     """Return the whole logical tensor that a job asks for."""
-    initializer = job.step.initializer
     if job.draws:
         return drawn(job, hand)
-    if _is_known(initializer):
-        normal = partial(normals, job, hand, count())
-        return cast("Structured", initializer).build(job.site.shape, job.step.axes, normal)
+    sampler = job.step.initializer.sampler(job.site.shape, job.step.axes)
+    if isinstance(sampler, Joint):
+        return sampler.build(partial(normals, job, hand, count()))
     return _called(job, hand)
 
 

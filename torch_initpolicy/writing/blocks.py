@@ -20,8 +20,7 @@ from torch import Tensor
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
-from torch_initpolicy.tensors.base import Draw
-from torch_initpolicy.tensors.distributions import fill_with
+from torch_initpolicy.tensors.samplers import Draw, fill_with
 from torch_initpolicy.writing.shards import Piece, whole
 from torch_initpolicy.writing.streams import BLOCK, Seek, key, keys, seeker
 

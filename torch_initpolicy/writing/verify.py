@@ -21,22 +21,20 @@ from torch_initpolicy.errors import VerifyError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes, block_ranges, conventional, part
-from torch_initpolicy.tensors.base import Spread, Structured
+from torch_initpolicy.tensors.base import Spread
 from torch_initpolicy.tensors.initializers import (
-    BUILTIN,
     ICNR,
     Blocks,
     DeltaOrthogonal,
     Dirac,
-    From,
     Identity,
     Initializer,
     Keep,
     Orthogonal,
     Sparse,
-    is_elementwise,
 )
 from torch_initpolicy.tensors.maps import Maps, maps
+from torch_initpolicy.tensors.samplers import Joint, Sampler, build
 from torch_initpolicy.writing.parametrized import ROUNDING, reading
 from torch_initpolicy.writing.shards import Piece, along, full, pieces, whole
 
@@ -131,7 +129,7 @@ def verify_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
 
 def _is_silent(step: Step) -> bool:
     """Tell whether nothing is known of the values that a step leaves behind."""
-    return isinstance(step.initializer, (Keep, From)) or not isinstance(step.initializer, BUILTIN)
+    return step.initializer.is_opaque
 
 
 def calibrated(step: Step) -> Step:
@@ -143,18 +141,14 @@ def calibrated(step: Step) -> Step:
     if not step.factors or _is_silent(step):
         return step
     if len(set(step.factors)) == 1:
-        scaled = cast("Structured", step.initializer).scaled(step.factors[0])
+        scaled = step.initializer.scaled(step.factors[0])
         return replace(step, initializer=scaled)
     blocks = step.axes.blocks if step.axes else ()
     if len(blocks) != len(step.factors) or len(set(blocks)) > 1:
         return replace(step, initializer=Keep())
-    each = (
-        step.initializer.initializers
-        if isinstance(step.initializer, Blocks)
-        else (step.initializer,) * len(blocks)
-    )
-    parts = zip(cast("tuple[Structured, ...]", each), step.factors, strict=True)
-    return replace(step, initializer=Blocks(tuple(part.scaled(factor) for part, factor in parts)))
+    each = enumerate(step.factors)
+    parts = (step.initializer.of_block(number).scaled(factor) for number, factor in each)
+    return replace(step, initializer=Blocks(tuple(parts)))
 
 
 def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
@@ -170,8 +164,12 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
         yield f"row {step.padding} is for padding and not zero"
     for title, spread, parts in _parts(step, held):
         yield from (title + reason for reason in _off(parts, spread, Allowance(z, rounding)))
-    if step.padding is None and not is_elementwise(step.initializer):
+    if step.padding is None and isinstance(_sampler(step), Joint):
         yield from structure(step.initializer, _gathered(site, held), step.axes)
+
+
+def _sampler(step: Step) -> Sampler:
+    return step.initializer.sampler(step.shape, step.axes)
 
 
 def _gathered(site: Site, held: Sequence[Piece]) -> Tensor:
@@ -189,7 +187,7 @@ def _rows(held: Iterable[Piece], row: int) -> Iterator[Tensor]:
 
 def _parts(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Sequence[Tensor]]]:
     """Yield what is to be measured together: everything, or each packed block."""
-    spreads = cast("Structured", step.initializer).spread(step.shape, step.axes)
+    spreads = _sampler(step).spread
     if isinstance(spreads, Spread):
         yield "", spreads, _without(held, step.padding)
     elif spreads is not None and step.axes is not None:
@@ -385,7 +383,7 @@ def _(initializer: DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterat
 @structure.register(Dirac)
 @structure.register(Identity)
 def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    expected = initializer.build(tensor.shape, axes, tensor.new_zeros)
+    expected = build(initializer.sampler(tensor.shape, axes), tensor.shape, tensor.new_zeros)
     rounding = 4 * torch.finfo(tensor.dtype).eps  # of a gain, and of what is multiplied to it
     wrong = int(((expected - tensor).abs() > rounding * expected.abs()).sum())
     if wrong:

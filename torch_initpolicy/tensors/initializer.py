@@ -1,0 +1,279 @@
+"""The base of all initializers, the package's own and yours.
+
+Knows how a tensor is filled by a sampler; the initializers themselves are in `initializers`.
+"""
+
+import abc
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar, cast, final
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.tensors.axes import Fans, fans
+from torch_initpolicy.tensors.base import (
+    Context,
+    Layout,
+    Spreads,
+    fitting,
+    parts,
+    take_number,
+    working_dtype,
+)
+from torch_initpolicy.tensors.samplers import (
+    ByFunction,
+    Independent,
+    Joint,
+    Sampler,
+    fill_with,
+)
+
+Class = TypeVar("Class", bound=type["Initializer"])
+
+
+class Initializer(abc.ABC):
+    """A frozen value that says how a tensor is filled.
+
+    To write one, derive a frozen dataclass and say in `sampler` how its numbers are drawn. It is
+    then planned (with its standard deviation), drawn in blocks on several threads, sharded and
+    verified like the package's own; `register` lets files hold it. Override `resolve` where a field
+    depends on the site, and `scaled` where a field says how large the numbers are.
+
+    Examples:
+        Laplace's distribution of variance `gain^2 / fan_in`:
+
+        >>> import math
+        >>> from dataclasses import dataclass, replace
+        >>> from torch_initpolicy import initializers
+        >>> LAPLACE = initializers.Transformed(
+        ...     lambda normal: -normal.sign() * torch.erfc(normal.abs() / math.sqrt(2)).log(),
+        ...     std=math.sqrt(2),
+        ...     kurtosis=6.0,
+        ... )
+        >>> @dataclass(frozen=True, slots=True)
+        ... class Laplace(initializers.Initializer):
+        ...     gain: initializers.Gain = 1.0
+        ...
+        ...     def resolve(self, context):
+        ...         return replace(self, gain=context.gain(self.gain))
+        ...
+        ...     def sampler(self, shape, axes):
+        ...         widths = [self.gain / math.sqrt(2 * f.fan_in) for f in self.fans(shape, axes)]
+        ...         draws = [initializers.Draw(LAPLACE, scale=width) for width in widths]
+        ...         return initializers.Independent(tuple(draws))
+        >>> Laplace().spread((10, 25), None).std
+        0.2
+    """
+
+    __slots__ = ()
+
+    is_opaque: ClassVar[bool] = False
+    """Whether nothing is known of the numbers before they are written; nothing is built on such."""
+
+    @abc.abstractmethod
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+        """Say how the numbers of a tensor are drawn.
+
+        Args:
+            shape: Its logical shape, whatever part of it this process holds.
+            axes: What its axes mean; None for torch's own layout, `(out, in, *kernel)`.
+
+        Returns:
+            `Independent` where each element is drawn alone, else a `Joint` draw.
+
+        Raises:
+            PolicyError: The initializer does not fit the shape or its axes; so a plan finds out.
+        """
+
+    def resolve(self, context: Context) -> "Initializer":
+        """Replace words (`gain="meets"`) by the numbers of a site."""
+        del context
+        return self
+
+    def scaled(self, factor: float) -> "Initializer":
+        """Return the initializer whose numbers are `factor` times as large.
+
+        Args:
+            factor: A positive number.
+        """
+        return Scaled(self, factor)
+
+    def of_block(self, block: int) -> "Initializer":
+        """Return what fills one packed block: the initializer itself, but for `Blocks`."""
+        del block
+        return self
+
+    @final
+    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
+        """Say what the numbers will be; None where a variance says nothing.
+
+        Raises:
+            PolicyError: The initializer does not fit the shape or its axes.
+        """
+        return self.sampler(shape, axes).spread
+
+    @final
+    def fans(self, shape: Sequence[int], axes: Layout) -> tuple[Fans, ...]:
+        """Count the fans of each packed block of a tensor, or of the whole.
+
+        Raises:
+            PolicyError: The tensor has no inputs and outputs, or its axes do not fit.
+        """
+        return tuple(fans(*block) for block in parts(shape, fitting(self, shape, axes)))
+
+    @final
+    @torch.no_grad()
+    def __call__(
+        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Fill a tensor in place.
+
+        Args:
+            tensor: Any floating-point or complex tensor. Nothing is drawn on the meta device.
+            axes: What its axes mean; None for torch's own layout, `(out, in, *kernel)`.
+            generator: Where random numbers come from; None for torch's own.
+
+        Raises:
+            PolicyError: The initializer fits neither the tensor's shape and axes nor its dtype.
+        """
+        sampler = self.sampler(tensor.shape, axes)
+        if isinstance(sampler, ByFunction):
+            sampler.write_(tensor, generator)
+            return
+        dtype = working_dtype(tensor.dtype)
+        if not (tensor.is_meta or not tensor.numel()):
+            _write_(sampler, tensor, axes, dtype, generator)
+
+
+def _write_(
+    sampler: Independent | Joint,
+    tensor: Tensor,
+    axes: Layout,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> None:
+    """Draw in the working dtype, in place where the tensor is of it and contiguous."""
+    if isinstance(sampler, Joint):
+        tensor.copy_(
+            sampler.build(
+                lambda shape: torch.randn(
+                    tuple(shape), dtype=dtype, device=tensor.device, generator=generator
+                )
+            )
+        )
+    elif tensor.dtype == dtype and tensor.is_contiguous():
+        flat = tensor.detach().view(-1)
+        fill_with(sampler.draws, flat, tensor.shape, axes, generator=generator)
+    else:
+        flat = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
+        fill_with(sampler.draws, flat, tensor.shape, axes, generator=generator)
+        tensor.copy_(flat.view(tensor.shape))
+
+
+#
+# Files
+#
+
+REGISTERED: dict[str, type] = {}
+"""The initializers that files may name, by the names of their classes; `register` adds to them."""
+
+
+def _is_final(kind: type) -> bool:
+    """Tell whether a class is a frozen dataclass of initializers that can be made."""
+    params = getattr(kind, "__dataclass_params__", None)
+    is_frozen = params is not None and params.frozen
+    return is_frozen and issubclass(kind, Initializer) and not kind.__abstractmethods__
+
+
+def register(kind: Class) -> Class:
+    """Let files of policies, plans and receipts hold an initializer of your own.
+
+    Args:
+        kind: A frozen dataclass derived from `Initializer`. Its fields are numbers, words, tuples
+            of these and other initializers, with annotations; files are checked against them.
+
+    Returns:
+        The class, so that `register` can decorate it; files go by its name.
+
+    Raises:
+        PolicyError: It is no such class, or a class of that name is registered already.
+
+    Examples:
+        >>> from torch_initpolicy import InitPolicy, initializers
+        >>> @register
+        ... @dataclass(frozen=True, slots=True)
+        ... class Halved(Initializer):
+        ...     inner: Initializer
+        ...
+        ...     def sampler(self, shape, axes):
+        ...         return self.inner.sampler(shape, axes).scaled(0.5)
+        >>> policy = InitPolicy().otherwise(Halved(initializers.Normal(0.02)))
+        >>> InitPolicy.from_json(policy.to_json()) == policy
+        True
+    """
+    if not (inspect.isclass(kind) and _is_final(kind)):
+        kinds = "a frozen dataclass derived from Initializer"
+        raise PolicyError(f"register takes {kinds}, got {kind!r}")
+    if kind.__name__ in REGISTERED:
+        raise PolicyError(
+            f"an initializer called {kind.__name__!r} is registered already, "
+            f"{REGISTERED[kind.__name__]!r}; files go by this name, so choose another"
+        )
+    REGISTERED[kind.__name__] = kind
+    return kind
+
+
+#
+# Building on others
+#
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Scaled(Initializer):
+    """Multiply the numbers of another initializer.
+
+    Args:
+        inner: Draws the numbers.
+        factor: What they are multiplied by; positive.
+
+    Examples:
+        >>> from torch_initpolicy import initializers
+        >>> Scaled(initializers.he_normal(), 0.5).spread((10, 50), None).std
+        0.1
+    """
+
+    inner: Initializer
+    factor: float
+
+    def __post_init__(self) -> None:
+        require_transparent(self.inner)
+        take_number(self, "factor", 0.0)
+
+    def resolve(self, context: Context) -> "Scaled":
+        """Replace words in the inner initializer by the numbers of a site."""
+        return Scaled(self.inner.resolve(context), self.factor)
+
+    def scaled(self, factor: float) -> "Scaled":
+        """Return the initializer with the product of both factors."""
+        return Scaled(self.inner, self.factor * factor)
+
+    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+        """Scale what the inner initializer draws."""
+        drawn = cast("Independent | Joint", self.inner.sampler(shape, axes))
+        return drawn.scaled(self.factor)
+
+
+def require_transparent(initializer: object) -> None:
+    """Raise where other initializers cannot be built on something.
+
+    Raises:
+        PolicyError: It is no initializer, or one that says nothing of its numbers.
+    """
+    if not isinstance(initializer, Initializer) or initializer.is_opaque:
+        raise PolicyError(
+            f"only initializers that say what they draw can be built upon, got {initializer!r}"
+        )
