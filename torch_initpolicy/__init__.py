@@ -10,7 +10,8 @@ from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.signal.repairs import Repair
-from torch_initpolicy.signal.run import Signal, audit_signal
+from torch_initpolicy.signal.run import audit_signal
+from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
 from torch_initpolicy.symmetry.find import find_symmetry

@@ -22,7 +22,9 @@ from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
 from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.report.html import Page
 from torch_initpolicy.signal.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.signal.run import Signal, audit_signal, filled, follow
+from torch_initpolicy.signal.observe import Training
+from torch_initpolicy.signal.run import audit_signal, follow
+from torch_initpolicy.signal.signal import Signal, filled
 from torch_initpolicy.signal.verdicts import Kind, Verdict
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Finding, Report
@@ -153,7 +155,7 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 def _sentences(audit: Audit) -> Iterator[str]:
     said = audit.signal.verdicts
     grave = [verdict for verdict in said if not verdict.mild]
-    yield _told(grave or said, audit.signal.praise) + (
+    yield _told(grave or said, audit.signal.all_well) + (
         ", which training copes with." if said and not grave else "."
     )
     if alike := len(_for_ever(audit.symmetry)):
@@ -237,7 +239,7 @@ def audit_model(
         >>> audit.recommended.call, audit.recommended.outcome
         ('apply_policy(model)', 'repairs')
     """
-    call, signal = follow(model, inputs, loss_fn=loss_fn)
+    call, signal = follow(model, inputs, Training(loss_fn))
     symmetry = find_symmetry(model, call, loss_fn)
     workshop = _Workshop(model, call, signal, symmetry, loss_fn, budget, tell)
     workshop.try_policies(suggest)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.signal.run import Signal, audit_signal
+from torch_initpolicy.signal.run import audit_signal
+from torch_initpolicy.signal.signal import Signal
 
 WIDTH = 16
 

@@ -14,7 +14,7 @@ from torch_initpolicy.signal.repairs import (
     span_ahead,
     span_back,
 )
-from torch_initpolicy.signal.run import Signal
+from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.verdicts import Kind, Verdict
 
 

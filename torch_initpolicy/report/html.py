@@ -15,7 +15,7 @@ from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.report.charts import Mark, chart
 from torch_initpolicy.signal.profiles import backward, forward
 from torch_initpolicy.signal.repairs import Outcome, Repair
-from torch_initpolicy.signal.run import Signal, listed
+from torch_initpolicy.signal.signal import Signal, listed
 from torch_initpolicy.signal.verdicts import Verdict
 from torch_initpolicy.steps import Number
 from torch_initpolicy.symmetry.findings import Finding
@@ -123,7 +123,7 @@ def _verdicts(signal: Signal, *, advise: bool) -> str:
 def _praise(signal: Signal) -> str:
     back = "" if signal.one_way or not signal.points else ", forward and back"
     kind = "good" if signal.points else "note"
-    return f'<p class="{kind}">T{html.escape(signal.praise[1:])}{back}.</p>\n'
+    return f'<p class="{kind}">T{html.escape(signal.all_well[1:])}{back}.</p>\n'
 
 
 def _verdict(verdict: Verdict, *, advise: bool) -> str:

@@ -1,4 +1,4 @@
-"""What an audit measured: one value for each operator, one for each parameter.
+"""Measurements of an audit: one value for each operator, each parameter and each output.
 
 A complex number counts as one: all moments are those of absolute values.
 """
@@ -22,13 +22,23 @@ class Point:
         second: Their second moment, `mean ** 2 + std ** 2`; of complex ones `E |z| ** 2`.
         zeros: Fraction of a sample of them that is exactly zero.
         dead: Fraction of units that are zero for every input; None where it was not measured.
+        saturated: Fraction of a sample where a bounded activation is flat (its slope is below a
+            tenth of its largest), or of the rows that a softmax gives to one entry; None elsewhere.
         likeness: Mean cosine between the outputs for different inputs: 1 where the model no longer
             tells them apart; None where the batch cannot be found in the output.
-        rank: Number of directions that these outputs span, `1` to the number of inputs; or None.
+        tokens: Mean cosine between the positions of one input, where there are several.
+        rank: Number of directions that the outputs span, `1` to the number of inputs; or None.
+        histogram: Fractions of a sample whose absolute value lies in each half of a decade, from
+            1e-8 to 1e4; what is smaller or larger counts for the first and the last.
+        over: Number of elements that a softmax or a normalisation takes together, or None.
         gradient: Second moment of the loss' gradient by the output; None where none arrives.
         closed_by: Where the gradient is zero because every way on leads through weights that start
             at zero, and these get a gradient themselves: their names. Training opens such a branch
             with its first step.
+        source: Canonical name of the last weight before or at the operator, or None.
+        leads_on: Whether a weight reads what comes of the output.
+        call: Which call of this operator in its module it is, counted from 1; 0 for the only one.
+        line: Where the model's code calls it: `"net.py:42"`.
     """
 
     index: int
@@ -42,30 +52,66 @@ class Point:
     second: float
     zeros: float
     dead: float | None = None
+    saturated: float | None = None
     likeness: float | None = None
+    tokens: float | None = None
     rank: float | None = None
+    histogram: tuple[float, ...] = ()
+    over: int | None = None
     gradient: float | None = None
     closed_by: tuple[str, ...] = ()
+    source: str | None = None
+    leads_on: bool = True
+    call: int = 0
+    line: str = ""
 
     @property
     def name(self) -> str:
-        """The weight where it applies one, else `module:operator`."""
-        return self.site or f"{self.module}:{self.op}".lstrip(":")
+        """The weight where it applies one, else `module:operator`, or `module:operator#3`."""
+        number = f"#{self.call}" if self.call else ""
+        return self.site or f"{self.module}:{self.op}{number}".lstrip(":")
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """How a step of gradient descent would move one parameter.
+    """A parameter, and how a step of an optimizer would move it.
 
     Attributes:
         site: Its canonical name.
-        second: Second moment of its values.
+        second: Second moment of its values; nan or inf where one of them is not finite.
         gradient: Second moment of the loss' gradient by it; None where none arrives.
         ratio: Root mean square of the gradient over that of the values; None where either is
             missing or the values are all zero.
+        step: Root mean square of the first step over that of the values, for the optimizer and the
+            learning rate that were given; None without them.
     """
 
     site: str
     second: float
     gradient: float | None
     ratio: float | None
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One floating-point tensor that the model returns.
+
+    Attributes:
+        name: Name of the point that made it.
+        source: Canonical name of the last weight before it, or None.
+        std: Standard deviation of its elements.
+        varies: That of their deviations from the mean over inputs: what does not depend on the
+            input, as a bias does not, is left out.
+        classes: Length of the axis that a softmax would run over; 0 where the output is none of
+            a weight as it is, so that it does not look like logits.
+        excess: Cross entropy of that softmax against labels drawn at random, less `ln(classes)`, in
+            nats; biases left out. None where there are no classes.
+    """
+
+    name: str
+    source: str | None
+    std: float
+    varies: float
+    classes: int = 0
+    excess: float | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch_initpolicy.signal.points import Point
-from torch_initpolicy.signal.run import Signal
+from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.verdicts import Verdict, arriving, body_of
 
 Outcome = Literal["repairs", "nearly", "fails", "refused"]

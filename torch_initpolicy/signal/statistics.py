@@ -1,10 +1,12 @@
-"""Measures one activation tensor: its size, its zeros, and how far it tells inputs apart.
+"""Measures of one activation tensor: size, zeros, saturation, and how different inputs stay.
 
 A complex number counts as one, by its absolute value: the second moment is `E |z| ** 2`, the sum of
-those of its two parts. Knows tensors only; has never heard of a model.
+those of its two parts. Knows tensors only.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -30,13 +32,18 @@ class Sketch(NamedTuple):
         second: Mean of their squared absolute values.
         zeros: Fraction of a sample that is exactly zero.
         likeness: Mean cosine between the outputs for different inputs, and their effective number;
-            None where the inputs cannot be told apart in the tensor.
+            None where no axis of the tensor counts the inputs.
+        tokens: Mean cosine between the positions of an input, over some inputs; None where the
+            tensor has no axis of positions.
+        histogram: Fractions of a sample in half decades of the absolute value, see `DECADES`.
     """
 
     mean: Tensor
     second: Tensor
     zeros: Tensor
     likeness: Tensor | None
+    tokens: Tensor | None
+    histogram: Tensor
 
 
 def second_moment(*tensors: Tensor) -> Tensor:
@@ -78,7 +85,35 @@ def sketch(tensor: Tensor, inputs: int) -> Sketch:
         second=second_moment(tensor),
         zeros=(sample == 0).double().mean(),
         likeness=None if rows is None or inputs < 2 else likeness(as_real(sample).flatten(1)),
+        tokens=_tokens(tensor, inputs),
+        histogram=_histogram(sample),
     )
+
+
+DECADES = (-8.0, 4.0)
+"""Powers of ten between which a histogram has two bins for each."""
+
+
+def _histogram(sample: Tensor) -> Tensor:
+    low, high = DECADES
+    size = sample.detach().abs().float()
+    powers = size[size > 0].log10().nan_to_num(high, high, low).clamp(low, high - 1e-3)
+    return torch.histc(powers, int(2 * (high - low)), low, high) / max(size.numel(), 1)
+
+
+def _tokens(tensor: Tensor, inputs: int) -> Tensor | None:
+    """Return how similar the positions of an input are, in `(inputs, positions, features)`."""
+    if tensor.ndim != 3 or tensor.is_complex() or inputs not in tensor.shape[:2]:
+        return None
+    by_first = tensor if tensor.shape[0] == inputs else tensor.transpose(0, 1)
+    some = wide(by_first.detach()[:4, :64, :FEATURES]).float()
+    if some.shape[1] < FEWEST or some.shape[2] < FEWEST:
+        return None
+    return torch.stack([likeness(rows)[0] for rows in some]).mean()
+
+
+FEWEST = 4
+"""Positions, and features, from which on the similarity of positions means something."""
 
 
 def _mean(tensor: Tensor) -> Tensor:
@@ -158,6 +193,92 @@ def dead_units(tensor: Tensor, axis: int) -> Tensor | None:
 
 ENOUGH = 32
 """Values of a unit to be seen before its zeros count: a live ReLU is silent once in `2^32`."""
+
+
+FLAT = 0.1
+"""A bounded activation saturates where its slope is below this times the largest."""
+
+_SLOPES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
+    "tanh": lambda y: 1 - y * y,
+    "sigmoid": lambda y: 4 * y * (1 - y),
+    "softsign": lambda y: (1 - y.abs()).square(),
+    "hardtanh": lambda y: ((y > y.amin()) & (y < y.amax())).float(),
+    "hardsigmoid": lambda y: ((y > 0) & (y < 1)).float(),
+    "erf": lambda y: (-torch.erfinv(y.clamp(-1, 1)).square()).exp(),
+})  # fmt: skip
+"""Slopes of bounded activations, relative to the largest, by what comes out of them."""
+
+
+def saturated(activation: str, output: Tensor) -> Tensor | None:
+    """Return the fraction of a sample of an activation's outputs where it is flat.
+
+    Args:
+        activation: Its name.
+        output: What came out of it, floating-point numbers.
+
+    Returns:
+        A fraction; None for activations that are not bounded on both sides.
+
+    Examples:
+        >>> saturated("tanh", torch.tensor([0.0, 0.99])).item(), saturated("relu", torch.ones(1))
+        (0.5, None)
+    """
+    slope = _SLOPES.get(activation)
+    if slope is None or output.is_complex():
+        return None
+    sample = _sample(output.detach().reshape(1, -1)).float()
+    return (slope(sample) < FLAT).double().mean()
+
+
+def one_sided(scores: Tensor, allowed: Tensor | None = None) -> Tensor | None:
+    """Return the fraction of rows of scores whose softmax gives one entry 99 %.
+
+    Args:
+        scores: Rows along the last axis; what is far below zero (`-1e4`) is masked.
+        allowed: Which entries count, besides.
+
+    Returns:
+        A fraction of the rows with three or more entries; None where there are none.
+    """
+    rows = scores.detach().float().flatten(0, -2)[:ROWS]
+    open_ = rows > -1e4
+    if allowed is not None:
+        open_ = open_ & allowed.expand_as(scores).flatten(0, -2)[:ROWS]
+    counted = open_.sum(-1) > 2  # noqa: PLR2004 - with two entries one may well lead
+    if not bool(counted.any()):
+        return None
+    shares = rows.masked_fill(~open_, -torch.inf)[counted].softmax(-1)
+    return (shares.amax(-1) > SURE).double().mean()
+
+
+ROWS = 4096
+"""Rows of scores that are looked at."""
+
+SURE = 0.99
+"""A softmax that gives so much to one entry is an argmax."""
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """Return the standard deviation of the deviations from the mean over inputs, on axis 0."""
+    some = wide(as_real(tensor.detach()))
+    return (some - some.mean(0, keepdim=True)).std(correction=0)
+
+
+def excess(logits: Tensor, axis: int) -> Tensor:
+    """Return the cross entropy against labels drawn at random, less that of equal logits.
+
+    Args:
+        logits: The logits; their mean over inputs, axis 0, is left out.
+        axis: The axis of the classes.
+
+    Examples:
+        >>> excess(torch.zeros(4, 10), 1).item()
+        0.0
+    """
+    some = wide(logits.detach()).float()
+    some = some - some.mean(0, keepdim=True) if len(some) > 1 else some
+    surplus = some.logsumexp(axis) - some.mean(axis)
+    return surplus.mean() - math.log(logits.shape[axis])
 
 
 def number(value: Tensor | None) -> float | None:

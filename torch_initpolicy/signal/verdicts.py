@@ -1,20 +1,43 @@
 """Judges a measured signal: what goes wrong, where it starts, and what to write instead.
 
-Knows profiles of numbers; runs nothing.
+Knows profiles of numbers; runs nothing. The bounds were set on trainings of small networks, half of
+them with a fault: `examples/experiments/doctor.py`, reported in `docs/doctor.md` on other seeds.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
-from torch_initpolicy.signal.points import Point
+from torch_initpolicy.signal.born_dead import born_dead
+from torch_initpolicy.signal.points import Output, Point, Update
 
 Kind = Literal[
-    "overflows", "vanishes", "explodes", "wanders", "dies", "collapses",
-    "gradient vanishes", "gradient explodes",
+    "not finite", "overflows", "vanishes", "explodes", "wanders", "saturates", "dies",
+    "collapses", "tokens collapse", "gradient vanishes", "gradient explodes", "gradient stops",
+    "output too large", "step too large", "step too small",
 ]  # fmt: skip
+
+SENTENCES: Mapping[Kind, str] = MappingProxyType({
+    "not finite": "a parameter is not finite",
+    "overflows": "the signal overflows",
+    "vanishes": "the signal vanishes",
+    "explodes": "the signal explodes",
+    "wanders": "the signal wanders",
+    "saturates": "activations saturate",
+    "dies": "units are dead",
+    "collapses": "different inputs become the same",
+    "tokens collapse": "the tokens of an input become the same",
+    "gradient vanishes": "the gradient vanishes",
+    "gradient explodes": "the gradient explodes",
+    "gradient stops": "the gradient stops",
+    "output too large": "the output starts too large",
+    "step too large": "the first step is too large",
+    "step too small": "the first step is too small",
+})
+"""What to say of each kind, in front of the place."""
 
 VANISHED = 1e-3
 """Second moments that fall by more than this, with nothing larger after them, have vanished."""
@@ -31,8 +54,23 @@ GRADIENT_RANGE = 1e5
 DEAD = 0.5
 """Fraction of an activation's units that may be silent for every input."""
 
-ALIKE = 1e-3
+SATURATED = 0.5
+"""Fraction of a bounded activation's outputs that may lie where it is flat."""
+
+SAME = 1e-3
 """Different inputs whose mean cosine comes this close to 1 have become one."""
+
+SAME_TOKENS = 0.75
+"""Mean cosine between the tokens of an input from which on attention mixes what is one already."""
+
+NATS = 3.0
+"""Cross entropy at step 0, above that of equal logits, in multiples of `ln(classes)`."""
+
+LARGE_OUTPUT = 100.0
+"""Standard deviation of an output that is not known to be logits."""
+
+LARGE_STEP, SMALL_STEP = 0.5, 1e-6
+"""Bounds of the first step's length, relative to the values that it changes."""
 
 MASKED = -1e30
 """Means below are those of masked scores."""
@@ -54,6 +92,8 @@ class Verdict:
         reason: One sentence with the numbers.
         advice: What to write instead.
         mild: Whether training copes with it.
+        sites: Canonical names of the parameters that cause it, where these are known.
+        line: Where the model's code calls the operator: `"net.py:42"`; empty where unknown.
     """
 
     kind: Kind
@@ -61,36 +101,83 @@ class Verdict:
     reason: str
     advice: str
     mild: bool = False
+    sites: tuple[str, ...] = ()
+    line: str = ""
 
     def __str__(self) -> str:
         return f"{self.finding}; {self.advice}"
 
     @property
+    def headline(self) -> str:
+        """What goes wrong and where, in a clause."""
+        return f"{SENTENCES[self.kind]} at {self.where!r}"
+
+    @property
     def finding(self) -> str:
-        """What goes wrong and where, without the advice."""
-        return f"{self.kind} at {self.where!r}: {self.reason}"
+        """What goes wrong and where, with the numbers and without the advice."""
+        place = f" ({self.line})" if self.line else ""
+        return f"{self.headline}{place}: {self.reason}"
 
 
-def verdicts(points: Sequence[Point], inputs: int) -> tuple[Verdict, ...]:
+class Measured(NamedTuple):
+    """What is judged.
+
+    Attributes:
+        points: What operators made, in order of execution.
+        updates: The parameters.
+        outputs: What the model returned.
+        loss: Value of the loss that was given; None where none was.
+        loss_of_zeros: The loss of outputs that are all zero.
+    """
+
+    points: Sequence[Point]
+    updates: Sequence[Update] = ()
+    outputs: Sequence[Output] = ()
+    loss: float | None = None
+    loss_of_zeros: float | None = None
+
+
+def verdicts(measured: Measured) -> tuple[Verdict, ...]:
     """Judge a signal.
 
     Args:
-        points: What was measured, in order of execution.
-        inputs: How many inputs the batch held.
+        measured: Points, parameters, outputs and losses.
 
     Returns:
         At most one verdict of each kind; the mild ones last, else forward before backward, in order
         of execution.
     """
-    points = [point for point in points if not _is_masked(point)]
+    if broken := [u.site for u in measured.updates if not math.isfinite(u.second)]:
+        return (_not_finite(broken),)
+    points = [point for point in measured.points if not _is_masked(point)]
     overflow = _first(points, lambda point: not math.isfinite(point.second))
     if overflow is not None:
         return (_overflow(points, overflow),)
     body = body_of(points)
-    ahead = [verdict for judge in (_size, _dying, _likeness) for verdict in judge(body, points)]
+    ahead = [
+        verdict
+        for judge in (_size, _saturation, _dying, _likeness, _tokens)
+        for verdict in judge(body, points)
+    ]
     places = {point.name: place for place, point in reversed(list(enumerate(points)))}
     ahead.sort(key=lambda verdict: places[verdict.where])
-    return tuple(sorted([*ahead, *_gradient(body, points)], key=lambda verdict: verdict.mild))
+    grave = {verdict.kind for verdict in ahead if not verdict.mild}
+    # A gradient stops, and an output grows, with the signal: that is said once.
+    behind = [*(_stop(points) if not grave else ()), *_gradient(body)]
+    behind += [] if "explodes" in grave else _output(measured)
+    behind += _steps(measured.updates)
+    return tuple(sorted([*ahead, *behind], key=lambda verdict: verdict.mild))
+
+
+def _not_finite(sites: Sequence[str]) -> Verdict:
+    more = f", as do {len(sites) - 1} other parameters" if len(sites) > 1 else ""
+    return Verdict(
+        "not finite",
+        sites[0],
+        f"it holds nan or inf{more}, before any input has been read",
+        "fill it anew",
+        sites=tuple(sites),
+    )
 
 
 def _is_masked(point: Point) -> bool:
@@ -102,7 +189,7 @@ def _is_masked(point: Point) -> bool:
 
 
 def body_of(points: Sequence[Point]) -> Sequence[Point]:
-    """Return the points from the first weight to before the last: a head may start small.
+    """Return the points from the first weight on that come to another weight: no heads.
 
     Args:
         points: What was measured, in order of execution.
@@ -110,8 +197,9 @@ def body_of(points: Sequence[Point]) -> Sequence[Point]:
     Returns:
         Some of them; none where there are too few weights to tell a course by.
     """
-    weighted = [i for i, point in enumerate(points) if point.site is not None]
-    return points[weighted[0] : weighted[-1]] if len(weighted) >= PLAIN else ()
+    if sum(point.site is not None for point in points) < PLAIN:
+        return ()
+    return [point for point in points if point.source is not None and point.leads_on]
 
 
 def _first(points: Sequence[Point], wrong: Callable[[Point], bool]) -> int | None:
@@ -225,8 +313,39 @@ def _changed(start: float, end: float) -> str:
     return f", by 10^{math.log10(end / start):.1f}" if finite else ""
 
 
+def _saturation(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
+    """Judge bounded activations by where they are flat; a returned one is judged by its loss."""
+    flat = [
+        point for point in points
+        if (point.saturated or 0.0) > SATURATED and point.source and (point.leads_on or not body)
+    ]  # fmt: skip
+    if flat:
+        first = flat[0]
+        what = "its rows give one entry 99 %" if first.over or not first.activates else "it is flat"
+        yield Verdict(
+            "saturates",
+            first.name,
+            f"for {first.saturated:.0%} of a sample {what}" + _as_in(flat),
+            _SMALLER,
+            sites=_sources(flat),
+            line=first.line,
+        )
+
+
+_SMALLER = "start the weights before it smaller: apply_policy(model)"
+
+
+def _sources(points: Sequence[Point]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(point.source for point in points if point.source))
+
+
+def _as_in(points: Sequence[Point]) -> str:
+    return f", as in {len(points) - 1} later activations" if len(points) > 1 else ""
+
+
 def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge activations by the units that are silent whatever goes in, if something does."""
+    del body
     dead = [
         point
         for before, point in zip([None, *points], points, strict=False)
@@ -234,13 +353,30 @@ def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     ]
     if dead:
         worst = max(point.dead or 0.0 for point in dead)
+        more = f"{_as_in(dead)}, {worst:.0%} at most" if len(dead) > 1 else ""
         yield Verdict(
             "dies",
             dead[0].name,
-            f"{dead[0].dead:.0%} of its units are zero for every input"
-            + (f", as in {len(dead) - 1} later activations, {worst:.0%} at most" * (len(dead) > 1)),
+            f"{dead[0].dead:.0%} of its units are zero for every input{more}{_luck(points)}",
             "start the biases before it at zero, or use an activation with a slope on both sides",
+            sites=_sources(dead),
+            line=dead[0].line,
         )
+
+
+def _luck(points: Sequence[Point]) -> str:
+    """Say how probable it was that a plain narrow ReLU network dies, whatever is drawn."""
+    hidden = [point for point in points if point.activates]
+    if not all(point.op == "relu" and len(point.shape) == 2 for point in hidden):  # noqa: PLR2004
+        return ""
+    chance = born_dead([point.shape[-1] for point in hidden])
+    return f"; so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws" * (
+        chance > LIKELY
+    )
+
+
+LIKELY = 0.05
+"""A probability that is worth a word."""
 
 
 def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
@@ -251,18 +387,44 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
         if point.likeness is not None and point.second > 0
         if point.site is not None or point.activates or point.op == "add"
     ]
-    if not known or not known[-1][1] < min(ALIKE, 0.05 * known[0][1]):
+    if not known or not known[-1][1] < min(SAME, 0.05 * known[0][1]):
         return
     ahead = _largest_ahead([difference for _, difference in known])
-    index = next(i for i, difference in enumerate(ahead) if difference < ALIKE)
+    index = next(i for i, difference in enumerate(ahead) if difference < SAME)
     yield Verdict(
         "collapses",
         known[index][0].name,
         f"outputs for different inputs have a mean cosine of {known[-1][0].likeness:.6f} at "
         f"{known[-1][0].name!r}, from {known[0][0].likeness:.3f} at {known[0][0].name!r}",
-        'apply_policy(model, "critical") starts on the edge of chaos; residual branches and '
-        "normalisation keep inputs apart too",
+        'apply_policy(model, "critical") starts on the edge of chaos',
+        line=known[index][0].line,
     )
+
+
+def _tokens(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
+    """Judge how different attention leaves the tokens of an input."""
+    if not any(point.op in _ATTENTIONS for point in points):
+        return
+    known = [
+        (point, point.tokens)
+        for point in body
+        if point.tokens is not None and point.op in _STREAMS
+    ]
+    if len(known) < PLAIN or known[-1][1] < SAME_TOKENS or known[0][1] > SAME_TOKENS:
+        return
+    first = next(point for point, cosine in known if cosine >= SAME_TOKENS)
+    yield Verdict(
+        "tokens collapse",
+        first.name,
+        f"the mean cosine between tokens climbs from {known[0][1]:.2f} at {known[0][0].name!r} to "
+        f"{known[-1][1]:.2f} at {known[-1][0].name!r}",
+        'apply_policy(model, "depth_scaled") lets branches add less to their stream',
+        line=first.line,
+    )
+
+
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "softmax"})
+_STREAMS = frozenset({"add", "layer_norm", "rms_norm", "linear"})
 
 
 #
@@ -270,7 +432,7 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
 #
 
 
-def _gradient(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
+def _gradient(body: Sequence[Point]) -> Iterator[Verdict]:
     """Judge the squared length of the gradient; its mean square would count positions.
 
     What is closed on purpose is left out.
@@ -292,6 +454,36 @@ def _gradient(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
         yield _graded("gradient explodes", lengths[index][0], start, end)
 
 
+def _stop(points: Sequence[Point]) -> Iterator[Verdict]:
+    """Find the operator before which no weight gets any gradient, though it gets one itself."""
+    known = [point for point in points if point.gradient is not None]
+    place = _first(known, lambda point: bool(point.gradient))
+    before = [point for point in known[:place] if not point.closed_by and point.source]
+    lost = sum(point.site is not None for point in before)
+    if place is None or not lost or known[place].closed_by:
+        return
+    stops = known[place]
+    yield Verdict(
+        "gradient stops",
+        stops.name,
+        f"the gradient before it is zero for every input, so that {lost} weights cannot be trained"
+        + _degenerate(stops),
+        _MORE if stops.over == 1 else _REPAIR,
+        sites=_sources([stops]),
+        line=stops.line,
+    )
+
+
+def _degenerate(point: Point) -> str:
+    if point.over != 1:
+        return ""
+    constant = "1" if "softmax" in point.op else "its own bias"
+    return f": it takes 1 element at a time together, and {point.op} of one element is {constant}"
+
+
+_MORE = "no start changes that: another axis, more than one class or feature, or a sigmoid does"
+
+
 def _graded(
     kind: Kind, where: Point, start: tuple[Point, float], end: tuple[Point, float]
 ) -> Verdict:
@@ -301,8 +493,67 @@ def _graded(
         f"on its way back from {end[0].name!r} to {start[0].name!r} the gradient's squared length "
         f"goes from {end[1]:.3g} to {start[1]:.3g}{_changed(end[1], start[1])}",
         _REPAIR if kind == "gradient vanishes" else _CRITICAL,
+        line=where.line,
     )
 
 
 _CRITICAL = 'apply_policy(model, "critical") keeps the gradient\'s size, apply_policy(model, '
 _CRITICAL += '"zero_residual") starts residual branches at zero'
+
+
+#
+# The outputs, and the first step
+#
+
+
+def _output(measured: Measured) -> Iterator[Verdict]:
+    """Judge what the model returns: by the loss where one was given, else as logits."""
+    if not measured.outputs:
+        return
+    worst = max(measured.outputs, key=lambda output: output.varies)
+    loss, zeros = measured.loss, measured.loss_of_zeros
+    if loss is not None and zeros is not None:
+        if loss > (1 + NATS) * zeros > 0:
+            reason = f"the loss at step 0 is {loss:.3g}, and {zeros:.3g} for outputs of zero"
+            yield _too_large(worst, reason)
+        return
+    sure = [o for o in measured.outputs if (o.excess or 0) > NATS * math.log(max(o.classes, 2))]
+    if sure:
+        found = max(sure, key=lambda output: output.excess or 0.0)
+        chance = math.log(found.classes)
+        reason = (
+            f"its std is {found.varies:.3g}: as logits of {found.classes} classes it costs "
+            f"{chance + (found.excess or 0.0):.3g} nats at step 0, and ln({found.classes}) is "
+            f"{chance:.3g}"
+        )
+        yield _too_large(found, reason)
+    elif worst.varies > LARGE_OUTPUT:
+        yield _too_large(worst, f"its std over inputs is {worst.varies:.3g}")
+
+
+def _too_large(output: Output, reason: str) -> Verdict:
+    return Verdict(
+        "output too large",
+        output.source or output.name,
+        reason,
+        f"apply_policy(model, only=[{output.source!r}])" if output.source else _REPAIR,
+        sites=() if output.source is None else (output.source,),
+    )
+
+
+def _steps(updates: Sequence[Update]) -> Iterator[Verdict]:
+    """Judge the first step of the optimizer, where that is known."""
+    known = sorted((u.step, u.site) for u in updates if u.step is not None and "bias" not in u.site)
+    if not known:
+        return
+    (least, slow), (most, fast) = known[0], known[-1]
+    if most > LARGE_STEP:
+        yield Verdict(
+            "step too large", fast, f"it changes the values by {most:.2g} of their size",
+            "lower the learning rate, or start larger", sites=(fast,),
+        )  # fmt: skip
+    if least < SMALL_STEP:
+        yield Verdict(
+            "step too small", slow, f"it changes the values by {least:.2g} of their size",
+            "raise the learning rate, or start smaller", sites=(slow,), mild=True,
+        )  # fmt: skip

@@ -1,0 +1,205 @@
+"""The result of an audit of the signal: points, parameters, outputs, verdicts, and their table."""
+
+import dataclasses
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch_initpolicy.planning.describe import folded
+from torch_initpolicy.signal.plots import Figure, Writer, plot_signals
+from torch_initpolicy.signal.points import Output, Point, Update
+from torch_initpolicy.signal.verdicts import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one forward and one backward pass say.
+
+    Attributes:
+        points: What operators made, in order of execution.
+        updates: One for each parameter that took part, in order of registration.
+        outputs: One for each floating-point tensor that the model returned.
+        verdicts: What goes wrong, in words, with the first place where it does.
+        inputs: How many inputs the batch held.
+        shapes: Shapes of the tensors that the model was called with.
+        loss: Value of the loss; None where there was no backward pass.
+        loss_of_zeros: The loss of outputs that are all zero, such as `ln(classes)`; None without a
+            `loss_fn`.
+        one_way: Why there was no backward pass; empty where there was one.
+    """
+
+    points: tuple[Point, ...]
+    updates: tuple[Update, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    inputs: int = 1
+    shapes: tuple[tuple[int, ...], ...] = ()
+    loss: float | None = None
+    loss_of_zeros: float | None = None
+    one_way: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing goes wrong; a signal that merely wanders is reported, and is ok."""
+        return all(verdict.mild for verdict in self.verdicts)
+
+    @property
+    def all_well(self) -> str:
+        """What may be said where there is no verdict: only of what has been looked at."""
+        if not self.points:
+            return "there is no signal to follow: no operator returns floating-point numbers"
+        return "the signal keeps its size" + (" on its way forward" if self.one_way else "")
+
+    @property
+    def note(self) -> str:
+        """Why there are no gradients, or which are zero as is meant; else empty."""
+        return self.one_way or self._closed
+
+    @property
+    def _closed(self) -> str:
+        """Which gradients are zero because weights start at zero."""
+        behind = [point.name for point in self.weighted if point.closed_by]
+        zeros = dict.fromkeys(name for point in self.points for name in point.closed_by)
+        if not behind:
+            return ""
+        return (
+            f"the gradient is zero at {listed(behind)}, as is meant: its way there leads through "
+            f"{listed(zeros)}, zero at the start; these get a gradient, so "
+            "that the first step opens it"
+        )
+
+    @property
+    def weighted(self) -> tuple[Point, ...]:
+        """The points that apply a weight."""
+        return tuple(point for point in self.points if point.site is not None)
+
+    def to_json(self) -> str:
+        """Write everything that was measured as JSON; what is not finite becomes null."""
+        return json.dumps(self.as_data(), indent=1, allow_nan=False)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return what `to_json` writes."""
+        return {key: _finite(value) for key, value in dataclasses.asdict(self).items()}
+
+    def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> Figure:
+        """Draw the profiles over the depth, those of other signals over them.
+
+        Args:
+            others: Signals of the same model under other policies.
+            labels: What to call them all, this one first.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        return plot_signals([signal.points for signal in (self, *others)], labels)
+
+    def log_to(self, writer: Writer, step: int = 0, *, prefix: str = "signal") -> None:
+        """Write the moments of each weighted operator to a TensorBoard writer.
+
+        Args:
+            writer: A `torch.utils.tensorboard.SummaryWriter`, or anything with its `add_scalar`.
+            step: The training step.
+            prefix: Put before each tag: `signal/second/layer1.0.conv1.weight`.
+        """
+        for point in self.weighted:
+            writer.add_scalar(f"{prefix}/second/{point.name}", point.second, step)
+            if point.gradient is not None:
+                writer.add_scalar(f"{prefix}/gradient/{point.name}", point.gradient, step)
+        for update in self.updates:
+            if update.ratio is not None:
+                writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
+
+    def __str__(self) -> str:
+        words = [str(verdict) for verdict in self.verdicts] or [self.all_well]
+        return "\n".join((self.table, "", *map(filled, filter(None, (*words, self.note)))))
+
+    @property
+    def table(self) -> str:
+        """One line for each weight, in order of execution, and what the columns mean."""
+        behind = {p.source: p for p in reversed(self.points) if p.activates and not p.site}
+        rows = [_row(point, behind.get(point.site)) for point in self.weighted]
+        if not rows:
+            return "no operator applies a weight"
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
+        heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
+        return "\n".join((heading, *_aligned([_HEAD, *rows]), _LEGEND))
+
+
+_HEAD = ("weight", "op", "mean", "std", "dead", "flat", "cosine", "gradient")
+_LEGEND = (
+    "mean, std: of the output; dead, flat: share of silent and of saturated units in the\n"
+    "activation behind it; cosine: between inputs; gradient: root mean square by the output"
+)
+
+_CALL = re.compile(r"\w+\([^()]*\)")
+
+
+def filled(text: str, indent: str = "") -> str:
+    """Break a sentence into lines of a terminal's width; names and calls stay whole.
+
+    Args:
+        text: The sentence.
+        indent: Put before every line; those after the first go in further.
+
+    Examples:
+        >>> print(filled(f"{'so ' * 25}write apply_policy(model, 'signal')"))
+        so so so so so so so so so so so so so so so so so so so so so so so so so write
+            apply_policy(model, 'signal')
+    """
+    lines = textwrap.fill(
+        _CALL.sub(lambda call: call[0].replace(" ", _WHOLE), text),
+        98,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace(_WHOLE, " ")
+
+
+_WHOLE = "\N{NULL}"
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Write names of weights for people, those of numbered modules in one.
+
+    Args:
+        names: The names.
+        most: How many to write; of others their number.
+
+    Examples:
+        >>> listed(["0.weight", "1.weight", "head.weight"])
+        '{0-1}.weight, head.weight'
+    """
+    lines = [name for name, _ in folded((name, ()) for name in names)]
+    more = f" and {len(lines) - most} more like these" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
+
+
+def _row(point: Point, activation: Point | None) -> tuple[str, ...]:
+    dead = point.dead if activation is None else activation.dead
+    flat = point.saturated if activation is None else activation.saturated
+    gradient = None if point.gradient is None else point.gradient**0.5
+    numbers = (point.mean, point.std, dead, flat, point.likeness, gradient)
+    shown = ["-" if x is None else f"{x:.3g}" for x in numbers]
+    return (point.name, point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        yield "  ".join((*left, *right))
+
+
+def _finite(data: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and data - data != 0 else data
