@@ -33,9 +33,8 @@ FLOORS = (
     {"calibrate"},
     {"symmetry"},
     {"signal"},
-    {"report"},
     {"api"},
-    {"audit", "decorator", "testing", "integrations"},
+    {"report", "decorator", "testing", "integrations"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 )

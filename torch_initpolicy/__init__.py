@@ -1,7 +1,6 @@
 """Model-wide weight initialisation policies for PyTorch."""
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
-from torch_initpolicy.audit import Audit, audit_model
 from torch_initpolicy.calibrate.lsuv import Calibration, lsuv_
 from torch_initpolicy.decorator import init_policy
 from torch_initpolicy.deferred.skip import skip_init
@@ -9,7 +8,8 @@ from torch_initpolicy.materialize.restore import restore
 from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.signal.repairs import Repair
+from torch_initpolicy.report.audit import Audit, audit_model
+from torch_initpolicy.report.repairs import Repair
 from torch_initpolicy.signal.run import audit_signal
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.sites import Site

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
-from torch_initpolicy.audit import BUDGET, audit_model
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
     InitPolicyError,
@@ -32,6 +31,7 @@ from torch_initpolicy.planning.decide import Filters
 from torch_initpolicy.planning.plan import Receipt
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.report.audit import BUDGET, audit_model
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.trace.trees import Call

@@ -1,6 +1,6 @@
 """Scores of attention, computed again for the operators that keep them to themselves.
 
-Knows the arguments of two of torch's functions; some rows of the first input are enough.
+Knows the arguments of two of torch's functions; the first input of a batch is enough.
 """
 
 import inspect
@@ -38,67 +38,58 @@ def scores(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scores 
         The scores; None for other operators, and where queries and keys have other shapes than
         these operators usually get.
     """
-    known = _READERS.get(op)
-    if known is None:
-        return None
-    function, names, read = known
-    given = dict(zip(names, args, strict=False)) | dict(kwargs)
-    return function(*(given.get(name) for name in read))
+    read, names = _READERS.get(op, (None, ()))
+    return None if read is None else read(dict(zip(names, args, strict=False)) | dict(kwargs))
 
 
-def _of_heads(
-    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool | None, scale: float | None
-) -> Scores | None:
-    q, k = _first(query), _first(key)
+def _of_heads(given: Mapping[str, Any]) -> Scores | None:
+    q, k = _first(given["query"]), _first(given["key"])
     if q.shape[0] % k.shape[0] or q.shape[-1] != k.shape[-1]:
         return None
-    k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
-    found = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
+    scale = given.get("scale")
+    found = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).mT
+    found = found * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if given.get("is_causal"):
         return Scores(found, torch.ones_like(found[0], dtype=torch.bool).tril())
-    return _masked(found, None if mask is None else _first(mask))
+    return _masked(found, given.get("attn_mask"), excludes=False)
+
+
+def _of_streams(given: Mapping[str, Any]) -> Scores | None:
+    query, key, heads = given["query"], given["key"], given["num_heads"]
+    weight, bias = given.get("in_proj_weight"), given.get("in_proj_bias")
+    if weight is None or query.ndim != 3:
+        return None
+    width = query.shape[-1]
+    biases = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
+    q = F.linear(query[:, 0], weight[:width], biases[0])
+    k = F.linear(key[:, 0], weight[width : 2 * width], biases[1])
+    q, k = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k))
+    return _masked(q @ k.mT / math.sqrt(width / heads), given.get("attn_mask"), excludes=True)
 
 
 def _first(tensor: Tensor) -> Tensor:
-    """Return the heads of the first input: `(heads, positions, features)`."""
-    while tensor.ndim > 3:  # noqa: PLR2004 - heads, positions, features
+    """Return what belongs to the first input: `(heads, positions, features)`."""
+    while tensor.ndim > 3:
         tensor = tensor[0]
-    return tensor.float() if tensor.is_floating_point() else tensor
+    return tensor
 
 
-def _of_streams(
-    query: Tensor, key: Tensor, heads: int, weight: Tensor | None, bias: Tensor | None,
-    mask: Tensor | None,
-) -> Scores | None:  # fmt: skip
-    if weight is None or query.ndim != 3:  # noqa: PLR2004 - (positions, inputs, features)
-        return None
-    width = query.shape[-1]
-    q = F.linear(query[:, 0], weight[:width], None if bias is None else bias[:width])
-    k = F.linear(
-        key[:, 0], weight[width : 2 * width], None if bias is None else bias[width : 2 * width]
-    )
-    q, k = (t.unflatten(-1, (heads, -1)).transpose(0, 1) for t in (q, k))
-    found = q @ k.mT / math.sqrt(width / heads)
-    return _masked(found, None if mask is None else _first(mask)[:1])
-
-
-def _masked(found: Tensor, mask: Tensor | None) -> Scores:
+def _masked(found: Tensor, mask: Tensor | None, *, excludes: bool) -> Scores:
+    """Apply a mask: of numbers to add, or of truth values that include or exclude."""
     if mask is None:
         return Scores(found, None)
-    return Scores(found, mask) if mask.dtype == torch.bool else Scores(found + mask, None)
+    own = _first(mask)[: len(found)]
+    if own.dtype != torch.bool:
+        return Scores(found + own, None)
+    return Scores(found, ~own if excludes else own)
 
 
-_ATTENDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _PROJECTS = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
+_ATTENDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
-_READERS: Mapping[str, tuple[Callable[..., Scores | None], tuple[str, ...], tuple[str, ...]]]
+_READERS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Scores | None], tuple[str, ...]]]
 _READERS = MappingProxyType({
-    "scaled_dot_product_attention": (
-        _of_heads, _ATTENDS, ("query", "key", "attn_mask", "is_causal", "scale"),
-    ),
-    "multi_head_attention_forward": (
-        _of_streams, _PROJECTS,
-        ("query", "key", "num_heads", "in_proj_weight", "in_proj_bias", "attn_mask"),
-    ),
+    "scaled_dot_product_attention": (_of_heads, _ATTENDS),
+    "multi_head_attention_forward": (_of_streams, _PROJECTS),
 })  # fmt: skip
-"""How to compute scores, by operator: from which arguments, among which."""
+"""How to compute scores, and the names of positional arguments, by operator."""

@@ -12,8 +12,8 @@ def born_dead(widths: Sequence[int]) -> float:
     """Return the probability that a ReLU network gives the same for every input.
 
     A network without biases maps the two half-lines of a one-dimensional input to two directions.
-    A layer of `n` units loses each with probability `2 ** -n`, or makes them one where a single unit
-    is left to both; the angle between them shrinks by the arc-cosine kernel. Inputs of more
+    A layer of `n` units loses each with probability `2 ** -n`, or makes them one where a single
+    unit is left to both; the angle between them shrinks by the arc-cosine kernel. Inputs of more
     dimensions die a little later: at width 2 and depth 5 with probability 0.56 instead of 0.61.
 
     Args:

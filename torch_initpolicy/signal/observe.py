@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_initpolicy.errors import UnknownNameError
 from torch_initpolicy.signal import statistics
@@ -30,9 +30,7 @@ from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole, argument
-from torch_initpolicy.trace.recorder import Ran
-from torch_initpolicy.trace.stand_ins import copied
-from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
+from torch_initpolicy.trace.record import Call, Ran, map_tensors, tensors_in
 from torch_initpolicy.writing.shards import full
 
 _SIGNED = frozenset({"adam", "adamw", "nadam", "radam", "adamax", "lion", "rmsprop", "adagrad"})
@@ -102,7 +100,7 @@ class SignalObserver:
     inputs: int
     training: Training
     uses: Uses | None = None
-    stand_ins: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    stand_ins: dict[str, list[tuple[Tensor, nn.Parameter]]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
     makers: dict[int, int] = field(default_factory=dict)
     measured: list[_Measured] = field(default_factory=list)
@@ -113,9 +111,9 @@ class SignalObserver:
     loss_of_zeros: Tensor | None = None
     one_way: str = ""
 
-    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
-        """Return a copy of a parameter that has none of its hooks."""
-        alias = copied(full(parameter)).requires_grad_(parameter.requires_grad)
+    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Return an alias of a parameter that has none of its hooks."""
+        alias = full(parameter).detach().requires_grad_(parameter.requires_grad)
         self.stand_ins.setdefault(name, []).append((alias, parameter))
         return alias
 
@@ -166,7 +164,9 @@ class SignalObserver:
         """Name the largest weight that a node applies."""
         if node.index not in uses.weighers:
             return None
-        applied = itertools.takewhile(lambda use: use.node.index == node.index, reversed(uses.found))
+        applied = itertools.takewhile(
+            lambda use: use.node.index == node.index, reversed(uses.found)
+        )
         sources = [use.source for use in applied if "bias" not in use.slot][::-1]
         return max(sources, key=lambda source: source.size).site if sources else None
 
@@ -399,7 +399,7 @@ def _over(node: Node, shape: Sequence[int]) -> int | None:
         axis = argument(node, 1, "dim", -1)
         return shape[axis] if isinstance(axis, int) and shape else None
     if node.op in ("layer_norm", "rms_norm"):
-        return math.prod(argument(node, 1, "normalized_shape", shape))
+        return int(math.prod(argument(node, 1, "normalized_shape", shape)))
     if node.op == "group_norm":
         return math.prod(shape[1:]) // int(argument(node, 1, "num_groups", 1))
     return math.prod(shape[2:]) if node.op == "instance_norm" else None
@@ -425,7 +425,7 @@ def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
 
 
 def _moments(
-    pairs: list[tuple[Tensor, Tensor]], taken: Mapping[int, Tensor | None]
+    pairs: list[tuple[Tensor, nn.Parameter]], taken: Mapping[int, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the second moments of the tensors behind one site, and of what arrived at them."""
     values = [alias for alias, _ in pairs]

@@ -244,7 +244,7 @@ def one_sided(scores: Tensor, allowed: Tensor | None = None) -> Tensor | None:
     open_ = rows > -1e4
     if allowed is not None:
         open_ = open_ & allowed.expand_as(scores).flatten(0, -2)[:ROWS]
-    counted = open_.sum(-1) > 2  # noqa: PLR2004 - with two entries one may well lead
+    counted = open_.sum(-1) > 2
     if not bool(counted.any()):
         return None
     shares = rows.masked_fill(~open_, -torch.inf)[counted].softmax(-1)

@@ -20,23 +20,25 @@ Kind = Literal[
     "output too large", "step too large", "step too small",
 ]  # fmt: skip
 
-SENTENCES: Mapping[Kind, str] = MappingProxyType({
-    "not finite": "a parameter is not finite",
-    "overflows": "the signal overflows",
-    "vanishes": "the signal vanishes",
-    "explodes": "the signal explodes",
-    "wanders": "the signal wanders",
-    "saturates": "activations saturate",
-    "dies": "units are dead",
-    "collapses": "different inputs become the same",
-    "tokens collapse": "the tokens of an input become the same",
-    "gradient vanishes": "the gradient vanishes",
-    "gradient explodes": "the gradient explodes",
-    "gradient stops": "the gradient stops",
-    "output too large": "the output starts too large",
-    "step too large": "the first step is too large",
-    "step too small": "the first step is too small",
-})
+SENTENCES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "not finite": "a parameter is not finite",
+        "overflows": "the signal overflows",
+        "vanishes": "the signal vanishes",
+        "explodes": "the signal explodes",
+        "wanders": "the signal wanders",
+        "saturates": "activations saturate",
+        "dies": "units are dead",
+        "collapses": "different inputs become the same",
+        "tokens collapse": "the tokens of an input become the same",
+        "gradient vanishes": "the gradient vanishes",
+        "gradient explodes": "the gradient explodes",
+        "gradient stops": "the gradient stops",
+        "output too large": "the output starts too large",
+        "step too large": "the first step is too large",
+        "step too small": "the first step is too small",
+    }
+)
 """What to say of each kind, in front of the place."""
 
 VANISHED = 1e-3
@@ -94,6 +96,7 @@ class Verdict:
         mild: Whether training copes with it.
         sites: Canonical names of the parameters that cause it, where these are known.
         line: Where the model's code calls the operator: `"net.py:42"`; empty where unknown.
+        structural: Whether no start can change it.
     """
 
     kind: Kind
@@ -103,6 +106,7 @@ class Verdict:
     mild: bool = False
     sites: tuple[str, ...] = ()
     line: str = ""
+    structural: bool = False
 
     def __str__(self) -> str:
         return f"{self.finding}; {self.advice}"
@@ -367,7 +371,7 @@ def _dying(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
 def _luck(points: Sequence[Point]) -> str:
     """Say how probable it was that a plain narrow ReLU network dies, whatever is drawn."""
     hidden = [point for point in points if point.activates]
-    if not all(point.op == "relu" and len(point.shape) == 2 for point in hidden):  # noqa: PLR2004
+    if not all(point.op == "relu" and len(point.shape) == 2 for point in hidden):
         return ""
     chance = born_dead([point.shape[-1] for point in hidden])
     return f"; so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws" * (
@@ -406,9 +410,7 @@ def _tokens(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]
     if not any(point.op in _ATTENTIONS for point in points):
         return
     known = [
-        (point, point.tokens)
-        for point in body
-        if point.tokens is not None and point.op in _STREAMS
+        (point, point.tokens) for point in body if point.tokens is not None and point.op in _STREAMS
     ]
     if len(known) < PLAIN or known[-1][1] < SAME_TOKENS or known[0][1] > SAME_TOKENS:
         return
@@ -469,8 +471,8 @@ def _stop(points: Sequence[Point]) -> Iterator[Verdict]:
         f"the gradient before it is zero for every input, so that {lost} weights cannot be trained"
         + _degenerate(stops),
         _MORE if stops.over == 1 else _REPAIR,
-        sites=_sources([stops]),
         line=stops.line,
+        structural=stops.over == 1,
     )
 
 

@@ -33,6 +33,7 @@ class Repair:
         reason: That in words, with the numbers that were measured.
         signal: The signal of the copy; None where the policy was refused.
         seconds: How long trying it took.
+        sites: How many parameters it starts anew; None for the whole model.
 
     Examples:
         >>> print(Repair("he", 'apply_policy(model, "he")', "repairs", "repairs it"))
@@ -45,6 +46,7 @@ class Repair:
     reason: str
     signal: Signal | None = None
     seconds: float = 0.0
+    sites: int | None = None
 
     @property
     def works(self) -> bool:
@@ -61,7 +63,7 @@ def judged(
     before: Signal,
     after: Signal,
     *,
-    alike: Sequence[str] = (),
+    same: Sequence[str] = (),
     sick: bool | None = None,
 ) -> Repair:
     """Judge an attempt by the signals before and after it.
@@ -71,16 +73,16 @@ def judged(
         call: What to write for it.
         before: The signal of the model as it is.
         after: That of the copy.
-        alike: Parameters whose units it leaves identical or dead.
+        same: Parameters whose units it leaves identical or dead.
         sick: Whether there is something to repair; None where the signal's verdicts tell.
 
     Examples:
         >>> judged("he", 'apply_policy(model, "he")', Signal(()), Signal(())).reason
         'keeps the signal well'
     """
-    outcome = _outcome(before, after, alike)
+    outcome = _outcome(before, after, same)
     words = (_SICK if (bool(before.verdicts) if sick is None else sick) else _WELL)[outcome]
-    left = ", ".join(_left(before.verdicts, after.verdicts, alike))
+    left = ", ".join(_left(before.verdicts, after.verdicts, same))
     told = {
         "repairs": words + _within(after.points),
         "nearly": f"{words} {left}, which training copes with{_within(after.points)}",
@@ -109,11 +111,13 @@ def ranked(repairs: Iterable[Repair]) -> tuple[Repair, ...]:
     return tuple(sorted(repairs, key=_rank))
 
 
-def _rank(repair: Repair) -> tuple[int, int]:
+def _rank(repair: Repair) -> tuple[float, ...]:
     """Take for equals what does the same and stays within the same power of a hundred."""
     points = repair.signal.points if repair.signal is not None and repair.works else ()
     factors = [factor for factor in (span_ahead(points), span_back(points)) if factor is not None]
-    return OUTCOMES.index(repair.outcome), int(math.log(min(max([1.0, *factors]), _LOST), 100))
+    size = math.inf if repair.sites is None else repair.sites
+    span = int(math.log(min(max([1.0, *factors]), _LOST), 100))
+    return OUTCOMES.index(repair.outcome), size, span
 
 
 _LOST = 1e300
@@ -125,36 +129,35 @@ _LOST = 1e300
 
 _SICK: dict[Outcome, str] = {
     "repairs": "repairs it",
-    "nearly": "repairs it, though the signal",
+    "nearly": "repairs it, though",
     "fails": "does not repair it",
 }
 _WELL: dict[Outcome, str] = {
     "repairs": "keeps the signal well",
-    "nearly": "keeps the signal well, though it",
+    "nearly": "keeps the signal well, though",
     "fails": "would do harm",
 }
 
 
-def _outcome(before: Signal, after: Signal, alike: Sequence[str]) -> Outcome:
+def _outcome(before: Signal, after: Signal, same: Sequence[str]) -> Outcome:
     if not after.verdicts:
-        return "fails" if alike else "repairs"
+        return "fails" if same else "repairs"
     # Where what there is to repair is mild, something mild that is left counts.
     mild = not (before.verdicts and before.ok)
-    return "nearly" if after.ok and mild and not alike else "fails"
+    return "nearly" if after.ok and mild and not same else "fails"
 
 
 def _left(
-    before: Sequence[Verdict], after: Sequence[Verdict], alike: Sequence[str]
+    before: Sequence[Verdict], after: Sequence[Verdict], same: Sequence[str]
 ) -> Iterator[str]:
     """Say what is still wrong, and what is new."""
     known = {verdict.kind for verdict in before}
     for verdict in after:
-        what = verdict.kind.split()
         still = "still" if verdict.kind in known else "now"
-        yield " ".join((*what[:-1], still, what[-1], "from", repr(verdict.where), "on"))
-    if alike:
-        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-        names = ", ".join(map(repr, alike[:_NAMED]))
+        yield f"{still} {verdict.headline}"
+    if same:
+        more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
+        names = ", ".join(map(repr, same[:_NAMED]))
         yield f"leaves units identical or dead in {names}{more}"
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.report.charts import Mark, chart
+from torch_initpolicy.report.repairs import Outcome, Repair
 from torch_initpolicy.signal.profiles import backward, forward
-from torch_initpolicy.signal.repairs import Outcome, Repair
 from torch_initpolicy.signal.signal import Signal, listed
 from torch_initpolicy.signal.verdicts import Verdict
 from torch_initpolicy.steps import Number

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import plan_policy
-from torch_initpolicy.report.html import Page
-from torch_initpolicy.signal.repairs import judged, refused
+from torch_initpolicy.report.page import Page
+from torch_initpolicy.report.repairs import judged, refused
 from torch_initpolicy.signal.run import audit_signal
 from torch_initpolicy.symmetry.findings import Finding
 

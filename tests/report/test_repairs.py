@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from torch_initpolicy.signal.points import Point
-from torch_initpolicy.signal.repairs import (
+from torch_initpolicy.report.repairs import (
     Repair,
     judged,
     ranked,
@@ -14,6 +13,7 @@ from torch_initpolicy.signal.repairs import (
     span_ahead,
     span_back,
 )
+from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.verdicts import Kind, Verdict
 
@@ -21,14 +21,20 @@ from torch_initpolicy.signal.verdicts import Kind, Verdict
 def point(second: float, gradient: float | None = 1.0, site: str | None = "w") -> Point:
     """Make a point of which little matters; its output has six elements."""
     return Point(
-        0, "m", "linear", site, False, (2, 3), 0.0, second**0.5, second, 0.0, gradient=gradient
-    )
+        0, "m", "linear", site, False, (2, 3), 0.0, second**0.5, second, 0.0, gradient=gradient,
+        source="w",
+    )  # fmt: skip
+
+
+def headed(points: list[Point]) -> list[Point]:
+    """Let the last of some points be a head: no weight reads what it makes."""
+    return [*points[:-1], dataclasses.replace(points[-1], leads_on=False)]
 
 
 def signal(*kinds: Kind, seconds: tuple[float, ...] = ()) -> Signal:
     """Make a signal with verdicts and second moments; that it wanders is mild."""
     said = tuple(Verdict(kind, "4.weight", "", "", mild=kind == "wanders") for kind in kinds)
-    return Signal(tuple(map(point, seconds)), verdicts=said)
+    return Signal(tuple(headed(list(map(point, seconds)))) if seconds else (), verdicts=said)
 
 
 class TestSpans:
@@ -48,12 +54,12 @@ class TestSpans:
     )
     def test_ahead(self, seconds, factor):
         """The head is left out, and so is a branch that starts small."""
-        assert span_ahead([point(second) for second in seconds]) == factor
+        assert span_ahead(headed([point(second) for second in seconds])) == factor
 
     def test_what_arrives_beside_a_small_branch(self):
         """A sum behind the last weight carries the signal that its branch does not."""
         body = [point(1.0), point(1.0), point(0.0), point(1.5, site=None)]
-        assert span_ahead([*body, point(9.0)]) == 1.5
+        assert span_ahead(headed([*body, point(9.0)])) == 1.5
 
     @pytest.mark.parametrize(
         ("gradients", "factor"),
@@ -66,7 +72,7 @@ class TestSpans:
     )
     def test_back(self, gradients, factor):
         """Gradients that a closed branch keeps away do not count."""
-        assert span_back([point(1.0, gradient) for gradient in gradients]) == factor
+        assert span_back(headed([point(1.0, gradient) for gradient in gradients])) == factor
 
     def test_back_is_of_lengths(self):
         """A mean square over many more elements is no larger gradient."""
@@ -80,31 +86,31 @@ WORDS = {
         ("vanishes",),
         ("wanders",),
         "nearly",
-        "repairs it, though the signal now wanders from '4.weight' on, which training copes with",
+        "repairs it, though now the signal wanders at '4.weight', which training copes with",
     ),
     "still": (
         ("vanishes",),
         ("vanishes",),
         "fails",
-        "does not repair it: still vanishes from '4.weight' on",
+        "does not repair it: still the signal vanishes at '4.weight'",
     ),
     "other": (
         ("vanishes", "gradient vanishes"),
         ("explodes", "gradient vanishes"),
         "fails",
         (
-            "does not repair it: now explodes from '4.weight' on, "
-            "gradient still vanishes from '4.weight' on"
+            "does not repair it: now the signal explodes at '4.weight', "
+            "still the gradient vanishes at '4.weight'"
         ),
     ),
     "mild before": (
         ("wanders",),
         ("wanders",),
         "fails",
-        "does not repair it: still wanders from '4.weight' on",
+        "does not repair it: still the signal wanders at '4.weight'",
     ),
     "well": ((), (), "repairs", "keeps the signal well"),
-    "harm": ((), ("dies",), "fails", "would do harm: now dies from '4.weight' on"),
+    "harm": ((), ("dies",), "fails", "would do harm: now units are dead at '4.weight'"),
 }
 
 
@@ -133,11 +139,11 @@ def test_the_factors_are_told():
 
 def test_identical_units_are_no_repair():
     """A start that leaves units alike is none, however large its signal."""
-    repair = judged("ones", "call", signal("dies"), signal(), alike=("0.weight", "2.weight"))
+    repair = judged("ones", "call", signal("dies"), signal(), same=("0.weight", "2.weight"))
 
     assert repair.outcome == "fails"
     assert "leaves units identical or dead in '0.weight', '2.weight'" in repair.reason
-    many = judged("ones", "call", signal("dies"), signal(), alike=[f"{i}.weight" for i in range(9)])
+    many = judged("ones", "call", signal("dies"), signal(), same=[f"{i}.weight" for i in range(9)])
     assert many.reason.endswith("'2.weight' and 6 more")
 
 

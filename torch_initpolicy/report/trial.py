@@ -1,0 +1,283 @@
+"""Tries starts on copies of a model, one at a time, and measures what each does to the signal.
+
+The order is from little to much: the parameters that are at fault alone, a policy for all of them,
+the published starts for the structure that was seen, calibration on the inputs.
+"""
+
+import copy
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.calibrate.lsuv import lsuv_
+from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError
+from torch_initpolicy.planning.plan import Plan
+from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.report.repairs import Repair, judged, refused
+from torch_initpolicy.signal.observe import Training
+from torch_initpolicy.signal.run import follow
+from torch_initpolicy.signal.signal import Signal
+from torch_initpolicy.signal.verdicts import Kind
+from torch_initpolicy.sites import sites
+from torch_initpolicy.symmetry.find import find_symmetry
+from torch_initpolicy.symmetry.findings import Finding, Report
+from torch_initpolicy.trace.record import Call
+
+_GROWS: frozenset[Kind] = frozenset({"overflows", "explodes", "gradient explodes"})
+_SHRINKS: frozenset[Kind] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})
+_RESIDUAL: frozenset[Kind] = _GROWS | {"tokens collapse", "gradient vanishes"}
+
+_MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
+    "auto": None,
+    "depth_scaled": _RESIDUAL,
+    "zero_residual": _RESIDUAL,
+    "deepnorm": frozenset({"tokens collapse", "gradient vanishes", "gradient explodes"}),
+    "signal": None,
+    "critical": _SHRINKS,
+})  # fmt: skip
+"""Policies by the verdicts that they may help against, None for any; the simplest first."""
+
+_PUBLISHED: Mapping[str, str] = MappingProxyType({"sin": "siren"})
+"""Published starts for a structure, by the operator that tells it."""
+
+UNLIKE = 2.0
+"""A factor between the sizes of a parameter now and under `auto` from which on it is suspected."""
+
+
+@dataclass(slots=True)
+class Trials:
+    """Where copies of a model are tried, one at a time.
+
+    Attributes:
+        model: The model; it is left untouched.
+        inputs: What it is called with.
+        before: Its signal.
+        symmetry: Its units that start equal.
+        training: The loss and the optimizer.
+        ends: When to stop, on the clock of `time.perf_counter`.
+        tell: Called with what is about to be tried.
+    """
+
+    model: nn.Module
+    inputs: Call
+    before: Signal
+    symmetry: Report
+    training: Training
+    ends: float
+    tell: Callable[[str], None] | None = None
+    tried: list[Repair] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    longest: float = 0.0
+
+    def run(self, names: Sequence[str] | None) -> None:
+        """Try policies by name, or what the verdicts ask for; calibrate where none of it helps."""
+        if names is not None:
+            for name in names:
+                self._policy(name, known_too=True)
+        elif self._is_to_be_repaired():
+            self._narrow()
+            for name in self._asked():
+                self._policy(name)
+        if self.tried and not any(repair.works for repair in self.tried):
+            self._calibrations()
+
+    def _is_to_be_repaired(self) -> bool:
+        """Say whether something is wrong that another start can change."""
+        found = [verdict for verdict in self.before.verdicts if not verdict.structural]
+        return bool(found) or not (self.symmetry.ok or self.before.verdicts)
+
+    def _asked(self) -> list[str]:
+        """Name the policies that the verdicts and the structure ask for, the simplest first."""
+        kinds = {verdict.kind for verdict in self.before.verdicts}
+        seen = {point.op for point in self.before.points}
+        published = [name for op, name in _PUBLISHED.items() if op in seen]
+        asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
+        return [name for name in (*published, *asked) if _exists(name)]
+
+    def _narrow(self) -> None:
+        """Try to start anew only what is at fault, from the fewest parameters on."""
+        known: list[list[str]] = []
+        everything = [step.name for step in self._plan("auto")]
+        for names in self._suspects():
+            if names and names not in known and len(names) < len(everything):
+                known.append(names)
+                self._policy("auto", only=self._shortened(names))
+                if self.tried and self.tried[-1].outcome == "repairs":
+                    return
+
+    def _suspects(self) -> Iterator[list[str]]:
+        """Yield what may be at fault: what verdicts name, as far as it is unlike `auto`; then all.
+
+        What `auto` would keep, a prior or a zero that is meant, is never among it.
+        """
+        verdicts = [name for verdict in self.before.verdicts for name in verdict.sites]
+        named = {*verdicts, *(finding.name for finding in for_ever(self.symmetry))}
+        places = {name.rpartition(".")[0] for name in named}
+        unlike = self._unlike()
+        near = [name for name in unlike if name.rpartition(".")[0] in places]
+        writes = [step.name for step in self._plan("auto") if not step.keeps]
+        yield near
+        yield [name for name in writes if name in named]
+        yield unlike
+
+    def _unlike(self) -> list[str]:
+        """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
+        plan = self._plan("auto")
+        try:
+            started = self._copy(lambda other: plan.apply(other, seed=0))
+        except InitPolicyError:
+            return []
+        now, then = dict(_named(self.model)), dict(_named(started))
+        return [
+            step.name for step in plan
+            if not step.keeps and _is_unlike(now[step.name], then[step.name])
+        ]  # fmt: skip
+
+    def _shortened(self, names: Sequence[str]) -> Sequence[str]:
+        """Write many names as globs, by last parts or by modules, that match no others."""
+        parts = [name.rpartition(".") for name in names]
+        spellings = [{f"*.{last}" for *_, last in parts}, {f"{first}.*" for first, *_ in parts}]
+        for globs in map(sorted, spellings if len(names) > FEW else ()):
+            written = {step.name for step in self._plan("auto", globs) if not step.keeps}
+            if len(globs) < len(names) and written == set(names):
+                return globs
+        return names
+
+    def _plan(self, policy: str, only: Sequence[str] | None = None) -> Plan:
+        return plan_policy(self.model, policy, example_inputs=self.inputs, only=only)
+
+    def _policy(
+        self, policy: str, *, only: Sequence[str] | None = None, known_too: bool = False
+    ) -> None:
+        """Try a policy; one that would write what another has written only where asked for."""
+        call = _call(policy, only)
+
+        def start() -> nn.Module | None:
+            plan = self._plan(policy, only)
+            if not known_too and plan.hash in {known.hash for known in self.plans.values()}:
+                return None
+            self.plans[call] = plan
+            return self._copy(lambda other: plan.apply(other, seed=0))
+
+        self._try(policy if only is None else f"{policy}, in part", call, start, only)
+
+    def _calibrations(self) -> None:
+        """Try what scales the weights on the inputs themselves."""
+        self._try("auto, calibrated", _CALIBRATED, lambda: self._copy(self._calibrate))
+        for name, call, centred in _LSUVS:
+            scale = partial(lsuv_, inputs=self.inputs, per_channel=centred)
+            self._try(name, call, partial(self._copy, scale))
+
+    def _calibrate(self, other: nn.Module) -> None:
+        receipt = apply_policy(other, seed=0, calibrate=self.inputs)
+        self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
+
+    def _try(
+        self,
+        name: str,
+        call: str,
+        start: Callable[[], nn.Module | None],
+        only: Sequence[str] | None = None,
+    ) -> None:
+        begun = time.perf_counter()
+        if self.tried and begun + self.longest > self.ends:
+            self.untried.append(call)
+            return
+        if self.tell is not None:
+            self.tell(call)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InitPolicyWarning)
+                other = start()
+                if other is None:
+                    return
+                repair = self._judged(name, call, other)
+        except InitPolicyError as error:
+            repair = refused(name, call, " ".join(str(error).split()))
+        seconds = time.perf_counter() - begun
+        self.longest = max(self.longest, seconds)
+        sites = None if only is None else len(only)
+        self.tried.append(dataclasses.replace(repair, seconds=seconds, sites=sites))
+
+    def _judged(self, name: str, call: str, other: nn.Module) -> Repair:
+        after = follow(other, self.inputs, self.training)[1]
+        sick = bool(self.before.verdicts) or not self.symmetry.ok
+        same = self._same(call, other, probe=after.ok)
+        return judged(name, call, self.before, after, same=same, sick=sick)
+
+    def _same(self, call: str, other: nn.Module, *, probe: bool) -> list[str]:
+        """Name what holds units that stay equal: by probing where the model itself does."""
+        if not self.symmetry.ok and probe:
+            report = find_symmetry(other, self.inputs, self.training.loss_fn)
+            return [found.name for found in for_ever(report)]
+        return [step.name for step in self.plans[call].symmetric] if call in self.plans else []
+
+    def _copy(self, start: Callable[[nn.Module], object]) -> nn.Module:
+        other = copy.deepcopy(self.model)
+        start(other)
+        return other
+
+
+def for_ever(report: Report) -> tuple[Finding, ...]:
+    """Return the findings about units that training does not change by itself."""
+    return report.of("tied", "dead", "diverged")
+
+
+def _call(policy: str, only: Sequence[str] | None) -> str:
+    arguments = [] if policy == "auto" else [f'"{policy}"']
+    arguments += [] if only is None else [f"only={list(only)!r}"]
+    return f"apply_policy({', '.join(['model', *arguments])})"
+
+
+FEW = 4
+"""Names that are written out."""
+
+_CALIBRATED = "apply_policy(model, calibrate=batch)"
+_LSUVS = (
+    ("lsuv", "lsuv_(model, batch)", False),
+    ("lsuv, centred", "lsuv_(model, batch, per_channel=True)", True),
+)
+
+
+def _exists(policy: str) -> bool:
+    try:
+        policy_of(policy)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def _named(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return ((site.name, site.parameters[0].detach()) for site in sites(model))
+
+
+def _is_unlike(now: Tensor, then: Tensor) -> bool:
+    """Say whether a parameter is of another size, or about another mean, than it would be."""
+    if now.shape != then.shape or not now.is_floating_point() or not now.numel():
+        return False
+    now, then = now.double(), then.double()
+    if not bool(torch.isfinite(now).all()):
+        return True
+    size, usual = float(now.square().mean().sqrt()), float(then.square().mean().sqrt())
+    shift = abs(float(now.mean() - then.mean()))
+    if usual == 0:
+        return size > NOTHING
+    large_mean = shift > usual and now.numel() > 1
+    return not 1 / UNLIKE < size / usual < UNLIKE or large_mean or _is_one_number(now, then)
+
+
+NOTHING = 0.5
+"""Values up to this size count for nothing where `auto` would write zeros."""
+
+
+def _is_one_number(now: Tensor, then: Tensor) -> bool:
+    return now.numel() > 1 and bool(now.std() == 0) and bool(then.std() > 0)
