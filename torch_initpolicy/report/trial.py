@@ -29,7 +29,7 @@ from torch_initpolicy.signal.verdicts import Kind
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Finding, Report
-from torch_initpolicy.trace.record import Call
+from torch_initpolicy.trace.trees import Call
 
 _GROWS: frozenset[Kind] = frozenset({"overflows", "explodes", "gradient explodes"})
 _SHRINKS: frozenset[Kind] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_initpolicy.errors import UnknownNameError
 from torch_initpolicy.signal import statistics
@@ -30,7 +30,9 @@ from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole, argument
-from torch_initpolicy.trace.record import Call, Ran, map_tensors, tensors_in
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
 from torch_initpolicy.writing.shards import full
 
 _SIGNED = frozenset({"adam", "adamw", "nadam", "radam", "adamax", "lion", "rmsprop", "adagrad"})
@@ -100,7 +102,7 @@ class SignalObserver:
     inputs: int
     training: Training
     uses: Uses | None = None
-    stand_ins: dict[str, list[tuple[Tensor, nn.Parameter]]] = field(default_factory=dict)
+    stand_ins: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
     makers: dict[int, int] = field(default_factory=dict)
     measured: list[_Measured] = field(default_factory=list)
@@ -111,9 +113,9 @@ class SignalObserver:
     loss_of_zeros: Tensor | None = None
     one_way: str = ""
 
-    def stand_in(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """Return an alias of a parameter that has none of its hooks."""
-        alias = full(parameter).detach().requires_grad_(parameter.requires_grad)
+    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
+        """Return a copy of a parameter that has none of its hooks."""
+        alias = copied(full(parameter)).requires_grad_(parameter.requires_grad)
         self.stand_ins.setdefault(name, []).append((alias, parameter))
         return alias
 
@@ -425,7 +427,7 @@ def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
 
 
 def _moments(
-    pairs: list[tuple[Tensor, nn.Parameter]], taken: Mapping[int, Tensor | None]
+    pairs: list[tuple[Tensor, Tensor]], taken: Mapping[int, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the second moments of the tensors behind one site, and of what arrived at them."""
     values = [alias for alias, _ in pairs]

@@ -14,7 +14,8 @@ from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.symmetry.replica import Loss
 from torch_initpolicy.trace.failures import refusal
 from torch_initpolicy.trace.real_inputs import batch_size, real_inputs, require_values
-from torch_initpolicy.trace.record import Call, observe
+from torch_initpolicy.trace.record import observe
+from torch_initpolicy.trace.trees import Call
 
 
 def audit_signal(
