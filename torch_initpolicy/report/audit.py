@@ -221,7 +221,7 @@ def audit_model(
         >>> from torch_initpolicy import apply_policy
         >>> layers = [layer for _ in range(8) for layer in (nn.Linear(128, 128), nn.ReLU())]
         >>> model = nn.Sequential(*layers, nn.Linear(128, 8))
-        >>> receipt = apply_policy(model, "normal", seed=0)  # 0.02, whatever the width
+        >>> _ = apply_policy(model, "normal", seed=0)  # 0.02, whatever the width
         >>> batch = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
         >>> audit = audit_model(model, batch)
         >>> audit.signal.verdicts[0].kind, audit.signal.verdicts[0].where

@@ -58,6 +58,7 @@ def audit_signal(
             batch.
 
     Examples:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
         >>> signal = audit_signal(model, torch.eye(16, 64))
         >>> [point.name for point in signal.points]
