@@ -38,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "'all', or a share of all such as '2/4'",
     )
     parser.addoption(
+        "--attacks",
+        type=int,
+        default=1,
+        help="how many times as often to try each attack of tests/attacks; -s shows the counts",
+    )
+    parser.addoption(
         "--update-golden",
         action="store_true",
         help="write the golden files of the tests that run; read the diff before committing it",

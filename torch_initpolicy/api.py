@@ -31,7 +31,9 @@ from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 from torch_initpolicy.writing.apply import apply_steps
-from torch_initpolicy.writing.shards import is_sharded, undone_on_error
+from torch_initpolicy.writing.commit import undone_on_error
+from torch_initpolicy.writing.ranks import groups_of, together
+from torch_initpolicy.writing.shards import is_sharded
 
 
 def plan_policy(
@@ -191,16 +193,17 @@ def apply_policy(
         True
     """
     with opened(require_module(model)):
-        given = policy_of(policy)
-        plan = _plan(
-            model,
-            given,
-            example_inputs=calibrate if example_inputs is None else example_inputs,
-            only=only,
-            skip=skip,
-            frozen=frozen,
-            strict=strict,
-        )
+        with together(groups_of(model)):
+            given = policy_of(policy)
+            plan = _plan(
+                model,
+                given,
+                example_inputs=calibrate if example_inputs is None else example_inputs,
+                only=only,
+                skip=skip,
+                frozen=frozen,
+                strict=strict,
+            )
         with undone_on_error(_held(model) if calibrate is not None else ()):
             written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
             if calibrate is not None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.checkpoint import load, save
@@ -30,6 +31,7 @@ from torch.distributed.tensor.parallel import (
 from tests.processes import everywhere, failures, outcomes
 from tests.writing.helpers import fill, pairs
 from torch_initpolicy import apply_policy, materialize, skip_init
+from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.tensors.initializers import (
     From,
@@ -43,6 +45,7 @@ from torch_initpolicy.tensors.initializers import (
     he_normal,
 )
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.shards import obstacles, reshard
 from torch_initpolicy.writing.verify import measure_steps
 
@@ -271,17 +274,45 @@ def odd_sizes() -> None:
         assert _unequal(model, expected) == [], way.__name__
 
 
-def one_at_a_time() -> None:
-    """Elementwise initializers need nobody else: each process applies while the others wait."""
-    model, expected = _made(), _made()
-    fsdp_and_tensor_parallel(model, distributed.get_world_size())
-    for turn in range(distributed.get_world_size()):
-        if turn == distributed.get_rank():
-            apply_steps(pairs(model, elementwise), SEED)
-        distributed.barrier()
-    apply_steps(pairs(expected, elementwise), SEED)
+def fails_together() -> None:
+    """What one process cannot do raises on all, names the rank there, and writes nothing."""
+    last = distributed.get_world_size() - 1
 
-    assert _unequal(model, expected) == []
+    def only_here(tensor: torch.Tensor) -> None:
+        if distributed.get_rank() == last:
+            raise ZeroDivisionError("no luck")
+        tensor.fill_(1.0)
+
+    for way in (fsdp, hsdp, fsdp_and_tensor_parallel):
+        model = _made()
+        way(model, last + 1)
+        before = _whole(model)
+        words = "no luck" if distributed.get_rank() == last else f"rank {last}: ApplyError: .*"
+        with pytest.raises(ApplyError, match=words):
+            apply_steps(pairs(model, lambda site: From(only_here)), SEED)
+        with pytest.raises(ApplyError, match="fit into 64 bits"):
+            apply_steps(pairs(model, elementwise), SEED if distributed.get_rank() else 2**64)
+
+        assert all(map(torch.equal, before.values(), _whole(model).values()))
+
+
+def commits_together() -> None:
+    """Where writing fails on one process, what the others have written is undone."""
+    model = _made()
+    fsdp(model, distributed.get_world_size())
+    before = _whole(model)
+    chosen = pairs(model, structured)
+    with pytest.MonkeyPatch.context() as patch:
+        if distributed.get_rank() == 0:
+            patch.setattr(Journal, "keep", _full)
+        with pytest.raises(ApplyError, match=r"rank 0: MemoryError|writing raised MemoryError"):
+            apply_steps(chosen, SEED)
+
+    assert all(map(torch.equal, before.values(), _whole(model).values()))
+
+
+def _full(journal: Journal, tensor: torch.Tensor) -> None:
+    raise MemoryError
 
 
 def blocks_drawn() -> None:
@@ -422,7 +453,8 @@ CASES: dict[str, Callable[[], None]] = {
         case.__name__: case
         for case in (
             odd_sizes,
-            one_at_a_time,
+            fails_together,
+            commits_together,
             blocks_drawn,
             ddp,
             no_seed,

@@ -30,7 +30,11 @@ from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
 from torch_initpolicy.trace.record import observe, with_grad_if_asked
 from torch_initpolicy.writing.apply import apply_steps
-from torch_initpolicy.writing.shards import is_sharded, obstacles, shared, undone_on_error
+from torch_initpolicy.writing.commit import commit, undone_on_error
+from torch_initpolicy.writing.crew import crew
+from torch_initpolicy.writing.journal import Journal
+from torch_initpolicy.writing.ranks import groups_of
+from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
 
 ROUNDS = 20
 """Forward passes that weights shared by several operators may take."""
@@ -187,7 +191,14 @@ def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     while passes == 0 or (passes < ROUNDS and not scaler.has_settled()):
         passes += 1
         _run(inner, inputs, scaler, names)
-    scaler.write()
+    writes = scaler.writes()
+
+    def write(journal: Journal) -> None:
+        for each in writes:
+            each(journal)
+
+    with crew([None]) as workers:
+        commit(write, groups_of(model), workers)
     return Calibration(scaler.wishes.std, *scaler.report(), passes)
 
 

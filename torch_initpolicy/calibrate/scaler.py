@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,6 +23,8 @@ from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.trees import tensors_in
+from torch_initpolicy.writing.commit import Write
+from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
 from torch_initpolicy.writing.shards import full, is_sharded, multiply_, pieces
 
@@ -412,26 +415,29 @@ class Scaler:
         for group in self.groups:
             distributed.all_reduce(sums, group=group)
 
-    def write(self) -> None:
-        """Multiply the weights of the model, each once, and give its biases their new values."""
+    def writes(self) -> list[Write]:
+        """Return what multiplies the weights of the model, each once, and sets its biases."""
         factors = factors_of(self.scaled())
-        found = {
-            name: behind(self.sites[name], reading(self.sites[name]) * factors[name][0])
-            for name, changed in self.changed.items()
+        return [
+            partial(store, self.sites[name], self._grown(name, factors[name][0]))
             if changed is not None
-        }
-        for name in self.changed:
-            site = self.sites[name]
-            if name in found:
-                store(site, found[name])
-            elif name in factors:
-                multiply_(pieces(site.parameters[0]), factors[name])
-            else:
-                self._copy(site)
+            else partial(self._write, self.sites[name], factors.get(name))
+            for name, changed in self.changed.items()
+        ]
 
-    def _copy(self, site: Site) -> None:
-        for piece in pieces(site.parameters[0]):
-            piece.tensor.copy_(piece.part_of(self.stand_ins[id(site.parameters[0])]))
+    def _grown(self, name: str, factor: float) -> Behind:
+        site = self.sites[name]
+        return behind(site, reading(site) * factor)
+
+    def _write(self, site: Site, factors: tuple[float, ...] | None, journal: Journal) -> None:
+        """Multiply the pieces of a weight, or copy what stands in for a bias."""
+        held = pieces(site.parameters[0])
+        for piece in held:
+            journal.save(piece.tensor)
+            if factors is None:
+                piece.tensor.copy_(piece.part_of(self.stand_ins[id(site.parameters[0])]))
+        if factors is not None:
+            multiply_(held, factors)
 
     def scaled(self) -> tuple[Scaled, ...]:
         """Say what was scaled."""

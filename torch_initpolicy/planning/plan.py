@@ -32,6 +32,7 @@ from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.ranks import groups_of, together
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
 
@@ -162,13 +163,13 @@ class Plan:
         Warns:
             SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
         """
-        bound = self if model is None else self.on(model)
+        bound = self if model is None else replace(self, model=require_module(model))
         if bound.model is None:
             raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
         with opened(bound.model):
-            written = apply_steps(
-                bound.pairs(), seed, threads=threads, draw_on=draw_on, model=bound.model
-            )
+            with together(groups_of(bound.model)):
+                pairs = bound.pairs()
+            written = apply_steps(pairs, seed, threads=threads, draw_on=draw_on, model=bound.model)
         warn_of_symmetry(bound)
         return Receipt.of(bound, written)
 
@@ -185,7 +186,8 @@ class Plan:
             VerifyError: A tensor is not what its step says; lists every case.
             PlanError: The plan is for no model, or the model has other sites.
         """
-        return verify_steps(self.pairs(model))
+        with together(groups_of(self.model if model is None else model)):
+            return verify_steps(self.pairs(model))
 
     def param_groups(
         self,

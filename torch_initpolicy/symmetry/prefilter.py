@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.symmetry.units import NEAR
-from torch_initpolicy.writing.blocks import cores_restored
+from torch_initpolicy.writing.crew import cores_restored
 
 WIDTH = 4
 """Numbers of each row that are looked at as a rule."""

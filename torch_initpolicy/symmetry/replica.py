@@ -20,7 +20,7 @@ from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.borrow import borrowed
 from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.trace.trees import Call, tensors_in
-from torch_initpolicy.writing.blocks import cores_restored
+from torch_initpolicy.writing.crew import cores_restored
 from torch_initpolicy.writing.shards import full, is_sharded
 
 Loss = Callable[[Any], Tensor]

@@ -2,21 +2,24 @@
 
 First everything that could fail is looked for or computed aside: memory that cannot be written,
 callables of the user, matrices that are built as a whole, parametrisations that must be inverted.
-Only then is the model written, by threads that share one list of blocks; from there on nothing is
-left that could fail, short of the machine itself. Beside the staged tensors this takes 1 MiB a
-thread.
+Then the model is written as one commit, in threads that nothing interrupts: what was computed
+aside first, with a journal that undoes it, then what is drawn in place, block by block. Processes
+that hold the model together commit together, or not at all.
+
+Beside the model this takes the staged tensors, which become the journal as they are written, the
+old values of what is drawn in place up to 64 MiB (`journal.ROOM`), and 1 MiB a thread.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import mark_filled
@@ -31,18 +34,18 @@ from torch_initpolicy.tensors.samplers import Draw, Independent, Joint
 from torch_initpolicy.writing.blocks import (
     Hand,
     Job,
-    Task,
-    check_threads,
     drawn,
     hands_for,
     normals,
-    share,
     tasks_of,
 )
+from torch_initpolicy.writing.commit import Write, commit, plainly
+from torch_initpolicy.writing.crew import Crew, check_threads, crew
+from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.ranks import groups_of, same_everywhere, together
 from torch_initpolicy.writing.shards import (
     Piece,
-    is_sharded,
     multiply_,
     obstacles,
     pieces,
@@ -114,32 +117,33 @@ def apply_steps(
     """
     started = time.perf_counter()
     known = list(pairs)
-    with opened(p for site, _ in known for p in site.parameters), _plainly():
-        check_threads(threads)
-        check_origin(draw_on)
-        jobs = _jobs(known, draw_on)
-        seed = _agreed(seed, jobs, model)
-        hands = hands_for(seed, jobs, torch.get_num_threads() if threads is None else threads)
-        staged = _staged(jobs, hands)
+    parameters = [parameter for site, _ in known for parameter in site.parameters]
+    groups = groups_of(model, parameters)
+    with ExitStack() as stack:
+        stack.enter_context(opened(parameters))
+        stack.enter_context(plainly())
+        with together(groups):
+            check_threads(threads)
+            check_origin(draw_on)
+            jobs = _jobs(known, draw_on)
+            number = as_seed(seed)
+        if seed is None:
+            number = same_everywhere(number, groups)
+        with together(groups):
+            hands = hands_for(number, jobs, threads or torch.get_num_threads())
+            workers = stack.enter_context(crew(hands))
+            staged = _resets(model, {site.owner: not step.keeps for site, step in known})
+            staged += _staged(jobs, workers, hands[0])
         staged_at = time.perf_counter()
-        _write(jobs, staged, hands)
-        _reset(model, {site.owner: not step.keeps for site, step in known})
+        commit(partial(_write, jobs, staged, workers), groups, workers, partial(_mark_filled, jobs))
     return Written(
-        seed=seed,
+        seed=number,
         names=tuple(job.site.name for job in jobs),
         devices=tuple(sorted({job.origin.type for job in jobs})),
         blocks=sum(hand.drawn for hand in hands),
         staging=staged_at - started,
         writing=time.perf_counter() - staged_at,
     )
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Run torch without the modes that happen to be on: gradients, inference, `skip_init`."""
-    off = torch._C.DisableTorchFunction()  # noqa: SLF001 - what torch's notes on extending name
-    with torch.inference_mode(mode=False), torch.no_grad(), off:
-        yield
 
 
 #
@@ -205,59 +209,39 @@ def _draws(step: Step) -> tuple[Draw, ...]:
     return sampler.draws if isinstance(sampler, Independent) else ()
 
 
-def _agreed(seed: int | None, jobs: Sequence[Job], model: nn.Module | None) -> int:
-    """Return the seed; where none is given, the one that the first of all processes drew."""
-    own = as_seed(seed)
-    if seed is not None or not jobs:
-        return own
-    device, groups = _common(jobs, model)
-    number = torch.tensor(own, device=device)
-    for group in groups:
-        distributed.broadcast(number, distributed.get_global_rank(group, 0), group)
-    return int(number)
-
-
-def _common(
-    jobs: Sequence[Job], model: nn.Module | None
-) -> tuple[torch.device | str, list[distributed.ProcessGroup]]:
-    """Return where processes meet that hold the model, and the groups along which they agree."""
-    parameters = (parameter for job in jobs for parameter in job.site.parameters)
-    meshes = [parameter.device_mesh for parameter in parameters if is_sharded(parameter)]
-    if meshes:
-        mesh = max(meshes, key=lambda mesh: mesh.size())
-        return mesh.device_type, mesh.get_all_groups()
-    modules = () if model is None else model.modules()
-    wrappers = (m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel))
-    return jobs[0].site.device, [wrapper.process_group for wrapper in wrappers]
-
-
 #
 # Staging: what could fail
 #
 
 
-def _staged(jobs: Sequence[Job], hands: Sequence[Hand]) -> list[Task]:
-    """Compute what is not drawn in place; return what remains to be done with it.
+def _staged(jobs: Sequence[Job], workers: Crew[Hand], own: Hand) -> list[Write]:
+    """Compute what is not drawn in place; return what writes it.
+
+    Args:
+        jobs: What is to be written.
+        workers: Threads for what any thread may compute.
+        own: What this thread draws with, for code of the user.
 
     Raises:
         ApplyError: Lists every site whose values could not be computed.
     """
     threaded, serial = _parted((job for job in jobs if not job.is_direct), _is_own_work)
-    found: dict[str, Task | ApplyError] = {}
+    found: dict[str, Write | ApplyError] = {}
 
     def stage(job: Job, hand: Hand) -> None:
         found[job.site.name] = _attempt(job, hand)
 
     threaded.sort(key=lambda job: -math.prod(job.site.shape))
-    share((partial(stage, job) for job in threaded), hands[: len(threaded)])
-    share((partial(stage, job) for job in serial), hands[:1])
+    workers.finish(lambda: workers.share((partial(stage, job) for job in threaded), stops=True))
+    for job in serial:
+        stage(job, own)
     outcomes = [found[job.site.name] for job in (*threaded, *serial)]
     errors = [error for error in outcomes if isinstance(error, ApplyError)]
     if errors:
         failed = (job for job in jobs if isinstance(found.get(job.site.name), ApplyError))
         lines = [listing(list(map(str, errors))), *_remedies(failed)]
         raise ApplyError("\n".join(("nothing was written:", *lines))) from errors[0]
-    return [task for task in outcomes if not isinstance(task, ApplyError)]
+    return [write for write in outcomes if not isinstance(write, ApplyError)]
 
 
 def _remedies(failed: Iterable[Job]) -> Iterator[str]:
@@ -282,7 +266,7 @@ def _is_own_work(job: Job) -> bool:
     return known and job.site.storage == "plain" and job.origin.type == "cpu"
 
 
-def _attempt(job: Job, hand: Hand) -> Task | ApplyError:
+def _attempt(job: Job, hand: Hand) -> Write | ApplyError:
     """Compute a job's values aside, or say why not."""
     try:
         return _prepared(job, hand)
@@ -294,7 +278,7 @@ def _attempt(job: Job, hand: Hand) -> Task | ApplyError:
         return failure
 
 
-def _prepared(job: Job, hand: Hand) -> Task:
+def _prepared(job: Job, hand: Hand) -> Write:
     if _is_own_work(job):
         return _prepare(job, hand)
     with isolated(job.origin, hand.key(job, _GLOBAL)):
@@ -305,13 +289,13 @@ _GLOBAL = 1 << 63
 """Salt of the stream that stands in for torch's global generators."""
 
 
-def _prepare(job: Job, hand: Hand) -> Task:
+def _prepare(job: Job, hand: Hand) -> Write:
     site = job.site
     target = _target(job, hand).to(site.device, site.dtype)
     _check_finite(job, target)
     _zero_padding(job, [whole(target)])
     if site.storage != "plain":
-        return partial(_store, site, _behind(job, target))
+        return partial(store, site, _behind(job, target))
     return partial(_place, [(piece, _own(piece.part_of(target))) for piece in job.held])
 
 
@@ -391,49 +375,68 @@ def _zero_padding(job: Job, held: Iterable[Piece]) -> None:
 
 
 #
-# Writing: what cannot fail
+# Writing
 #
 
 
-def _write(jobs: Sequence[Job], staged: Sequence[Task], hands: Sequence[Hand]) -> None:
+def _write(jobs: Sequence[Job], staged: list[Write], workers: Crew[Hand], journal: Journal) -> None:
+    """Write what may fail first, then what is drawn in place."""
+    devices = {job.site.device for job in jobs}
+    _wait_for(devices)
+    while staged:
+        staged.pop(0)(journal)  # lets go of its memory
     direct = [job for job in jobs if job.is_direct]
-    threaded, serial = _parted(direct, lambda job: job.origin.type == "cpu")
-    _wait_for([job.site.device for job in threaded])
-    share(chain.from_iterable(map(tasks_of, threaded)), hands)
-    share(chain(staged, chain.from_iterable(map(tasks_of, serial))), hands[:1])
-    for job in direct:
-        _zero_padding(job, job.held)
-    for job in (job for job in jobs if job.step.factors):
+    for piece in (piece for job in direct for piece in job.held):
+        journal.keep(piece.tensor)
+    try:
+        _draw(direct, workers)
+    except Exception:
+        if journal.is_complete:
+            raise
+        _draw(direct, workers)  # there is no way back, but drawing again gives the same numbers
+    for job in (job for job in jobs if job.step.factors and not job.is_direct):
         multiply_(job.held, job.step.factors)
+    _wait_for(devices)
+
+
+def _mark_filled(jobs: Iterable[Job]) -> None:
     for parameter in (parameter for job in jobs for parameter in job.site.parameters):
         mark_filled(parameter)
 
 
+def _draw(direct: Sequence[Job], workers: Crew[Hand]) -> None:
+    threaded, serial = _parted(direct, lambda job: job.origin.type == "cpu")
+    workers.share(chain.from_iterable(map(tasks_of, threaded)))
+    workers.lead(chain.from_iterable(map(tasks_of, serial)))
+    for job in direct:
+        _zero_padding(job, job.held)
+        if job.step.factors:
+            multiply_(job.held, job.step.factors)
+
+
 def _wait_for(devices: Iterable[torch.device]) -> None:
-    """Let accelerators finish what they do, where threads of the CPU are going to write on them."""
-    for device in {device for device in devices if device.type != "cpu"}:
+    """Let accelerators finish what they do: each thread has a stream of its own there."""
+    for device in (device for device in devices if device.type != "cpu"):
         torch.accelerator.synchronize(device)
 
 
-def _place(parts: Iterable[tuple[Piece, Tensor]], hand: Hand) -> None:
+def _place(parts: Iterable[tuple[Piece, Tensor]], journal: Journal) -> None:
     for piece, part in parts:
-        piece.tensor.copy_(part)
+        journal.write(piece.tensor, part)
 
 
-def _store(site: Site, found: Behind, hand: Hand) -> None:
-    store(site, found)
-
-
-def _reset(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> None:
-    """Reset the running statistics of norms.
+def _resets(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> list[Write]:
+    """Return what resets the running statistics of norms.
 
     Args:
         model: The model, or None where only modules with weights are to be looked at.
         owners: Modules that hold sites, and whether these were written.
     """
     modules = owners if model is None else [module for _, module in canonical_modules(model)]
+    resets: list[Write] = []
     fresh = False
     for module in modules:
         fresh = owners.get(module, fresh)
         for name, value in buffers_of(module).items() if fresh else ():
-            module.get_buffer(name).fill_(value)
+            resets.append(partial(Journal.write, tensor=module.get_buffer(name), values=value))
+    return resets

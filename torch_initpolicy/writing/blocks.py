@@ -1,14 +1,11 @@
-"""Drawing: threads that take blocks from one list, each with a generator of its own.
+"""Drawing: the blocks of a tensor as tasks, and what a thread draws them with.
 
 Drawing a block cannot fail: all that could is looked for in `writing.apply`, which knows what is to
 be drawn and where else values come from.
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,7 +14,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.samplers import Draw, fill_with
@@ -95,21 +91,6 @@ _WORTH = 4
 """Blocks of work that make up for starting a thread."""
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads that is none.
-
-    Raises:
-        ApplyError: It is no positive integer.
-    """
-    if threads is None:
-        return
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise ApplyError(
-            f"threads is a number from 1 on, or None for as many as torch computes with; "
-            f"got {threads!r}"
-        )
-
-
 def hands_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Hand]:
     """Return one hand per thread that has something to do."""
     elements = sum(math.prod(job.site.shape) for job in jobs)
@@ -117,47 +98,6 @@ def hands_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Hand]:
     devices = {job.origin for job in jobs}
     processor = {device for device in devices if device.type == "cpu"}
     return [Hand(seed, devices), *(Hand(seed, processor) for _ in range(threads - 1))]
-
-
-def share(tasks: Iterable[Task], hands: Sequence[Hand]) -> None:
-    """Do all tasks, with one thread per hand that takes the next task from a common list.
-
-    Each thread computes on one core: the threads share the cores already, and linear algebra
-    gives other bits on more of them.
-    """
-    left = iter(tasks)
-    lock = threading.Lock()
-
-    def take() -> Task | None:
-        with lock:
-            return next(left, None)
-
-    def work(hand: Hand) -> None:
-        torch.set_num_threads(1)
-        with torch.no_grad():
-            for task in iter(take, None):
-                task(hand)
-
-    with cores_restored():
-        if len(hands) < 2:
-            for hand in hands:
-                work(hand)
-            return
-        with ThreadPoolExecutor(len(hands)) as pool:
-            list(pool.map(work, hands))
-
-
-@contextmanager
-def cores_restored() -> Iterator[None]:
-    """Let torch compute on as many cores as before.
-
-    `set_num_threads` is for the thread that calls it, and also for all that start after it.
-    """
-    cores = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(cores)
 
 
 #
@@ -180,8 +120,7 @@ def _fill(held: Iterable[Piece], value: float, hand: Hand) -> None:
 
 def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
     """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
-    same = piece.tensor.dtype == job.working and piece.tensor.device == job.origin
-    flat = piece.flat if same else None
+    flat = piece.flat if _is_as_drawn(piece.tensor, job) else None
     inside = range(0) if flat is None else _inside(piece)
     for blocks in _cut(inside, _VIEWED):
         start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
@@ -198,6 +137,12 @@ _AT_ONCE = 4
 
 _VIEWED = 64
 """Blocks whose views are made at once; all views of a large tensor would take megabytes."""
+
+
+def _is_as_drawn(tensor: Tensor, job: Job) -> bool:
+    """Tell whether a job's numbers can be drawn where they belong, and mean there what they say."""
+    same = tensor.dtype == job.working and tensor.device == job.origin
+    return same and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _inside(piece: Piece) -> range:

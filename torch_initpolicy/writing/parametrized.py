@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site, Storage
+from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.shards import full, is_sharded, pieces
 
 ROUNDING = 64
@@ -61,16 +62,16 @@ def behind(site: Site, target: Tensor) -> Behind:
     return found
 
 
-def store(site: Site, found: Behind) -> None:
+def store(site: Site, found: Behind, journal: Journal) -> None:
     """Write what lies behind a parametrised site, this process' part of it where it is sharded."""
     for parameter, value in zip(site.parameters, found.values, strict=True):
         for piece in pieces(parameter):
-            piece.tensor.copy_(piece.part_of(value))
+            journal.write(piece.tensor, piece.part_of(value))
     for module, name, value in found.buffers:
-        setattr(module, name, value)
+        journal.assign(module._buffers, name, value)  # noqa: SLF001 - may be None, and is no more
     # The hook computes it anew before every forward pass; this is for whoever looks before that.
     if site.storage != "parametrized" and not any(map(is_sharded, site.parameters)):
-        setattr(site.owner, site.attribute, found.reading)
+        journal.assign(vars(site.owner), site.attribute, found.reading)
 
 
 def reading(site: Site) -> Tensor:

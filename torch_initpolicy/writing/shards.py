@@ -10,7 +10,6 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -242,20 +241,6 @@ def multiply_(held: Iterable[Piece], factors: Sequence[float]) -> None:
             along(piece, 0, range(number * rows, (number + 1) * rows)).mul_(factor)
 
 
-@contextmanager
-def undone_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put back the values of tensors where something raises; takes a copy of them."""
-    with torch.no_grad():
-        saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, values in saved:
-                tensor.copy_(values)
-        raise
-
-
 def _plain(tensor: Tensor) -> Tensor:
     # A parameter that `skip_init` left undrawn refuses to be read; its memory may be written.
     with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - torch's own way round a subclass
@@ -447,6 +432,10 @@ _OBSTACLES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
     (
         torch.is_inference,
         "was made under torch.inference_mode(), which forbids writing; make the model outside it",
+    ),
+    (
+        lambda tensor: type(_plain(_local(tensor))) is not Tensor,
+        "holds its numbers in a way of its class' own; initialise it before it is wrapped",
     ),
     (
         repeats,

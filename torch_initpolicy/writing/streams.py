@@ -52,7 +52,7 @@ def keys(seed: int, name: str, *, salt: int = 0) -> Callable[[int], int]:
     """
     # The name stands between fields of fixed width, which makes the encoding unambiguous.
     prefix = hashlib.blake2b(
-        struct.pack("<QQ", seed % (1 << SEED_BITS), salt) + name.encode(),
+        struct.pack("<QQ", seed % (1 << SEED_BITS), salt) + name.encode(errors="surrogatepass"),
         digest_size=8,
         salt=b"streams v1",
         person=b"torch-initpolicy",

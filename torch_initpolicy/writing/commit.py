@@ -1,0 +1,86 @@
+"""The commit: writes everything on all processes, or nothing on any."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.writing.crew import Crew, crew
+from torch_initpolicy.writing.journal import Journal
+from torch_initpolicy.writing.ranks import Groups, together
+
+Write = Callable[[Journal], None]
+"""Writes what has been computed aside, and keeps in a journal what was there."""
+
+
+def commit(
+    write: Write,
+    groups: Groups,
+    workers: Crew[Any],
+    then: Callable[[], None] | None = None,
+) -> None:
+    """Write to a model in a thread that nothing interrupts, and undo it where something fails.
+
+    Args:
+        write: Writes everything, and keeps in the journal what was there before.
+        groups: The processes that hold the model.
+        workers: The threads; the first of them calls `write`.
+        then: Is called where everything is written, before anything can interrupt.
+
+    Raises:
+        ApplyError: Something could not be written, here or on another process.
+        BaseException: What was raised in this thread meanwhile; everything is written then.
+    """
+    workers.finish(partial(_commit, write, groups, then))
+
+
+def _commit(write: Write, groups: Groups, then: Callable[[], None] | None) -> None:
+    journal = Journal()
+    with plainly():
+        try:
+            with together(groups):
+                write(journal)
+        except Exception as error:
+            if journal.is_complete:
+                journal.undo()
+            if isinstance(error, ApplyError):
+                raise
+            raise ApplyError(_state_after(error, journal)) from error
+        if then is not None:
+            then()
+
+
+def _state_after(error: Exception, journal: Journal) -> str:
+    """Say in what state a commit that failed has left the model."""
+    if journal.is_complete:
+        return f"nothing was written, since writing raised {error!r}"
+    return (
+        f"drawing raised {error!r} twice, and the old values were too large to be kept: the model "
+        "is half written; apply the policy again"
+    )
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Run torch without the modes that happen to be on: gradients, inference, `skip_init`."""
+    off = torch._C.DisableTorchFunction()  # noqa: SLF001 - what torch's notes on extending name
+    with torch.inference_mode(mode=False), torch.no_grad(), off:
+        yield
+
+
+@contextmanager
+def undone_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back the values of tensors where something raises; takes a copy of them."""
+    journal = Journal()
+    with torch.no_grad(), crew([None]) as workers:
+        for tensor in tensors:
+            journal.save(tensor.detach())
+        try:
+            yield
+        except BaseException:
+            workers.finish(journal.undo)
+            raise

@@ -1,0 +1,213 @@
+"""Threads that draw and write, started before anything is written, and beyond interruption.
+
+Python runs the handlers of signals in its main thread, and other asynchronous exceptions reach
+threads that somebody knows. Whatever must not stop half-way therefore runs in a thread of the
+crew, which nobody knows, while the caller waits: what is raised in the caller meanwhile is raised
+there once the work is done.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+import torch
+
+from torch_initpolicy.errors import ApplyError
+
+Tool = TypeVar("Tool")
+
+
+class Work:
+    """A function that runs in a thread of the crew, once, unless it is withdrawn before."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._claims: dict[str, str] = {}  # `setdefault` is atomic: one side or the other wins
+        self._over = threading.Lock()
+        self._over.acquire()
+        self._is_over = False
+        self.is_interrupted = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do the work in the thread that calls this."""
+        if self._claims.setdefault("by", "worker") != "worker":
+            return
+        try:
+            self._action()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            self.error = error
+        finally:
+            self._is_over = True
+            self._over.release()
+
+    def withdraw(self) -> None:
+        """Keep the work from being begun; where it has begun, wait until it is done."""
+        if self._claims.setdefault("by", "caller") == "worker":
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the work is done; what is raised here meanwhile is raised at the end."""
+        interrupt: BaseException | None = None
+        while not self._is_over:
+            try:
+                self._over.acquire()
+            except BaseException as error:  # noqa: BLE001, PERF203 - KeyboardInterrupt above all
+                interrupt, self.is_interrupted = error, True
+        if interrupt is not None:
+            raise interrupt
+
+
+class _Worker(threading.Thread, Generic[Tool]):
+    """A thread that does what it is given, on one core, with a tool of its own."""
+
+    def __init__(self, tool: Tool) -> None:
+        super().__init__(name="torch-initpolicy", daemon=True)
+        self.tool = tool
+        self.inbox: SimpleQueue[Work | None] = SimpleQueue()
+
+    def run(self) -> None:
+        # Linear algebra gives other bits on several cores, and the threads share them already.
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            for work in iter(self.inbox.get, None):
+                work.run()
+
+
+class Crew(Generic[Tool]):
+    """Threads that share work, each with a tool of its own. The first of them leads."""
+
+    def __init__(self, workers: Sequence[_Worker[Tool]]) -> None:
+        self._workers = workers
+        self._current: Work
+
+    def lead(self, tasks: Iterable[Callable[[Tool], None]]) -> None:
+        """Do all tasks in the leading thread."""
+        for task in tasks:
+            task(self._workers[0].tool)
+
+    def finish(self, action: Callable[[], None]) -> None:
+        """Run a function in the leading thread to its end, whatever is raised in this one.
+
+        Raises:
+            BaseException: What the function raised, or what was raised in this thread meanwhile.
+        """
+        work = self._current = Work(action)
+        # An exception may come between any two lines. Each `withdraw` outlasts any number of them
+        # while it waits, and the next one takes over where one comes between its own lines.
+        try:
+            self._workers[0].inbox.put(work)
+            work.wait()
+        finally:
+            try:
+                work.withdraw()
+            finally:
+                try:
+                    work.withdraw()
+                finally:
+                    work.withdraw()
+        if work.error is not None:
+            raise work.error
+
+    def share(self, tasks: Iterable[Callable[[Tool], None]], *, stops: bool = False) -> None:
+        """Do all tasks, each thread taking the next from a common list. Called in the leading one.
+
+        Args:
+            tasks: What to do.
+            stops: Whether no further ones are begun once the caller of `finish` is interrupted.
+
+        Raises:
+            BaseException: What the first task to fail raised; no further ones were begun then.
+        """
+        left = iter(tasks)
+        lock = threading.Lock()
+        failed: list[BaseException] = []
+
+        def take() -> Callable[[Tool], None] | None:
+            with lock:
+                ended = failed or (stops and self._current.is_interrupted)
+                return None if ended else next(left, None)
+
+        def work_with(tool: Tool) -> None:
+            try:
+                for task in iter(take, None):
+                    task(tool)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failed.append(error)
+
+        first, *others = self._workers
+        works = [_given(worker, work_with) for worker in others]
+        work_with(first.tool)
+        for work in works:
+            work.wait()
+        if failed:
+            raise failed[0]
+
+
+def _given(worker: _Worker[Tool], function: Callable[[Tool], None]) -> Work:
+    """Give a worker something to do with its tool."""
+    work = Work(lambda: function(worker.tool))
+    worker.inbox.put(work)
+    return work
+
+
+@contextmanager
+def crew(tools: Iterable[Tool]) -> Iterator[Crew[Tool]]:
+    """Start one thread for each tool, and end them all when the block ends.
+
+    Where the machine lets fewer threads start, those that did do the work.
+
+    Raises:
+        ApplyError: Not one thread could be started.
+    """
+    workers: list[_Worker[Tool]] = [_Worker(tool) for tool in tools]
+    with cores_restored():
+        started = 0
+        try:
+            for worker in workers:
+                worker.start()
+                started += 1
+        except (RuntimeError, MemoryError) as error:
+            if not started:
+                _dismiss(workers)
+                raise ApplyError(f"nothing was written: no thread starts ({error})") from error
+        torch.set_num_threads(1)
+        try:
+            yield Crew(workers[:started])
+        finally:
+            _dismiss(workers)
+
+
+def _dismiss(workers: Iterable[_Worker[Tool]]) -> None:
+    for worker in workers:
+        worker.inbox.put(None)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that is none.
+
+    Raises:
+        ApplyError: It is no positive integer.
+    """
+    if threads is None:
+        return
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ApplyError(
+            f"threads is a number from 1 on, or None for as many as torch computes with; "
+            f"got {threads!r}"
+        )
+
+
+@contextmanager
+def cores_restored() -> Iterator[None]:
+    """Let torch compute on as many cores as before.
+
+    `set_num_threads` is for the thread that calls it, and also for all that start after it.
+    """
+    cores = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)

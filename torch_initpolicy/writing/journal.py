@@ -1,0 +1,65 @@
+"""The undo journal: old values, kept until all of the new ones are in place.
+
+Old values that have been written over come back from a copy alone, so that undoing costs as much
+memory as what is written. The journal keeps all that may fail, which is written first, and of
+what is drawn in place, which cannot fail, as much as `ROOM` holds.
+"""
+
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+ROOM = 64 << 20
+"""Bytes of old values that are kept of what is drawn in place."""
+
+
+class Journal:
+    """What puts back the old values of tensors and attributes.
+
+    Examples:
+        >>> import torch
+        >>> journal, tensor = Journal(), torch.zeros(2)
+        >>> journal.write(tensor, torch.ones(2))
+        >>> journal.undo()
+        >>> tensor.tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._left = ROOM
+        self.is_complete = True
+
+    def write(self, tensor: Tensor, values: Tensor | float) -> None:
+        """Write values, and keep the old ones."""
+        self.save(tensor)
+        if isinstance(values, Tensor):
+            tensor.copy_(values)
+        else:
+            tensor.fill_(values)
+
+    def assign(self, attributes: MutableMapping[str, Any], name: str, value: object) -> None:
+        """Set an attribute, past what its owner's `__setattr__` does, and keep the old one."""
+        if name in attributes:
+            self._undo.append(partial(attributes.__setitem__, name, attributes[name]))
+        else:
+            self._undo.append(partial(attributes.pop, name))
+        attributes[name] = value
+
+    def save(self, tensor: Tensor) -> None:
+        """Keep the old values of a tensor that is about to be written."""
+        self._undo.append(partial(tensor.copy_, tensor.clone()))
+
+    def keep(self, tensor: Tensor) -> None:
+        """Keep the old values of what will be drawn in place, as far as there is room."""
+        self._left -= tensor.numel() * tensor.itemsize
+        self.is_complete = self.is_complete and self._left >= 0
+        if self.is_complete:
+            self.save(tensor)
+
+    def undo(self) -> None:
+        """Put everything back, the latest first."""
+        while self._undo:
+            self._undo.pop()()
