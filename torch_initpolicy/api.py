@@ -32,7 +32,7 @@ from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import undone_on_error
-from torch_initpolicy.writing.ranks import groups_of, together
+from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import is_sharded
 
 
@@ -193,7 +193,7 @@ def apply_policy(
         True
     """
     with opened(require_module(model)):
-        with together(groups_of(model)):
+        with together(process_groups(model)):
             given = policy_of(policy)
             plan = _plan(
                 model,

@@ -87,16 +87,16 @@ def test_signals(tries, threads, burst):
     for _ in tries(12):
         restore(model, before)
         steps = chosen(model)
-        with signals(rng.uniform(0, took), burst):
-            apply_steps(steps, 0, threads=threads)
+        under_signals(
+            lambda steps=steps: apply_steps(steps, 0, threads=threads), rng.uniform(0, took), burst
+        )
         found = state(model)
 
         assert same(found, before) or same(found, after)
 
 
-@contextlib.contextmanager
-def signals(after, count=1):
-    """Raise an interrupt by each of several signals after some seconds, if the block still runs."""
+def under_signals(action, after, count=1):
+    """Run something, and raise an interrupt by each of several signals after some seconds."""
     armed = [True]
 
     def raises(number, frame):
@@ -106,12 +106,11 @@ def signals(after, count=1):
     kinds = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO][:count]
     handlers = {kind: signal.signal(kind, raises) for kind in kinds}
     timer = threading.Timer(after, lambda: [signal.raise_signal(kind) for kind in kinds])
-    with contextlib.suppress(Interrupt), contextlib.suppress(Interrupt):
-        try:
-            timer.start()
-            yield
-        finally:
-            armed.clear()
+    timer.start()
+    interrupts = contextlib.suppress(Interrupt)
+    with interrupts, interrupts, interrupts:
+        action()
+        armed.clear()
     armed.clear()
     timer.join()
     for kind, handler in handlers.items():
@@ -276,8 +275,7 @@ def test_interrupted_calibration(tries):
 
     for _ in tries(10):
         restore(model, before)
-        with signals(rng.uniform(0, 0.04)):
-            lsuv_(model, batch)
+        under_signals(lambda: lsuv_(model, batch), rng.uniform(0, 0.04))
         found = state(model)
 
         assert same(found, before) or same(found, after)

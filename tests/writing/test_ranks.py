@@ -5,12 +5,12 @@ from torch import nn
 
 from torch_initpolicy.errors import ApplyError, MissingExtraError, PlanError
 from torch_initpolicy.writing import ranks
-from torch_initpolicy.writing.ranks import groups_of, together
+from torch_initpolicy.writing.ranks import process_groups, together
 
 
 def test_a_process_alone():
     """Where nothing is distributed there are no groups, and errors pass as they are."""
-    assert groups_of(nn.Linear(2, 2)) == ()
+    assert process_groups(nn.Linear(2, 2)) == ()
     with pytest.raises(KeyError), together(()):
         raise KeyError
 

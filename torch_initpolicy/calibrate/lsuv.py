@@ -33,7 +33,7 @@ from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import commit, undone_on_error
 from torch_initpolicy.writing.crew import crew
 from torch_initpolicy.writing.journal import Journal
-from torch_initpolicy.writing.ranks import groups_of
+from torch_initpolicy.writing.ranks import process_groups
 from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
 
 ROUNDS = 20
@@ -198,7 +198,7 @@ def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
             each(journal)
 
     with crew([None]) as workers:
-        commit(write, groups_of(model), workers)
+        commit(write, process_groups(model), workers)
     return Calibration(scaler.wishes.std, *scaler.report(), passes)
 
 

@@ -32,7 +32,7 @@ from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
-from torch_initpolicy.writing.ranks import groups_of, together
+from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
 
@@ -167,7 +167,7 @@ class Plan:
         if bound.model is None:
             raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
         with opened(bound.model):
-            with together(groups_of(bound.model)):
+            with together(process_groups(bound.model)):
                 pairs = bound.pairs()
             written = apply_steps(pairs, seed, threads=threads, draw_on=draw_on, model=bound.model)
         warn_of_symmetry(bound)
@@ -186,7 +186,7 @@ class Plan:
             VerifyError: A tensor is not what its step says; lists every case.
             PlanError: The plan is for no model, or the model has other sites.
         """
-        with together(groups_of(self.model if model is None else model)):
+        with together(process_groups(self.model if model is None else model)):
             return verify_steps(self.pairs(model))
 
     def param_groups(

@@ -43,7 +43,7 @@ from torch_initpolicy.writing.commit import Write, commit, plainly
 from torch_initpolicy.writing.crew import Crew, check_threads, crew
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
-from torch_initpolicy.writing.ranks import groups_of, same_everywhere, together
+from torch_initpolicy.writing.ranks import process_groups, same_everywhere, together
 from torch_initpolicy.writing.shards import (
     Piece,
     multiply_,
@@ -118,7 +118,7 @@ def apply_steps(
     started = time.perf_counter()
     known = list(pairs)
     parameters = [parameter for site, _ in known for parameter in site.parameters]
-    groups = groups_of(model, parameters)
+    groups = process_groups(model, parameters)
     with ExitStack() as stack:
         stack.enter_context(opened(parameters))
         stack.enter_context(plainly())

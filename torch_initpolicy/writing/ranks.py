@@ -20,7 +20,7 @@ Groups = Sequence["distributed.ProcessGroup"]
 """The groups of processes that hold a model, in one order on all of them."""
 
 
-def groups_of(model: nn.Module | None, parameters: Iterable[Tensor] = ()) -> Groups:
+def process_groups(model: nn.Module | None, parameters: Iterable[Tensor] = ()) -> Groups:
     """Return the groups that hold a model's parameters, each once.
 
     Those are the groups along the axes of the meshes of its sharded parameters, and those of
