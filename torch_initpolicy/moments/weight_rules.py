@@ -7,9 +7,8 @@ from types import MappingProxyType
 from torch_initpolicy.moments.gaussian import Size, constant
 from torch_initpolicy.moments.padding import reached
 from torch_initpolicy.moments.state import Drawn, Following, Known, Rows, Rules, Unknown
-from torch_initpolicy.tensors.axes import fans
 from torch_initpolicy.trace.consumers import Use
-from torch_initpolicy.trace.expressions import axes_at, labels_of, whole
+from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 
@@ -37,7 +36,7 @@ def _product(following: Following, node: Node) -> Known:
 def _draw(following: Following, node: Node, used: Sequence[Use]) -> None:
     """Note what a single weight draws its output from."""
     partner = used[0].partner if len(used) == 1 else None
-    fan_in = None if partner is None else _fan_in(used[0], node)
+    fan_in = None if partner is None else _fan_in(following, used[0], node)
     if partner is not None and fan_in:
         following.drawn.update(dict.fromkeys(node.outputs, Drawn(partner, int(fan_in))))
 
@@ -69,19 +68,17 @@ def _fixed(following: Following, node: Node, use: Use, met: Size) -> Known:
     if isinstance(weight, Unknown):
         following.note(use, weight)
         return weight
-    fan_in = _fan_in(use, node)
+    fan_in = _fan_in(following, use, node)
     following.note(use, Unknown("its operator fixes the weight's size"))
     if fan_in is None:
         return following.lost(node, "the fan of its weight is unknown")
     return met.weighed().scaled(math.sqrt(fan_in * weight.second * met.second))
 
 
-def _fan_in(use: Use, node: Node) -> float | None:
+def _fan_in(following: Following, use: Use, node: Node) -> float | None:
     """Count the connections into one unit of the expression that an operator applies."""
-    shape = use.value.shape
-    labels = labels_of(node, use.slot, use.value)
-    axes = axes_at(whole(use.source.site, shape), labels, shape, node)
-    return None if axes is None else fans(shape, axes).fan_in
+    faced = facing(node, use.slot, use.value, following.uses.signals)
+    return None if faced is None else faced.fan_in
 
 
 def _looked_up(following: Following, node: Node) -> Known:
@@ -99,7 +96,7 @@ def _looked_up(following: Following, node: Node) -> Known:
         for use in uses
         if use.source.site == site and use.node.op not in ("embedding", "embedding_bag")
     ]
-    fan_in = _fan_in(shared[0], shared[0].node) if shared else 1.0
+    fan_in = _fan_in(following, shared[0], shared[0].node) if shared else 1.0
     power = 1.0 / (fan_in or 1.0)
     following.note(found[0], Size(0.0, 1.0 / power, 0.0))
     return Size(0.0, power, 0.0)

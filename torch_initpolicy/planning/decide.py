@@ -69,6 +69,11 @@ class Choice:
         """Whether it is known what becomes of the site."""
         return self.rule is not None or self.kept is not None
 
+    @property
+    def padding(self) -> int | None:
+        """The row that must stay zero, or None."""
+        return self.site.padding if self.facts.padding is None else self.facts.padding
+
     def __str__(self) -> str:
         return f"{self.site.name!r} ({self.site.kind}, {self.facts.role}, {self.site.shape})"
 
@@ -429,7 +434,7 @@ def _described(choice: Choice, filled: Filling, spreads: Sequence[Spread] = ()) 
         std=merged(spread.std for spread in spreads),
         rule=filled.rule,
         reason=filled.reason,
-        padding=site.padding,
+        padding=choice.padding,
     )
 
 
@@ -478,8 +483,8 @@ def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
         yield f"scaled for {choice.facts.residual_branches} residual branches"
     if choice.facts.offset:
         yield f"as {figure(choice.facts.offset)} is added to it"
-    if choice.site.padding is not None:
-        yield f"row {choice.site.padding} zero"
+    if choice.padding is not None:
+        yield f"row {choice.padding} zero"
 
 
 def _taken_out(choice: Choice) -> Iterator[str]:

@@ -139,7 +139,7 @@ _RECURRENT = (
 )
 
 _KEPT = _rule(
-    role("gate", "scale", "position", "token", "table", "unknown"),
+    role("gate", "scale", "spread", "position", "token", "table", "unknown"),
     Keep(),
     "the constructor's value stays",
 )

@@ -120,7 +120,7 @@ def _told(site: Site, facts: Facts) -> Site:
 def _with_stacks(axes: Axes, shape: Sequence[int], op: str) -> Axes:
     """Return axes with those that are named nowhere as copies; only convolutions have kernels."""
     named = (*axes.inputs, *axes.outputs, *axes.copies)
-    rest = (axis for axis in range(len(shape)) if axis not in named)
+    rest = (axis for axis in range(len(axes.view or shape)) if axis not in named)
     return axes if "conv" in op else replace(axes, copies=(*axes.copies, *rest))
 
 

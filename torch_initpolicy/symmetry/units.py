@@ -109,6 +109,7 @@ def views(shape: Sequence[int], axes: Axes | None) -> tuple[View, ...]:
         >>> [(view.along, view.count) for view in views((8, 3, 5, 5), grouped)]
         [('outputs', 8), ('inputs', 6)]
     """
+    shape = axes.view or shape if axes else shape
     wide = [axis for axis, size in enumerate(shape) if size > 1]
     if len(wide) < 2:
         return (View(_only_side(wide, axes), tuple(shape), tuple(range(len(shape)))),)

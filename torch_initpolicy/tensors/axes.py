@@ -41,6 +41,11 @@ class Axes:
         stride: Product of the strides of a convolution. An input of a strided convolution meets
             one in `stride` taps of the kernel, as does an output of a transposed one.
         transposed: Whether it is the outputs that meet one in `stride` taps.
+        view: Shape as which the parameter is read, where one of its own axes holds more than one
+            thing (experts side by side in one matrix, a flat vector); axes are counted in it. Empty
+            where it is read as it is.
+        counted: Fans as a trace has counted them, where they do not follow from the shape: the
+            parameter is summed, joined with others, used more than once, or masked.
 
     Raises:
         ValueError: If an axis is negative or named twice, a count is less than one, or blocks are
@@ -61,6 +66,8 @@ class Axes:
     repeats: int = 1
     stride: int = 1
     transposed: bool = False
+    view: tuple[int, ...] = ()
+    counted: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         named = Counter((*self.inputs, *self.outputs, *self.copies))
@@ -110,8 +117,11 @@ def check(shape: Sequence[int], axes: Axes) -> None:
 
     Raises:
         ValueError: If an axis lies outside the shape, the groups do not divide axis 0, or the
-            blocks do not fill the packed axis.
+            blocks do not fill the packed axis, or the view has another number of elements.
     """
+    if axes.view and math.prod(axes.view) != math.prod(shape):
+        raise ValueError(f"a tensor of shape {tuple(shape)} cannot be read as {axes.view}")
+    shape = axes.view or shape
     if max((*axes.inputs, *axes.outputs, *axes.copies), default=-1) >= len(shape):
         raise ValueError(f"{axes} names an axis that shape {tuple(shape)} does not have")
     if axes.groups > 1 and (not shape or shape[0] % axes.groups):
@@ -144,6 +154,7 @@ def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...],
     check(shape, axes)
     if axes.packed is None:
         raise ValueError(f"{axes} has no blocks")
+    shape = axes.view or shape
     size = axes.blocks[block] * axes.repeats
     sizes = (*shape[: axes.packed], size, *shape[axes.packed + 1 :])
     groups = axes.groups
@@ -153,7 +164,12 @@ def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...],
         if any(units % per_group for units in axes.blocks):
             raise ValueError(f"{groups} groups and blocks {axes.blocks} cut one another")
         groups = max(size // per_group, 1)
-    return sizes, replace(axes, blocks=(), repeats=1, groups=groups)
+    view = sizes if axes.view else ()
+    counted = None
+    if axes.counted is not None:
+        fan_in, fan_out = axes.counted
+        counted = (fan_in, fan_out * size / shape[axes.packed])
+    return sizes, replace(axes, blocks=(), repeats=1, groups=groups, view=view, counted=counted)
 
 
 def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
@@ -207,6 +223,9 @@ def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
             raise ValueError(f"blocks {axes.blocks} have fans of their own; name one: block=0")
         return _fans(*part(shape, axes, block or 0), None)
     check(shape, axes)
+    if axes.counted is not None:
+        return Fans(*map(_whole, axes.counted))
+    shape = axes.view or shape
     sizes = (shape[0] // axes.groups, *shape[1:]) if shape else ()
     named = {*axes.inputs, *axes.outputs, *axes.copies}
     extent = math.prod(size for axis, size in enumerate(sizes) if axis not in named)
@@ -232,10 +251,14 @@ def block_fans(shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
         >>> block_fans((384,), None)
         ()
     """
-    if axes is None or not (axes.inputs or axes.copies):
+    if axes is None or not (axes.inputs or axes.copies or axes.counted):
         return ()
     blocks = range(len(axes.blocks)) if axes.blocks else (None,)
     return tuple(fans(shape, axes, block) for block in blocks)
+
+
+def _whole(fan: float) -> float:
+    return int(fan) if fan == int(fan) else fan
 
 
 def _share(taps: int, stride: int) -> float:

@@ -29,6 +29,7 @@ Role = Literal[
     "recurrent",
     "gate",
     "scale",
+    "spread",
     "position",
     "token",
     "table",

@@ -57,6 +57,7 @@ def maps(tensor: Tensor, axes: Axes) -> Maps:
         tensor: The weight, or one packed block of it; contiguous.
         axes: What its axes mean, without blocks.
     """
+    tensor = tensor.view(axes.view or tensor.shape)
     kinds = dict.fromkeys(range(tensor.ndim), 3)  # kernel
     kinds |= dict.fromkeys(axes.inputs, 2) | dict.fromkeys(axes.outputs, 1)
     kinds |= dict.fromkeys(axes.copies, 0)

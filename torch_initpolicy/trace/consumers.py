@@ -6,12 +6,12 @@ of parameters, or a constant. A parameter is used where its expression meets a s
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from torch_initpolicy.trace.expressions import Source, through, whole
 from torch_initpolicy.trace.graph import Graph, Node, Value
-from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, slots_of
+from torch_initpolicy.trace.operators import OPS, RANDOM, UNKNOWN, OpRole, slots_of
 
 Kind = Literal["statistic", "inverse", "normalised", "scaled"]
 """A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""
@@ -46,6 +46,7 @@ class Uses:
         kinds: Steps of normalisations that are written out in primitives.
         found: Where parameters meet the signal.
         weighers: Nodes that apply a weight of the model to the signal.
+        random: Values that hold random numbers and nothing of the signal or of parameters.
         arguments: What `slots` has answered, by node.
         carrying: What `carried` answers, by node.
     """
@@ -56,6 +57,7 @@ class Uses:
     kinds: dict[int, Kind] = field(default_factory=dict)
     found: list[Use] = field(default_factory=list)
     weighers: set[int] = field(default_factory=set)
+    random: set[int] = field(default_factory=set)
     arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
     carrying: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -70,6 +72,10 @@ class Uses:
             known = tuple(slots_of(node, OPS.get(node.op, UNKNOWN)))
             self.arguments[node.index] = known
         return known
+
+    def holds(self, value: int, site: str) -> bool:
+        """Say whether a value is an expression of a parameter."""
+        return any(source.site == site for source in self.sources.get(value, ()))
 
     def carried(self, node: Node) -> tuple[int, ...]:
         """Return the signals whose numbers go into the output of a node that has been read."""
@@ -100,10 +106,15 @@ def advance(result: Uses, node: Node) -> None:
     result.carrying[node.index] = tuple(
         value for slot, value in slots if value in result.signals and slot not in _READ_ONLY
     )
+    if node.op in RANDOM or not result.random.isdisjoint(node.inputs):
+        result.random.update(node.outputs)
     if role is OpRole.CREATES:
         return
     expressions = [(slot, value) for slot, value in slots if value in result.sources]
     signals = [value for slot, value in slots if value in result.signals and slot != "like"]
+    if _routes(result, node, role, expressions):
+        _express(result, node, [value for _, value in expressions], routed=True)
+        return
     if expressions and (signals or _weighs(role, expressions)):
         _meet(result, node, expressions, signals)
     elif expressions:
@@ -117,7 +128,20 @@ def _enter(result: Uses, value: Value) -> None:
     if value.is_input:
         result.signals.add(value.index)
     if value.parameter is not None and value.index not in result.sources:
-        result.sources[value.index] = (whole(value.parameter, value.shape),)
+        result.sources[value.index] = (whole(value),)
+
+
+def _routes(result: Uses, node: Node, role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
+    """Say whether the signal picks whole matrices out of a parameter: experts, one per token."""
+    if role is not OpRole.PICKS or len(expressions) != 1 or expressions[0][0] != "input":
+        return False
+    indices = [value for slot, value in result.slots(node) if slot == "index"]
+    left = len(result.graph.values[expressions[0][1]].shape) - len(indices)
+    return left >= _MATRIX and not result.signals.isdisjoint(indices)
+
+
+_MATRIX = 2
+"""Dimensions of a matrix."""
 
 
 def _weighs(role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
@@ -140,8 +164,8 @@ def _meet(
         result.weighers.add(node.index)
 
 
-def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
-    """Follow the parameters of an operator that reads no signal into its outputs.
+def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = False) -> None:
+    """Follow the parameters of an operator into its outputs, which are expressions of them.
 
     A parameter that comes on two ways (standardised: itself, and its own norm) is followed on the
     one that keeps more of it.
@@ -149,12 +173,34 @@ def _express(result: Uses, node: Node, read: Sequence[int]) -> None:
     op = OPS.get(node.op, UNKNOWN)
     values = result.graph.values
     least_first = sorted(read, key=lambda value: math.prod(values[value].shape))
-    for output in node.outputs:
-        result.sources[output] = tuple({
-            source.site: through(source, node, op, values[value], values[output])
-            for value in least_first
-            for source in result.sources[value]
-        }.values())  # fmt: skip
+    contracts = op.role is OpRole.CONTRACTS and len(set(read)) > 1
+    noisy = op.role is OpRole.MULTIPLIES and any(_is_noise(result, v) for v in node.inputs)
+    made = {
+        source.site: through(source, node, op)
+        for value in least_first
+        for source in result.sources[value]
+    }
+    followed = tuple(
+        replace(
+            source,
+            contracted=source.contracted or contracts,
+            noisy=source.noisy or noisy,
+            routed=source.routed or routed,
+            indexed=source.indexed and not routed,
+        )
+        for source in made.values()
+    )
+    result.sources.update(dict.fromkeys(node.outputs, followed))
+
+
+def _is_noise(result: Uses, value: int) -> bool:
+    """Say whether a factor is random, or a buffer of numbers that are no mask."""
+    if value in result.random:
+        return True
+    held = result.graph.values[value].held
+    if held is None or held.numel() < 2 or not held.is_floating_point() or held.is_meta:
+        return False
+    return bool(((held != 0) & (held != 1)).any())
 
 
 def _note_kind(

@@ -70,6 +70,7 @@ class Facts:
             where nothing has been read, or it is no weight.
         multiplier: The known constants on the way of its numbers.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
+        padding: Row of a table that must stay zero, as the operator that looks up says, or None.
         used: Whether the forward pass touched it at all.
         evidence: How all this came to be known.
         blocks: The same of each packed block, where they meet different things; else empty.
@@ -93,6 +94,7 @@ class Facts:
     neighbours: tuple[str, ...] | None = None
     multiplier: ForwardMultiplier = ForwardMultiplier()
     offset: float = 0.0
+    padding: int | None = None
     used: bool = False
     evidence: Evidence = "type"
     blocks: tuple["Facts", ...] = ()

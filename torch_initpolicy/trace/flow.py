@@ -12,13 +12,14 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import Composite, composites
+from torch_initpolicy.trace.connections import axes_of
 from torch_initpolicy.trace.constants import Constants, numbers
 from torch_initpolicy.trace.consumers import Use, Uses, uses
-from torch_initpolicy.trace.expressions import axes_at, labels_of
+from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.facts import Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.neighbours import Neighbours
-from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.residuals import Residuals, residuals
@@ -190,6 +191,7 @@ def _facts(
         neighbours=_neighbours(role, found, flow),
         multiplier=_multiplier(first, _ahead(first, flow), flow),
         offset=first.source.shift,
+        padding=_padding(found),
         used=True,
         evidence=evidence,
         **_meeting(met),
@@ -206,6 +208,19 @@ def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:
     alpha = float(use.node.kwargs.get("alpha", 1.0)) if use.slot in ("left", "right") else 1.0
     return ForwardMultiplier(alpha, flow.leftover.on_input(use.partner), walk.factor)
 
+
+def _padding(found: Sequence[Use]) -> int | None:
+    """Return the row that an operator looks up where there is nothing, from the front."""
+    for use in found:
+        if use.node.op in _PADDING and use.slot == "weight":
+            row = argument(use.node, _PADDING[use.node.op], "padding_idx", None)
+            if row is not None:
+                return int(row) % use.value.shape[0]
+    return None
+
+
+_PADDING: Mapping[str, int] = {"embedding": 2, "embedding_bag": 10}
+"""Position of the argument `padding_idx`, by operator."""
 
 _OF_UNITS: frozenset[Role] = frozenset({"weight", "recurrent"})
 """Roles of what makes units of its own out of a signal."""
@@ -268,14 +283,14 @@ def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     pack = flow.packs.get(use.node.index)
     if axes is None or pack is None or axes.blocks or not axes.outputs or axes.groups > 1:
         return axes
-    fits = sum(pack.blocks) * pack.repeats == site.shape[axes.outputs[0]]
+    fits = not axes.view and sum(pack.blocks) * pack.repeats == site.shape[axes.outputs[0]]
     return replace(axes, blocks=pack.blocks, repeats=pack.repeats) if fits else axes
 
 
 def _axes_at(site: Site, use: Use, flow: Flow) -> Axes | None:
     if _role(use, flow) not in ("weight", "embedding"):
         return None
-    return axes_at(use.source, labels_of(use.node, use.slot, use.value), site.shape, use.node)
+    return axes_of(flow.uses, use, site.shape)
 
 
 def _raw_role(use: Use, flow: Flow, *, in_norm: bool) -> Role:
@@ -327,6 +342,8 @@ _ROLES: Mapping[OpRole, Mapping[str, Role]] = {
 
 def _role(use: Use, flow: Flow) -> Role:
     """Return what a parameter does at one of its uses."""
+    if use.source.noisy and any(not s.noisy for s in flow.uses.sources[use.value.index]):
+        return "spread"
     role = flow.uses.role(use.node)
     if role is OpRole.MULTIPLIES:
         return "norm_weight" if _ends_its_norm(use, flow) else "scale"
@@ -399,6 +416,9 @@ def _role_of_weight(use: Use, flow: Flow) -> Role:
     """Tell the weight itself from what only scales it, and from tables of whole kernels."""
     if use.source.indexed:
         return "table"
+    faced = facing(use.node, use.slot, use.value, flow.uses.signals)
+    if faced is not None and not faced.dims("in"):
+        return "scale"
     together = flow.uses.sources[use.value.index]
     if use.source.gated and not all(source.gated for source in together):
         return "gate"

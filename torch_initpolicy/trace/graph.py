@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Ref(NamedTuple):
@@ -31,6 +32,8 @@ class Value:
         parameter: Canonical name, where the value is a parameter of the model.
         is_input: Whether it is one of the model's inputs.
         constant: The number it holds, where it is a constant of one element.
+        held: The tensor that it stands for, where it is a buffer or a constant; None where no
+            numbers are known.
     """
 
     index: int
@@ -43,6 +46,7 @@ class Value:
     parameter: str | None = None
     is_input: bool = False
     constant: float | None = None
+    held: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,9 @@ class _Operators(dict[str, Op]):
 
 
 OPS: Mapping[str, Op] = MappingProxyType(_Operators(
-    _each("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-          "deform_conv2d", OpRole.WEIGHS, "input", "weight", "bias")
-    | {"deform_conv2d": Op(OpRole.WEIGHS, ("input", "input", "weight", "bias"))}
+    _each("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+          OpRole.WEIGHS, "input", "weight", "bias")
+    | {"deform_conv2d": Op(OpRole.WEIGHS, ("input", "weight", "input", "input", "bias"))}
     | _each("bilinear", OpRole.WEIGHS, "input", "input", "weight", "bias")
     | _each("matmul mm bmm mv dot inner tensordot chain_matmul grouped_mm", OpRole.CONTRACTS,
             "left", "right", "index")
@@ -79,7 +79,8 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     | _each("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
             OpRole.RECURS)
     | _each("embedding embedding_bag", OpRole.LOOKS_UP, "index", "weight")
-    | _each("scaled_dot_product_attention", OpRole.ATTENDS, "query", "key", "value", "mask")
+    | _each("scaled_dot_product_attention flex_attention", OpRole.ATTENDS,
+            "query", "key", "value", "mask")
     | _each("multi_head_attention_forward", OpRole.PROJECTS_AND_ATTENDS,
             "query", "key", "value", "size", "heads", "in_proj_weight", "in_proj_bias",
             "bias_k", "bias_v", "add_zero", "dropout", "out_proj_weight", "out_proj_bias")
@@ -126,7 +127,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "fft_fft fft_ifft fft_fft2 fft_ifft2 fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fftn "
             "fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift affine_grid baddcmul "
             "roi_align roi_pool ps_roi_align ps_roi_pool diff cross outer kron trapz "
-            "conv_tbc broadcast_tensors fill", OpRole.MIXES)
+            "conv_tbc broadcast_tensors fill one_hot", OpRole.MIXES)
     | _each("pack_padded_sequence pad_packed_sequence", OpRole.MIXES, "input", "index")
     | _each("cat concat concatenate stack hstack vstack dstack column_stack cartesian_prod "
             "meshgrid block_diag pad_sequence", OpRole.JOINS)
@@ -139,7 +140,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "arange linspace logspace eye range randperm normal uniform bernoulli exponential "
             "zero argmax argmin argsort nonzero eq ne lt le gt ge isnan isinf isfinite logical_and "
             "logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor "
-            "and or xor nms batched_nms one_hot searchsorted bucketize unique bincount "
+            "and or xor nms batched_nms searchsorted bucketize unique bincount "
             "remainder fmod mod floordiv rfloordiv floor_divide lshift rshift scalar_tensor "
             "from_numpy device dtype grad cauchy geometric "
             "isin multinomial is_nonzero shape size stft_window hann_window tril_indices "
@@ -148,6 +149,12 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
 """The operators whose role is known, by the name that `op_name` gives them."""
 
 UNKNOWN = Op(OpRole.UNKNOWN)
+
+RANDOM = frozenset(
+    "rand randn rand_like randn_like randint randint_like randperm normal uniform bernoulli "
+    "exponential multinomial cauchy geometric".split()
+)
+"""Operators that draw random numbers."""
 
 
 def slots_of(node: Node, op: Op) -> Iterator[tuple[str, int]]:

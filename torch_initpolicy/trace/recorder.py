@@ -135,7 +135,7 @@ class Recorder(TorchFunctionMode):
 
     def enter_buffer(self, stand_in: Tensor, buffer: Tensor) -> None:
         """Make known what stands in for a buffer, and the number in one of a single element."""
-        self._new_value(stand_in, constant=_number(buffer))
+        self._new_value(stand_in, constant=_number(buffer), held=_held(buffer))
 
     def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of the forward pass known and return their stand-ins."""
@@ -239,7 +239,7 @@ class Recorder(TorchFunctionMode):
         """Make known what no operator was seen to make: a constant, or the way through `vmap`."""
         origin = self._origin(tensor)
         if origin is None:
-            self._new_value(tensor, constant=_number(tensor))
+            self._new_value(tensor, constant=_number(tensor), held=_held(tensor))
         else:
             self.record("movedim", _unchanged, (origin,), {}, (tensor,))
 
@@ -287,6 +287,11 @@ def _unchanged(tensor: Tensor) -> Tensor:
 
 def _begins_on_meta(args: tuple[Any, ...]) -> bool:
     return bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
+
+
+def _held(tensor: Tensor) -> Tensor | None:
+    """Return a real tensor itself, and nothing for one without numbers."""
+    return None if tensor.is_meta or is_wrapped(tensor) else tensor
 
 
 def _number(tensor: Tensor) -> float | None:

@@ -1,0 +1,274 @@
+"""Which connections a parameter makes at the operator that consumes it: its axes and its fans."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.tensors.axes import Axes, Fans, fans
+from torch_initpolicy.trace.consumers import Use, Uses
+from torch_initpolicy.trace.contractions import Facing, Label, facing
+from torch_initpolicy.trace.coordinates import Mixed, Placed, placed
+from torch_initpolicy.trace.expressions import Source
+from torch_initpolicy.trace.graph import Value
+from torch_initpolicy.trace.operators import OpRole
+
+_LARGEST = 1 << 26
+"""Elements of the largest tensor of numbers that is made; larger parameters only through views."""
+
+
+class Run(NamedTuple):
+    """Elements of a parameter `stride` apart, along one dimension of the weight in use."""
+
+    stride: int
+    extent: int
+    label: Label
+
+
+def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
+    """Count the connections that a parameter makes at its consumer.
+
+    Args:
+        uses: The data flow.
+        use: Where the parameter meets the signal.
+        shape: Shape of the parameter.
+
+    Returns:
+        What its axes mean, with fans that are counted where these do not follow from the shape;
+        None where the operator is not known to apply weights, or the way to it cannot be run again.
+    """
+    faced = facing(use.node, use.slot, use.value, uses.signals)
+    if faced is None or not faced.dims("in", "out"):
+        return None
+    strides = _strides(uses, use.source.at, use.value, faced.shape)
+    if strides is not None:
+        runs = [Run(*run) for run in zip(strides, faced.shape, faced.labels, strict=True)]
+        return _axes(shape, _pieces(shape, runs), faced, _full_fans(faced))
+    if max(math.prod(shape), math.prod(use.value.shape)) > _LARGEST:
+        return None
+    with torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _counted(uses, use, shape, faced)
+        except Mixed:
+            return None
+
+
+def _strides(
+    uses: Uses, parameter: int, value: Value, shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return the distances between elements in a view of a parameter; None where it is none."""
+    whole = uses.graph.values[parameter]
+    is_view = whole.storage == value.storage and whole.dtype == value.dtype
+    if not is_view or whole.stride != _dense(whole.shape):
+        return None
+    if shape == value.shape:
+        return value.stride
+    return (value.stride[0] * shape[1], *value.stride)  # the groups of a convolution
+
+
+def _dense(shape: Sequence[int]) -> tuple[int, ...]:
+    inner = itertools.accumulate(reversed(shape[1:]), int.__mul__, initial=1)
+    return tuple(inner)[::-1] if shape else ()
+
+
+def _full_fans(faced: Facing) -> Fans:
+    """Count connections where an element stands at every position."""
+    reach = math.prod(faced.shape[dim] for dim in faced.dims("out", "kernel"))
+    return Fans(faced.fan_in, reach if faced.transposed else reach / faced.stride)
+
+
+def _counted(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axes | None:
+    site = use.source.site
+    size = math.prod(shape)
+    found = placed(uses, site, use.value, size, faced.shape)
+    if not found.counts.any():
+        return None
+    strides = None if found.ids is None else _affine(found.ids)
+    if strides is not None:
+        runs = [Run(*run) for run in zip(*strides, faced.labels, strict=True)]
+        pieces = _pieces(shape, runs)
+    else:
+        pieces = _by_sets(shape, found, faced)
+    if use.source.contracted:
+        return _axes(shape, _facing_factor(pieces), faced, None)
+    total = found.counts.clone()
+    for other in _beside(uses, use.value, site):
+        value = uses.graph.values[other.at]
+        total += placed(uses, other.site, use.value, math.prod(value.shape), faced.shape).counts
+    return _axes(shape, pieces, faced, _fans(found.counts > 0, total, faced))
+
+
+def _fans(mine: Tensor, total: Tensor, faced: Facing) -> Fans:
+    """Count the connections of the units that a parameter reaches, as means over these."""
+    ways_in, ways_out = faced.dims("in", "kernel"), faced.dims("out", "kernel")
+    outputs, inputs = _any(mine, ways_in), _any(mine, ways_out)
+    fan_in = _sum(total, ways_in)[outputs].mean().item()
+    fan_out = _sum(total * outputs, ways_out)[inputs].mean().item()
+    if faced.transposed:
+        return Fans(fan_in / faced.stride, fan_out)
+    return Fans(fan_in, fan_out / faced.stride)
+
+
+def _sum(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return tensor.sum(dims, keepdim=True) if dims else tensor
+
+
+def _any(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return tensor.sum(dims, keepdim=True) > 0 if dims else tensor
+
+
+def _beside(uses: Uses, value: Value, site: str) -> Iterator[Source]:
+    """Yield the other parameters that are joined with or added to one, and not multiplied with it.
+
+    What is multiplied with another parameter on the way, as an adapter's factors are, is left out.
+    """
+    if value.producer is None:
+        return
+    node = uses.graph.nodes[value.producer]
+    is_product = uses.role(node) in (OpRole.MULTIPLIES, OpRole.CONTRACTS, OpRole.NORMALISES)
+    for index in dict.fromkeys(node.inputs):
+        if uses.holds(index, site):
+            yield from _beside(uses, uses.graph.values[index], site)
+        elif not is_product:
+            others = uses.sources.get(index, ())
+            yield from others if len(others) == 1 and not others[0].noisy else ()
+
+
+#
+# What that says of the parameter's axes
+#
+
+Pieces = list[list[tuple[int, Label | None]]]
+"""For each axis of a parameter the factors of it, outermost first: its extent and its meaning."""
+
+
+def _affine(ids: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return strides and extents of numbers that lie evenly in a box; None where they do not."""
+    for dim in range(ids.dim()):
+        others = tuple(d for d in range(ids.dim()) if d != dim)
+        held = (ids > 0).sum(others).nonzero().flatten() if others else ids.nonzero().flatten()
+        ids = ids.index_select(dim, held)
+    strides = tuple(_step(ids, dim) for dim in range(ids.dim()))
+    start = ids[(0,) * ids.dim()].item()
+    expected = torch.full(ids.shape, start, dtype=ids.dtype)
+    for dim, stride in enumerate(strides):
+        along = torch.arange(ids.shape[dim], dtype=ids.dtype) * stride
+        expected += along.view(-1, *(1,) * (ids.dim() - dim - 1))
+    if not torch.equal(ids, expected):
+        return None
+    return tuple(abs(stride) for stride in strides), tuple(ids.shape)
+
+
+def _step(ids: Tensor, dim: int) -> int:
+    line = ids[tuple(slice(None) if d == dim else 0 for d in range(ids.dim()))]
+    return int(line[1] - line[0]) if len(line) > 1 else 0
+
+
+def _pieces(shape: Sequence[int], runs: Sequence[Run]) -> Pieces:
+    """Say which labels each axis runs along, and cut those that run along several."""
+    pieces: Pieces = []
+    for low, size in zip(_dense(shape), shape, strict=True):
+        within = [_clipped(run, low, low * size) for run in runs if run.stride and run.extent > 1]
+        inside = sorted((run for run in within if run is not None), reverse=True)
+        pieces.append(_of_axis(size, low, inside))
+    return pieces
+
+
+def _clipped(run: Run, low: int, high: int) -> Run | None:
+    start, stop = max(run.stride, low), min(run.stride * run.extent, high)
+    return Run(start, -(-stop // start), run.label) if start < stop else None
+
+
+def _of_axis(size: int, low: int, inside: Sequence[Run]) -> list[tuple[int, Label | None]]:
+    labels = list(dict.fromkeys(run.label for run in inside))
+    if len(labels) < 2:
+        return [(size, labels[0] if labels else ("copy" if size > 1 else None))]
+    ends = [low * size, *(run.stride for run in inside)]
+    tiles = all(run.stride * run.extent == end for run, end in zip(inside, ends, strict=False))
+    if not tiles or ends[-1] != low:
+        return [(size, None)]
+    return [(run.extent, run.label) for run in inside]
+
+
+def _by_sets(shape: Sequence[int], found: Placed, faced: Facing) -> Pieces:
+    """Compare the elements that lead into one output unit with those out of one input unit."""
+    middle = found.counts.nonzero()
+    at = middle[len(middle) // 2]
+    into = _indices(shape, found.reached(_through(at, faced, "copy", "out")))
+    out_of = _indices(shape, found.reached(_through(at, faced, "copy", "in")))
+    return [
+        [(size, None if size == 1 else _MEANINGS[len(a) > 1, len(b) > 1])]
+        for size, a, b in zip(shape, into, out_of, strict=True)
+    ]
+
+
+_MEANINGS: dict[tuple[bool, bool], Label] = {
+    (True, True): "kernel", (True, False): "in", (False, True): "out", (False, False): "copy",
+}  # fmt: skip
+"""What an axis means: are there several of its indices into one output, and out of one input?"""
+
+
+def _through(at: Tensor, faced: Facing, *labels: Label) -> Tensor:
+    """Mark the positions that agree with one in the dimensions of some labels."""
+    where = torch.zeros(faced.shape, dtype=torch.bool)
+    fixed = faced.dims(*labels)
+    where[tuple(int(at[d]) if d in fixed else slice(None) for d in range(len(faced.shape)))] = True
+    return where
+
+
+def _indices(shape: Sequence[int], numbers: Tensor) -> list[Tensor]:
+    """Return the indices along each axis that elements with these numbers have."""
+    return [torch.unique(index) for index in torch.unravel_index(numbers - 1, tuple(shape))]
+
+
+def _facing_factor(pieces: Pieces) -> Pieces:
+    """In a product of parameters, the axis that is summed over faces what the other does not."""
+    labels = {label for axis in pieces for _, label in axis}
+    summed: Label = "in" if "out" in labels else "out"
+    return [[(n, summed if label == "kernel" else label) for n, label in axis] for axis in pieces]
+
+
+def _axes(shape: tuple[int, ...], pieces: Pieces, faced: Facing, counted: Fans | None) -> Axes:
+    """Put together what is known of a parameter's axes; what the shape does not say is counted."""
+    pieces = _completed(pieces, faced)
+    groups, view = 1, tuple[int, ...]()
+    if any(len(axis) > 1 for axis in pieces):
+        whole = all(len(axis) < 2 for axis in pieces[1:])
+        if whole and len(pieces[0]) == 2 and pieces[0][0][1] == "copy":
+            groups = pieces[0][0][0]
+            pieces = [[(shape[0], pieces[0][1][1])], *pieces[1:]]
+        else:
+            view = tuple(extent for axis in pieces for extent, _ in axis)
+    labels = [label for axis in pieces for _, label in axis]
+    at = {
+        label: tuple(i for i, found in enumerate(labels) if found == label)
+        for label in ("in", "out", "copy")
+    }
+    axes = Axes(
+        at["in"],
+        at["out"],
+        at["copy"],
+        groups=groups,
+        stride=faced.stride,
+        transposed=faced.transposed,
+        view=view,
+    )
+    if counted is None or tuple(counted) == tuple(fans(shape, axes)):
+        return axes
+    return replace(axes, counted=(counted.fan_in, counted.fan_out))
+
+
+def _completed(pieces: Pieces, faced: Facing) -> Pieces:
+    """Find a place among the axes of one element for inputs or outputs that have only one."""
+    for label in ("out", "in"):
+        labels = [found for axis in pieces for _, found in axis]
+        alone = next((i for i, axis in enumerate(pieces) if axis == [(1, None)]), None)
+        if faced.dims(label) and label not in labels and alone is not None:
+            pieces = [*pieces[:alone], [(1, label)], *pieces[alone + 1 :]]
+    return [[(1, "copy")] if axis == [(1, None)] else axis for axis in pieces]

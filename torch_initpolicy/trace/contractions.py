@@ -1,0 +1,200 @@
+"""What the dimensions of a weight mean to the operator that applies it.
+
+A dimension is summed over with the signal (`in`), makes outputs of its own (`out`), goes along with
+the signal (`copy`: a stack of matrices, a scale), or is the extent of a kernel (`kernel`).
+"""
+
+import math
+import string
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from torch_initpolicy.trace.graph import Node, Ref, Value
+from torch_initpolicy.trace.operators import argument
+
+Label = Literal["in", "out", "copy", "kernel"]
+
+
+class Facing(NamedTuple):
+    """A weight as its operator reads it.
+
+    Attributes:
+        labels: What each dimension means.
+        shape: Its shape, the dimension that spans the groups of a convolution cut in two.
+        stride: Product of the strides of a convolution.
+        transposed: Whether it is the outputs of the convolution that meet one in `stride` taps.
+    """
+
+    labels: tuple[Label, ...]
+    shape: tuple[int, ...]
+    stride: int = 1
+    transposed: bool = False
+
+    def dims(self, *labels: Label) -> tuple[int, ...]:
+        """Return the dimensions with one of these labels."""
+        return tuple(dim for dim, label in enumerate(self.labels) if label in labels)
+
+    @property
+    def fan_in(self) -> float:
+        """Connections into one output unit, were there one at every position of the weight."""
+        taps = math.prod(self.shape[dim] for dim in self.dims("in", "kernel"))
+        return taps / self.stride if self.transposed else taps
+
+
+def facing(node: Node, slot: str, value: Value, signals: Collection[int]) -> Facing | None:
+    """Say how an operator reads the weight in one of its arguments.
+
+    Args:
+        node: The operator.
+        slot: Name of the argument.
+        value: The weight.
+        signals: Values that are signals, by number.
+
+    Returns:
+        What its dimensions mean; None where the operator is not known to take weights there.
+    """
+    if node.op.startswith(("conv", "deform_conv")):
+        return _of_convolution(node, value.shape)
+    labels = _labels(node, slot, value, signals)
+    return Facing(labels, value.shape) if labels and len(labels) == len(value.shape) else None
+
+
+def _of_convolution(node: Node, shape: tuple[int, ...]) -> Facing | None:
+    if len(shape) < 3:
+        return None
+    deforms = node.op == "deform_conv2d"
+    groups = int(argument(node, 11 if deforms else 6, "groups", 1))
+    stride = node.args[5:7] if deforms else argument(node, 3, "stride", 1)
+    area = math.prod(stride) if isinstance(stride, (tuple, list)) else stride ** (len(shape) - 2)
+    transposed = node.op.startswith("conv_transpose")
+    maps: tuple[Label, Label] = ("in", "out") if transposed else ("out", "in")
+    extent: Label = "kernel"
+    labels = (*maps, *[extent] * (len(shape) - 2))
+    if groups == 1:
+        return Facing(labels, shape, area, transposed)
+    return Facing(("copy", *labels), (groups, shape[0] // groups, *shape[1:]), area, transposed)
+
+
+def _labels(
+    node: Node, slot: str, value: Value, signals: Collection[int]
+) -> tuple[Label, ...] | None:
+    ndim = len(value.shape)
+    if node.op == "einsum":
+        return _of_einsum(node, value, signals)
+    if node.op == "tensordot":
+        return _of_tensordot(node, slot, ndim)
+    if slot in ("left", "right"):
+        return _of_product(node.op, slot, ndim)
+    if slot in _FIXED:
+        return ("out", "in")
+    layout = _LAYOUTS.get(node.op, ())
+    return layout[-ndim:] if len(layout) >= ndim > 0 else None
+
+
+_FIXED = frozenset(
+    {"in_proj_weight", "out_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
+)
+"""Weights inside `multi_head_attention_forward`."""
+
+_LAYOUTS: Mapping[str, tuple[Label, ...]] = MappingProxyType({
+    "linear": ("out", "in"),
+    "bilinear": ("out", "in", "in"),
+    "embedding": ("copy", "out"),
+    "embedding_bag": ("copy", "out"),
+})  # fmt: skip
+
+
+def _of_product(op: str, slot: str, ndim: int) -> tuple[Label, ...]:
+    """The last two dimensions are the matrix; those before index copies, or are summed over."""
+    stack: Label = "in" if op == "addbmm" else "out" if op == "inner" else "copy"
+    if ndim < 2:
+        return ("in",)
+    matrix: tuple[Label, Label] = ("out", "in")
+    if slot == "right" and op != "inner":
+        matrix = ("in", "out")
+    return (*[stack] * (ndim - 2), *matrix)
+
+
+def _of_tensordot(node: Node, slot: str, ndim: int) -> tuple[Label, ...]:
+    dims = argument(node, 2, "dims", 2)
+    if isinstance(dims, int):
+        dims = (range(ndim - dims, ndim), range(dims))
+    summed = {axis % ndim for axis in dims[0 if slot == "left" else 1]}
+    return tuple("in" if axis in summed else "out" for axis in range(ndim))
+
+
+class _Equation(NamedTuple):
+    """An equation of `einsum`: the letters of each operand and of the result."""
+
+    terms: tuple[str, ...]
+    result: str
+
+
+def _of_einsum(node: Node, value: Value, signals: Collection[int]) -> tuple[Label, ...] | None:
+    """Letters summed with the signal, or with what it has been summed with, face inputs."""
+    found = _equation(node)
+    if found is None or len(found.terms) != len(node.inputs) or value.index not in node.inputs:
+        return None
+    mine = node.inputs.index(value.index)
+    term, *others = (found.terms[mine], *found.terms[:mine], *found.terms[mine + 1 :])
+    heard = {
+        letter
+        for letters, read in zip(found.terms, node.inputs, strict=True)
+        if read in signals
+        for letter in letters
+    }
+    reached = _reached(heard, others, found.result)
+    return tuple(
+        ("copy" if letter in heard or letter in _DOTS else "out")
+        if letter in found.result or letter in _DOTS
+        else ("in" if letter in reached else "out")
+        for letter in _spelt(term, len(value.shape))
+    )
+
+
+def _reached(heard: set[str], terms: Sequence[str], result: str) -> set[str]:
+    """Return the letters that the signal gets to through sums with these other operands."""
+    reached, waiting = set(heard), list(terms)
+    while near := [term for term in waiting if (reached - set(result)) & set(term)]:
+        reached |= set(near[0])
+        waiting.remove(near[0])
+    return reached
+
+
+_DOTS = "0123456789"
+"""Letters that stand for the dimensions of an ellipsis, from the last one back."""
+
+
+def _spelt(term: str, ndim: int) -> str:
+    """Return a term of `einsum` with a letter for every dimension.
+
+    Examples:
+        >>> _spelt("...io", 4)
+        '10io'
+    """
+    more = ndim - len(term.replace("...", ""))
+    return term.replace("...", _DOTS[:more][::-1] if more > 0 else "")
+
+
+def _equation(node: Node) -> _Equation | None:
+    """Return the equation of a call, written as a string or as lists of numbers."""
+    if not isinstance(node.args[0], str):
+        return _equation_of_lists(node)
+    terms, arrow, result = node.args[0].replace(" ", "").partition("->")
+    letters = terms.replace(",", "").replace("...", "")
+    if not arrow:
+        once = sorted({letter for letter in letters if letters.count(letter) == 1})
+        result = ("..." if "..." in terms else "") + "".join(once)
+    return _Equation(tuple(terms.split(",")), result)
+
+
+def _equation_of_lists(node: Node) -> _Equation | None:
+    lists = [arg for arg in node.args if isinstance(arg, (list, tuple))]
+    if not isinstance(node.args[0], Ref) or not all(isinstance(x, int) for y in lists for x in y):
+        return None
+    terms = ["".join(string.ascii_letters[number] for number in each) for each in lists]
+    if len(terms) > len(node.inputs):
+        return _Equation(tuple(terms[:-1]), terms[-1])
+    letters = "".join(terms)
+    return _Equation(tuple(terms), "".join(sorted(x for x in letters if letters.count(x) == 1)))

@@ -1,0 +1,269 @@
+"""Which elements of a parameter join which inputs of an operator to which of its outputs.
+
+Every element of a parameter is given a number, and the numbers are sent in its place through the
+recorded operators between the parameter and the operator that consumes it. No table says what moves
+numbers how: the operators themselves are run. Where an operator mixes elements (a sum, a Fourier
+transform), the elements at a position are those that its gradient reaches.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.graph import Node, Ref, Value
+from torch_initpolicy.trace.operators import RANDOM, OpRole
+from torch_initpolicy.trace.trees import tensors_in
+
+_ROWS = 256
+"""Positions at which mixed elements are counted one by one; between them the mean stands."""
+
+
+class Mixed(Exception):  # noqa: N818 - no error: another way is taken
+    """Several elements of a parameter have become one number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """Runs what was recorded between a parameter and a value, on numbers of our own.
+
+    Attributes:
+        uses: The data flow.
+        site: The parameter.
+        leaf: What stands in for the parameter.
+        numbered: Whether `leaf` holds the numbers of elements, from 1, which must not be mixed.
+        made: What has been made so far, by value.
+    """
+
+    uses: Uses
+    site: str
+    leaf: Tensor
+    numbered: bool
+    made: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, index: int) -> Tensor:
+        """Return what stands for a value.
+
+        Raises:
+            Mixed: Elements were numbered, and an operator did something else than move them.
+        """
+        if index not in self.made:
+            self._make(self.uses.graph.values[index])
+        return self.made[index]
+
+    def _make(self, value: Value) -> None:
+        """Make a value: signals are zeros, other parameters what no element is numbered by."""
+        if value.parameter == self.site:
+            self.made[value.index] = self.leaf.view(value.shape)
+        elif value.parameter is not None:
+            half = torch.full(value.shape, 0.5, dtype=_wide(value.dtype))  # no number of an element
+            self.made[value.index] = half
+        elif value.held is not None:
+            self.made[value.index] = value.held.detach().to("cpu", _wide(value.dtype))
+        elif value.producer is None or value.index in self.uses.signals:
+            number = value.constant or 0.0
+            self.made[value.index] = torch.full(value.shape, number, dtype=_wide(value.dtype))
+        else:
+            self._enter(self.uses.graph.nodes[value.producer])
+
+    def _enter(self, node: Node) -> None:
+        followed = [v for v in dict.fromkeys(node.inputs) if self.uses.holds(v, self.site)]
+        carried = self._carried(node, followed)
+        outputs = self._run(node, followed) if carried is None else (carried,)
+        for index, output in zip(node.outputs, outputs, strict=False):
+            self.made[index] = output
+
+    def _carried(self, node: Node, followed: Sequence[int]) -> Tensor | None:
+        """Return what an element-wise operator makes: each element stays where it is.
+
+        A weight over its own norm is itself; where a mask is zero no element is left.
+        """
+        values = self.uses.graph.values
+        if node.op in RANDOM:
+            shape = values[node.outputs[0]].shape
+            return torch.ones(shape, dtype=_wide(values[node.outputs[0]].dtype))
+        role = self.uses.role(node)
+        sizes = [math.prod(values[v].shape) for v in followed]
+        if role not in _ELEMENTWISE or not followed:
+            return None
+        if role is OpRole.ADDS and sizes.count(max(sizes)) > 1:
+            return None
+        kept = self.of(followed[sizes.index(max(sizes))])
+        shape = values[node.outputs[0]].shape
+        if not _fits(kept.shape, shape):
+            return None
+        if role is OpRole.MULTIPLIES:
+            for index in node.inputs:
+                if index not in self.uses.sources and math.prod(values[index].shape) > 1:
+                    kept = kept * (self.of(index) != 0)
+        return kept.expand(shape)
+
+    def _run(self, node: Node, followed: Sequence[int]) -> Sequence[Tensor]:
+        """Run an operator, and see to it that it only moves elements where these are numbered."""
+        outputs = self._called(node, followed, lambda tensor: tensor)
+        if not (self.numbered and followed) or _is_view(self.uses, node, followed[0]):
+            return outputs
+        renumbered = _renumbering(self.leaf.numel())
+        again = self._called(node, followed, lambda ids: renumbered[ids.long()])
+        return tuple(_moved(*pair, renumbered) for pair in zip(outputs, again, strict=True))
+
+    def _called(
+        self, node: Node, followed: Sequence[int], change: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, ...]:
+        def look_up(argument: Any) -> Any:
+            if isinstance(argument, Ref):
+                tensor = self.of(argument.value)
+                changed = change(tensor) if argument.value in followed else tensor
+                return changed.clone()  # the operator may work in place
+            if isinstance(argument, torch.device):
+                return torch.device("cpu")
+            return argument
+
+        args, kwargs = _mapped(look_up, (node.args, dict(node.kwargs)))
+        try:
+            result = node.function(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            raise Mixed(node.op) from error
+        changed = args[:1] if node.op == "setitem" else ()
+        made = (*tensors_in(result), *changed)
+        return tuple(tensor.to(_wide(tensor.dtype)) for tensor in made)
+
+
+_ELEMENTWISE = frozenset({
+    OpRole.CASTS, OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.NORMALISES, OpRole.MULTIPLIES,
+    OpRole.ADDS,
+})  # fmt: skip
+"""Roles of operators that leave each element of a weight at its place."""
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which numbers of elements are exact."""
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _fits(shape: Sequence[int], larger: Sequence[int]) -> bool:
+    """Say whether a shape can be expanded to a larger one."""
+    pairs = zip(reversed(shape), reversed(larger), strict=False)
+    return len(shape) <= len(larger) and all(a in (1, b) for a, b in pairs)
+
+
+def _is_view(uses: Uses, node: Node, read: int) -> bool:
+    values = uses.graph.values
+    before, after = values[read], [values[output] for output in node.outputs]
+    alike = all((v.storage, v.dtype) == (before.storage, before.dtype) for v in after)
+    return alike and node.op != "setitem"
+
+
+@functools.lru_cache(maxsize=4)
+def _renumbering(size: int) -> Tensor:
+    """Return other numbers for elements, in no order: sums of these are not those of the sums."""
+    generator = torch.Generator().manual_seed(size)
+    other = torch.randperm(size, generator=generator).double().add_(size + 1.0)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), other])
+
+
+def _moved(ids: Tensor, again: Tensor, renumbered: Tensor) -> Tensor:
+    """Return numbers of elements that an operator has moved; its own constants are no elements.
+
+    Raises:
+        Mixed: The operator has done something else to them.
+    """
+    if ids.is_complex() or not ids.is_floating_point():
+        raise Mixed
+    is_number = (ids >= 0) & (ids < len(renumbered)) & (ids == ids.round())
+    numbers = torch.where(is_number, ids, 0).long()
+    is_element = is_number & (renumbered[numbers] == again)
+    if not (is_element | (ids == again)).all():
+        raise Mixed
+    return torch.where(is_element, ids, 0.0)
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function` to the leaves of nested tuples, lists and dicts."""
+    if isinstance(tree, Ref) or not isinstance(tree, (tuple, list, dict)):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(function, item) for key, item in tree.items()}
+    items = [_mapped(function, item) for item in tree]
+    return items if isinstance(tree, list) else tuple(items)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the elements of a parameter are in the weight in use.
+
+    Attributes:
+        counts: How many elements there are at each position.
+        ids: The number of the element at each position, 0 for none; None where some are mixed.
+        reached: Returns the numbers of all elements at some positions.
+    """
+
+    counts: Tensor
+    ids: Tensor | None
+    reached: Callable[[Tensor], Tensor]
+
+
+def placed(uses: Uses, site: str, value: Value, size: int, shape: tuple[int, ...]) -> Placed:
+    """Send the elements of a parameter to a value.
+
+    Args:
+        uses: The data flow.
+        site: The parameter.
+        value: The value.
+        size: Number of elements of the parameter.
+        shape: Shape as which the value is looked at.
+
+    Raises:
+        Mixed: The expression cannot be run again.
+    """
+    try:
+        numbers = torch.arange(1.0, size + 1, dtype=torch.float64)
+        ids = _Replay(uses, site, numbers, numbered=True).of(value.index).reshape(shape)
+    except Mixed:
+        return _mixed(uses, site, value, size, shape)
+    return Placed((ids > 0).double(), ids, lambda where: ids[where & (ids > 0)].long())
+
+
+def _mixed(uses: Uses, site: str, value: Value, size: int, shape: tuple[int, ...]) -> Placed:
+    """Find the elements that are mixed at each position, as gradients do."""
+    generator = torch.Generator().manual_seed(size)
+    dtype = next(_wide(v.dtype) for v in uses.graph.values if v.parameter == site)
+    leaf = torch.rand(size, generator=generator, dtype=dtype).add(0.5).requires_grad_()
+    made = _Replay(uses, site, leaf, numbered=False).of(value.index).reshape(shape)
+    if not made.requires_grad:
+        raise Mixed
+
+    def reached(where: Tensor) -> Tensor:
+        cotangent = torch.rand(shape, generator=generator, dtype=torch.float64).add(0.5) * where
+        if made.is_complex():
+            cotangent = torch.complex(cotangent, cotangent * 0.7)
+        (gradient,) = torch.autograd.grad(made, leaf, cotangent.to(made.dtype), retain_graph=True)
+        least = 1e-9 * gradient.abs().max()
+        return (gradient.abs() > least).nonzero().flatten() + 1
+
+    return Placed(_sampled(shape, reached), None, reached)
+
+
+def _sampled(shape: tuple[int, ...], reached: Callable[[Tensor], Tensor]) -> Tensor:
+    """Count the elements at each position, or at some and their mean at the others."""
+    positions = math.prod(shape)
+    chosen = torch.linspace(0, positions - 1, min(positions, _ROWS)).round().long()
+    where = torch.zeros(positions, dtype=torch.bool)
+    found = []
+    for position in chosen:
+        where[position] = True
+        found.append(len(reached(where.view(shape))))
+        where[position] = False
+    counted = torch.tensor(found, dtype=torch.float64)
+    return (
+        torch.full((positions,), counted.mean().item(), dtype=torch.float64)
+        .index_copy(0, chosen, counted)
+        .view(shape)
+    )
