@@ -2,6 +2,7 @@
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
 from torch_initpolicy.calibrate.lsuv import Calibration, lsuv_
+from torch_initpolicy.compare.compare import Comparison, compare_inits
 from torch_initpolicy.decorator import init_policy
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.materialize.restore import restore
@@ -25,6 +26,7 @@ from torch_initpolicy.writing.verify import Verification
 __all__ = [
     "Audit",
     "Calibration",
+    "Comparison",
     "Facts",
     "Finding",
     "InitPolicy",
@@ -41,6 +43,7 @@ __all__ = [
     "apply_policy",
     "audit_model",
     "audit_signal",
+    "compare_inits",
     "find_symmetry",
     "init_policy",
     "initializers",

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.audit import BUDGET, audit_model
+from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
     InitPolicyError,
@@ -359,6 +361,26 @@ def check(
     _advise(guessed=not inputs and bool(report.of("suspect")))
     _print(report.to_json() if as_json else tables.symmetry_table(report))
     if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def compare(
+    model: Model,
+    reference: Annotated[
+        str, typer.Argument(help="What it is to start like; written as the model is.")
+    ],
+    *,
+    seed: StartSeed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare how two models start, as distributions: which tensors are drawn differently."""
+    with _progress(f"building {model} and {reference}"), _seeded(seed):
+        built = build(model), build(reference)
+    with _progress("comparing"):
+        comparison = compare_inits(*built)
+    _print(comparison.to_json() if as_json else str(comparison))
+    if not comparison.ok:
         raise typer.Exit(FAILED)
 
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.api import plan_policy
+from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.errors import listing
+from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.sites import require_module
 from torch_initpolicy.symmetry.find import find_symmetry
 
-__all__ = ["assert_initialized", "assert_no_symmetry", "assert_untouched"]
+__all__ = ["assert_initialized", "assert_no_symmetry", "assert_same_init", "assert_untouched"]
 
 
 def assert_initialized(
@@ -48,6 +50,25 @@ def assert_initialized(
         >>> assert_initialized(model, "he")
     """
     plan_policy(model, policy, example_inputs=example_inputs, only=only, skip=skip).verify(model)
+
+
+def assert_same_init(mine: nn.Module | Plan, reference: nn.Module | Plan) -> None:
+    """Assert that two models start from the same distributions, whatever their seeds and names.
+
+    Args:
+        mine: A model with its initial weights, or a plan.
+        reference: What it is to start like.
+
+    Raises:
+        AssertionError: Some tensors differ; the message lists them.
+        ArgumentError: As `compare_inits` raises it.
+
+    Examples:
+        >>> assert_same_init(nn.Linear(64, 64), nn.Linear(64, 64))
+    """
+    comparison = compare_inits(mine, reference)
+    if not comparison.ok:
+        raise AssertionError(str(comparison))
 
 
 def assert_no_symmetry(

@@ -1,0 +1,1 @@
+"""Compares how two models start: as distributions, without seeds."""
