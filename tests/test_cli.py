@@ -538,3 +538,21 @@ class TestEntry:
         assert finished.stderr.splitlines() == [
             "the command torch-initpolicy needs an extra: pip install 'torch-initpolicy[cli]'"
         ]
+
+
+class TestCompare:
+    """`compare` says which tensors of two models start differently."""
+
+    def test_models_that_differ(self, run):
+        """The exit code is 1, and the JSON holds the rows."""
+        code, out, _ = run("compare", SMALL, "timm:test_vit", "--json")
+
+        assert code == 1
+        assert not json.loads(out)["ok"]
+
+    def test_models_that_start_the_same(self, run):
+        """The exit code is 0, and the counts are printed."""
+        code, out, _ = run("compare", SMALL, SMALL)
+
+        assert code == 0
+        assert ", 0 differ, 0 not compared" in out

@@ -119,17 +119,8 @@ def run_python(code: str) -> str:
 
 PUBLIC = {name: getattr(torch_initpolicy, name) for name in torch_initpolicy.__all__}
 HANDED_OUT = {
-    *(
-        "Calibration",
-        "Comparison",
-        "Facts",
-        "Finding",
-        "Signal",
-        "Site",
-        "Step",
-        "Verification",
-        "Watch",
-    )
+    *("Calibration", "Comparison", "Facts", "Finding", "Signal", "Site", "Step"),
+    *("Verification", "Watch"),
 }
 """What functions return and a user annotates with, and nobody makes by hand."""
 

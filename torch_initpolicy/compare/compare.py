@@ -140,7 +140,7 @@ def compare_inits(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Compar
         >>> _ = nn.init.normal_(mine.weight, std=0.02)
         >>> print(compare_inits(mine, reference))  # doctest: +ELLIPSIS
         1 tensor start the same, 1 differ, 0 not compared
-          weight: scale: normal, std 0.02 against uniform in [-0.0625, 0.0625]
+          weight: scale: normal, std 0.0... against uniform in [-0.06..., 0.06...]
     """
     own, other = list(_starts(mine, "mine")), list(_starts(reference, "reference"))
     entries = [start.entry for start in own], [start.entry for start in other]

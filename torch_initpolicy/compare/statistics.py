@@ -306,8 +306,10 @@ def words(values: Tensor) -> str:
 def _family(sample: Tensor, mean: float, std: float) -> str:
     """Name the first family that fits a sorted sample, if one does."""
     low, high = sample[0].item(), sample[-1].item()
-    normal = torch.special.ndtr((sample - mean) / std)
-    fits = {f"normal, std {std:.4g}": _misfit(normal)}
+    fits: dict[str, float] = {}
+    farthest = max(high - mean, mean - low) / std
+    if (2 * NormalDist().cdf(farthest) - 1) ** len(sample) > _FIT:  # else it has been cut
+        fits[f"normal, std {std:.4g}"] = _misfit(torch.special.ndtr((sample - mean) / std))
     fits[f"uniform in [{low:.4g}, {high:.4g}]"] = _misfit((sample - low) / (high - low))
     for cut in _CUTS:
         edge = NormalDist().cdf(cut)
