@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
-from torch_initpolicy.audit import BUDGET, audit_model
 from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
