@@ -13,7 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from torch_initpolicy.tensors.samplers import truncation
+from torch_initpolicy.tensors.standards import truncation
 
 SAMPLE = 2**16
 """Elements whose order is compared; of larger tensors an evenly spread part is taken."""
