@@ -24,6 +24,7 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.planning.describe import figure, ranges, told
 from torch_initpolicy.planning.plan import Plan
+from torch_initpolicy.planning.scale import scaled_steps
 from torch_initpolicy.policy.matchers import Name
 from torch_initpolicy.policy.recipes import Recipe
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, InitPolicy, Rule, filling, is_blanket
@@ -123,7 +124,8 @@ def make_plan(
     filters = Filters.of(only, skip, frozen=frozen)
     choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
     idle = list(_idle(policy, choices))
-    steps, failed = _steps(choices)
+    made, failed = _steps(choices)
+    steps, unscaled = scaled_steps(made, policy.scaling, frozenset(_asking(choices)))
     unmatched = [choice for choice in choices if not choice.is_settled]
     _raise_all([
         *([] if found else ["the model has no parameters"]),
@@ -131,6 +133,7 @@ def make_plan(
         *(f"no rule matches {choice}" for choice in unmatched),
         *(idle if strict else []),
         *(f"{choice}: {error}" for choice, error in failed),
+        *unscaled,
         *_shared(found, steps),
     ], policy, _remedies(unmatched, failed))  # fmt: skip
     if idle:
@@ -304,6 +307,14 @@ def _steps(choices: Sequence[Choice]) -> tuple[list[Step], list[Failed]]:
     made = [_attempt(choice, gains) for choice in choices if choice.is_settled]
     steps = [step for step in made if isinstance(step, Step)]
     return steps, [failed for failed in made if not isinstance(failed, Step)]
+
+
+def _asking(choices: Iterable[Choice]) -> Iterator[str]:
+    """Yield the sites whose initializer depends on more than their shapes: a recipe chose it."""
+    for choice in choices:
+        deciding = (part.rule for part in (choice, *choice.blocks) if part.rule is not None)
+        if any(not isinstance(rule.initializer, BUILTIN) for rule in deciding):
+            yield choice.site.name
 
 
 def _attempt(choice: Choice, gains: Gains) -> Step | Failed:

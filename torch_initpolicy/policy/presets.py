@@ -29,6 +29,7 @@ from torch_initpolicy.policy.match import (
     reads_input,
     role,
 )
+from torch_initpolicy.policy.parametrisations import complete_p, mup, spectral
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, preset, preset_named
 from torch_initpolicy.tensors import meanfield
@@ -55,6 +56,7 @@ from torch_initpolicy.tensors.initializers import (
 
 __all__ = [
     "auto",
+    "complete_p",
     "constant",
     "critical",
     "delta_orthogonal",
@@ -63,11 +65,13 @@ __all__ = [
     "gpt2",
     "he",
     "lecun",
+    "mup",
     "normal",
     "ones",
     "orthogonal",
     "rezero",
     "signal",
+    "spectral",
     "t_fixup",
     "timm_vit",
     "torch_default",

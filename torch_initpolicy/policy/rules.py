@@ -16,9 +16,12 @@ from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.policy import codec, matchers
+from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.matchers import Anything, Matcher
 from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
+from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializer import REGISTERED
 from torch_initpolicy.tensors.initializers import From, Initializer
 from torch_initpolicy.tensors.layers import Role
@@ -106,6 +109,8 @@ class InitPolicy:
     Attributes:
         rules: The rules.
         name: What it is called in plans and receipts, or None.
+        scaling: How what the rules give a base model is carried over to another size; None where
+            the rules are all there is.
 
     Raises:
         PolicyError: Something among the rules is none.
@@ -125,10 +130,14 @@ class InitPolicy:
 
     rules: tuple[Rule, ...]
     name: str | None = None
+    scaling: Scaling | None = None
 
-    def __init__(self, rules: Iterable[Rule] = (), name: str | None = None) -> None:
+    def __init__(
+        self, rules: Iterable[Rule] = (), name: str | None = None, scaling: Scaling | None = None
+    ) -> None:
         object.__setattr__(self, "rules", tuple(rules))
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "scaling", scaling)
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise PolicyError(
@@ -144,6 +153,7 @@ class InitPolicy:
     def __repr__(self) -> str:
         rules = "".join(f"    {rule!r},\n" for rule in self.rules)
         name = f", name={self.name!r}" if self.name else ""
+        name += f", scaling={self.scaling!r}" if self.scaling else ""
         return f"InitPolicy([\n{rules}]{name})" if rules else f"InitPolicy([]{name})"
 
     def first(self, site: Site, facts: Facts) -> Rule | None:
@@ -152,16 +162,17 @@ class InitPolicy:
 
     def otherwise(self, rest: "InitPolicy | Filler") -> "InitPolicy":
         """Return this policy with another, or one initializer, for what no rule matches."""
-        return InitPolicy((*self.rules, *_rules_of(rest, "otherwise")), self.name)
+        rules = (*self.rules, *_rules_of(rest, "otherwise"))
+        return InitPolicy(rules, self.name, _scaling_of(self, rest))
 
     def override(self, front: "InitPolicy | Rule") -> "InitPolicy":
         """Return this policy with other rules before its own."""
         rules = (front,) if isinstance(front, Rule) else _rules_of(front, "override")
-        return InitPolicy((*rules, *self.rules), self.name)
+        return InitPolicy((*rules, *self.rules), self.name, _scaling_of(self, front))
 
     def renamed(self, name: str | None) -> "InitPolicy":
         """Return this policy under another name."""
-        return InitPolicy(self.rules, name)
+        return InitPolicy(self.rules, name, self.scaling)
 
     @property
     def hash(self) -> str:
@@ -245,6 +256,21 @@ def _rules_of(policy: "InitPolicy | Rule | Filler | str", verb: str) -> tuple[Ru
     return (Rule(Anything(), policy, optional=True),)
 
 
+def _scaling_of(policy: InitPolicy, other: object) -> Scaling | None:
+    """Return the one scaling that two policies have between them.
+
+    Raises:
+        PolicyError: They have different ones.
+    """
+    beside = other.scaling if isinstance(other, InitPolicy) else None
+    if policy.scaling is not None and beside not in (None, policy.scaling):
+        raise PolicyError(
+            f"both policies scale, by {policy.scaling.kind} and {beside.kind}; "
+            "give one of them as policy=... to the other"
+        )
+    return policy.scaling or beside
+
+
 #
 # Presets, by name
 #
@@ -304,7 +330,9 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 #
 
 _OTHERS: dict[str, type] = {
-    kind.__name__: kind for kind in (*matchers.SERIALISABLE, UnitScale, TorchDefault, Rule)
+    kind.__name__: kind
+    for kind in (*matchers.SERIALISABLE, UnitScale, TorchDefault, Rule)
+    + (Axes, Family, Member, Scaling)
 }
 
 CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)
@@ -335,7 +363,9 @@ def _language(path: str | Path) -> Language:
 def _data(policy: InitPolicy) -> codec.Data:
     """Write a policy as an object: `format`, `name` and `rules`."""
     name: dict[str, codec.Data] = {"name": policy.name} if policy.name else {}
-    return {"format": FORMAT, **name, "rules": [_rule_data(rule) for rule in policy.rules]}
+    rules: list[codec.Data] = [_rule_data(rule) for rule in policy.rules]
+    data: dict[str, codec.Data] = {"format": FORMAT, **name, "rules": rules}
+    return data | ({"scaling": codec.encode(policy.scaling, CLASSES)} if policy.scaling else {})
 
 
 def _rule_data(rule: Rule) -> codec.Data:
@@ -351,7 +381,7 @@ def _rule_data(rule: Rule) -> codec.Data:
     return data
 
 
-_FIELDS = ("format", "name", "rules", "otherwise")
+_FIELDS = ("format", "name", "rules", "otherwise", "scaling")
 
 
 def _policy(data: codec.Data) -> InitPolicy:
@@ -368,7 +398,11 @@ def _policy(data: codec.Data) -> InitPolicy:
     name, rules = data.get("name"), data.get("rules", [])
     if not isinstance(rules, list) or not isinstance(name, (str, types.NoneType)):
         raise PolicyError(f"rules is an array and name a string, got {rules!r} and {name!r}")
-    policy = InitPolicy((_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules)), name)
+    scaling: Scaling | None = codec.decode(data.get("scaling"), CLASSES, "scaling")
+    if not isinstance(scaling, (Scaling, types.NoneType)):
+        raise PolicyError(f"scaling is an object of class Scaling, got {data['scaling']!r}")
+    each = (_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules))
+    policy = InitPolicy(each, name, scaling)
     return policy.otherwise(_rest(data["otherwise"])) if "otherwise" in data else policy
 
 

@@ -69,6 +69,10 @@ class Facts:
             own cannot part. Empty where there are many, or the output goes out of the model; None
             where nothing has been read, or it is no weight.
         multiplier: The known constants on the way of its numbers.
+        dot_product: Where its output is multiplied and summed with another signal, as a query is
+            with a key: how large the result is when all numbers are one, `d / sqrt(d)` for heads of
+            size `d`. None elsewhere, and for the other one of the two.
+        tied_to_head: Whether it is looked up by index, and multiplied to a signal as well.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         padding: Row of a table that must stay zero, as the operator that looks up says, or None.
         used: Whether the forward pass touched it at all.
@@ -93,6 +97,8 @@ class Facts:
     reads_unknown: str | None = None
     neighbours: tuple[str, ...] | None = None
     multiplier: ForwardMultiplier = ForwardMultiplier()
+    dot_product: float | None = None
+    tied_to_head: bool = False
     offset: float = 0.0
     padding: int | None = None
     used: bool = False

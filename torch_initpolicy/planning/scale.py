@@ -1,0 +1,136 @@
+"""Carries a plan over from a base model: each step drawn as its parametrisation asks.
+
+Knows steps and scalings; decides nothing that the policy has not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.multipliers import Multipliers
+from torch_initpolicy.policy.family import Member
+from torch_initpolicy.policy.scaling import Part, Scaling, layouts, obstacles
+from torch_initpolicy.steps import Step, merged
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.base import Elementwise, Spread
+from torch_initpolicy.tensors.initializers import Blocks, From, Initializer
+
+
+def scaled_steps(
+    steps: Sequence[Step], scaling: Scaling | None, by_site: frozenset[str] = frozenset()
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """Multiply what each step draws by what the parametrisation says.
+
+    Args:
+        steps: The steps as the policy alone makes them.
+        scaling: The parametrisation; None leaves the steps as they are.
+        by_site: Names of the steps whose initializer depends on more than shapes.
+
+    Returns:
+        The steps, in their order, and what is in the way, with the ways out.
+
+    Raises:
+        PlanError: A parameter has no counterpart in the base model; lists every case.
+    """
+    if scaling is None:
+        return tuple(steps), ()
+    parts = [Part(step.name, step.names, step.shape, step.facts) for step in steps]
+    members = scaling.counterparts(parts)
+    carried: list[Step] = []
+    cases: list[str] = []
+    for step, part in zip(steps, parts, strict=True):
+        member = members.get(part.name)
+        found = scaling.of(part, member)
+        cases += obstacles(scaling, part, found)
+        try:
+            carried.append(_scaled(step, found, member, asks=step.name in by_site))
+        except PolicyError as error:
+            cases.append(f"{step.name!r}: {error}")
+    return tuple(carried), tuple(cases)
+
+
+def _scaled(step: Step, found: Multipliers, member: Member | None, *, asks: bool) -> Step:
+    """Return a step with its multipliers, its initializer scaled where it fills anything."""
+    reason = f"{step.reason}; {found.reason}"
+    if step.keeps:
+        loses = found.std != 1.0 or found.folded != 1.0
+        note = "; kept as it is, its values are not scaled" if loses else ""
+        return replace(step, multipliers=found, reason=reason + note)
+    factors = _factors(step, found, member, asks=asks)
+    if set(factors) == {1.0}:
+        return replace(step, multipliers=found, reason=reason)
+    initializer = _multiplied(step.initializer, factors)
+    spreads = _spreads(initializer, step.shape, step.axes)
+    std = merged(spread.std for spread in spreads)
+    return replace(step, initializer=initializer, std=std, multipliers=found, reason=reason)
+
+
+def _factors(
+    step: Step, found: Multipliers, member: Member | None, *, asks: bool
+) -> tuple[float, ...]:
+    """Return what the numbers of each packed block are multiplied by, or those of the whole.
+
+    The base model's standard deviation times the multiplier is wanted, over what the policy draws
+    at this size.
+    """
+    stds = found.std if isinstance(found.std, tuple) else (found.std,)
+    now = _sizes(step.initializer, step.shape, step.axes)
+    then = now if member is None else _in_base(step, member, asks=asks)
+    changes = [base / here if here and base else 1.0 for here, base in zip(now, then, strict=True)]
+    each = max(len(stds), len(changes))
+    pairs = zip(_spread_over(stds, each), _spread_over(changes or [1.0], each), strict=True)
+    return tuple(std * found.folded * change for std, change in pairs)
+
+
+def _spread_over(numbers: Sequence[float], count: int) -> list[float]:
+    """Repeat one number that holds for all packed blocks."""
+    return [*numbers] * count if len(numbers) == 1 else [*numbers]
+
+
+def _in_base(step: Step, member: Member, *, asks: bool) -> list[float]:
+    """Return how large the numbers are that the policy draws in the base model."""
+    if not asks:
+        axes = layouts(step.shape, step.facts, member)[1]
+        return _sizes(step.initializer, member.shape, axes if step.axes else None)
+    if member.drawn is None and member.shape != step.shape:
+        raise PolicyError(
+            f"{step.initializer} depends on its layer, of which shapes alone say nothing; give as "
+            "base the model, or its plan under the same policy"
+        )
+    drawn = member.drawn or step.initializer
+    if type(drawn) is not type(step.initializer):
+        raise PolicyError(
+            f"the base model gets {drawn} where this one gets {step.initializer}; plan both by the "
+            "same policy"
+        )
+    return _sizes(drawn, member.shape, member.axes)
+
+
+def _sizes(initializer: Initializer, shape: Sequence[int], axes: Axes | None) -> list[float]:
+    """Return the root mean square of each packed block, or of the whole; nothing if unknown."""
+    return [math.hypot(spread.mean, spread.std) for spread in _spreads(initializer, shape, axes)]
+
+
+def _spreads(
+    initializer: Initializer, shape: Sequence[int], axes: Axes | None
+) -> tuple[Spread, ...]:
+    spread = cast("Elementwise", initializer).spread(shape, axes)
+    return (spread,) if isinstance(spread, Spread) else spread or ()
+
+
+def _multiplied(initializer: Initializer, factors: tuple[float, ...]) -> Initializer:
+    """Return an initializer that fills each packed block with as many times the numbers."""
+    if isinstance(initializer, From):
+        raise PolicyError(
+            f"{initializer} is a function, whose numbers nothing scales; give an initializer"
+        )
+    if len(set(factors)) == 1:
+        return cast("Elementwise", initializer).scaled(factors[0])
+    inner = (
+        initializer.initializers
+        if isinstance(initializer, Blocks)
+        else (initializer,) * len(factors)
+    )
+    return Blocks(tuple(_multiplied(i, (f,)) for i, f in zip(inner, factors, strict=True)))

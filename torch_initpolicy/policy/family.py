@@ -1,0 +1,121 @@
+"""Two models of one family: which parameter of one stands for which of the other.
+
+Knows names, shapes and facts of parameters; multiplies nothing.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch_initpolicy.errors import PlanError, listing, nearest
+from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.tensors.initializers import Initializer
+from torch_initpolicy.trace.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One parameter of a base model.
+
+    Attributes:
+        name: Its canonical name.
+        shape: Its shape.
+        axes: What its axes mean; None where that is not known.
+        part: What it does, in words that do not depend on size or depth: where names are no help,
+            these tell which parameter of a deeper model it stands for.
+        dot_product: As in `Facts`.
+        drawn: What the policy fills it with, where that depends on its site and not on its shape
+            alone; None where the shape is enough.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: Axes | None = None
+    part: tuple[str, ...] = ()
+    dot_product: float | None = None
+    drawn: Initializer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A base model, as much of it as a parametrisation needs.
+
+    Attributes:
+        members: Its parameters.
+        residual_branches: How many residual branches it has; None where that is not known.
+    """
+
+    members: tuple[Member, ...]
+    residual_branches: int | None = None
+
+    def counterparts(self, names: Mapping[str, Facts]) -> dict[str, Member]:
+        """Find for each parameter of a model the one of the base that it stands for.
+
+        Where all names are the same, the name says it. In a deeper model numbers in names are
+        others: there a parameter of the same name but for its numbers stands for it, one that does
+        the same if there is one, and of these the nearest.
+
+        Args:
+            names: The model's parameters, with what is known of them.
+
+        Raises:
+            PlanError: A parameter has no counterpart; lists every case.
+        """
+        by_name = {member.name: member for member in self.members}
+        if by_name.keys() == names.keys():
+            return by_name
+        found = {name: self._nearest(name, facts) for name, facts in names.items()}
+        missing = [f"{n!r}{nearest(n, by_name)}" for n, member in found.items() if member is None]
+        if missing:
+            raise PlanError(
+                f"the base model has nothing that stands for these parameters:\n{listing(missing)}\n"
+                "give as base a model of the same family, of another width or depth"
+            )
+        return {name: member for name, member in found.items() if member is not None}
+
+    def _nearest(self, name: str, facts: Facts) -> Member | None:
+        template, numbers, part = _template(name), _numbers(name), part_of(facts)
+
+        def distance(member: Member) -> tuple[int, list[int]]:
+            differs = sum(a != b for a, b in zip(part, member.part, strict=False))
+            apart = (abs(a - b) for a, b in zip(numbers, _numbers(member.name), strict=True))
+            return differs, list(apart)
+
+        candidates = (member for member in self.members if _template(member.name) == template)
+        return min(candidates, key=distance, default=None)
+
+
+_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+
+
+def _template(name: str) -> str:
+    return _NUMBER.sub("#", name)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in _NUMBER.findall(name)]
+
+
+MARKS: Mapping[str, str] = MappingProxyType({
+    "reads_input": "reads the input",
+    "feeds_output": "makes the output",
+    "ends_residual": "ends a residual branch",
+})  # fmt: skip
+"""Facts that are true or false, with what is said where they are true."""
+
+
+def part_of(facts: Facts) -> tuple[str, ...]:
+    """Say in words what a parameter does, whatever the size and depth of its model.
+
+    Examples:
+        >>> part_of(Facts("bias", op="linear"))
+        ('bias', 'linear', '', '', '', '', '')
+    """
+    return (
+        facts.role,
+        facts.op or "",
+        facts.meets.name if facts.meets else "",
+        facts.fed_by.name if facts.fed_by else "",
+        *(mark if getattr(facts, key) else "" for key, mark in MARKS.items()),
+    )

@@ -1,0 +1,309 @@
+"""Scaling: how a parametrisation carries what a base model is given over to another size.
+
+Knows two models of one family by their shapes and facts; writes nothing, and fills nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from torch_initpolicy.multipliers import Like, Multipliers
+from torch_initpolicy.policy.family import Family, Member
+from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
+from torch_initpolicy.trace.facts import Facts
+
+Kind = Literal["mup", "complete_p", "spectral"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One parameter as a parametrisation sees it.
+
+    Attributes:
+        name: Its canonical name.
+        names: All its canonical names.
+        shape: Its shape.
+        facts: What is known about it.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How standard deviations and learning rates go with the size of a model.
+
+    Attributes:
+        kind: `"mup"`: with its width; `"complete_p"`: with its width and depth; `"spectral"`: with
+            its own fans, whatever other models there are.
+        family: The base model; None for `"spectral"`.
+        forward_multipliers: Whether a multiplier that cannot be folded into a parameter is left to
+            a hook of the forward pass.
+    """
+
+    kind: Kind
+    family: Family | None = None
+    forward_multipliers: bool = False
+
+    def counterparts(self, parts: Sequence[Part]) -> dict[str, Member]:
+        """Return the base model's parameter for each of a model's; none without a base.
+
+        Raises:
+            PlanError: A parameter has no counterpart; lists every case.
+        """
+        if self.family is None:
+            return {}
+        return self.family.counterparts({p.name: p.facts for p in parts})
+
+    def depth(self, facts: Facts) -> float:
+        """Return the ratio of residual branches to those of the base; 1 where depth is no matter.
+
+        Args:
+            facts: Those of any parameter of the model.
+        """
+        if self.kind != "complete_p" or self.family is None or not self.family.residual_branches:
+            return 1.0
+        return facts.residual_branches / self.family.residual_branches
+
+    def of(self, part: Part, member: Member | None) -> Multipliers:
+        """Return what is multiplied at one parameter.
+
+        Args:
+            part: The parameter.
+            member: That of the base model; None without a base.
+        """
+        if member is None:
+            return _spectral(part)
+        width = _by_width(part, member)
+        return _with_forward(_by_depth(width, part.facts, self.depth(part.facts)), part, member)
+
+
+#
+# Width
+#
+
+
+def _by_width(part: Part, member: Member) -> Multipliers:
+    """Apply table 8 of Tensor Programs V, without forward multipliers, to each packed block.
+
+    A parameter is hidden where both its inputs and its outputs grow, an output where its inputs
+    alone do, an input or a vector where its outputs alone do.
+    """
+    axes, base_axes = layouts(part.shape, part.facts, member)
+    blocks = list(zip(_blocks(part.shape, axes), _blocks(member.shape, base_axes), strict=True))
+    inputs = [_ratio(now.inputs, then.inputs) for now, then in blocks]
+    units = [_ratio(now.units, then.units) for now, then in blocks]
+    likes = [_like(f, w, axes) for f, w in zip(inputs, units, strict=True)]
+    stds = [f ** _EXPONENT.get(like, 0.0) for like, f in zip(likes, inputs, strict=True)]
+    like: Like = "hidden" if "hidden" in likes else "output" if "output" in likes else likes[0]
+    return Multipliers(
+        like=like,
+        std=stds[0] if len(set(stds)) == 1 else tuple(stds),
+        fan_in=max(inputs),
+        width=min(units),
+        base=member.shape,
+        reason=_reason(like, max(inputs), stds),
+    )
+
+
+_EXPONENT: Mapping[Like, float] = MappingProxyType({"hidden": -0.5, "output": -1.0})
+"""How the standard deviation goes with the ratio of fans; of what is not here it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Connections into one unit, and the number of units, of one packed block."""
+
+    inputs: float
+    units: int
+
+
+def _blocks(shape: Sequence[int], axes: Axes | None) -> list[_Block]:
+    """Count inputs and units of each packed block, or of the whole.
+
+    Groups of a convolution lie side by side, so their units count together; stacked experts are
+    copies, of which one counts. A vector has one input for each element.
+    """
+    if axes is None:
+        return [_Block(1.0, math.prod(shape))]
+    each = [part(shape, axes, block) for block in range(len(axes.blocks))]
+    return [
+        _Block(
+            fans(sizes, layout).fan_in if layout.inputs else 1.0,
+            math.prod(sizes[axis] for axis in layout.outputs),
+        )
+        for sizes, layout in each or [(tuple(shape), axes)]
+    ]
+
+
+def _ratio(now: float, then: float) -> float:
+    return now / then if then and now else 1.0
+
+
+def _like(fan_in: float, width: float, axes: Axes | None) -> Like:
+    if fan_in != 1.0:
+        return "hidden" if width != 1.0 else "output"
+    if width == 1.0:
+        return "fixed"
+    return "input" if axes is not None and axes.inputs else "vector"
+
+
+def layouts(shape: Sequence[int], facts: Facts, member: Member) -> tuple[Axes | None, Axes | None]:
+    """Return what the axes of a parameter mean, and those of its counterpart.
+
+    Args:
+        shape: Shape of the parameter.
+        facts: What is known about it.
+        member: Its counterpart.
+    """
+    axes = facts.axes
+    if axes is None and facts.role in ("weight", "recurrent") and len(shape) > 1:
+        axes = conventional(shape)
+    if axes is None or len(member.shape) != len(shape):
+        return None, None
+    base = member.axes or _carried_over(axes, shape, member.shape)
+    if len(base.blocks) != len(axes.blocks):
+        return replace(axes, blocks=(), repeats=1), replace(base, blocks=(), repeats=1)
+    return axes, base
+
+
+def _carried_over(axes: Axes, shape: Sequence[int], base: Sequence[int]) -> Axes:
+    """Guess the layout of a weight of which the shape alone is given: proportions stay.
+
+    Groups of a convolution keep their width where that is the same, else their number. Blocks that
+    do not stay whole are given up.
+    """
+    groups = axes.groups
+    if groups > 1 and shape[1] == base[1]:
+        groups = max(groups * base[0] // shape[0], 1)
+    if axes.packed is None:
+        return replace(axes, groups=groups)
+    share = base[axes.packed] / shape[axes.packed]
+    sizes = [size * share for size in axes.blocks]
+    if not all(size.is_integer() for size in sizes):
+        return replace(axes, blocks=(), repeats=1, groups=groups)
+    return replace(axes, blocks=tuple(map(int, sizes)), groups=groups)
+
+
+def _reason(like: Like, fan_in: float, stds: Sequence[float]) -> str:
+    """Say in words why a parameter has its multipliers."""
+    times, std = f"{fan_in:.4g}", "/".join(f"{number:.4g}" for number in stds)
+    said = f"std x {std}, Adam's learning rate x {1 / fan_in:.4g}"
+    return {
+        "hidden": f"sums {times} times as many inputs as in the base: {said}",
+        "output": f"sums {times} times as many inputs into a fixed number of outputs: {said}",
+        "input": "reads a fixed number of inputs, so as in the base",
+        "vector": "one number for each unit, so as in the base",
+        "fixed": "as large as in the base",
+    }[like]
+
+
+#
+# Depth
+#
+
+
+def _by_depth(width: Multipliers, facts: Facts, depth: float) -> Multipliers:
+    """Multiply residual branches by one over the ratio of their numbers (CompleteP, alpha = 1).
+
+    The multiplier is folded into the parameters that close a branch; all in a branch see a
+    gradient that is as many times as small.
+
+    Reference:
+        Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers*, 2025,
+        arXiv:2505.01618, table 1.
+    """
+    if depth == 1.0 or not facts.branch_depth:
+        return width
+    if not facts.closes_residual:
+        return replace(width, depth=depth)
+    why = f"closes one of {depth:.4g} times as many residual branches: all x {1 / depth:.4g}"
+    return replace(width, depth=depth, folded=1.0 / depth, reason=f"{width.reason}; {why}")
+
+
+#
+# What cannot be folded
+#
+
+
+def _with_forward(found: Multipliers, part: Part, member: Member) -> Multipliers:
+    """Add the forward multiplier that no single parameter can take over."""
+    forward = 1.0
+    if part.facts.tied_to_head:
+        forward = 1.0 / found.width
+    elif part.facts.dot_product and member.dot_product:
+        forward = member.dot_product / part.facts.dot_product
+    if forward == 1.0:
+        return found
+    said = "the head reads" if part.facts.tied_to_head else "queries are"
+    why = f"{said} x {forward:.4g} in the forward pass"
+    return replace(found, forward=forward, reason=f"{found.reason}; {why}")
+
+
+def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]:
+    """Yield what is in the way of a multiplier that cannot be folded, and the ways out.
+
+    Args:
+        scaling: The parametrisation.
+        part: The parameter.
+        found: What is multiplied there.
+    """
+    if found.forward == 1.0:
+        return
+    tied = part.facts.tied_to_head
+    hooked = len(part.names) > 1 if tied else part.facts.op != "multi_head_attention_forward"
+    if scaling.forward_multipliers and hooked:
+        return
+    hook = f"presets.{scaling.kind}(..., forward_multipliers=True), which multiplies "
+    if tied:
+        why = (
+            f"{part.name!r} is tied to a head: at {1 / found.forward:.4g} times the width logits "
+            f"need the factor {found.forward:.4g}, which as an embedding it must not have; give "
+            "the head a weight of its own (tie_word_embeddings=False)"
+        )
+        hook += "what the head reads"
+    else:
+        why = (
+            f"{part.name!r} makes queries whose dot products with keys are "
+            f"{1 / found.forward:.4g} times as large as in the base, as heads are larger and "
+            "divided by sqrt(d): keep the size of heads and take more of them, or divide by d"
+        )
+        hook += "queries"
+    yield f"{why}, or use {hook}" if hooked else why
+
+
+#
+# Without a base
+#
+
+
+def _spectral(found: Part) -> Multipliers:
+    """Keep spectral norms of weights and of their changes at sqrt(fan_out / fan_in).
+
+    The policy's standard deviation, about 1/sqrt(fan_in), is right where there are as many outputs
+    as inputs; fewer outputs ask for less.
+
+    Reference:
+        Yang, Simon and Bernstein, *A Spectral Condition for Feature Learning*, 2023,
+        arXiv:2310.17813, parametrization 1.
+    """
+    axes = found.facts.axes
+    blocks = _blocks(found.shape, axes)
+    stds = [min(1.0, (b.units / b.inputs) ** 0.5) if b.inputs else 1.0 for b in blocks]
+    fan_in = max(block.inputs for block in blocks) or 1.0
+    width = float(min(block.units for block in blocks)) or 1.0
+    is_map = axes is not None and bool(axes.inputs)
+    std = "/".join(f"{number:.4g}" for number in dict.fromkeys(stds))
+    return Multipliers(
+        like="hidden" if is_map else "vector",
+        std=stds[0] if len(set(stds)) == 1 else tuple(stds),
+        fan_in=fan_in,
+        width=width,
+        reason=f"spectral norm sqrt({width:.4g}/{fan_in:.4g}): std x {std}, "
+        f"Adam's learning rate / {fan_in:.4g}",
+    )
