@@ -15,9 +15,12 @@ from torch import nn
 from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError
 from torch_initpolicy.policy import codec, match
 from torch_initpolicy.policy.codec import FUNCTIONS, decode, digest, encode, fits
+from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.recipes import TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import CLASSES
+from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.tensors import initializers
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import (
     ICNR,
     BranchScaled,
@@ -59,6 +62,9 @@ EVERY = [
     initializers.From(nn.init.trunc_normal_, std=0.02, a=-2.0, b=2.0),
     UnitScale(),
     TorchDefault(),
+    Axes(inputs=(1,), outputs=(0,), blocks=(2, 2)),
+    Member("fc.weight", (4, 8), Axes((1,), (0,)), ("weight", ""), 4.0, Normal(0.02)),
+    Scaling("mup", Family((Member("bias", (4,)),), 3), forward_multipliers=True),
     match.name("a.*", "[!x]?", regex=r"\d+\.\"é"),
     match.kind(nn.Conv2d),
     match.role("weight", "bias") & (match.meets("relu") | ~match.fed_by("input")),
@@ -105,7 +111,9 @@ class TestRoundTrip:
 
     def test_every_class_is_tried(self):
         """The list above holds an instance of each class that files know."""
-        seen = {type(value).__name__ for value in EVERY} | {"AnyOf", "Not", "FedBy", "Meets", "Is"}
+        seen = {type(value).__name__ for value in EVERY} | {
+            *("AnyOf", "Not", "FedBy", "Meets", "Is", "Family"),
+        }
 
         assert CLASSES.keys() - seen <= {"Rule", "HasRole", "Op", "Offset", "Laplace"}
 

@@ -30,7 +30,11 @@ from torch_initpolicy.tensors.initializers import (
 from torch_initpolicy.tensors.layers import Role
 
 LINEAR = site(nn.Linear(4, 8), prefix="fc")
-ALL = {name: preset_named(name, {"value": 0.1} if name == "constant" else None) for name in PRESETS}
+ALL = {
+    name: preset_named(name, {"value": 0.1} if name == "constant" else None)
+    for name in PRESETS
+    if name not in ("mup", "complete_p")
+}
 
 HE = VarianceScaling(1.0, "fan_in", gain="meets")
 RELU_HE = VarianceScaling(2.0, "fan_in")
@@ -172,6 +176,7 @@ EXPECTED = {
     "gpt2": {"gelu": Normal(0.02), None: Normal(0.02)},
     "timm_vit": {"gelu": Normal(0.02), None: Normal(0.02)},
     "depth_scaled": {"gelu": HE, None: XAVIER},
+    "spectral": {"relu": HE, None: HE},
     "fixup": {"relu": BranchScaled(HE, "fixup"), None: BranchScaled(RELU_HE, "fixup")},
 }
 
@@ -189,7 +194,9 @@ class TestWeights:
 
     def test_all_are_expected(self):
         """Every preset has a row in the table above."""
-        assert EXPECTED.keys() | {"auto"} == ALL.keys() == set(presets.__all__)
+        assert (
+            EXPECTED.keys() | {"auto"} == ALL.keys() == set(presets.__all__) - {"mup", "complete_p"}
+        )
 
     @pytest.mark.parametrize("name", ["zeros", "ones", "constant", "uniform", "normal"])
     @pytest.mark.parametrize("role", ["embedding", "recurrent"])

@@ -43,7 +43,9 @@ CUSTOM = InitPolicy(
 ).otherwise(presets.auto())
 
 POLICIES = {"custom": CUSTOM, "empty": InitPolicy()} | {
-    name: preset_named(name, {"value": 0.1} if name == "constant" else None) for name in PRESETS
+    name: preset_named(name, {"value": 0.1} if name == "constant" else None)
+    for name in PRESETS
+    if name not in ("mup", "complete_p")
 }
 
 

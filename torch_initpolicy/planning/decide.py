@@ -56,6 +56,7 @@ class Choice:
         kept: Why it is left alone whatever the rule says (the argument, and in words), or None.
         block: Number of the packed block that this is about; None for the whole site.
         blocks: The same for each packed block, where they meet different things; else empty.
+        branches: How many residual branches initializers reckon with.
     """
 
     site: Site
@@ -64,6 +65,7 @@ class Choice:
     kept: tuple[str, str] | None
     block: int | None = None
     blocks: tuple["Choice", ...] = ()
+    branches: int = 0
 
     @property
     def is_settled(self) -> bool:
@@ -125,7 +127,7 @@ def make_plan(
     choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
     idle = list(_idle(policy, choices))
     made, failed = _steps(choices)
-    steps, unscaled = scaled_steps(made, policy.scaling, frozenset(_asking(choices)))
+    steps, unscaled = scaled_steps(made, policy.scaling, found, frozenset(_asking(choices)))
     unmatched = [choice for choice in choices if not choice.is_settled]
     _raise_all([
         *([] if found else ["the model has no parameters"]),
@@ -259,11 +261,15 @@ def _patterns(found: Iterable[Site]) -> set[str]:
 
 def _choice(site: Site, facts: Facts | None, policy: InitPolicy, filters: Filters) -> Choice:
     known = _with_axes(facts or Facts(site.role), site)
+    branches = known.residual_branches
+    if policy.scaling is not None:
+        branches = policy.scaling.branches(branches)
     blocks = tuple(
-        Choice(site, block, policy.first(site, block), None, number)
+        Choice(site, block, policy.first(site, block), None, number, branches=branches)
         for number, block in enumerate(known.blocks)
     )
-    return Choice(site, known, policy.first(site, known), filters.kept(site), blocks=blocks)
+    rule, kept = policy.first(site, known), filters.kept(site)
+    return Choice(site, known, rule, kept, blocks=blocks, branches=branches)
 
 
 def _with_axes(facts: Facts, site: Site) -> Facts:
@@ -313,7 +319,7 @@ def _asking(choices: Iterable[Choice]) -> Iterator[str]:
     """Yield the sites whose initializer depends on more than their shapes: a recipe chose it."""
     for choice in choices:
         deciding = (part.rule for part in (choice, *choice.blocks) if part.rule is not None)
-        if any(not isinstance(rule.initializer, BUILTIN) for rule in deciding):
+        if any(not isinstance(rule.initializer, Initializer) for rule in deciding):
             yield choice.site.name
 
 
@@ -406,7 +412,7 @@ def _filling(choice: Choice, rule: Rule, gains: Gains) -> Filling:
     chosen = _chosen(rule.initializer, choice)
     if choice.block is not None:
         chosen = chosen.of_block(choice.block)
-    context = _context(choice.facts, gains)
+    context = _context(choice, gains)
     resolved = chosen.resolve(context)
     counts = resolved != chosen.resolve(replace(context, multiplier=1.0, weight_multiplier=1.0))
     reason = _reason(choice, rule, chosen, told(resolved, *_fans(choice)), counts=counts)
@@ -420,12 +426,13 @@ def _chosen(held: Initializer | Recipe, choice: Choice) -> Initializer:
     return cast("Initializer", filling(held.for_site(choice.site, choice.facts)))
 
 
-def _context(facts: Facts, gains: Gains) -> Context:
+def _context(choice: Choice, gains: Gains) -> Context:
+    facts = choice.facts
     return Context(
         meets_gain=gains[facts.meets],
         fed_gain=gains[facts.fed_by],
         signal_gain=facts.reads**-0.5 if facts.reads else gains[facts.fed_by],
-        residual_branches=facts.residual_branches,
+        residual_branches=choice.branches,
         branch_depth=facts.branch_depth,
         multiplier=facts.multiplier.total,
         weight_multiplier=facts.multiplier.weight,
@@ -491,7 +498,7 @@ def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
     if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
         yield f"each of {counted(len(blocks), 'block')}"
     if isinstance(chosen, BranchScaled):
-        yield f"scaled for {choice.facts.residual_branches} residual branches"
+        yield f"scaled for {choice.branches} residual branches"
     if choice.facts.offset:
         yield f"as {figure(choice.facts.offset)} is added to it"
     if choice.padding is not None:

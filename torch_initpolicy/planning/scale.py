@@ -6,26 +6,32 @@ Knows steps and scalings; decides nothing that the policy has not.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.policy.family import Member
 from torch_initpolicy.policy.scaling import Part, Scaling, layouts, obstacles
+from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, merged
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.base import Elementwise, Spread
-from torch_initpolicy.tensors.initializers import Blocks, From, Initializer
+from torch_initpolicy.tensors.base import Spread
+from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.tensors.initializers import Blocks
+from torch_initpolicy.writing.forward import takes_hook
 
 
 def scaled_steps(
-    steps: Sequence[Step], scaling: Scaling | None, by_site: frozenset[str] = frozenset()
+    steps: Sequence[Step],
+    scaling: Scaling | None,
+    sites: Sequence[Site] = (),
+    by_site: frozenset[str] = frozenset(),
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Multiply what each step draws by what the parametrisation says.
 
     Args:
         steps: The steps as the policy alone makes them.
         scaling: The parametrisation; None leaves the steps as they are.
+        sites: The sites that the steps are about; without them no hook can be put to use.
         by_site: Names of the steps whose initializer depends on more than shapes.
 
     Returns:
@@ -36,7 +42,10 @@ def scaled_steps(
     """
     if scaling is None:
         return tuple(steps), ()
-    parts = [Part(step.name, step.names, step.shape, step.facts) for step in steps]
+    hooked = {site.name for site in sites if takes_hook(site)}
+    parts = [
+        Part(step.name, step.shape, step.facts, takes_hook=step.name in hooked) for step in steps
+    ]
     members = scaling.counterparts(parts)
     carried: list[Step] = []
     cases: list[str] = []
@@ -56,7 +65,7 @@ def _scaled(step: Step, found: Multipliers, member: Member | None, *, asks: bool
     reason = f"{step.reason}; {found.reason}"
     if step.keeps:
         loses = found.std != 1.0 or found.folded != 1.0
-        note = "; kept as it is, its values are not scaled" if loses else ""
+        note = ", but its values are kept" if loses else ""
         return replace(step, multipliers=found, reason=reason + note)
     factors = _factors(step, found, member, asks=asks)
     if set(factors) == {1.0}:
@@ -94,7 +103,8 @@ def _in_base(step: Step, member: Member, *, asks: bool) -> list[float]:
     if not asks:
         axes = layouts(step.shape, step.facts, member)[1]
         return _sizes(step.initializer, member.shape, axes if step.axes else None)
-    if member.drawn is None and member.shape != step.shape:
+    random = any(spread.std for spread in _spreads(step.initializer, step.shape, step.axes))
+    if member.drawn is None and member.shape != step.shape and random:
         raise PolicyError(
             f"{step.initializer} depends on its layer, of which shapes alone say nothing; give as "
             "base the model, or its plan under the same policy"
@@ -116,21 +126,16 @@ def _sizes(initializer: Initializer, shape: Sequence[int], axes: Axes | None) ->
 def _spreads(
     initializer: Initializer, shape: Sequence[int], axes: Axes | None
 ) -> tuple[Spread, ...]:
-    spread = cast("Elementwise", initializer).spread(shape, axes)
+    spread = initializer.spread(shape, axes)
     return (spread,) if isinstance(spread, Spread) else spread or ()
 
 
 def _multiplied(initializer: Initializer, factors: tuple[float, ...]) -> Initializer:
     """Return an initializer that fills each packed block with as many times the numbers."""
-    if isinstance(initializer, From):
+    if initializer.is_opaque:
         raise PolicyError(
             f"{initializer} is a function, whose numbers nothing scales; give an initializer"
         )
     if len(set(factors)) == 1:
-        return cast("Elementwise", initializer).scaled(factors[0])
-    inner = (
-        initializer.initializers
-        if isinstance(initializer, Blocks)
-        else (initializer,) * len(factors)
-    )
-    return Blocks(tuple(_multiplied(i, (f,)) for i, f in zip(inner, factors, strict=True)))
+        return initializer.scaled(factors[0])
+    return Blocks(tuple(initializer.of_block(i).scaled(f) for i, f in enumerate(factors)))

@@ -19,7 +19,7 @@ from torch_initpolicy.policy.rules import CLASSES, InitPolicy
 from torch_initpolicy.sites import BORROWING, Site, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.initializers import BUILTIN, Initializer
+from torch_initpolicy.tensors.initializers import Initializer
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.read import read
 
@@ -80,9 +80,9 @@ def _of_model(model: nn.Module, policy: InitPolicy) -> Family:
 def _drawn(policy: InitPolicy, site: Site, facts: Facts) -> Initializer | None:
     """Return what a rule that asks the site itself fills it with; None for other rules."""
     rule = policy.first(site, facts)
-    if rule is None or isinstance(rule.initializer, BUILTIN):
+    if rule is None or not isinstance(rule.initializer, Recipe):
         return None
-    return cast("Recipe", rule.initializer).for_site(site, facts)
+    return rule.initializer.for_site(site, facts)
 
 
 def _of_shapes(shapes: Mapping[str, object], where: str) -> Family:

@@ -69,7 +69,7 @@ class Family:
         missing = [f"{n!r}{nearest(n, by_name)}" for n, member in found.items() if member is None]
         if missing:
             raise PlanError(
-                f"the base model has nothing that stands for these parameters:\n{listing(missing)}\n"
+                f"the base has nothing that stands for these parameters:\n{listing(missing)}\n"
                 "give as base a model of the same family, of another width or depth"
             )
         return {name: member for name, member in found.items() if member is not None}

@@ -329,10 +329,11 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 # Files
 #
 
+_SCALINGS = (Axes, Family, Member, Scaling)
+
 _OTHERS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (*matchers.SERIALISABLE, UnitScale, TorchDefault, Rule)
-    + (Axes, Family, Member, Scaling)
+    for kind in (*matchers.SERIALISABLE, UnitScale, TorchDefault, Rule, *_SCALINGS)
 }
 
 CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)

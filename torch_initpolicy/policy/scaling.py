@@ -23,15 +23,15 @@ class Part:
 
     Attributes:
         name: Its canonical name.
-        names: All its canonical names.
         shape: Its shape.
         facts: What is known about it.
+        takes_hook: Whether a hook can multiply what it makes, or what its head reads.
     """
 
     name: str
-    names: tuple[str, ...]
     shape: tuple[int, ...]
     facts: Facts
+    takes_hook: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,14 @@ class Scaling:
             return {}
         return self.family.counterparts({p.name: p.facts for p in parts})
 
-    def depth(self, facts: Facts) -> float:
-        """Return the ratio of residual branches to those of the base; 1 where depth is no matter.
+    def branches(self, own: int) -> int:
+        """Return the residual branches that initializers reckon with: the base's, under CompleteP.
 
         Args:
-            facts: Those of any parameter of the model.
+            own: How many residual branches the model itself has.
         """
-        if self.kind != "complete_p" or self.family is None or not self.family.residual_branches:
-            return 1.0
-        return facts.residual_branches / self.family.residual_branches
+        base = None if self.family is None else self.family.residual_branches
+        return base if self.kind == "complete_p" and base else own
 
     def of(self, part: Part, member: Member | None) -> Multipliers:
         """Return what is multiplied at one parameter.
@@ -80,7 +79,9 @@ class Scaling:
         if member is None:
             return _spectral(part)
         width = _by_width(part, member)
-        return _with_forward(_by_depth(width, part.facts, self.depth(part.facts)), part, member)
+        own = part.facts.residual_branches
+        depth = own / self.branches(own) if own else 1.0
+        return _with_forward(_by_depth(width, part.facts, depth), part, member)
 
 
 #
@@ -192,7 +193,7 @@ def _carried_over(axes: Axes, shape: Sequence[int], base: Sequence[int]) -> Axes
 
 def _reason(like: Like, fan_in: float, stds: Sequence[float]) -> str:
     """Say in words why a parameter has its multipliers."""
-    times, std = f"{fan_in:.4g}", "/".join(f"{number:.4g}" for number in stds)
+    times, std = f"{fan_in:.4g}", "/".join(f"{number:.4g}" for number in dict.fromkeys(stds))
     said = f"std x {std}, Adam's learning rate x {1 / fan_in:.4g}"
     return {
         "hidden": f"sums {times} times as many inputs as in the base: {said}",
@@ -256,8 +257,7 @@ def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]
     if found.forward == 1.0:
         return
     tied = part.facts.tied_to_head
-    hooked = len(part.names) > 1 if tied else part.facts.op != "multi_head_attention_forward"
-    if scaling.forward_multipliers and hooked:
+    if scaling.forward_multipliers and part.takes_hook:
         return
     hook = f"presets.{scaling.kind}(..., forward_multipliers=True), which multiplies "
     if tied:
@@ -274,7 +274,7 @@ def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]
             "divided by sqrt(d): keep the size of heads and take more of them, or divide by d"
         )
         hook += "queries"
-    yield f"{why}, or use {hook}" if hooked else why
+    yield f"{why}, or use {hook}" if part.takes_hook else why
 
 
 #

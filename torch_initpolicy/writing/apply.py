@@ -41,6 +41,7 @@ from torch_initpolicy.writing.blocks import (
 )
 from torch_initpolicy.writing.commit import Write, commit, plainly
 from torch_initpolicy.writing.crew import Crew, check_threads, crew
+from torch_initpolicy.writing.forward import hook_multipliers
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
 from torch_initpolicy.writing.ranks import process_groups, same_everywhere, together
@@ -136,6 +137,8 @@ def apply_steps(
             staged += _staged(jobs, workers, hands[0])
         staged_at = time.perf_counter()
         commit(partial(_write, jobs, staged, workers), groups, workers, partial(_mark_filled, jobs))
+        if model is not None:
+            hook_multipliers(model, (step for _, step in known))
     return Written(
         seed=number,
         names=tuple(job.site.name for job in jobs),
