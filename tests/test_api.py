@@ -152,7 +152,7 @@ class TestWhatIsWritten:
         with torch.no_grad():
             model[1].running_mean.fill_(3)
             model[1].num_batches_tracked.fill_(7)
-            model[1].weight.fill_(0.5)
+            model[1].weight.copy_(torch.linspace(0.5, 1.5, 8))
         apply_policy(model, seed=0, example_inputs=X)
 
         assert model[1].running_mean.eq(0).all()

@@ -94,8 +94,14 @@ class TestApply:
         code, out, err = run("apply", SMALL, "--seed", "3")
 
         assert (code, err) == (0, "")
-        assert "47 tensors written, 0 kept" in out
+        assert "43 tensors written, 4 kept" in out
         assert "seed 3" in out
+
+    def test_keep(self, run):
+        """What the constructor meant stays, unless `--keep nothing` overwrites it."""
+        _, out, _ = run("apply", SMALL, "--keep", "nothing")
+
+        assert "47 tensors written, 0 kept" in out
 
     def test_json(self, run):
         """With `--json` standard output is the receipt."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
 from torch_initpolicy.errors import (
+    PolicyError,
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
@@ -22,18 +23,23 @@ from torch_initpolicy.moments.propagate import with_reads
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.describe import figure
 from torch_initpolicy.planning.plan import Plan, Receipt, warn_of_symmetry
+from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import BORROWING, Site, require_module, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
+from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import undone_on_error
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import is_sharded
+
+Keeping: TypeAlias = Literal["meant", "nothing"]
+"""What a policy leaves as the author of a model meant it."""
 
 
 def plan_policy(
@@ -44,6 +50,7 @@ def plan_policy(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
+    keep: Keeping = "meant",
     strict: bool = True,
 ) -> Plan:
     """Decide what a policy would write to each parameter of a model, and write nothing.
@@ -59,6 +66,11 @@ def plan_policy(
             sequence for none.
         skip: Globs of canonical names; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
+        keep: `"meant"` lets stay what the layers' own random draws could not have left, under the
+            rules of presets: zeros that close a branch or are one factor of a product, biases with
+            a purpose, computed kernels, what `transformers` has loaded from a checkpoint. Of
+            parameters on the meta device, behind a parametrisation or sharded nothing is known.
+            `"nothing"` lets the policy overwrite them. Rules of your own are obeyed to the letter.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
 
     Returns:
@@ -90,13 +102,18 @@ def plan_policy(
             only=only,
             skip=skip,
             frozen=frozen,
+            keep=keep,
             strict=strict,
         )
     _warn_of_nothing(plan, given)
     return plan
 
 
-def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **options: Any) -> Plan:
+def _plan(
+    model: nn.Module, policy: InitPolicy, *, example_inputs: Any, keep: Keeping, **options: Any
+) -> Plan:
+    if keep not in get_args(Keeping):
+        raise PolicyError(f"keep is one of {get_args(Keeping)}, got {keep!r}")
     with BORROWING:
         found = sites(model)
         reading = _reading(model, found, example_inputs)
@@ -104,6 +121,7 @@ def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **option
             found,
             with_reads(reading.facts, reading.flow, found),
             policy,
+            meant=_meant(found, reading.facts) if keep == "meant" else {},
             unknown_operators=reading.unknown_operators,
             untraced=reading.untraced,
             **options,
@@ -111,6 +129,24 @@ def _plan(model: nn.Module, policy: InitPolicy, *, example_inputs: Any, **option
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
     return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
+
+
+def _meant(found: Sequence[Site], facts: Mapping[str, Facts]) -> dict[str, str]:
+    """Say what was meant, also where `skip_init` has skipped a draw."""
+    pending = {site.name: pending_of(site.parameters[0]) for site in found if not site.lazy}
+    skipped = {name: draw.initializer for name, draw in pending.items() if draw is not None}
+    plain = {name for name, initializer in skipped.items() if is_plain_draw(initializer)}
+
+    def look(site: Site) -> Tensor | None:
+        if site.name not in skipped:
+            return values_of(site)
+        if site.name in plain:
+            return None
+        sample = torch.empty(site.shape, dtype=site.dtype)
+        skipped[site.name](sample, None, generator=torch.Generator().manual_seed(0))
+        return sample
+
+    return meant(found, facts, look, plain)
 
 
 def _warn_of_unknown(operators: Mapping[str, int]) -> None:
@@ -145,6 +181,7 @@ def apply_policy(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
+    keep: Keeping = "meant",
     strict: bool = True,
     calibrate: Any = None,
     threads: int | None = None,
@@ -166,6 +203,7 @@ def apply_policy(
         only: As for `plan_policy`.
         skip: As for `plan_policy`.
         frozen: As for `plan_policy`.
+        keep: As for `plan_policy`.
         strict: As for `plan_policy`.
         calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
             standard deviation on it, after the policy has been applied, as `lsuv_` does. They also
@@ -202,6 +240,7 @@ def apply_policy(
                 only=only,
                 skip=skip,
                 frozen=frozen,
+                keep=keep,
                 strict=strict,
             )
         with undone_on_error(_held(model) if calibrate is not None else ()):
@@ -229,7 +268,7 @@ def _warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
     )
 
 
-_ARGUMENTS = ("only", "skip", "frozen")
+_ARGUMENTS = ("only", "skip", "frozen", "keep")
 """What stands as the rule of a step that an argument has kept."""
 
 _BY_NAME = "fill them by name: Rule(match.name(...), ...), or keep them by a policy of Keep() alone"
@@ -281,6 +320,7 @@ def materialize(
     example_inputs: Any = None,
     rebuild: Build | None = None,
     frozen: bool = False,
+    keep: Keeping = "meant",
     strict: bool = True,
     threads: int | None = None,
     draw_on: torch.device | str | None = None,
@@ -302,6 +342,7 @@ def materialize(
         rebuild: A function without arguments that builds the model once more; it is asked only for
             tensors that nothing else can tell the values of.
         frozen: As for `plan_policy`.
+        keep: As for `plan_policy`.
         strict: As for `plan_policy`.
         threads: As for `apply_policy`.
         draw_on: As for `apply_policy`.
@@ -325,7 +366,13 @@ def materialize(
         >>> model[0].weight.device.type, model[1].running_var.sum().item()
         ('cpu', 16.0)
     """
-    options = {"only": None, "skip": None, "frozen": frozen, "strict": strict}
+    options: dict[str, Any] = {
+        "only": None,
+        "skip": None,
+        "frozen": frozen,
+        "keep": keep,
+        "strict": strict,
+    }
     with opened(require_module(model)):
         given = policy_of(policy)
         plan = _plan(model, given, example_inputs=example_inputs, **options)

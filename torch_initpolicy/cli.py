@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.api import Keeping, apply_policy, plan_policy
 from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
@@ -206,6 +206,13 @@ Skip = Annotated[
     list[str] | None, typer.Option(help="No sites of such names: 'encoder.*'. Repeatable.")
 ]
 Frozen = Annotated[bool, typer.Option("--frozen", help="Also parameters that require no gradient.")]
+Keep = Annotated[
+    Keeping,
+    typer.Option(
+        help="What stays: the constructor's closed branches, priors and computed kernels, or "
+        "nothing but what an option names."
+    ),
+]
 Strict = Annotated[
     bool, typer.Option(help="Whether a rule that matches nothing is an error, or a warning.")
 ]
@@ -250,6 +257,7 @@ def plan(
     only: Only = None,
     skip: Skip = None,
     frozen: Frozen = False,
+    keep: Keep = "meant",
     strict: Strict = True,
     as_json: AsJson = False,
 ) -> None:
@@ -264,6 +272,7 @@ def plan(
             only=only,
             skip=skip,
             frozen=frozen,
+            keep=keep,
             strict=strict,
         )
     _advise(guessed=any(step.evidence == "order" for step in result))
@@ -281,6 +290,7 @@ def apply(
     only: Only = None,
     skip: Skip = None,
     frozen: Frozen = False,
+    keep: Keep = "meant",
     strict: Strict = True,
     calibrate: Calibrate = False,
     as_json: AsJson = False,
@@ -297,6 +307,7 @@ def apply(
         only=only,
         skip=skip,
         frozen=frozen,
+        keep=keep,
         strict=strict,
     )
     with _progress("initialising"):

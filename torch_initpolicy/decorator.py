@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import apply_policy
+from torch_initpolicy.api import Keeping, apply_policy
 from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
@@ -193,6 +193,7 @@ def init_policy(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
+    keep: Keeping = "meant",
     strict: bool = True,
     calibrate: Any = None,
     threads: int | None = None,
@@ -209,6 +210,7 @@ def init_policy(
     only: Sequence[str] | str | None = None,
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
+    keep: Keeping = "meant",
     strict: bool = True,
     calibrate: Any = None,
     threads: int | None = None,
@@ -245,6 +247,7 @@ def init_policy(
         only: Names of the sites to write; globs.
         skip: Names of the sites to leave; globs.
         frozen: Whether parameters that require no gradient are written too.
+        keep: `"nothing"` overwrites what the constructor meant, too.
         strict: Whether a rule that matches nothing is an error.
         calibrate: A batch to scale the weights with afterwards.
         threads: Number of threads to draw with.
@@ -279,6 +282,7 @@ def init_policy(
         only=only,
         skip=skip,
         frozen=frozen,
+        keep=keep,
         strict=strict,
         calibrate=calibrate,
         threads=threads,

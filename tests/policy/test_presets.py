@@ -329,7 +329,7 @@ class TestPolicy:
     @pytest.mark.parametrize(
         ("given", "error", "words"),
         [
-            ("kaiming", UnknownNameError, "no preset is called 'kaiming'; there are auto, he"),
+            ("kaiming", UnknownNameError, "no preset is called 'kaiming'; there are auto, comp"),
             ("Auto", UnknownNameError, "did you mean 'auto'"),
             ("missing.toml", PolicyError, "cannot be read"),
             ("constant", PolicyError, "value"),

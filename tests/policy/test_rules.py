@@ -14,8 +14,9 @@ from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
-from torch_initpolicy.policy.recipes import UnitScale
+from torch_initpolicy.policy.recipes import TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset, preset_named
+from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.initializers import (
     BranchScaled,
@@ -175,8 +176,9 @@ class TestValue:
     def test_repr(self, policy):
         """The repr is the expression that makes the policy."""
         words = {**vars(initializers), **vars(match), "torch": torch, "inf": float("inf")}
-        words |= {kind.__name__: kind for kind in (InitPolicy, Rule, UnitScale)}
-        words |= {"TorchDefault": presets.TorchDefault}
+        words |= {
+            kind.__name__: kind for kind in (InitPolicy, Rule, Scaling, UnitScale, TorchDefault)
+        }
 
         assert eval(repr(policy), words) == policy
 
@@ -368,7 +370,9 @@ class TestPresetNames:
 
     def test_unknown(self):
         """The error suggests, and lists what there is."""
-        with pytest.raises(UnknownNameError, match=r"did you mean 'xavier'\?; there are auto, he"):
+        with pytest.raises(
+            UnknownNameError, match=r"did you mean 'xavier'\?; there are auto, comp"
+        ):
             preset_named("xaver")
 
     def test_a_preset_without_what_it_needs(self):

@@ -43,6 +43,7 @@ Gains: TypeAlias = Mapping[Activation | None, float]
 """The gain of every activation that a model's facts name; 1 where there is none."""
 
 _NONE: Mapping[str, int] = types.MappingProxyType({})
+_NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def make_plan(
     skip: Sequence[str] | str | None = None,
     frozen: bool = False,
     strict: bool = True,
+    meant: Mapping[str, str] = _NOTHING,
     unknown_operators: Mapping[str, int] = _NONE,
     untraced: str | None = None,
 ) -> Plan:
@@ -107,6 +109,8 @@ def make_plan(
         skip: Globs; these sites are kept.
         frozen: Whether parameters that require no gradient are written too.
         strict: Whether a rule that decides about no site is an error; otherwise a warning.
+        meant: What holds values that were meant, with what they are, by canonical name: these
+            sites stay where a rule lets them.
         unknown_operators: Operators of unknown role that the trace met, with their number.
         untraced: Why the forward pass could not be read, with what helps, or None.
 
@@ -124,7 +128,9 @@ def make_plan(
     """
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
     filters = Filters.of(only, skip, frozen=frozen)
-    choices = [_choice(site, facts.get(site.name), policy, filters) for site in found]
+    choices = [
+        _sparing(_choice(site, facts.get(site.name), policy, filters), meant) for site in found
+    ]
     idle = list(_idle(policy, choices))
     made, failed = _steps(choices)
     steps, unscaled = scaled_steps(made, policy.scaling, found, frozenset(_asking(choices)))
@@ -270,6 +276,17 @@ def _choice(site: Site, facts: Facts | None, policy: InitPolicy, filters: Filter
     )
     rule, kept = policy.first(site, known), filters.kept(site)
     return Choice(site, known, rule, kept, blocks=blocks, branches=branches)
+
+
+def _sparing(choice: Choice, meant: Mapping[str, str]) -> Choice:
+    """Return a choice that keeps what was meant, where each rule that decides lets it stay."""
+    reason = meant.get(choice.site.name)
+    deciding = [part.rule for part in (choice, *choice.blocks) if part.rule is not None]
+    spared = deciding and all(rule.keeps_meant for rule in deciding)
+    writes = any(not isinstance(rule.initializer, Keep) for rule in deciding)
+    if reason is None or choice.kept is not None or not spared or not writes:
+        return choice
+    return replace(choice, kept=("keep", f"kept: meant, {reason}"))
 
 
 def _with_axes(facts: Facts, site: Site) -> Facts:

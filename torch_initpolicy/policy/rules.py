@@ -44,6 +44,8 @@ class Rule:
             place, becomes `From(function)`.
         note: Why, for people; it appears in the plan.
         optional: Whether the rule may match nothing; otherwise that is an error of the plan.
+        keeps_meant: Whether the rule lets stay what the author of a model meant, as those of
+            presets do; a rule of your own is obeyed to the letter.
 
     Raises:
         PolicyError: The matcher is none, or the initializer is no filled-in value.
@@ -59,9 +61,16 @@ class Rule:
     initializer: Initializer | Recipe
     note: str = ""
     optional: bool = False
+    keeps_meant: bool = False
 
     def __init__(
-        self, matcher: Matcher, initializer: Filler, note: str = "", *, optional: bool = False
+        self,
+        matcher: Matcher,
+        initializer: Filler,
+        note: str = "",
+        *,
+        optional: bool = False,
+        keeps_meant: bool = False,
     ) -> None:
         if not isinstance(matcher, Matcher):
             raise PolicyError(f"a rule starts with a matcher like name('head.*'), got {matcher!r}")
@@ -69,6 +78,7 @@ class Rule:
         object.__setattr__(self, "initializer", filling(initializer))
         object.__setattr__(self, "note", note)
         object.__setattr__(self, "optional", optional)
+        object.__setattr__(self, "keeps_meant", keeps_meant)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the rule is meant for a site."""
@@ -77,8 +87,11 @@ class Rule:
     def __repr__(self) -> str:
         words = [repr(self.matcher), repr(self.initializer)]
         words += [repr(self.note)] if self.note else []
-        words += ["optional=True"] if self.optional else []
+        words += [f"{name}=True" for name in _SWITCHES if getattr(self, name)]
         return f"Rule({', '.join(words)})"
+
+
+_SWITCHES = ("optional", "keeps_meant")
 
 
 def filling(filler: object) -> Initializer | Recipe:
@@ -312,8 +325,9 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
         PolicyError: It does not take these arguments.
     """
     if name not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
         raise UnknownNameError(
-            f"no preset is called {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}"
+            f"no preset is called {name!r}{nearest(name, PRESETS)}; there are {known}"
         )
     try:
         return PRESETS[name](**(arguments or {}))
@@ -377,9 +391,7 @@ def _rule_data(rule: Rule) -> codec.Data:
     }
     if rule.note:
         data["note"] = rule.note
-    if rule.optional:
-        data["optional"] = True
-    return data
+    return {**data, **{name: True for name in _SWITCHES if getattr(rule, name)}}
 
 
 _FIELDS = ("format", "name", "rules", "otherwise", "scaling")

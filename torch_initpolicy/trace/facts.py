@@ -73,6 +73,10 @@ class Facts:
             with a key: how large the result is when all numbers are one, `d / sqrt(d)` for heads of
             size `d`. None elsewhere, and for the other one of the two.
         tied_to_head: Whether it is looked up by index, and multiplied to a signal as well.
+        is_summand: Whether its output is added, before the next weight, to a signal that does not
+            come out of it.
+        multiplied_by: Canonical names of the weights that make what its output is multiplied by
+            before the next weight, empty where they are many; None where it is no factor.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         padding: Row of a table that must stay zero, as the operator that looks up says, or None.
         used: Whether the forward pass touched it at all.
@@ -99,6 +103,8 @@ class Facts:
     multiplier: ForwardMultiplier = ForwardMultiplier()
     dot_product: float | None = None
     tied_to_head: bool = False
+    is_summand: bool = False
+    multiplied_by: tuple[str, ...] | None = None
     offset: float = 0.0
     padding: int | None = None
     used: bool = False

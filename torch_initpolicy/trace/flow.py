@@ -18,6 +18,7 @@ from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.facts import Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
+from torch_initpolicy.trace.joins import ALONE, Join, joins, makers
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
@@ -43,6 +44,7 @@ class Flow:
         neighbours: The weights around each value.
         leftover: The known constants that no weight before has taken out.
         proportions: Which parameters each expression of parameters is proportional to.
+        joins: What each value is added to or multiplied by.
     """
 
     uses: Uses
@@ -56,6 +58,7 @@ class Flow:
     neighbours: Neighbours
     leftover: Constants
     proportions: Proportions
+    joins: Mapping[int, Join]
 
 
 def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
@@ -97,6 +100,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         neighbours=Neighbours(used),
         leftover=constants.entered({value: 1 / walk.factor for value, walk in ahead.items()}),
         proportions=proportions,
+        joins=joins(used, branches),
     )
 
 
@@ -182,6 +186,7 @@ def _facts(
     met = _met(found, flow)
     fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
     output = first.node.outputs[0]
+    join = flow.joins.get(output, ALONE)
     return Facts(
         role=role,
         axes=_axes(site, first, flow),
@@ -194,6 +199,8 @@ def _facts(
         branch_depth=flow.residuals.depth_around(first.node.index),
         neighbours=_neighbours(role, found, flow),
         multiplier=_multiplier(first, _ahead(first, flow), flow),
+        is_summand=join.is_summand,
+        multiplied_by=makers(join, flow.neighbours.made_by),
         offset=first.source.shift,
         padding=_padding(found),
         used=True,

@@ -38,12 +38,14 @@ class Residuals:
         ending: Values whose numbers reach the end of a branch through carriers alone.
         closing: Those of them that no parameter scales on the way.
         depths: Depth of the innermost branch around a node, by node.
+        ancestors: The nodes that each value comes from, as bits, by value.
     """
 
     branches: tuple[Branch, ...]
     ending: frozenset[int]
     closing: frozenset[int]
     depths: Mapping[int, int]
+    ancestors: Mapping[int, int]
 
     def skips(self, uses: Uses) -> dict[int, int]:
         """Return the value that each branch is added to, by the addition."""
@@ -68,7 +70,7 @@ def residuals(uses: Uses) -> Residuals:
     }
     ending, closing = (frozenset(_ending(uses, found, over)) for over in (_carries, _only_moves))
     branches = tuple(found.values())
-    return Residuals(branches, ending, closing, dict(_depths(branches)))
+    return Residuals(branches, ending, closing, dict(_depths(branches)), ancestry.ancestors)
 
 
 def _depths(branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,152 @@
+"""Presets by the layer: by what it meets, or the same for all of them."""
+
+from torch_initpolicy.policy.match import meets, role
+from torch_initpolicy.policy.presets.parts import (
+    EMBEDDINGS,
+    KEPT,
+    MATRIX,
+    RECTIFIED,
+    RECURRENT,
+    REST,
+    WEIGHT,
+    layers,
+    rule,
+)
+from torch_initpolicy.policy.rules import InitPolicy, preset
+from torch_initpolicy.tensors.initializers import (
+    Distribution,
+    Mode,
+    Orthogonal,
+    VarianceScaling,
+    he_normal,
+    lecun_normal,
+    xavier_normal,
+)
+
+
+@preset
+def auto() -> InitPolicy:
+    """Give each layer the textbook's rule for the activation that its output meets.
+
+    He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
+    where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
+    there is none; the halves of a gated layer that are packed into one weight each have their own.
+    Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate.
+
+    Reference:
+        He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10; Glorot and
+        Bengio, *Understanding the difficulty of training deep feedforward neural networks*, 2010,
+        eq. 12; Klambauer et al., *Self-Normalizing Neural Networks*, 2017, arXiv:1706.02515.
+
+    Examples:
+        >>> [rule.matcher for rule in auto().rules[-3:]]
+        [role('weight') & meets('rectifier'), role('weight') & meets('selu'), role('weight')]
+    """
+    return layers(
+        rule(RECTIFIED, he_normal("meets")),
+        rule(WEIGHT & meets("selu"), lecun_normal()),
+        rule(WEIGHT, xavier_normal()),
+    )
+
+
+@preset
+def he(*, mode: Mode = "fan_in", distribution: Distribution = "normal") -> InitPolicy:
+    """Give every layer He's variance: the gain of the rectifier it meets, ReLU's elsewhere.
+
+    Args:
+        mode: `"fan_out"` keeps the gradients' variance in place of the signal's.
+        distribution: What is drawn.
+
+    Reference:
+        He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10 and 14.
+
+    Examples:
+        >>> [rule.initializer.gain for rule in he().rules[-2:]]
+        ['meets', 1.0]
+    """
+    return layers(
+        rule(RECTIFIED, VarianceScaling(1.0, mode, distribution, "meets")),
+        rule(WEIGHT, VarianceScaling(2.0, mode, distribution)),
+    )
+
+
+@preset
+def xavier(*, distribution: Distribution = "normal") -> InitPolicy:
+    """Give every layer the variance `2 / (fan_in + fan_out)`.
+
+    Args:
+        distribution: What is drawn; the paper draws uniformly.
+
+    Reference:
+        Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
+        networks*, 2010, eq. 12 and 16.
+
+    Examples:
+        >>> xavier().rules[-1].initializer.spread((30, 20), None).std
+        0.2
+    """
+    return layers(rule(WEIGHT, VarianceScaling(1.0, "fan_avg", distribution)))
+
+
+@preset
+def lecun(*, distribution: Distribution = "normal") -> InitPolicy:
+    """Give every layer the variance `1 / fan_in`.
+
+    Args:
+        distribution: What is drawn.
+
+    Reference:
+        LeCun et al., *Efficient BackProp*, 1998, eq. 16.
+
+    Examples:
+        >>> lecun().rules[-1].initializer.spread((8, 25), None).std
+        0.2
+    """
+    return layers(rule(WEIGHT, VarianceScaling(1.0, "fan_in", distribution)))
+
+
+@preset
+def orthogonal() -> InitPolicy:
+    """Give every layer an orthogonal matrix, times the gain of the rectifier it meets if any.
+
+    Reference:
+        Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in
+        deep linear neural networks*, 2013, arXiv:1312.6120.
+
+    Examples:
+        >>> [rule.initializer for rule in orthogonal().rules[-2:]]
+        [Orthogonal(gain='meets'), Orthogonal(gain=1.0)]
+    """
+    return InitPolicy(
+        (
+            *REST,
+            EMBEDDINGS,
+            KEPT,
+            rule(RECTIFIED, Orthogonal("meets")),
+            rule(MATRIX, Orthogonal()),
+        )
+    )
+
+
+@preset
+def signal() -> InitPolicy:
+    """Give every layer the variance that makes the second moment of its output 1.
+
+    The mean square of what each weight reads is followed through the data flow, with the exact
+    integrals of activations: through sums, products, pools, normalisations, attention and zero
+    padding, as in training, for standard normal inputs. Where it cannot be followed the plan says
+    so, and the gain is that of the activation that feeds the layer. Embeddings start at `N(0, 1)`,
+    those that are a head too at `N(0, 1 / width)`.
+
+    Reference:
+        Bingham and Miikkulainen, *AutoInit: Analytic Signal-Preserving Weight Initialization for
+        Neural Networks*, 2021, arXiv:2109.08958.
+
+    Examples:
+        >>> signal().rules[-1].initializer
+        VarianceScaling(scale=1.0, mode='fan_in', distribution='normal', gain='signal')
+    """
+    scaled = VarianceScaling(1.0, "fan_in", gain="signal")
+    return InitPolicy(
+        (*REST, *RECURRENT, KEPT, rule(role("embedding"), scaled), rule(WEIGHT, scaled))
+    )

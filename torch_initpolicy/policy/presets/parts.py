@@ -1,0 +1,83 @@
+"""Rules that presets share: what they say of everything that is no weight of a layer.
+
+- Biases start at zero, but for the forget gates of an LSTM, which start at one in total;
+- normalisations start as the identity: scale 1 in total, shift 0;
+- rows of embeddings start at `N(0, 0.02)`, the padding row at zero;
+- positions, tokens, tables, gates, scales and other raw parameters keep the constructor's value;
+- what the author of a model meant stays.
+"""
+
+from torch_initpolicy.policy.match import Matcher, kind, meets, name, role
+from torch_initpolicy.policy.recipes import Recipe, UnitScale
+from torch_initpolicy.policy.rules import InitPolicy, Rule
+from torch_initpolicy.tensors.initializers import (
+    Blocks,
+    Initializer,
+    Keep,
+    Normal,
+    Ones,
+    Orthogonal,
+    Zeros,
+    xavier_normal,
+)
+
+
+def rule(
+    matcher: Matcher,
+    initializer: Initializer | Recipe,
+    note: str = "",
+    *,
+    keeps_meant: bool = True,
+) -> Rule:
+    """Make a rule of a preset, which need not match anything in every model.
+
+    It lets stay what the author of a model meant, unless that is what the preset is about.
+    """
+    return Rule(matcher, initializer, note, optional=True, keeps_meant=keeps_meant)
+
+
+def to_the_letter(policy: InitPolicy) -> InitPolicy:
+    """Return a policy that overwrites what was meant, too."""
+    each = (rule(r.matcher, r.initializer, r.note, keeps_meant=False) for r in policy)
+    return InitPolicy(each)
+
+
+_LSTM = kind("torch.nn.LSTM", "torch.nn.LSTMCell")
+_OPEN = Blocks((Zeros(), Ones(), Zeros(), Zeros()))
+
+REST = (
+    # Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015, section 3.1. Torch
+    # adds two biases: one of them opens the gate.
+    rule(_LSTM & name(regex=r"(.*\.)?bias_ih[^.]*"), _OPEN, "forget gate open"),
+    rule(role("bias", "norm_bias"), Zeros()),
+    rule(role("norm_weight"), UnitScale()),
+)
+"""Biases and normalisations."""
+
+EMBEDDINGS = rule(role("embedding"), Normal(0.02))
+
+RECURRENT = (
+    rule(kind("torch.nn.RNNBase", "torch.nn.RNNCellBase") & role("weight"), xavier_normal()),
+    rule(role("recurrent"), Orthogonal()),
+)
+
+KEPT = rule(
+    role("gate", "scale", "spread", "position", "token", "table", "unknown"),
+    Keep(),
+    "the constructor's value stays",
+)
+
+WEIGHT = role("weight")
+MATRIX = role("weight", "recurrent")
+ANY_WEIGHT = role("weight", "recurrent", "embedding")
+RECTIFIED = WEIGHT & meets("rectifier")
+
+
+def layers(*rules: Rule) -> InitPolicy:
+    """Make a preset that says something of the layers' weights alone."""
+    return InitPolicy((*REST, EMBEDDINGS, *RECURRENT, KEPT, *rules))
+
+
+def everywhere(initializer: Initializer) -> InitPolicy:
+    """Make a preset that fills every weight alike, embeddings and recurrent ones too."""
+    return InitPolicy((*REST, KEPT, rule(ANY_WEIGHT, initializer)))

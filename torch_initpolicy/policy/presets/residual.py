@@ -1,0 +1,143 @@
+"""Presets by residual branches: how deep networks start without exploding."""
+
+from torch_initpolicy.policy.match import (
+    closes_residual,
+    ends_residual,
+    feeds_output,
+    in_residual,
+    meets,
+    role,
+)
+from torch_initpolicy.policy.presets.layers import auto
+from torch_initpolicy.policy.presets.parts import (
+    KEPT,
+    RECTIFIED,
+    RECURRENT,
+    REST,
+    WEIGHT,
+    layers,
+    rule,
+)
+from torch_initpolicy.policy.rules import InitPolicy, preset
+from torch_initpolicy.tensors.initializers import (
+    BranchScaled,
+    VarianceScaling,
+    Zeros,
+    he_normal,
+    xavier_normal,
+)
+
+
+@preset
+def depth_scaled() -> InitPolicy:
+    """Do as `auto`, but start the last weight of each residual branch smaller: `1 / sqrt(N)`.
+
+    `N` is the number of residual branches, twice the number of blocks of a transformer, so that
+    their sum keeps the variance of one.
+
+    Reference:
+        Radford et al., *Language Models are Unsupervised Multitask Learners* (GPT-2), 2019,
+        section 2.3.
+
+    Examples:
+        >>> depth_scaled().rules[0].initializer.exponent
+        -0.5
+    """
+    return auto().override(
+        InitPolicy(
+            [
+                rule(RECTIFIED & ends_residual(), BranchScaled(he_normal("meets"))),
+                rule(WEIGHT & ends_residual(), BranchScaled(xavier_normal())),
+            ]
+        )
+    )
+
+
+@preset
+def zero_residual() -> InitPolicy:
+    """Do as `auto`, but close every residual branch: the network starts as its skips alone.
+
+    Zero is what scales the branch last: its scalar (SkipInit, ReZero, LayerScale), its last
+    normalisation, or its last weight, whichever the model has.
+
+    Reference:
+        Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, section 5.1; De and
+        Smith, *Batch Normalization Biases Residual Blocks Towards the Identity Function*, 2020,
+        arXiv:2002.10444 (SkipInit); Bachlechner et al., *ReZero is All You Need*, 2020,
+        arXiv:2003.04887.
+
+    Examples:
+        >>> zero_residual().rules[0].initializer
+        Zeros()
+    """
+    last = closes_residual() & role("weight", "norm_weight", "scale")
+    return auto().override(rule(last, Zeros(), "closes a residual branch", keeps_meant=False))
+
+
+@preset
+def rezero() -> InitPolicy:
+    """Do as `auto`, but start the scales of residual branches at zero where the model has some.
+
+    Reference:
+        Bachlechner et al., *ReZero is All You Need: Fast Convergence at Large Depth*, 2020,
+        arXiv:2003.04887, eq. 4; De and Smith, arXiv:2002.10444, section 4 (SkipInit).
+
+    Examples:
+        >>> rezero().rules[0].matcher
+        role('scale') & closes_residual()
+    """
+    scale = role("scale") & closes_residual()
+    return auto().override(rule(scale, Zeros(), "opens in training", keeps_meant=False))
+
+
+@preset
+def fixup() -> InitPolicy:
+    """Start residual networks without normalisation so that their depth does not matter.
+
+    The head and the last weight of each branch are zero; the others are He's, inside a branch of
+    `m` weights times `L ^ (-1 / (2m - 2))` for `L` branches. The paper's third rule, scalar biases
+    and multipliers, is up to the architecture.
+
+    Reference:
+        Zhang, Dauphin and Ma, *Fixup Initialization*, 2019, arXiv:1901.09321, section 3.
+
+    Examples:
+        >>> fixup().rules[-3]
+        Rule(role('weight') & (ends_residual() | feeds_output()), Zeros(), optional=True)
+    """
+    return layers(
+        rule(WEIGHT & (ends_residual() | feeds_output()), Zeros(), keeps_meant=False),
+        rule(RECTIFIED, BranchScaled(he_normal("meets"), "fixup")),
+        rule(WEIGHT, BranchScaled(he_normal(), "fixup")),
+    )
+
+
+@preset
+def t_fixup() -> InitPolicy:
+    """Start a transformer without normalisation or warm-up, in the style of T-Fixup.
+
+    Xavier everywhere; inside residual branches, all but queries and keys times
+    `0.67 * blocks ^ (-1 / 4)`, where a block has two branches; embeddings `N(0, 1 / width)`.
+    Queries, keys and values that are packed into one projection are told apart. (The paper scales a
+    decoder's three branches by `(9 * blocks) ^ (-1 / 4)`.)
+
+    Reference:
+        Huang, Perez, Ba and Volkovs, *Improving Transformer Optimization Through Better
+        Initialization*, 2020, section 3.2.
+
+    Examples:
+        >>> t_fixup().rules[-2].initializer.exponent
+        -0.25
+    """
+    scaled = BranchScaled(xavier_normal(0.67 * 2**0.25), -0.25)
+    return InitPolicy(
+        (
+            *REST,
+            *RECURRENT,
+            KEPT,
+            rule(role("embedding"), VarianceScaling(1.0, "fan_out")),
+            rule(WEIGHT & meets("softmax"), xavier_normal()),
+            rule(WEIGHT & in_residual(), scaled),
+            rule(WEIGHT, xavier_normal()),
+        )
+    )

@@ -1,0 +1,254 @@
+"""What a tensor holds that no zero-mean random draw leaves behind.
+
+Knows numbers alone. Each test has a probability below `FALSE_ALARM` on a tensor of independent
+normal, uniform, truncated or any other symmetric unimodal numbers, whatever their scale, and on
+random orthogonal matrices; scales that differ from block to block change nothing.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+FALSE_ALARM = 1e-7
+"""Probability with which one test may take random numbers for a pattern."""
+
+_MOST = 4096
+"""How many elements of a tensor are looked at where a pattern shows in any of them."""
+
+
+@torch.no_grad()
+def constant_in(tensor: Tensor) -> float | None:
+    """Return the number that a tensor is filled with; None where it holds several, or NaN.
+
+    A tensor of one element holds one number by necessity; that is the caller's to judge.
+
+    Examples:
+        >>> constant_in(torch.full((3, 2), 0.5)), constant_in(torch.tensor([1.0, 2.0]))
+        (0.5, None)
+    """
+    if tensor.numel() == 0 or tensor.is_complex():
+        return None
+    first = tensor[(0,) * tensor.ndim]
+    if bool((_sampled(tensor) != first).any()) or bool((tensor != first).any()):
+        return None
+    return float(first)
+
+
+@torch.no_grad()
+def structure_in(tensor: Tensor, *, out: int | None = 0, groups: int = 1) -> str | None:
+    """Say which pattern a weight holds that was computed, not drawn; None where there is none.
+
+    Args:
+        tensor: The weight.
+        out: The axis along which its output units lie; None where there is no such axis.
+        groups: How many groups of inputs and outputs it has: 1 but for grouped convolutions.
+
+    Examples:
+        >>> structure_in(torch.eye(8))
+        'identity'
+        >>> structure_in(torch.eye(8).roll(1, 0))
+        '88% zeros'
+        >>> structure_in(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    """
+    if tensor.is_complex() or not tensor.is_floating_point() or tensor.numel() < _LEAST:
+        return None
+    if not bool(torch.isfinite(_sampled(tensor)).all()):
+        return None
+    rows = tensor.movedim(out or 0, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
+    tests = (_identity(tensor, out), _repeated_rows(rows, groups), _repeats(rows), _smooth(rows))
+    return next((found for found in tests if found is not None), None)
+
+
+_LEAST = 8
+"""Elements below which numbers are too few to tell a pattern from a draw."""
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """Return at most `_MOST` elements from all over a tensor, the same ones each time."""
+    if tensor.numel() <= _MOST:
+        return tensor.flatten()
+    generator = torch.Generator().manual_seed(0)
+    index = [
+        torch.randint(size, (_MOST,), generator=generator).to(tensor.device)
+        for size in tensor.shape
+    ]
+    return tensor[tuple(index)]
+
+
+def _repeats(rows: Tensor) -> str | None:
+    """Find few magnitudes in many places: bilinear kernels, rings, wavelets, sparse matrices.
+
+    Draws of 24 bits hardly ever repeat; those of 8 bits, or cast from such, do: two magnitudes in
+    a hundred pairs agree, so a few numbers are compared, and most of them have to.
+    """
+    same = rows.shape[0] > 1 and bool((rows[1] == rows[0]).all())
+    numbers = _sampled(rows[:1] if same else rows).abs()
+    if any(bool((numbers.to(coarse) == numbers).all()) for coarse in _COARSE):
+        numbers, share = numbers[:: -(-numbers.numel() // _COMPARED)], 0.25
+    else:
+        share = 0.6
+    found = int(numbers.sort().values.diff().count_nonzero()) + 1
+    if numbers.numel() < _LEAST or found > numbers.numel() * share:
+        return None
+    zeros = float((numbers == 0).double().mean())
+    few = "1 magnitude" if found == 1 else f"{found} magnitudes"
+    return f"{zeros:.0%} zeros" if zeros >= _SPARSE else f"{few} in {numbers.numel()} places"
+
+
+_COARSE, _COMPARED, _SPARSE = (torch.bfloat16, torch.float16), 32, 0.5
+
+
+def _identity(tensor: Tensor, out: int | None) -> str | None:
+    """Find an identity, scaled or with noise around it; of a kernel, at its centre."""
+    if tensor.ndim < 2 or out is None:
+        return None
+    centre = tensor
+    for size in tensor.shape[2:]:
+        centre = centre[:, :, size // 2]
+    centre = centre[:_CORNER, :_CORNER]
+    ones = centre.diagonal().float()
+    if ones.numel() < 4:
+        return None
+    square = centre[: ones.numel(), : ones.numel()].float()
+    count = square.numel() - ones.numel()
+    beside = math.sqrt(max(float(square.square().sum() - ones.square().sum()), 0.0) / count)
+    mean = float(ones.mean())
+    if abs(mean) <= _STANDS_OUT * beside or float(ones.std()) > abs(mean) / _STANDS_OUT:
+        return None
+    name = "identity" if tensor.ndim == 2 else "identity kernel"
+    return name if math.isclose(mean, 1, rel_tol=0.05) else f"{name} times {mean:.3g}"
+
+
+_CORNER = 64
+_STANDS_OUT = 8.0
+"""How far a diagonal stands out of the numbers beside it: eight standard deviations of a mean of
+four have a probability of 1e-57 for normal numbers, and the diagonal's own numbers agree."""
+
+
+def _repeated_rows(rows: Tensor, groups: int) -> str | None:
+    """Find one kernel in all groups (a wavelet), or one in every `r * r` rows (ICNR)."""
+    if rows.shape[0] < 2 or rows.numel() < 2 * _LEAST:
+        return None
+    if not bool((rows[1] == rows[0]).all()) or bool((rows[0] == rows[0, 0]).all()):
+        return None
+    if groups > 1 and bool((rows == rows[0]).all()):
+        return "one kernel in every group"
+    times = next((r * r for r in (2, 3, 4) if _repeat(rows, r * r)), None)
+    return None if times is None else f"each kernel {times} times, for subpixels"
+
+
+def _repeat(rows: Tensor, times: int) -> bool:
+    """Say whether each row stands `times` times in succession, and no more often."""
+    if rows.shape[0] % times or rows.shape[0] == times:
+        return False
+    packs = rows.reshape(-1, times, rows.shape[1])
+    return bool((packs == packs[:, :1]).all()) and not bool((packs[1, 0] == packs[0, 0]).all())
+
+
+def _smooth(rows: Tensor) -> str | None:
+    """Find neighbours that agree, along rows or columns: sinusoids, ramps, Gabor filters.
+
+    The correlation of independent neighbours has a standard deviation of at most
+    `1 / sqrt(numel)`: here 1 / 16.
+    """
+    corner = rows[:_CORNER, :_CORNER].double()
+    if corner.numel() < _ENOUGH:
+        return None
+    for lines in (corner, corner.T):
+        if lines.shape[1] >= _LEAST and _lagged(lines) > _AGREE:
+            return "neighbours agree"
+    return None
+
+
+_ENOUGH, _AGREE = 256, 0.6
+
+
+def _lagged(lines: Tensor) -> float:
+    """Return the correlation of neighbours within each line, all lines counting alike."""
+    centred = lines - lines.mean(1, keepdim=True)
+    unit = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    return float((unit[:, 1:] * unit[:, :-1]).sum(1).mean())
+
+
+#
+# Biases
+#
+
+
+@torch.no_grad()
+def purpose_in(bias: Tensor, scale: float = 0.0) -> str | None:
+    """Say what a bias is for that no zero-mean random draw is; None where it may be one.
+
+    Args:
+        bias: The bias; gates may be packed in it.
+        scale: The farthest that the layer's own default could have drawn, or 0.
+
+    Examples:
+        >>> purpose_in(torch.full((90,), -4.595))
+        'bias of -4.595: a prior'
+        >>> purpose_in(torch.zeros(3)), purpose_in(torch.tensor([0.1, -0.2, 0.3, 0.1]))
+        (None, None)
+    """
+    numbers = bias.detach().flatten()
+    if numbers.numel() == 0 or bias.is_complex() or not bool(torch.isfinite(numbers).all()):
+        return None
+    if bool((numbers == 0).all()):
+        return None
+    if numbers.numel() == 1:
+        return _of_one(float(numbers), scale) if numbers.element_size() >= 4 else None
+    zeros = int((numbers == 0).sum())
+    if zeros >= 8 // numbers.element_size() and zeros * 2 >= numbers.numel():
+        return f"bias of zeros but for {numbers.numel() - zeros}"
+    return next((found for part in _parts(numbers) if (found := _one_sided(part))), None)
+
+
+def _parts(numbers: Tensor) -> Iterator[Tensor]:
+    """Yield a bias, and the gates that may be packed in it."""
+    for count in (1, 2, 3, 4):
+        if numbers.numel() % count == 0:
+            yield from numbers.reshape(count, -1)
+
+
+def _one_sided(numbers: Tensor) -> str | None:
+    """Find numbers of one sign and of magnitudes so alike that chance can be ruled out.
+
+    With `ratio` the least magnitude over the largest, `n` independent numbers of a symmetric
+    unimodal distribution come to this with a probability of at most `((1 - ratio) / 2) ** (n - 1)`:
+    signs agree with `1 / 2` each, and a density that falls lets at most `1 - ratio` of what is
+    below the largest lie so near to it.
+    """
+    low, high = (float(edge) for edge in numbers.float().aminmax())
+    if low * high <= 0:
+        return None
+    near, far = sorted((abs(low), abs(high)))
+    resolution = torch.finfo(numbers.dtype).eps
+    chance = (max(1 - near / far, resolution) / 2) ** (numbers.numel() - 1)
+    if chance > FALSE_ALARM:
+        return None
+    if near == far:
+        return f"bias of {low:.4g}: a prior"
+    return f"biases from {low:.3g} to {high:.3g}, all of one sign"
+
+
+def _of_one(number: float, scale: float) -> str | None:
+    """Judge a single number: a round one, or the log odds of a round probability.
+
+    One in a million of what a normal draw leaves beyond `scale` is such a number by chance.
+    """
+    if abs(number) <= scale or abs(number) < 0.5:
+        return None
+    is_round = number == round(number) or (abs(number) < 4 and number * 4 == round(number * 4))
+    is_near = abs(number) < 16
+    return f"bias of {number:.4g}: a prior" if is_near and (is_round or _is_prior(number)) else None
+
+
+def _is_prior(number: float) -> bool:
+    """Say whether a number is the log odds of one digit behind zeros: 0.01, 0.002, ..."""
+    odds = 1 / (1 + math.exp(abs(number)))
+    step = 10.0 ** math.floor(math.log10(odds))
+    log_odds = (math.log((1 - p) / p) for p in (digit * step for digit in range(1, 11)) if p < 1)
+    return abs(number) > 2 and any(
+        math.isclose(abs(number), each, rel_tol=2.5e-7) for each in log_odds
+    )

@@ -1,0 +1,108 @@
+"""What the output of a weight is added to or multiplied by before the next weight.
+
+A zero there closes a summand or a factor, and what it joins carries the signal on.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.operators import OpRole, activation_of
+from torch_initpolicy.trace.residuals import Residuals
+
+
+class Join(NamedTuple):
+    """What a value meets on its way to the next weight.
+
+    Attributes:
+        is_summand: Whether it is added to a signal that does not come out of it.
+        factors: Values that it is multiplied by.
+    """
+
+    is_summand: bool = False
+    factors: frozenset[int] = frozenset()
+
+
+ALONE = Join()
+
+_PRODUCTS = frozenset({OpRole.MULTIPLIES, OpRole.CONTRACTS, OpRole.ATTENDS})
+_PASSED = frozenset({
+    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES,
+    OpRole.JOINS, OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.GATES, OpRole.ATTENDS, OpRole.CONTRACTS,
+})  # fmt: skip
+"""Roles of operators through which a small signal goes on: all but normalisations, which make a
+zero no small signal."""
+
+SHUT_AT_ZERO = frozenset({"relu", "relu6", "relu2", "threshold"})
+"""Activations of which torch takes the derivative at 0 to be 0: behind them a zero is dead."""
+
+
+def joins(uses: Uses, found: Residuals) -> dict[int, Join]:
+    """Say for every value what it is joined with before the next weight.
+
+    Args:
+        uses: The graph with its signals and weights.
+        found: Its residual branches, which know where each value comes from.
+
+    Returns:
+        By value; one that is missing goes on alone.
+    """
+    joined: dict[int, Join] = {}
+    for node in reversed(uses.graph.nodes):
+        if not _passes(uses, node):
+            continue
+        for value in dict.fromkeys(uses.carried(node)):
+            here = [_at(uses, found, node, value), joined.get(value, ALONE)]
+            beyond = [joined.get(output, ALONE) for output in node.outputs]
+            joined[value] = _both(*here, *beyond)
+    return {value: join for value, join in joined.items() if join != ALONE}
+
+
+def _passes(uses: Uses, node: Node) -> bool:
+    role = uses.role(node)
+    if role is OpRole.ACTIVATES and activation_of(node).name in SHUT_AT_ZERO:
+        return False
+    return role in _PASSED and node.index not in uses.weighers
+
+
+def _both(*each: Join) -> Join:
+    return Join(
+        any(join.is_summand for join in each),
+        frozenset().union(*(join.factors for join in each)),
+    )
+
+
+def _at(uses: Uses, found: Residuals, node: Node, value: int) -> Join:
+    """Say what a value is joined with at one node: signals that do not come out of it."""
+    producer = uses.graph.values[value].producer
+    own = 0 if producer is None else 1 << producer
+    operands = _multiplied(uses, node) if uses.role(node) is OpRole.ATTENDS else uses.carried(node)
+    if value not in operands:
+        return ALONE
+    others = {
+        other for other in operands if other != value and not found.ancestors.get(other, 0) & own
+    }
+    role = uses.role(node)
+    is_product = role in _PRODUCTS
+    return Join(bool(others) and role is OpRole.ADDS, frozenset(others if is_product else ()))
+
+
+def _multiplied(uses: Uses, node: Node) -> tuple[int, ...]:
+    """Return the operands of attention that make a zero of each other: queries and keys."""
+    return tuple(value for slot, value in uses.slots(node) if slot in ("query", "key"))
+
+
+def makers(join: Join, made_by: Mapping[int, frozenset[str] | None]) -> tuple[str, ...] | None:
+    """Return the names of the weights that make what a value is multiplied by.
+
+    Returns:
+        Sorted names; empty where these are many or none is known; None where there is no product.
+    """
+    if not join.factors:
+        return None
+    each = [made_by.get(value) or _NONE for value in join.factors]
+    return tuple(sorted(_NONE.union(*each))) if all(each) else ()
+
+
+_NONE: frozenset[str] = frozenset()
