@@ -107,12 +107,18 @@ class SymmetricInitWarning(InitPolicyWarning):
     """Units are identical and will stay identical, or parameters can never move."""
 
 
-def warn(message: str, category: type[InitPolicyWarning]) -> None:
-    """Give a warning that points at the line which called this package, however deep within."""
-    package = __name__.partition(".")[0]
+def warn(message: str, category: type[InitPolicyWarning], *, through: Sequence[str] = ()) -> None:
+    """Give a warning that points at the line which called this package, however deep within.
+
+    Args:
+        message: The text.
+        category: Its class.
+        through: Other packages that are no callers: `"torch"` where a hook of torch's warns.
+    """
+    inner = {__name__.partition(".")[0], *through}
     level = 1
     frame: FrameType | None = sys._getframe(0)  # noqa: SLF001 - what `warnings` itself counts
-    while frame is not None and _package_of(frame) == package:
+    while frame is not None and _package_of(frame) in inner:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

@@ -2,8 +2,12 @@
 
 import copy
 import gc
+import pickle
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 from tests.symmetry.cases import CASES, Case, constant, fill, mlp
-from torch_initpolicy.errors import SymmetricInitError, SymmetricInitWarning
-from torch_initpolicy.symmetry.watch import warn_on_symmetry
+from torch_initpolicy.errors import InitPolicyWarning, SymmetricInitError, SymmetricInitWarning
+from torch_initpolicy.symmetry.watch import _Followed, warn_on_symmetry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -292,12 +296,12 @@ class TestEnd:
         assert _hooks(model) == 0
         assert train(model) == []
 
-    def test_the_model_is_not_kept_alive(self):
-        """A watch that has ended holds no reference to the model."""
-        import weakref
-
-        model = healthy()
-        handle = warn_on_symmetry(model)
+    @pytest.mark.parametrize("make", [tied, healthy])
+    @pytest.mark.parametrize("watched", [True, False], ids=["one", "all"])
+    def test_the_model_is_not_kept_alive(self, make, watched):
+        """Neither a watch that has ended nor one that waits holds a reference to the model."""
+        model = make()
+        handle = warn_on_symmetry(model if watched else None)
         train(model, steps=1)
         reference = weakref.ref(model)
         del model
@@ -305,6 +309,38 @@ class TestEnd:
 
         assert reference() is None
         handle.remove()
+
+    def test_a_copy_is_not_followed(self):
+        """Copies and pickles of a watched model carry no watch, and run and train as usual."""
+        model = tied()
+        with warn_on_symmetry(model):
+            copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+            quiet = [train(copied) for copied in copies]
+
+        assert quiet == [[], []]
+
+    def test_an_error_of_the_watch_is_no_error_of_the_training(self, monkeypatch):
+        """What goes wrong while looking ends the watch with a warning, and the step is taken."""
+        model = tied()
+        before = model[0].weight.detach().clone()
+        monkeypatch.setattr(_Followed, "look", lambda *_: 1 / 0)
+        handle = warn_on_symmetry(model)
+        with pytest.warns(InitPolicyWarning, match="ended: ZeroDivisionError"):
+            _train_loudly(model)
+
+        assert not torch.equal(model[0].weight, before)
+        assert _hooks(model) == 0
+        handle.remove()
+
+    def test_several_threads(self):
+        """Models that are trained in several threads are all judged, each once."""
+        models = [tied() if n % 2 else healthy() for n in range(6)]
+        with warnings.catch_warnings(record=True) as given, warn_on_symmetry():
+            warnings.simplefilter("always")
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(_train_loudly, models))
+
+        assert len([w for w in given if w.category is SymmetricInitWarning]) == 3
 
 
 def _hooks(model: nn.Module) -> int:
@@ -515,10 +551,10 @@ class TestEveryModel:
             assert train(second) != []
 
     def test_names_are_those_of_the_outermost_module(self):
-        """A part that is trained is called by its name in the whole."""
-        whole = nn.ModuleDict({"body": tied()})
+        """A part that is trained is called by its name in the outermost module that runs."""
+        whole = nn.Sequential(OrderedDict(body=tied()))
         with warn_on_symmetry(), pytest.warns(SymmetricInitWarning, match=r"body\.0\.weight"):
-            _train_loudly(whole["body"])
+            _train_loudly(whole)
 
     def test_in_error_mode(self):
         """The global form raises as well."""

@@ -4,17 +4,16 @@ Uses the training's own weights and gradients; runs nothing of its own, and take
 soon as it knows.
 """
 
-import gc
-import inspect
-import warnings
+import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -23,10 +22,12 @@ from torch.optim.optimizer import (
 
 from torch_initpolicy.errors import (
     ArgumentError,
+    InitPolicyWarning,
     SymmetricInitError,
     SymmetricInitWarning,
     counted,
     listing,
+    warn,
 )
 from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.symmetry.classify import Outcome, of_modules, remedy, tied
@@ -95,25 +96,35 @@ model learns as if it were smaller:
 
 
 class Watch:
-    """A running watch; `remove()` ends it, and so does leaving its `with` block."""
+    """A running watch; `remove()` ends it, and so does leaving its `with` block.
+
+    It holds no model: what is known of one lives in the hooks on that model, and goes with it.
+    """
 
     def __init__(self, model: nn.Module | None, on_symmetry: OnSymmetry) -> None:
         self._on_symmetry = on_symmetry
-        self._every_model = model is None
-        self._models = [] if model is None else [_Followed(model)]
+        self._lock = threading.RLock()  # optimizers may step in several threads
+        self._run: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._followed: list[weakref.ref[_Followed]] = []
+        self._watches_all = model is None
         self._handles: list[RemovableHandle] = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
+        if model is None:
+            self._handles.append(register_module_forward_pre_hook(self._note_run))
+        else:
+            self._followed.append(weakref.ref(_Followed(model)))
 
     def remove(self) -> None:
         """End the watch and take all hooks off."""
-        for followed in self._models:
-            followed.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._models, self._handles = [], []
+        with self._lock:
+            for followed in self._living():
+                followed.remove()
+            for handle in self._handles:
+                handle.remove()
+            self._followed, self._handles = [], []
 
     def __enter__(self) -> "Watch":  # noqa: PYI034 - `Self` is newer than Python 3.10
         return self
@@ -126,6 +137,15 @@ class Watch:
     ) -> None:
         self.remove()
 
+    def _living(self) -> list["_Followed"]:
+        return [followed for ref in self._followed if (followed := ref()) is not None]
+
+    def _note_run(self, module: nn.Module, args: Any) -> None:
+        """Remember which modules run: an optimizer knows no modules."""
+        if not torch.compiler.is_compiling():
+            with self._lock:
+                self._run.add(module)
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not _has_closure(args, kwargs):
             self._look(optimizer)
@@ -135,29 +155,43 @@ class Watch:
             self._look(optimizer)
 
     def _look(self, optimizer: Optimizer) -> None:
-        """Show what an optimizer is about to do to all who wait for it."""
-        if self._every_model and optimizer not in self._known:
-            self._known.add(optimizer)
-            known = {id(followed.model) for followed in self._models}
-            new = (root for root in _roots(optimizer) if id(root) not in known)
-            self._models.extend(map(_Followed, new))
-        for followed in list(self._models):
-            if not followed.is_done:
-                followed.look(optimizer)
-                self._finish(followed)
-
-    def _finish(self, followed: "_Followed") -> None:
-        """Say what has been found, once it has."""
-        if not followed.is_done:
-            return
-        followed.remove()
-        if not self._every_model:
+        """Show all who wait for it what an optimizer is about to do; never fail its step."""
+        try:
+            with self._lock:
+                found = [finding for each in self._looked(optimizer) for finding in each]
+        except Exception as error:  # noqa: BLE001 - a watch must not end the training it watches
             self.remove()
-        if followed.found and self._on_symmetry == "raise":
-            raise SymmetricInitError(message(followed.found))
-        if followed.found:
-            text = message(followed.found)
-            warnings.warn(text, SymmetricInitWarning, stacklevel=_stacklevel())
+            warn(
+                f"the watch for symmetric units ended: {type(error).__name__}: {error}; "
+                "find_symmetry(model) looks at the model without its training",
+                InitPolicyWarning,
+                through=("torch",),
+            )
+            return
+        if found and self._on_symmetry == "raise":
+            raise SymmetricInitError(message(found))
+        if found:
+            warn(message(found), SymmetricInitWarning, through=("torch",))
+
+    def _looked(self, optimizer: Optimizer) -> Iterator[tuple[Finding, ...]]:
+        """Yield what is certain now of each model that the optimizer trains."""
+        if self._watches_all and optimizer not in self._known:
+            self._follow_models_of(optimizer)
+        for followed in self._living():
+            if followed.look(optimizer):
+                followed.remove()
+                yield followed.found
+        self._followed = [weakref.ref(each) for each in self._living() if not each.is_done]
+        if not (self._followed or self._watches_all):
+            self.remove()
+
+    def _follow_models_of(self, optimizer: Optimizer) -> None:
+        """Follow the outermost modules that have run and hold what the optimizer trains."""
+        roots = list(_roots(optimizer, self._run))
+        if roots:
+            self._known.add(optimizer)
+        known = {id(followed.model) for followed in self._living()}
+        self._followed += [weakref.ref(_Followed(r)) for r in roots if id(r) not in known]
 
 
 def _has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -178,30 +212,12 @@ def message(found: Sequence[Finding]) -> str:
     )
 
 
-def _stacklevel() -> int:
-    """Return how far up the first caller outside torch and this package is."""
-    inside = ("torch", __name__.partition(".")[0])
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return max(level, 1)
-
-
-def _roots(optimizer: Optimizer) -> Iterator[nn.Module]:
-    """Yield the outermost modules that hold what an optimizer trains.
-
-    An optimizer knows no modules and a module no parents, so all there are are asked, once.
-    """
+def _roots(optimizer: Optimizer, run: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Yield the outermost modules among those that have run that hold what an optimizer trains."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
-    parents = {id(child): module for module in modules for child in module.children()}
-    owners = (m for m in modules if any(id(p) in trained for p in m.parameters(recurse=False)))
-    yield from {id(root): root for root in (_outermost(m, parents) for m in owners)}.values()
-
-
-def _outermost(module: nn.Module, parents: Mapping[int, nn.Module]) -> nn.Module:
-    above = parents.get(id(module))
-    return module if above is None else _outermost(above, parents)
+    holding = [module for module in run if any(id(p) in trained for p in module.parameters())]
+    inner = {id(child) for module in holding for child in module.modules() if child is not module}
+    yield from (module for module in holding if id(module) not in inner)
 
 
 #
@@ -210,31 +226,69 @@ def _outermost(module: nn.Module, parents: Mapping[int, nn.Module]) -> nn.Module
 
 
 class _Followed:
-    """One model, and what has been seen of its training."""
+    """One model, and what has been seen of its training.
+
+    The hooks on the model, which tell whether its forward pass draws random numbers, keep this
+    object alive, and nothing else does. A copy of the model is not followed.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.found: tuple[Finding, ...] = ()
         self.is_done = False
         self._names = {id(p): name for name, p in model.named_parameters()}
-        self._noise = _Noise(model)
         self._follower: _Follower | None = None
+        self._noise = _Noise()
+        self._handles = [
+            handle
+            for module in _callable(model)
+            for handle in (
+                module.register_forward_pre_hook(self._enter),
+                module.register_forward_hook(self._leave),
+            )
+        ]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Followed":
+        return _ended()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ended, ()
 
     def remove(self) -> None:
         """Take the hooks off the model."""
         self.is_done = True
-        self._noise.remove()
+        for handle in self._handles:
+            handle.remove()
 
-    def look(self, optimizer: Optimizer) -> None:
-        """Look at one step of one optimizer; the first that trains the model starts the scan."""
+    def look(self, optimizer: Optimizer) -> bool:
+        """Look at one step of one optimizer; tell whether that was enough.
+
+        The first step that trains the model starts the scan.
+        """
         if self._follower is None:
             self._names = {id(p): name for name, p in self.model.named_parameters()}
             if not any(True for _ in _gradients(optimizer, self._names)):
-                return
+                return False
             self._follower = _Follower(self.model)
-        self._follower.look(optimizer, self._noise)
+        self._follower.look(optimizer, self._noise.patience(self.model))
         self.found = self._follower.found()
         self.is_done = bool(self.found) or self._follower.is_settled
+        return self.is_done
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if not (self.is_done or torch.compiler.is_compiling()):
+            self._noise.before()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not (self.is_done or torch.compiler.is_compiling()):
+            self._noise.after()
+
+
+def _ended() -> _Followed:
+    """Return what the hooks on a copied or loaded model call: it follows nothing."""
+    followed = object.__new__(_Followed)
+    followed.is_done = True
+    return followed
 
 
 def _gradients(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
@@ -345,8 +399,13 @@ class _Follower:
         self.journey = Journey()
         self.patience = _WAITING
 
-    def look(self, optimizer: Optimizer, noise: "_Noise") -> None:
-        """Compare the gradients that an optimizer is about to use."""
+    def look(self, optimizer: Optimizer, noise: int) -> None:
+        """Compare the gradients that an optimizer is about to use.
+
+        Args:
+            optimizer: The optimizer.
+            noise: Steps to wait because random numbers are drawn; 0 where none are.
+        """
         gradients = {name: dense(g) for name, g in _gradients(optimizer, self.names)}
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
             return
@@ -355,7 +414,7 @@ class _Follower:
         for observed in self.observed:
             observed.show(gradients, idle, self.journey.steps)
         blocked = not all(bool(observed.track.alive.any()) for observed in self.observed)
-        self.patience = noise.patience or (_WAITING if blocked else _SURE)
+        self.patience = noise or (_WAITING if blocked else _SURE)
 
     @property
     def is_settled(self) -> bool:
@@ -449,51 +508,35 @@ def _dead(track: Track, units: tuple[int, ...]) -> Finding:
 #
 
 
+@dataclass
 class _Noise:
-    """Hooks on a model that tell whether its forward pass draws random numbers."""
+    """Whether the forward passes of a model draw random numbers."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._before: list[Tensor] | None = None
-        self._has_run = False
-        self._has_drawn = False
-        self._handles = [
-            handle
-            for module in _callable(model)
-            for handle in (
-                module.register_forward_pre_hook(self._enter),
-                module.register_forward_hook(self._leave),
-            )
-        ]
+    started: list[Tensor] | None = None
+    has_run: bool = False
+    has_drawn: bool = False
 
-    @property
-    def patience(self) -> int:
-        """Steps to wait for the sake of noise: 0 where there is none."""
-        if self._has_drawn:
-            return _NOISY
-        if self._has_run:
-            return 0
-        return _NOISY if any(map(_drops, self._model.modules())) else _WAITING
+    def before(self) -> None:
+        """Note the random states before a forward pass."""
+        self.started = random_states()
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._before = None
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._before = random_states()
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self._before is None:
+    def after(self) -> None:
+        """Compare them with those after it."""
+        if self.started is None:
             return
-        after = random_states()
-        self._has_run = True
-        self._has_drawn |= len(after) != len(self._before) or any(
-            not torch.equal(a, b) for a, b in zip(self._before, after, strict=True)
+        before, now, self.started = self.started, random_states(), None
+        self.has_run = True
+        self.has_drawn |= len(now) != len(before) or any(
+            not torch.equal(a, b) for a, b in zip(before, now, strict=True)
         )
-        self._before = None
+
+    def patience(self, model: nn.Module) -> int:
+        """Return the steps to wait for the sake of noise: 0 where there is none."""
+        if self.has_drawn:
+            return _NOISY
+        if self.has_run:
+            return 0
+        return _NOISY if any(map(_drops, model.modules())) else _WAITING
 
 
 def _callable(model: nn.Module) -> Iterator[nn.Module]:
