@@ -21,7 +21,8 @@ def shapes(call: Call) -> list[tuple[int, ...]]:
 
 class TestDeclared:
     def test_timm(self):
-        """`pretrained_cfg` says how large images are."""
+        """`pretrained_cfg` says how large images are, to a program that has imported timm."""
+        pytest.importorskip("timm")
         model = nn.Sequential(nn.Conv2d(3, 4, 3))
         model.pretrained_cfg = {"input_size": (3, 300, 200)}
 
@@ -152,9 +153,11 @@ class TestShapesOfInputs:
         assert as_call({"x": x}) == Call((), {"x": x})
 
     def test_real_inputs_are_small(self):
-        """One sample, images cropped, indices in range whatever the table's size."""
-        call = Call((torch.empty(2, 3, 224, 224, device="meta"),), {"i": torch.ones(4, 8).long()})
-        small = small_and_real(call, edge=64)
+        """Images are cropped, indices drawn in range, and numbers that have a meaning stay."""
+        image, indices = torch.empty(2, 3, 224, 224), torch.empty(4, 8, dtype=torch.int64)
+        call = Call((image.to("meta"),), {"i": indices.to("meta"), "grid": torch.tensor([1, 4])})
+        small = small_and_real(call, edge=64, indices=7)
 
-        assert shapes(small) == [(1, 3, 64, 64), (1, 8)]
-        assert small.kwargs["i"].max() == 0
+        assert shapes(small) == [(2, 3, 64, 64), (4, 8), (2,)]
+        assert set(small.kwargs["i"].flatten().tolist()) == set(range(7))
+        assert small.kwargs["grid"].tolist() == [1, 4]

@@ -23,8 +23,7 @@ from torch_initpolicy.trace.reach import Reach, Slot, Undo
 class Lent:
     """A model that is lent, with the places where its tensors are held."""
 
-    def __init__(self, model: nn.Module) -> None:
-        reach = Reach(model)
+    def __init__(self, model: nn.Module, reach: Reach) -> None:
         self.undo = reach.undo
         self._slots = reach.slots
         self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
@@ -59,7 +58,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module) -> Iterator[Lent]:
+def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
     """Lend a model, and leave it, all that its forward pass reaches, and the process as they were.
 
     Hooks that only look on, those of sharding and what `torch.compile` has made are off while the
@@ -67,10 +66,11 @@ def borrowed(model: nn.Module) -> Iterator[Lent]:
 
     Args:
         model: The model, without wrappers.
+        reach: What the model was found to reach, by who borrows it several times in a row and holds
+            `BORROWING` all the while.
     """
     with BORROWING, warnings.catch_warnings(), _same_process(model):
-        with torch.no_grad():
-            lent = Lent(model)
+        lent = Lent(model, Reach(model) if reach is None else reach)
         try:
             for module in model.modules():
                 _drop_hooks(module)
@@ -79,7 +79,7 @@ def borrowed(model: nn.Module) -> Iterator[Lent]:
             with torch.compiler.set_stance("force_eager"):
                 yield lent
         finally:
-            _to_the_end(lent.undo)
+            _to_the_end(list(lent.undo))
 
 
 def _to_the_end(undo: list[Undo]) -> None:

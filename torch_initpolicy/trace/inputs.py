@@ -3,14 +3,17 @@
 Everything here is shapes on the meta device; nothing is allocated or run.
 """
 
+import importlib
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.trees import Call
 
 BATCH = 2
@@ -90,48 +93,59 @@ def _required(model: nn.Module) -> int:
 
 
 def _declared(model: nn.Module) -> Iterator[Call]:
-    """Yield what the model itself says it takes."""
-    declared = getattr(model, "example_input_array", None)  # Lightning
+    """Yield what the model itself, or the library it comes from, says it takes."""
+    declared = getattr(model, "example_input_array", None)  # Lightning's name
     if declared is not None:
         yield as_call(declared)
-    for attribute in ("pretrained_cfg", "default_cfg"):  # timm
-        size = _item(getattr(model, attribute, None), "input_size")
-        if size is not None:
-            yield Call((_floats(BATCH, *size),))
-    yield from _declared_by_transformers(model)
+    for library in _libraries():
+        yield from library.declared_inputs(model)
 
 
-def _item(mapping: Any, key: str) -> Any:
-    return mapping.get(key) if isinstance(mapping, Mapping) else getattr(mapping, key, None)
+_LIBRARIES = ("timm", "transformers")
+"""Libraries for which `torch_initpolicy.integrations` knows what their models take."""
 
 
-def _declared_by_transformers(model: nn.Module) -> Iterator[Call]:
-    """Yield the main input of a model of transformers, then all that its forward knows."""
-    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
-    if not isinstance(main, str) or config is None:
-        return
-    shaped = dict(_named_inputs(config))
-    taken = inspect.signature(model.forward).parameters
-    known = {name: tensor for name, tensor in shaped.items() if name in taken}
-    for names in ((main,), (main, "decoder_input_ids"), tuple(known)):
-        if names and known.keys() >= set(names):
-            yield Call((), {name: known[name] for name in names})
-    dummies = getattr(model, "dummy_inputs", None)
-    if isinstance(dummies, Mapping):
-        yield Call((), dict(dummies))
+def _libraries() -> Iterator[Any]:
+    """Import what is known of each library that the program itself has imported."""
+    for name in _LIBRARIES:
+        if name in sys.modules:
+            yield importlib.import_module(f"torch_initpolicy.integrations.{name}")
 
 
-def _named_inputs(config: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield inputs by the names that transformers gives them, shaped as a configuration says."""
-    vision = getattr(config, "vision_config", config)
-    edge = getattr(vision, "image_size", None) or 224
-    edges = tuple(edge) if isinstance(edge, (tuple, list)) else (edge, edge)
-    yield "input_ids", _indices(BATCH, _SEQUENCE)
-    yield "pixel_values", _floats(BATCH, getattr(vision, "num_channels", 3), *edges)
-    yield "input_values", _floats(BATCH, 16000)
-    frames = 2 * getattr(config, "max_source_positions", 64)
-    yield "input_features", _floats(BATCH, getattr(config, "num_mel_bins", 80), frames)
-    yield "decoder_input_ids", _indices(BATCH, _SEQUENCE)
+def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator[Call]:
+    """Yield a call with one more argument each, for parameters that it leaves unused.
+
+    Args:
+        model: The model.
+        call: A call that its forward pass takes.
+        unused: Parameters that this call does not use.
+    """
+    free = list(_free_arguments(model, call))
+    known = {name: x for lib in _libraries() for name, x in lib.known_arguments(model).items()}
+    pairs = ((name, tensor) for name in free for tensor in known.get(name, ()))
+    for argument, tensor in pairs:
+        yield call._replace(kwargs={**call.kwargs, argument: tensor})
+    branches = {site.name.partition(".")[0]: site for site in reversed(unused)}
+    for site in list(branches.values())[:_BRANCHES]:
+        for (tensor, *_), name in itertools.product(_shapes_for(site, model), free[:_NAMES]):
+            yield call._replace(kwargs={**call.kwargs, name: tensor})
+
+
+_BRANCHES, _NAMES, _SHAPES = 3, 4, 4
+"""How many parts of a model, arguments, and shapes for an argument are tried."""
+
+
+def _shapes_for(site: Site, model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    return itertools.islice(_for_layer(site.owner, model), _SHAPES)
+
+
+def _free_arguments(model: nn.Module, call: Call) -> Iterator[str]:
+    """Yield the arguments that a call leaves at their default None."""
+    signature = inspect.signature(model.forward)
+    taken = signature.bind_partial(*call.args, **call.kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.default is None and name not in taken:
+            yield name
 
 
 def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
@@ -252,15 +266,38 @@ def _indices(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.int64, device="meta")
 
 
-def small_and_real(call: Call, *, edge: int) -> Call:
-    """Return real inputs like those of `call`: one sample, images at most `edge` pixels wide."""
+def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0) -> Call:
+    """Return real inputs like those of `call`: images at most `edge` pixels wide.
+
+    Args:
+        call: Inputs; those on meta say a shape only, and what is no floating-point number and has
+            a value keeps it.
+        edge: The most pixels of an image.
+        indices: How many indices are valid.
+        seed: Which numbers to draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
 
     def real(argument: Tensor) -> Tensor:
         spatial = argument.dim() == 4 and argument.shape[1] <= 4
-        shape = [1, *argument.shape[1:]]
+        shape = list(argument.shape)
         shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
-        if not argument.is_floating_point():
-            return torch.zeros(shape, dtype=argument.dtype)
-        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(argument.dtype)
+        if argument.is_floating_point() or argument.is_complex():
+            return torch.rand(shape, generator=generator).to(argument.dtype)
+        if not argument.is_meta:
+            return argument.clone()
+        if argument.dtype == torch.bool:
+            return torch.ones(shape, dtype=torch.bool)
+        return torch.randint(indices, shape, generator=generator).to(argument.dtype)
 
     return call.mapped(real)
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Return how many indices every table of the model holds; tables of types are too small."""
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return min((n for n in rows if n >= _TYPES), default=min(rows, default=2))
+
+
+_TYPES = 16
+"""Rows of a table up to which it is one of types: of sentences, of tokens."""

@@ -1,19 +1,29 @@
 """Reads a model: records its forward pass as best it can, and says what follows for each site."""
 
+import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from torch_initpolicy.sites import Site, canonical_modules
+from torch_initpolicy.sites import BORROWING, Site, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
-from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
+from torch_initpolicy.trace.inputs import (
+    as_call,
+    candidates,
+    extensions,
+    small_and_real,
+    vocabulary,
+)
+from torch_initpolicy.trace.reach import Reach
 from torch_initpolicy.trace.record import capture, with_grad_if_asked
+from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.registration_order import ordered_facts
 from torch_initpolicy.trace.shapes import SHAPE_RULES
 from torch_initpolicy.trace.stand_ins import drawn_for, is_readable
@@ -42,6 +52,11 @@ class Reading:
     failure: str | None = None
     untraced: str | None = None
 
+    @property
+    def unused(self) -> AbstractSet[str]:
+        """Names of the parameters that no call has used."""
+        return {name for name, found in self.facts.items() if not found.used}
+
 
 def read(
     model: nn.Module,
@@ -65,15 +80,16 @@ def read(
     inner = next(module for _, module in canonical_modules(model))
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
-    attempt = _Attempt(inner, sites)
-    if example_inputs is not None:
-        return attempt.given(as_call(example_inputs))
-    return attempt.searched() or Reading(
-        ordered_facts(inner, sites),
-        "order",
-        failure=attempt.failure,
-        untraced=_untraced(attempt.failure or "there was nothing to try"),
-    )
+    with BORROWING:
+        attempt = _Attempt(inner, sites)
+        if example_inputs is not None:
+            return attempt.given(as_call(example_inputs))
+        return attempt.searched() or Reading(
+            ordered_facts(inner, sites),
+            "order",
+            failure=attempt.failure,
+            untraced=_untraced(attempt.failure or "there was nothing to try"),
+        )
 
 
 _COMPILED = "TorchScript hides what its parameters do"
@@ -92,6 +108,22 @@ def _untraced(failure: str) -> str:
 _EDGES = (64, 128, 224)
 """Image sizes to run for real with, in pixels."""
 
+_REAL = 4
+"""Inputs to try for real, each with all image sizes."""
+
+_DRAWS = 8
+"""Draws of real inputs: a router sends each of them elsewhere."""
+
+_BASE, _SHARE = 20_000, 50
+"""Operators that a search may run, and how many more for each parameter."""
+
+_SMALL = 2**26
+"""Elements of all parameters up to which a model without memory may run for real."""
+
+
+def _first(readings: Iterable[Reading | None]) -> Reading | None:
+    return next((reading for reading in readings if reading is not None), None)
+
 
 class _Attempt:
     """Attempts to record a model's forward pass, the cheapest first."""
@@ -101,47 +133,78 @@ class _Attempt:
         self.sites = sites
         self.names = {id(p): site.name for site in sites for p in site.parameters}
         self.numbers = dict(_numbers(sites))
+        self.reach = Reach(model)
+        self.budget = Budget(math.inf)
         self.failure: str | None = None  # why not on meta
         self.error = Exception("nothing was tried")  # what came last
 
     def given(self, call: Call) -> Reading:
         """Record with the user's own inputs."""
         reading = self._on_meta(call)
-        if reading is None and not self._is_on_meta():
-            reading = self._for_real(call)
+        if reading is None and self._fits_in_memory():
+            reading = self._record(call, "ran")
         if reading is None:
             raise refusal(self.model, call, self.error, "the given example_inputs")
         return reading
 
     def searched(self) -> Reading | None:
-        """Record with inputs that are looked for."""
-        calls = list(candidates(self.model))
-        for call in calls:
-            reading = self._on_meta(call, calls)
-            if reading is not None:
-                return reading
-        if self._is_on_meta():
-            return None
-        for call, edge in ((call, edge) for edge in _EDGES for call in calls[:4]):
-            reading = self._for_real(small_and_real(call, edge=edge))
-            if reading is not None:
-                return reading
-        return None
+        """Record with inputs that are looked for, until every parameter is seen or no more can be.
 
-    def _is_on_meta(self) -> bool:
-        return any(site.device.type == "meta" for site in self.sites)
+        The search has a budget: what it takes is linear in the number of parameters.
+        """
+        self.budget = Budget(_BASE + _SHARE * len(self.sites))
+        calls = list(candidates(self.model))
+        reading = _first(self._on_meta(call, calls) for call in calls)
+        if reading is None and self._fits_in_memory():
+            reading = _first(self._for_real(c, edge) for edge in _EDGES for c in calls[:_REAL])
+        return None if reading is None else self._extended(reading)
+
+    def _extended(self, reading: Reading) -> Reading:
+        """Add arguments that are left out, one by one, as long as more parameters are seen."""
+        self.budget = Budget(_BASE + _SHARE * len(self.sites))
+        while reading.unused and reading.call is not None:
+            unused = [site for site in self.sites if site.name in reading.unused]
+            calls = extensions(self.model, reading.call, unused)
+            tried = (self._again(call, reading) for call in calls)
+            better = next((r for r in tried if r and len(r.unused) < len(reading.unused)), None)
+            if better is None:
+                return reading
+            reading = better
+        return reading
+
+    def _again(self, call: Call, reading: Reading) -> Reading | None:
+        """Record another call as a reading was, and add what that alone has seen."""
+        if reading.evidence == "ran":
+            found = self._for_real(call, _EDGES[0])
+        else:
+            found = self._record(call, "traced")
+        return None if found is None else _joined(found, reading)
+
+    def _fits_in_memory(self) -> bool:
+        """Say whether the model may run for real: it is real already, or small."""
+        on_meta = (math.prod(site.shape) for site in self.sites if site.device.type == "meta")
+        return sum(on_meta) <= _SMALL
 
     def _on_meta(self, call: Call, others: Sequence[Call] = ()) -> Reading | None:
         """Record in evaluation mode; what it leaves out, look for in training mode."""
         reading = self._record(call, "traced")
-        if reading is None or all(found.used for found in reading.facts.values()):
+        if reading is None or not reading.unused:
             return reading
         attempts = (self._record(c, "traced", training=True) for c in (call, *others))
         training = next((attempt for attempt in attempts if attempt is not None), None)
         return reading if training is None else _joined(reading, training)
 
-    def _for_real(self, call: Call) -> Reading | None:
-        return self._record(call, "ran")
+    def _for_real(self, call: Call, edge: int) -> Reading | None:
+        """Record on small real inputs, on others too where some parameters are seen by few."""
+        rows = vocabulary(self.model)
+        reading = self._record(small_and_real(call, edge=edge, indices=rows), "ran")
+        for seed in range(1, _DRAWS):
+            if reading is None or not reading.unused:
+                break
+            other = small_and_real(call, edge=edge, indices=rows, seed=seed)
+            again = self._record(other, "ran")
+            reading = reading if again is None else _joined(reading, again)
+        return reading
 
     def _record(self, call: Call, evidence: Evidence, *, training: bool = False) -> Reading | None:
         try:
@@ -155,6 +218,8 @@ class _Attempt:
                     training=training,
                     with_grad=with_grad,
                     shape_rules=SHAPE_RULES,
+                    budget=self.budget,
+                    reach=self.reach,
                 )
             )
         except Exception as error:  # noqa: BLE001 - a forward may raise anything

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site
-from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.inputs import as_call, vocabulary
 from torch_initpolicy.trace.read import read
+from torch_initpolicy.trace.recorder import is_index
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 BATCH = 16
@@ -79,9 +80,11 @@ def _drawn(model: nn.Module, call: Call, batch: int | None) -> Call:
     """Return random arguments like those of `call`, `batch` in place of its number of inputs."""
     generator = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    before, rows = batch_size(call), _vocabulary(model)
+    before, rows = batch_size(call), vocabulary(model)
 
     def draw(like: Tensor) -> Tensor:
+        if is_index(like):
+            return like.to(device)
         shape = list(like.shape)
         if batch is not None and shape and shape[0] == before:
             shape[0] = batch
@@ -94,9 +97,3 @@ def _drawn(model: nn.Module, call: Call, batch: int | None) -> Call:
         return drawn.to(device, like.dtype)
 
     return call.mapped(draw)
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Return how many indices every table of the model holds; tables of types are too small."""
-    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    return min((n for n in rows if n >= BATCH), default=min(rows, default=2))

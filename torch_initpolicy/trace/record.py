@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from torch_initpolicy.trace.borrow import borrowed, cuda_devices
 from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.recorder import Ran, Recorder, ShapeRule
+from torch_initpolicy.trace.reach import Reach
+from torch_initpolicy.trace.recorder import Budget, Ran, Recorder, ShapeRule
 from torch_initpolicy.trace.stand_ins import copied, leaf_like, plain_meta
 from torch_initpolicy.trace.trees import Call
 
@@ -77,6 +78,8 @@ def capture(
     training: bool = False,
     with_grad: bool = False,
     shape_rules: Mapping[str, ShapeRule] | None = None,
+    budget: Budget | None = None,
+    reach: Reach | None = None,
 ) -> Graph:
     """Record one forward pass of `model`.
 
@@ -85,13 +88,16 @@ def capture(
 
     Args:
         model: The model, without wrappers.
-        call: What to call it with. On meta, tensors are replaced by meta tensors of their shape.
+        call: What to call it with. On meta, tensors are replaced by meta tensors of their shape,
+            but for small ones of indices: forward passes decide by them.
         names: Canonical name of each parameter, by its `id`.
         on_meta: Run on meta tensors (no memory, no arithmetic), else for real.
         drawn: What to run for real with in place of a parameter, by its `id`; copies of others.
         training: Run with every module in training mode, else in evaluation mode.
         with_grad: Whether gradients can be taken.
         shape_rules: Answers for operators, by name, in place of their own meta kernel.
+        budget: How much the run may take.
+        reach: What `borrowed` takes.
 
     Returns:
         The recorded graph.
@@ -99,14 +105,14 @@ def capture(
     Raises:
         Exception: Whatever the model's forward raises.
     """
-    with borrowed(model) as lent, torch.set_grad_enabled(with_grad):
+    with borrowed(model, reach) as lent, torch.set_grad_enabled(with_grad):
         warnings.simplefilter("ignore")
         for module in model.modules():
             module.training = training
         if not on_meta:
             _seed_everywhere(model)
         answers = on_meta and not with_grad  # shape rules answer without a way back
-        recorder = Recorder(shape_rules or {} if answers else {}, on_meta=on_meta)
+        recorder = Recorder(shape_rules or {} if answers else {}, on_meta=on_meta, budget=budget)
         stand_ins = _stand_ins(model, drawn or {}, on_meta=on_meta, with_grad=with_grad)
         for buffer in model.buffers():
             recorder.enter_buffer(stand_ins[id(buffer)], buffer)

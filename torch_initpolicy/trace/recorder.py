@@ -4,6 +4,8 @@ Knows how to name tensors that come and go; has never heard what an operator doe
 """
 
 import contextlib
+import itertools
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +45,27 @@ class Ran(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
+class OutOfBudgetError(Exception):
+    """A search for inputs has taken as much as it may."""
+
+
+class Budget:
+    """How much a search may take: one for each operator, more where it runs for real."""
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+    def spend(self, cost: float) -> None:
+        """Take from the budget.
+
+        Raises:
+            OutOfBudgetError: There is nothing left.
+        """
+        self.left -= cost
+        if self.left < 0:
+            raise OutOfBudgetError
+
+
 class Recorder(TorchFunctionMode):
     """Writes down every operator that returns or changes a tensor."""
 
@@ -52,8 +75,10 @@ class Recorder(TorchFunctionMode):
         *,
         on_meta: bool,
         see: Callable[[Ran], None] | None = None,
+        budget: "Budget | None" = None,
     ) -> None:
         super().__init__()
+        self.budget = budget or Budget(math.inf)
         self.shape_rules = shape_rules
         self.on_meta = on_meta
         self.see = see
@@ -62,6 +87,8 @@ class Recorder(TorchFunctionMode):
         self.current: dict[int, int] = {}
         self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
         self.wrapped: dict[int, Tensor] = {}  # the last wrapper of each storage
+        self.varying: set[int] = set()  # values that depend on the model's inputs
+        self.moved: dict[int, Tensor] = {}  # what has become of real tensors written to on meta
         self.running: list[str] = [""]
         self.so_far = Graph(self.values, self.nodes, results=(), consumers=())
 
@@ -88,7 +115,7 @@ class Recorder(TorchFunctionMode):
             with self:
                 return like(*args, **kwargs)
         if self.on_meta:
-            args, kwargs = self._on_one_device(args, kwargs)
+            args, kwargs = self._on_one_device(func, args, kwargs)
         rule = self.shape_rules.get(getattr(func, "__name__", ""))
         if rule is not None and (is_transforming() or not _begins_on_meta(args)):
             rule = None
@@ -115,12 +142,18 @@ class Recorder(TorchFunctionMode):
         index = len(self.nodes)
         node_args, node_kwargs = map_tensors(self._ref, (args, dict(kwargs)))
         changed = tuple(self._changed_views(outputs))
+        varies = not self.varying.isdisjoint(read)
         made = tuple(
-            self._new_value(tensor, producer=index, constant=self._constant(tensor))
+            self._new_value(
+                tensor, producer=index, constant=None if varies else self._constant(tensor)
+            )
             for tensor in outputs
         )
+        if varies:
+            self.varying.update(made)
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
         self.nodes.append(node)
+        self.budget.spend(1 if self.on_meta else 1 + sum(t.numel() for t in outputs) / 1024)
         if self.see is not None:
             # What is looked at is not recorded; the bridge below is.
             with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
@@ -175,15 +208,26 @@ class Recorder(TorchFunctionMode):
         )
 
     def _on_one_device(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Send real tensors to meta where an operator would mix the two."""
+        """Send real tensors to meta where an operator would mix the two; keep new indices real."""
+        if self.moved:
+            args, kwargs = map_tensors(self._latest, (args, dict(kwargs)))
+        if kwargs and "device" in kwargs and _makes_indices(func, kwargs):
+            return args, {**kwargs, "device": "cpu"}
         if len({tensor.is_meta for tensor in tensors_in((args, kwargs))}) < 2:
             return args, kwargs
-        on_meta: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+        if func in _INDEXING and args[0].is_meta:
+            args = (args[0], _numbered(args[1]), *args[2:])
+        sent: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
             self._to_meta, (args, dict(kwargs))
         )
-        return on_meta
+        if sent[0] and sent[0][0] is not args[0] and _writes(func) and isinstance(args[0], Tensor):
+            self.moved[id(args[0])] = sent[0][0]
+        return sent
+
+    def _latest(self, tensor: Tensor) -> Tensor:
+        return self.moved.get(id(tensor), tensor)
 
     def _to_meta(self, tensor: Tensor) -> Tensor:
         """Return a meta tensor that continues the value of a real one."""
@@ -195,8 +239,8 @@ class Recorder(TorchFunctionMode):
         return on_meta
 
     def _enter_input(self, tensor: Tensor) -> Tensor:
-        stand_in = plain_meta(tensor) if self.on_meta else leaf_like(tensor, tensor)
-        self._new_value(stand_in, is_input=True)
+        stand_in = _index_like(tensor) if self.on_meta else leaf_like(tensor, tensor.clone())
+        self.varying.add(self._new_value(stand_in, is_input=True))
         return stand_in
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
@@ -279,6 +323,62 @@ def _storage_of(tensor: Tensor) -> int:
     tensor = bare(tensor)
     stored = tensor.layout is torch.strided and torch._C._has_storage(tensor)  # noqa: SLF001
     return storage_of(tensor) if stored else 0
+
+
+def is_index(tensor: Tensor) -> bool:
+    """Say whether a tensor is one of indices, or a mask, that is small and holds numbers.
+
+    Forward passes look at such numbers, and decide by them, where they only compute with others.
+    """
+    discrete = not (tensor.is_floating_point() or tensor.is_complex())
+    return discrete and not tensor.is_meta and tensor.numel() <= _SMALL
+
+
+def _index_like(tensor: Tensor) -> Tensor:
+    """Return what stands in for an input on meta: numbers where it is one of indices."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > _SMALL:
+        return plain_meta(tensor)
+    if not tensor.is_meta:
+        return tensor.clone()
+    if tensor.dtype == torch.bool or not tensor.ndim:
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+    return torch.arange(tensor.shape[-1]).to(tensor.dtype).expand(tensor.shape).clone()
+
+
+_SMALL = 2**20
+"""Elements of a tensor up to which it may hold numbers while others are on meta."""
+
+_FACTORIES = frozenset({torch.arange, torch.zeros, torch.ones, torch.full, torch.tensor})
+
+_INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
+
+
+def _makes_indices(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a function makes small indices or a mask on meta."""
+    if func not in _FACTORIES or torch.device(kwargs["device"] or "cpu").type != "meta":
+        return False
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        return func is torch.arange
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _numbered(index: Any) -> Any:
+    """Write the masks in an index as numbers: how many they are is not known on meta."""
+    items = index if isinstance(index, tuple) else (index,)
+    parts = (_numbers_of(i) if isinstance(i, Tensor) else (i,) for i in items)
+    return tuple(itertools.chain.from_iterable(parts))
+
+
+def _numbers_of(index: Tensor) -> tuple[Tensor, ...]:
+    mask = index.dtype == torch.bool and not index.is_meta and index.ndim > 0
+    return index.nonzero(as_tuple=True) if mask else (index,)
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Say whether a method writes to the tensor it belongs to."""
+    name = str(getattr(func, "__name__", ""))
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
