@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.calibrate.lsuv import lsuv_
+from torch_initpolicy.calibrate.lsuv import scale
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
 from torch_initpolicy.errors import (
-    PolicyError,
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
@@ -19,10 +18,10 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.materialize.materialize import materialize_steps
 from torch_initpolicy.materialize.restore import Build
-from torch_initpolicy.moments.propagate import with_reads
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.describe import figure
 from torch_initpolicy.planning.plan import Plan, Receipt, warn_of_symmetry
+from torch_initpolicy.planning.selection import Keeping, Selection
 from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
@@ -37,9 +36,6 @@ from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import undone_on_error
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import is_sharded
-
-Keeping: TypeAlias = Literal["meant", "nothing"]
-"""What a policy leaves as the author of a model meant it."""
 
 
 def plan_policy(
@@ -93,38 +89,27 @@ def plan_policy(
         >>> [(step.name, step.meets, round(step.std, 3)) for step in plan if step.std]
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
+    selection = Selection.of(only, skip, frozen=frozen, keep=keep, strict=strict)
     with BORROWING, opened(require_module(model)):
         given = policy_of(policy)
-        plan = _plan(
-            model,
-            given,
-            example_inputs=example_inputs,
-            only=only,
-            skip=skip,
-            frozen=frozen,
-            keep=keep,
-            strict=strict,
-        )
+        plan = _plan(model, given, example_inputs, selection)
     _warn_of_nothing(plan, given)
     return plan
 
 
-def _plan(
-    model: nn.Module, policy: InitPolicy, *, example_inputs: Any, keep: Keeping, **options: Any
-) -> Plan:
-    if keep not in get_args(Keeping):
-        raise PolicyError(f"keep is one of {get_args(Keeping)}, got {keep!r}")
+def _plan(model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: Selection) -> Plan:
     with BORROWING:
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         plan = make_plan(
             found,
-            with_reads(reading.facts, reading.flow, found),
+            reading.facts,
             policy,
-            meant=_meant(found, reading.facts) if keep == "meant" else {},
+            selection,
+            flow=reading.flow,
+            meant=_meant(found, reading.facts) if selection.keep == "meant" else {},
             unknown_operators=reading.unknown_operators,
             untraced=reading.untraced,
-            **options,
         )
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
@@ -230,23 +215,16 @@ def apply_policy(
         >>> abs(model[0].weight.std().item() * (784 / 2) ** 0.5 - 1) < 0.01
         True
     """
+    selection = Selection.of(only, skip, frozen=frozen, keep=keep, strict=strict)
     with opened(require_module(model)):
         with together(process_groups(model)):
             given = policy_of(policy)
-            plan = _plan(
-                model,
-                given,
-                example_inputs=calibrate if example_inputs is None else example_inputs,
-                only=only,
-                skip=skip,
-                frozen=frozen,
-                keep=keep,
-                strict=strict,
-            )
+            shown = calibrate if example_inputs is None else example_inputs
+            plan = _plan(model, given, shown, selection)
         with undone_on_error(_held(model) if calibrate is not None else ()):
             written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
             if calibrate is not None:
-                plan = _calibrated(plan, calibrate, only=only, skip=skip, frozen=frozen)
+                plan = _calibrated(plan, calibrate, selection)
     _warn_of_nothing(plan, given)
     warn_of_symmetry(plan)
     return Receipt.of(plan, written)
@@ -280,10 +258,9 @@ def _held(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
 
 
-def _calibrated(plan: Plan, inputs: Any, **filters: Any) -> Plan:
+def _calibrated(plan: Plan, inputs: Any, selection: Selection) -> Plan:
     """Scale the weights that a plan has filled, and return the plan that says so."""
-    model = cast("nn.Module", plan.model)
-    factors = lsuv_(model, inputs, orthogonal=False, **filters).factors
+    factors = scale(cast("nn.Module", plan.model), inputs, selection).factors
     steps = (
         replace(step, factors=found, reason=f"{step.reason}; x {figure(found, 4)} to calibrate")
         if (found := factors.get(step.name))
@@ -306,7 +283,7 @@ def _kept(step: Step, before: Step) -> Step:
         initializer=before.initializer,
         std=before.std,
         torch_axes=before.torch_axes,
-        padding=before.padding,
+        facts=replace(step.facts, padding=before.padding),
         reason=before.reason,
     )
 
@@ -366,16 +343,10 @@ def materialize(
         >>> model[0].weight.device.type, model[1].running_var.sum().item()
         ('cpu', 16.0)
     """
-    options: dict[str, Any] = {
-        "only": None,
-        "skip": None,
-        "frozen": frozen,
-        "keep": keep,
-        "strict": strict,
-    }
+    selection = Selection.of(frozen=frozen, keep=keep, strict=strict)
     with opened(require_module(model)):
         given = policy_of(policy)
-        plan = _plan(model, given, example_inputs=example_inputs, **options)
+        plan = _plan(model, given, example_inputs, selection)
         steps, written = materialize_steps(
             plan.pairs(),
             model,
@@ -388,7 +359,7 @@ def materialize(
         plan = replace(plan, steps=steps)
         if _is_guessed(plan) and not any(map(is_sharded, model.parameters())):
             # Now that the model is real its forward pass can be run, which may tell more.
-            known = _plan(model, given, example_inputs=example_inputs, **options)
+            known = _plan(model, given, example_inputs, selection)
             plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
             written = apply_steps(
                 plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from torch_initpolicy.api import Keeping, apply_policy, plan_policy
+from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import (
@@ -28,8 +28,8 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.integrations.inputs import NOTATION, Input, batches, drawn, require_distinct
 from torch_initpolicy.integrations.models import build
-from torch_initpolicy.planning.decide import Filters
 from torch_initpolicy.planning.plan import Receipt
+from torch_initpolicy.planning.selection import Keeping, Selection
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.report.audit import BUDGET, audit_model
@@ -434,8 +434,7 @@ def _calibrated(write: Callable[..., Receipt], calls: Iterator[Call]) -> Receipt
 
 def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
     """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
-    filters = Filters.of(only, skip)
-    if idle := list(filters.idle(sites(model))):
+    if idle := list(Selection.of(only, skip).idle(sites(model))):
         raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
 
 

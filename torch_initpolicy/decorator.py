@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import Keeping, apply_policy
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import NotAModuleError
+from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 

@@ -40,7 +40,6 @@ class Step:
         rule: The matcher that chose the initializer, as the policy writes it; where packed blocks
             come to different things, all that chose one, with `; ` between.
         reason: One sentence for people.
-        padding: Row that stays zero, or None.
         factors: What is multiplied to the filled values: one number for all of them, or one for
             each of as many equal parts along the first axis (a calibration of packed queries, keys
             and values); empty where there is nothing to multiply. Of a kept site a mere record.
@@ -59,7 +58,6 @@ class Step:
     std: Number
     rule: str
     reason: str
-    padding: int | None = None
     factors: tuple[float, ...] = ()
     torch_axes: bool = False
     multipliers: Multipliers | None = None
@@ -103,6 +101,11 @@ class Step:
     def axes(self) -> Axes | None:
         """The axes that the initializer goes by; None for torch's own layout."""
         return None if self.torch_axes else self.facts.axes
+
+    @property
+    def padding(self) -> int | None:
+        """The row that stays zero, or None."""
+        return self.facts.padding
 
     @property
     def keeps(self) -> bool:

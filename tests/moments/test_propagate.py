@@ -10,17 +10,16 @@ from torch.nn import functional as F
 from torch_initpolicy import plan_policy
 from torch_initpolicy.moments.gaussian import Size, activated
 from torch_initpolicy.moments.padding import reached
-from torch_initpolicy.moments.propagate import with_reads
+from torch_initpolicy.moments.propagate import reads
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.read import read
 
 
-def facts_of(model, inputs):
-    """Return the facts about a model, with what its weights read."""
+def reads_of(model, inputs, **written):
+    """Return what each weight of a model reads."""
     found = sites(model)
-    reading = read(model, found, inputs)
-    return with_reads(reading.facts, reading.flow, found)
+    return reads(read(model, found, inputs).flow, found, written)
 
 
 class Probe(nn.Module):
@@ -120,18 +119,18 @@ def test_what_a_weight_reads(name):
     A net of these widths has a relative deviation of 5 % or less, so six have 2 %.
     """
     probe = PROBES[name]
-    facts = facts_of(probe, torch.empty(probe.shape, device="meta"))
-    assert facts["first.weight"].reads == pytest.approx(1.0, rel=0.15)  # zeros of its padding
-    assert facts["last.weight"].reads_unknown is None
-    assert facts["last.weight"].reads == pytest.approx(measured(probe), rel=0.08)
+    found = reads_of(probe, torch.empty(probe.shape, device="meta"))
+    assert found["first.weight"].second == pytest.approx(1.0, rel=0.15)  # zeros of its padding
+    assert found["last.weight"].reason is None
+    assert found["last.weight"].second == pytest.approx(measured(probe), rel=0.08)
 
 
 def test_attention_averages():
     """Attention over independent rows reads little: the weights' squares, not the weights."""
     probe = Probe(attend)
-    facts = facts_of(probe, torch.empty(probe.shape, device="meta"))
-    assert facts["last.weight"].reads == pytest.approx(measured(probe), rel=0.25)
-    assert facts["last.weight"].reads < 0.6
+    found = reads_of(probe, torch.empty(probe.shape, device="meta"))
+    assert found["last.weight"].second == pytest.approx(measured(probe), rel=0.25)
+    assert found["last.weight"].second < 0.6
 
 
 class Attention(nn.Module):
@@ -180,10 +179,10 @@ def test_attention_leans_towards_its_query(kind):
     By chance alone it would be `(e + 1) / 256`; forty nets have a relative error of 3 %.
     """
     model = Attention(kind)
-    facts = facts_of(model, torch.empty(TOKENS, WIDTH, device="meta"))
+    found = reads_of(model, torch.empty(TOKENS, WIDTH, device="meta"))
     name = "layer.out_proj.weight" if kind == "layer" else "out.weight"
     measured = attended()
-    assert facts[name].reads == pytest.approx(measured, rel=0.12)
+    assert found[name].second == pytest.approx(measured, rel=0.12)
     assert (math.e + 1) / TOKENS < 0.7 * measured
 
 
@@ -194,8 +193,8 @@ EDGES = {1: 0.1111, 2: 0.4444, 4: 0.6944, 7: 0.8186, 14: 0.9070, 32: 0.9588}  # 
 def test_zero_padding(edge):
     """A 3 x 3 kernel with padding 1 reads the zeros of the table."""
     conv = nn.Conv2d(4, 4, 3, padding=1)
-    facts = facts_of(conv, torch.empty(2, 4, edge, edge, device="meta"))
-    assert facts["weight"].reads == pytest.approx(EDGES[edge], abs=1e-4)
+    found = reads_of(conv, torch.empty(2, 4, edge, edge, device="meta"))
+    assert found["weight"].second == pytest.approx(EDGES[edge], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +214,8 @@ def test_taps_are_counted(conv):
         conv.weight.fill_(1.0)
         counted = conv(torch.ones(1, 1, 11, 11)).mean().item()
     stride = conv.stride[0] ** 2 if isinstance(conv, nn.ConvTranspose2d) else 1
-    facts = facts_of(conv, torch.empty(1, 1, 11, 11, device="meta"))
-    assert facts["weight"].reads == pytest.approx(counted * stride / conv.weight.numel(), rel=1e-5)
+    found = reads_of(conv, torch.empty(1, 1, 11, 11, device="meta"))
+    assert found["weight"].second == pytest.approx(counted * stride / conv.weight.numel(), rel=1e-5)
 
 
 PAIRS = {
@@ -287,8 +286,8 @@ def test_tables_that_are_heads_too():
             return self.norm(self.table(x)) @ self.table.weight.T
 
     model = Tied()
-    facts = facts_of(model, torch.zeros(2, 7, dtype=torch.int64))
-    assert facts["table.weight"].reads == pytest.approx(8.5, abs=8)
+    found = reads_of(model, torch.zeros(2, 7, dtype=torch.int64))
+    assert found["table.weight"].second == pytest.approx(8.5, abs=8)
 
 
 class Doubling(nn.Module):

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from torch_initpolicy.errors import PlanError, PolicyError, UnusedRuleWarning
 from torch_initpolicy.planning.decide import make_plan
+from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import sites
@@ -74,7 +75,8 @@ def gated():
 def plan(model, *rules, known=None, **options):
     """Plan for a model by rules; what they do not match is kept."""
     policy = InitPolicy(rules).otherwise(Keep())
-    return make_plan(model, facts(model) if known is None else known, policy, **options)
+    known = facts(model) if known is None else known
+    return make_plan(model, known, policy, Selection.of(**options))
 
 
 def cases(model, *rules, **options):
@@ -345,7 +347,8 @@ class TestKept:
         """A parameter that requires no gradient is kept, unless asked for."""
         model = network()
         model[0].requires_grad_(False)
-        kept, written = (make_plan(model, {}, presets.he(), frozen=f) for f in (False, True))
+        kept = make_plan(model, {}, presets.he())
+        written = make_plan(model, {}, presets.he(), Selection.of(frozen=True))
 
         assert kept["0.weight"].initializer == Keep()
         assert kept["0.weight"].rule == "frozen"
@@ -355,8 +358,8 @@ class TestKept:
     def test_skip_and_only(self):
         """Skipped sites and those that are not asked for are kept, with the reason."""
         model = network()
-        skipped = make_plan(model, {}, presets.he(), skip=["0.*", "*.bias"])
-        chosen = make_plan(model, {}, presets.he(), only=["0.*"], skip="*.bias")
+        skipped = make_plan(model, {}, presets.he(), Selection.of(skip=["0.*", "*.bias"]))
+        chosen = make_plan(model, {}, presets.he(), Selection.of(["0.*"], "*.bias"))
 
         assert [step.name for step in skipped if not step.keeps] == ["2.weight", "3.weight"]
         assert [step.name for step in chosen if not step.keeps] == ["0.weight"]
@@ -369,7 +372,9 @@ class TestKept:
         model = nn.ModuleDict({"wte": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
         model["head"].weight = model["wte"].weight
 
-        assert make_plan(model, {}, presets.auto(), skip=["head.*"])["wte.weight"].keeps
+        made = make_plan(model, {}, presets.auto(), Selection.of(skip=["head.*"]))
+
+        assert made["wte.weight"].keeps
 
     def test_raw_parameters(self):
         """Tables are kept by `auto`, and the plan says so."""
@@ -390,7 +395,7 @@ class TestKept:
     def test_lazy_and_left_alone(self):
         """A lazy parameter that is skipped hinders nobody."""
         model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
-        made = make_plan(model, {}, presets.auto(), skip=["0.*"])
+        made = make_plan(model, {}, presets.auto(), Selection.of(skip=["0.*"]))
 
         assert made["0.weight"].keeps
         assert made["0.weight"].shape == ()
@@ -473,7 +478,7 @@ class TestErrors:
     def test_unmatched_but_left_alone(self):
         """A site that is kept anyway needs no rule."""
         policy = InitPolicy([Rule(match.role("bias"), Zeros())])
-        made = make_plan(network(), {}, policy, only=["*.bias"], skip=["2.bias"])
+        made = make_plan(network(), {}, policy, Selection.of(["*.bias"], ["2.bias"]))
 
         assert made["0.weight"].keeps
 
@@ -508,7 +513,7 @@ class TestErrors:
         """Nobody wants to know that a preset's rule for embeddings has no embedding."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            made = make_plan(network(), {}, presets.auto(), strict=False)
+            made = make_plan(network(), {}, presets.auto(), Selection.of(strict=False))
 
         assert not any(step.role == "embedding" for step in made)
 

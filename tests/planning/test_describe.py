@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.writing.helpers import pairs
-from torch_initpolicy.planning.describe import extent, figure, folded, header, rows, table, told
+from torch_initpolicy.planning.describe import extent, figure, folded, header, rows, summary, table
 from torch_initpolicy.tensors.initializers import (
     ICNR,
     Blocks,
@@ -63,11 +63,11 @@ class TestTold:
     )
     def test_words(self, initializer, words):
         """Family, fans and gain for what has them; the call itself for what is rare."""
-        assert told(initializer, 576, 64) == words
+        assert summary(initializer, 576, 64) == words
 
     def test_blocks_of_different_size(self):
         """Where packed blocks have fans of their own all are written."""
-        assert told(xavier_normal(), 768, (768, 64, 64)) == "Xavier normal, fans 768 + 768/64/64"
+        assert summary(xavier_normal(), 768, (768, 64, 64)) == "Xavier normal, fans 768 + 768/64/64"
 
     @pytest.mark.parametrize(
         ("number", "text"),

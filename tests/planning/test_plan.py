@@ -171,9 +171,9 @@ class TestComparing:
             {"dtype": torch.float64},
             {"initializer": Normal(0.1)},
             {"facts": Facts("weight", Axes(inputs=(0,), outputs=(1,)))},
-            {"padding": 0},
+            {"facts": Facts("weight", Axes((1,), (0,)), padding=0)},
         ],
-        ids=lambda change: next(iter(change)),
+        ids=str,
     )
     def test_what_counts(self, change):
         """Everything that decides about a number makes another plan."""

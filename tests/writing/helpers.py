@@ -33,12 +33,11 @@ def step_for(site: Site, initializer: Initializer) -> Step:
         shape=site.shape,
         dtype=site.dtype,
         owner=site.kind,
-        facts=Facts(site.role, site.axes),
+        facts=Facts(site.role, site.axes, padding=site.padding),
         initializer=initializer,
         std=None,
         rule="test",
         reason="because a test says so",
-        padding=site.padding,
     )
 
 

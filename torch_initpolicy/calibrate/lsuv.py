@@ -20,10 +20,12 @@ from torch_initpolicy.errors import (
     counted,
     listing,
 )
-from torch_initpolicy.planning.decide import Filters, make_plan
+from torch_initpolicy.planning.decide import make_plan
+from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy.match import anything, predicate, role
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.initializers import Keep, Orthogonal
 from torch_initpolicy.trace.failures import refusal
 from torch_initpolicy.trace.inputs import as_call
@@ -139,18 +141,37 @@ def lsuv_(
         >>> round(model(batch).std(correction=0).item(), 3)
         1.0
     """
-    if not (std > 0 and math.isfinite(std)):
-        raise ArgumentError(f"std is a positive number, got {std}")
+    wanted = plain_number(std)
+    if wanted is None or not (wanted > 0 and math.isfinite(wanted)):
+        raise ArgumentError(f"std is a positive number, got {std!r}")
+    selection = Selection.of(only, skip, frozen=frozen)
+    if not orthogonal:
+        return scale(model, inputs, selection, std=wanted, per_channel=per_channel)
     found = sites(require_module(model))
-    filters = Filters.of(only, skip, frozen=frozen)
-    _require_writable(found, filters)
-    with torch.no_grad():
-        scaler = Scaler(found, Wishes(std, per_channel, filters), HANDLERS)
-        if not orthogonal:
-            return _scaled(model, inputs, scaler)
-        with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):
-            _orthogonalise(model, found, inputs, filters, seed)
-            return _scaled(model, inputs, scaler)
+    _require_writable(found, selection)
+    with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):
+        _orthogonalise(model, found, inputs, selection, seed)
+        return scale(model, inputs, selection, std=wanted, per_channel=per_channel)
+
+
+@torch.no_grad()
+def scale(
+    model: nn.Module,
+    inputs: Any,
+    selection: Selection,
+    *,
+    std: float = 1.0,
+    per_channel: bool = False,
+) -> Calibration:
+    """Scale weights as `lsuv_` does, whose directions stay as they are.
+
+    Raises:
+        ApplyError: As for `lsuv_`.
+        TraceError: As for `lsuv_`.
+    """
+    found = sites(require_module(model))
+    _require_writable(found, selection)
+    return _scaled(model, inputs, Scaler(found, Wishes(std, per_channel, selection), HANDLERS))
 
 
 _START = InitPolicy([
@@ -163,22 +184,20 @@ _START = InitPolicy([
 ])  # fmt: skip
 
 
-def _require_writable(found: Sequence[Site], filters: Filters) -> None:
+def _require_writable(found: Sequence[Site], selection: Selection) -> None:
     cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
-    cases += shared(site for site in found if filters.kept(site) is None)
-    cases += filters.idle(found)
+    cases += shared(site for site in found if selection.kept(site) is None)
+    cases += selection.idle(found)
     if cases:
         raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
 
 
 def _orthogonalise(
-    model: nn.Module, found: Sequence[Site], inputs: Any, filters: Filters, seed: int | None
+    model: nn.Module, found: Sequence[Site], inputs: Any, selection: Selection, seed: int | None
 ) -> None:
-    """Write orthogonal weights; what is parametrised keeps its direction."""
+    """Write orthogonal weights; parametrised ones keep their direction."""
     facts = read(model, found, inputs).facts
-    plan = make_plan(
-        model, facts, _START, only=filters.only, skip=filters.skip, frozen=filters.frozen
-    )
+    plan = make_plan(model, facts, _START, selection)
     apply_steps(plan.pairs(), seed)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from torch_initpolicy.errors import ApplyError
-from torch_initpolicy.planning.decide import Filters
+from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.norms import norm, wide
 from torch_initpolicy.trace.consumers import Use, Uses, advance
@@ -204,12 +204,12 @@ class Wishes:
     Attributes:
         std: The standard deviation of each operator's output.
         per_channel: Whether biases take up the means of the units.
-        filters: Which sites are left alone.
+        selection: Which sites are left alone.
     """
 
     std: float
     per_channel: bool
-    filters: Filters
+    selection: Selection
 
 
 class Scaler:
@@ -307,7 +307,7 @@ class Scaler:
         return None
 
     def _obstacle(self, site: Site, *, grows: bool) -> str | None:
-        kept = self.wishes.filters.kept(site)
+        kept = self.wishes.selection.kept(site)
         if kept is not None:
             return kept[1].removeprefix("kept: ")
         if site.name in self.left:
@@ -327,7 +327,7 @@ class Scaler:
             self.wishes.per_channel
             and site is not None
             and site.name not in self.shifted
-            and self.wishes.filters.kept(site) is None
+            and self.wishes.selection.kept(site) is None
         )
 
     def set_bias(self, bias: "Operand", values: Tensor) -> None:

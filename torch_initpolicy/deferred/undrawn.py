@@ -365,7 +365,7 @@ def as_constructed(step: Step, pending: Pending, source: str = "the constructor"
         initializer=pending.initializer,
         std=spread.std if isinstance(spread, Spread) else None,
         torch_axes=True,
-        padding=pending.padding,
+        facts=replace(step.facts, padding=pending.padding),
         reason=f"kept: what {source} would have drawn, from a stream of its own",
     )
 

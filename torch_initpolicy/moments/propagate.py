@@ -1,9 +1,10 @@
-"""Follows the size of the signal through a graph: what does each weight read, on average?
+"""Follow the moments of the signal through a graph: what does each weight read, on average?
 
-Every weight is taken to be scaled so that its output has the second moment 1, inputs to be standard
-normal and independent, biases zero, normalisations the identity on what they normalise, and batches
-to be normalised by their own statistics, as in training. What cannot be followed is left unknown,
-with the reason, up to the next normalisation.
+Inputs are taken to be standard normal and independent, and batches to be normalised by their own
+statistics, as in training. Weights, scales and biases are what the policy writes: a weight whose
+initializer takes account of what it reads makes an output of known second moment, any other one
+multiplies what it reads by its own moments. What cannot be followed is left unknown, with the
+reason, up to the next normalisation.
 
 All this is the mean over many draws of the weights; three things make a single net differ.
 Where a layer has few units, as the squeeze of a SqueezeNet or of a gate does, its second moment is
@@ -21,16 +22,13 @@ Reference:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.signal_rules import CARRIED
-from torch_initpolicy.moments.state import Following, Known, Unknown
+from torch_initpolicy.moments.state import Following, Known, Unknown, Written
 from torch_initpolicy.moments.weight_rules import WEIGHED
 from torch_initpolicy.sites import Site
-from torch_initpolicy.trace.activations import Composite
-from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.flow import Flow
 
 
@@ -47,45 +45,23 @@ class Reads:
     reason: str | None = None
 
 
-UNREAD = Reads(None)
-"""Of what is no weight of any operator."""
-
-
 def reads(
-    uses: Uses, composites: Mapping[int, Composite], sites: Sequence[Site]
+    flow: Flow, sites: Sequence[Site], written: Mapping[str, Written | Unknown]
 ) -> dict[str, Reads]:
-    """Say what each weight of a model reads, by canonical name.
+    """Compute what each weight of a model reads, by canonical name.
 
     Args:
-        uses: The data flow.
-        composites: Activations, by the value that goes into them.
+        flow: The recorded forward pass.
         sites: The parameters of the model.
+        written: What a policy writes to the sites, by canonical name; sites that are not named
+            are weights that normalise, scales of 1, biases of 0, or keep what they hold.
     """
-    following = Following(uses, composites, {site.name: site for site in sites}, WEIGHED, CARRIED)
-    for node in uses.graph.nodes:
+    following = Following(
+        flow.uses, flow.composites, {site.name: site for site in sites}, WEIGHED, CARRIED, written
+    )
+    for node in flow.uses.graph.nodes:
         following.advance(node)
     return {name: _joined(found) for name, found in following.read.items()}
-
-
-def with_reads(
-    facts: Mapping[str, Facts], flow: Flow | None, sites: Sequence[Site]
-) -> Mapping[str, Facts]:
-    """Add what each weight reads to the facts of the forward pass that was recorded.
-
-    Args:
-        facts: What is known about each site, by canonical name.
-        flow: The recorded forward pass; None where there is none, and nothing is added.
-        sites: The parameters of the model.
-    """
-    if flow is None:
-        return facts
-    found = reads(flow.uses, flow.composites, sites)
-    return {name: _with(fact, found.get(name, UNREAD)) for name, fact in facts.items()}
-
-
-def _with(facts: Facts, read: Reads) -> Facts:
-    blocks = tuple(_with(block, read) for block in facts.blocks)
-    return replace(facts, reads=read.second, reads_unknown=read.reason, blocks=blocks)
 
 
 def _joined(found: Sequence[Known]) -> Reads:
@@ -93,4 +69,5 @@ def _joined(found: Sequence[Known]) -> Reads:
     if unknown is not None:
         return Reads(None, unknown.reason)
     seconds = [size.second for size in found if isinstance(size, Size)]
-    return Reads(sum(seconds) / len(seconds))
+    second = sum(seconds) / len(seconds)
+    return Reads(second) if second else Reads(None, "what makes its input nothing but zeros")

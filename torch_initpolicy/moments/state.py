@@ -62,6 +62,24 @@ class Rows(NamedTuple):
     keys: Drawn | None = None
 
 
+class Written(NamedTuple):
+    """Numbers that a policy writes to a site.
+
+    Attributes:
+        mean: Their mean.
+        power: Their mean square.
+        output: The second moment of the output of a weight whose initializer takes account of what
+            the weight reads; None where it does not.
+    """
+
+    mean: float
+    power: float
+    output: float | None = None
+
+
+NORMALISING = Written(0.0, 1.0, output=1.0)
+"""A weight that is drawn so that its output has the second moment 1, whatever it reads."""
+
 Rules = Mapping[OpRole, Callable[["Following", Node], Known]]
 """How to find the size of what an operator makes, by its role."""
 
@@ -76,6 +94,8 @@ class Following:
         sites: The parameters, by canonical name.
         weighed: What weights do to sizes.
         carried: What other operators do.
+        written: What the policy writes to each site; those that are not named are weights that
+            normalise, scales of 1, biases of 0, or keep what they hold.
         sizes: What is known of each value.
         rows: What is known of attention weights.
         drawn: What a value was drawn from by the weight that made it; of logits, their keys.
@@ -89,6 +109,7 @@ class Following:
     sites: Mapping[str, Site]
     weighed: Rules
     carried: Rules
+    written: Mapping[str, Written | Unknown] = field(default_factory=dict)
     sizes: dict[int, Known] = field(default_factory=dict)
     rows: dict[int, Rows] = field(default_factory=dict)
     drawn: dict[int, Drawn] = field(default_factory=dict)
@@ -193,8 +214,41 @@ class Following:
         if value.constant is not None:
             return constant(value.constant)
         if value.parameter is not None:
-            return _held(self.sites[value.parameter])
+            return self.parameter(value.parameter)
         return Unknown("a constant of which only the shape is known")
+
+    def parameter(self, name: str) -> Known:
+        """Return the size of a parameter: what the policy will write, or what it holds."""
+        site, written = self.sites[name], self.written.get(name)
+        if isinstance(written, Unknown):
+            return written
+        if written is not None and written.output is None:
+            return Size(written.mean, written.power, written.power, written.power)
+        if site.role in ("norm_weight", "norm_bias", "bias"):
+            return constant(1.0 if site.role == "norm_weight" else 0.0)
+        return held(site)
+
+    def behind(self, use: Use, node: Node, met: Size, fan_in: float | None) -> Known:
+        """Return the size of what a weight makes of its input.
+
+        Args:
+            use: Where the weight is applied.
+            node: What applies it.
+            met: Its input.
+            fan_in: Connections into one of its output units, or None where these are unknown.
+        """
+        name = use.source.site
+        written = self.written.get(name, NORMALISING)
+        if isinstance(written, Written) and written.output is not None:
+            return met.weighed().scaled(math.sqrt(written.output))
+        size = self.parameter(name)
+        if isinstance(size, Unknown):
+            return size
+        if fan_in is None:
+            return self.lost(node, f"the fan of {name!r} is unknown")
+        if abs(size.mean) > _CENTRED * math.sqrt(size.second):
+            return self.lost(node, f"the weights of {name!r} have a mean")
+        return met.weighed().scaled(math.sqrt(fan_in * size.second * met.second))
 
     def lost(self, node: Node, reason: str) -> Unknown:
         """Say where a size was lost."""
@@ -216,6 +270,9 @@ class Following:
         self.read.setdefault(use.source.site, []).append(size)
 
 
+_CENTRED = 0.1
+"""Mean over root mean square up to which random weights, few of them, may be off their centre."""
+
 _STRANGE = "an operator whose effect on sizes is not known"
 _HUGE = "numbers that grow beyond all bounds"
 
@@ -232,10 +289,8 @@ def _kernel_dims(node: Node) -> int:
     return int(node.op[-2]) if node.op.startswith("conv") and node.op[-1] == "d" else 0
 
 
-def _held(site: Site) -> Known:
-    """Return the size of a parameter: what the policy will write, or what it holds."""
-    if site.role in ("norm_weight", "norm_bias", "bias"):
-        return constant(1.0 if site.role == "norm_weight" else 0.0)
+def held(site: Site) -> Known:
+    """Return the moments of the values that a parameter holds."""
     parameter = site.parameters[0]
     if parameter.device.type == "meta" or type(parameter) is not nn.Parameter:
         return Unknown(f"{site.name!r} keeps its value, which is not there yet")

@@ -1,12 +1,20 @@
 """The size of what weights make, and what they read to make it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 from torch_initpolicy.moments.gaussian import Size, constant
 from torch_initpolicy.moments.padding import reached
-from torch_initpolicy.moments.state import Drawn, Following, Known, Rows, Rules, Unknown
+from torch_initpolicy.moments.state import (
+    Drawn,
+    Following,
+    Known,
+    Rows,
+    Rules,
+    Unknown,
+)
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.graph import Node
@@ -20,7 +28,7 @@ def _weights_at(following: Following, node: Node) -> Iterator[Use]:
 
 
 def _product(following: Following, node: Node) -> Known:
-    """`weight * input`: one, by assumption, unless the operator fixes the weight's size itself."""
+    """Follow `weight * input`, also where the operator fixes the weight's size itself."""
     used = list(_weights_at(following, node))
     size = _met(following, node, used)
     grows = following.proportions.of
@@ -30,7 +38,19 @@ def _product(following: Following, node: Node) -> Known:
     for use in used:
         following.note(use, size)
     _draw(following, node, used)
-    return size.weighed() if isinstance(size, Size) else size
+    if len(used) != 1 or isinstance(size, Unknown):  # products of weights are made 1 together
+        return size.weighed() if isinstance(size, Size) else size
+    made = following.behind(used[0], node, size, _fan_in(following, used[0], node))
+    return _with_bias(following, node, made)
+
+
+def _with_bias(following: Following, node: Node, made: Known) -> Known:
+    """Add the bias of a layer, which inputs and positions share."""
+    bias = following.slots(node).get("bias")
+    added = constant(0.0) if bias is None else following.size(bias)
+    if isinstance(made, Unknown) or isinstance(added, Unknown):
+        return made if isinstance(made, Unknown) else added
+    return made.plus(added) if added.second else made
 
 
 def _draw(following: Following, node: Node, used: Sequence[Use]) -> None:
@@ -105,25 +125,51 @@ def _looked_up(following: Following, node: Node) -> Known:
 def _attended(following: Following, node: Node) -> Known:
     """Attention with its projections: each reads its own input, the last reads an average."""
     given = following.slots(node)
-    inputs = {slot: following.size(given[slot]) for slot in ("query", "key", "value")}
+    inputs = {slot: following.size(given[slot]) for slot in _READ.values()}
     unknown = next((size for size in inputs.values() if isinstance(size, Unknown)), None)
-    values = inputs["value"]
-    for use in _weights_at(following, node):
-        own = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
-        if use.slot == "out_proj_weight" and isinstance(values, Size):
-            averaged = _averaged_by_layer(following, node, values.weighed())
-            following.note(use, unknown or averaged)
-        elif use.slot.endswith("proj_weight"):
-            following.note(use, unknown or inputs[own.get(use.slot, "query")])
-    return unknown or (values.weighed() if isinstance(values, Size) else values)
+    used = {use.slot: use for use in _weights_at(following, node)}
+    for slot, use in used.items():
+        if slot != _LAST and slot.endswith("proj_weight"):
+            following.note(use, unknown or inputs[_READ.get(slot, "query")])
+    if unknown is not None:
+        return unknown
+    projected = {slot: _projected(following, node, used, slot) for slot in _READ}
+    lost = next((size for size in projected.values() if isinstance(size, Unknown)), None)
+    if lost is not None:
+        return lost
+    averaged = _averaged_by_layer(following, node, projected)
+    if _LAST not in used:
+        return averaged.weighed()
+    following.note(used[_LAST], averaged)
+    width = following.shape(node.outputs[0])[-1]
+    return following.behind(used[_LAST], node, averaged, float(width))
 
 
-def _averaged_by_layer(following: Following, node: Node, value: Size) -> Size:
+_LAST = "out_proj_weight"
+
+_READ: Mapping[str, str] = MappingProxyType(
+    {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
+)
+"""What each projection of an attention layer reads."""
+
+
+def _projected(following: Following, node: Node, used: Mapping[str, Use], slot: str) -> Known:
+    """Return queries, keys or values, be their weight one of its own or packed with the others."""
+    size = following.size(following.slots(node)[_READ[slot]])
+    use = used.get(slot) or used.get("in_proj_weight")
+    if use is None or isinstance(size, Unknown):
+        return size
+    return following.behind(use, node, size, float(use.value.shape[-1]))
+
+
+def _averaged_by_layer(following: Following, node: Node, projected: Mapping[str, Known]) -> Size:
     """Return the average inside an attention layer, whose batch lies behind its sequence."""
     given = following.slots(node)
     drawn = {slot: Drawn(given[slot], following.shape(given[slot])[-1]) for slot in _PAIR}
     count = following.shape(given["key"])[0]
-    return averaged(value, attention_rows(1.0, count, drawn["key"]), count, drawn["value"])
+    query, key, value = (cast("Size", projected[slot]) for slot in _READ)
+    rows = attention_rows(query.second * key.second, count, drawn["key"])
+    return averaged(value, rows, count, drawn["value"])
 
 
 _PAIR = ("key", "value")

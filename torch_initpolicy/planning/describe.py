@@ -52,17 +52,17 @@ def extent(shape: Sequence[int]) -> str:
 
 
 @functools.singledispatch
-def told(initializer: Initializer, fan_in: Number, fan_out: Number) -> str:
+def summary(initializer: Initializer, fan_in: Number, fan_out: Number) -> str:
     """Say in a few words how an initializer fills a weight of these fans.
 
     Examples:
-        >>> told(VarianceScaling(2.0), 576, 64)
+        >>> summary(VarianceScaling(2.0), 576, 64)
         'He normal, fan_in 576, gain 1.41421'
     """
     return repr(initializer)
 
 
-@told.register
+@summary.register
 def _(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
     gain = initializer.scale**0.5 * float(initializer.gain)
     name, fan = {
@@ -75,23 +75,23 @@ def _(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
     return f"{name} {distribution}, {fan}" + (f", gain {figure(gain)}" if gain != 1 else "")
 
 
-@told.register
+@summary.register
 def _(initializer: Orthogonal, fan_in: Number, fan_out: Number) -> str:
     gain = float(initializer.gain)
     return "orthogonal" + (f", gain {figure(gain)}" if gain != 1 else "")
 
 
-@told.register
+@summary.register
 def _(initializer: Blocks, fan_in: Number, fan_out: Number) -> str:
-    return " | ".join(told(inner, fan_in, fan_out) for inner in initializer.initializers)
+    return " | ".join(summary(inner, fan_in, fan_out) for inner in initializer.initializers)
 
 
-@told.register
+@summary.register
 def _(initializer: Normal, fan_in: Number, fan_out: Number) -> str:
     return f"normal, std {figure(initializer.std)}" + _around(initializer.mean)
 
 
-@told.register
+@summary.register
 def _(initializer: TruncatedNormal, fan_in: Number, fan_out: Number) -> str:
     cut = f"normal cut at {figure(initializer.cut)} std, std {figure(initializer.std)}"
     return cut + _around(initializer.mean)
@@ -101,27 +101,27 @@ def _around(mean: float) -> str:
     return f", mean {figure(mean)}" if mean else ""
 
 
-@told.register
+@summary.register
 def _(initializer: Uniform, fan_in: Number, fan_out: Number) -> str:
     return f"uniform in [{figure(initializer.low)}, {figure(initializer.high)}]"
 
 
-@told.register
+@summary.register
 def _(initializer: Constant, fan_in: Number, fan_out: Number) -> str:
     return f"constant {figure(initializer.value)}"
 
 
-@told.register
+@summary.register
 def _(initializer: Zeros, fan_in: Number, fan_out: Number) -> str:
     return "zeros"
 
 
-@told.register
+@summary.register
 def _(initializer: Ones, fan_in: Number, fan_out: Number) -> str:
     return "ones"
 
 
-@told.register
+@summary.register
 def _(initializer: Keep, fan_in: Number, fan_out: Number) -> str:
     return "kept as it is"
 

@@ -6,7 +6,7 @@ Knows steps; has never heard of a model.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch_initpolicy.planning.describe import Row, extent, folded, told
+from torch_initpolicy.planning.describe import Row, extent, folded, summary
 from torch_initpolicy.planning.serialize import outcome
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import dtype_name
@@ -67,5 +67,5 @@ def _rows(pairs: Iterable[tuple[Step, Step]]) -> Iterable[Row]:
 
 
 def _what(step: Step) -> str:
-    filling = told(step.initializer, step.fan_in, step.fan_out)
+    filling = summary(step.initializer, step.fan_in, step.fan_out)
     return f"{extent(step.shape)} {dtype_name(step.dtype)}: {filling}"

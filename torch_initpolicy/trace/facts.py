@@ -61,9 +61,6 @@ class Facts:
         residual_branches: How many residual branches the whole model has.
         branch_depth: How many weights lie on the longest path through its own residual branch; 0
             outside any.
-        reads: Mean square of what the weight reads, were all weights before it scaled so that their
-            outputs have mean square 1; None where that is unknown, or it is no weight.
-        reads_unknown: Why it is unknown, or None.
         neighbours: Canonical names of the weights that its output goes into next, and of those that
             make what it is added to or multiplied by on the way: while their units are alike, its
             own cannot part. Empty where there are many, or the output goes out of the model; None
@@ -97,8 +94,6 @@ class Facts:
     closes_residual: bool = False
     residual_branches: int = 0
     branch_depth: int = 0
-    reads: float | None = None
-    reads_unknown: str | None = None
     neighbours: tuple[str, ...] | None = None
     multiplier: ForwardMultiplier = ForwardMultiplier()
     dot_product: float | None = None

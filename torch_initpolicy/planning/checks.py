@@ -1,0 +1,54 @@
+"""Checks: what could fail when a step is carried out, found before anything is written."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from torch_initpolicy.errors import ApplyError, PolicyError
+from torch_initpolicy.sites import Site
+from torch_initpolicy.steps import Step, overflow
+from torch_initpolicy.tensors.base import Spread, working_dtype
+from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.writing.parametrized import behind
+from torch_initpolicy.writing.shards import obstacles, shared
+from torch_initpolicy.writing.streams import isolated
+
+
+def check_memory(site: Site) -> None:
+    """Raise where a site cannot be written; one without memory can still be planned for."""
+    if site.lazy or site.device.type != "meta":
+        found = list(obstacles(site))
+        if found:
+            raise ApplyError(found[0])
+    try:
+        working_dtype(site.dtype)
+    except PolicyError as error:
+        raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+def overwritten(found: Sequence[Site], steps: Sequence[Step]) -> Iterator[str]:
+    """Yield which sites would be written over by each other."""
+    written = {step.name for step in steps if not step.keeps}
+    return shared(site for site in found if site.name in written)
+
+
+def check_range(initializer: Initializer, spreads: Sequence[Spread], dtype: torch.dtype) -> None:
+    """Raise where a site's dtype cannot hold what would be drawn for it."""
+    reason = overflow(spreads, dtype)
+    if reason is not None:
+        raise PolicyError(f"{initializer}: {reason}")
+
+
+def check_reachable(site: Site, step: Step) -> None:
+    """Raise where the parametrisation of a site cannot be given such values.
+
+    Raises:
+        ApplyError: A sample drawn for the site does not read back.
+    """
+    if site.device.type == "meta" or step.initializer.is_opaque:
+        return
+    with torch.inference_mode(mode=False), torch.no_grad(), isolated(site.device, 0):
+        sample = torch.empty(site.shape, dtype=working_dtype(site.dtype), device=site.device)
+        generator = torch.Generator(site.device).manual_seed(0)
+        step.initializer(sample, step.axes, generator=generator)
+        behind(site, sample.to(site.dtype))

@@ -1,0 +1,237 @@
+"""Fillings: the numbers that a rule comes to at its site.
+
+What the weights read is followed through the forward pass only where an initializer asks for it,
+and then given everything else that the policy writes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeAlias
+
+from torch_initpolicy.errors import ApplyError, PolicyError
+from torch_initpolicy.moments.gaussian import Size
+from torch_initpolicy.moments.propagate import Reads, reads
+from torch_initpolicy.moments.state import Unknown, Written, held
+from torch_initpolicy.planning.choices import Choice, chosen
+from torch_initpolicy.planning.describe import ranges, summary
+from torch_initpolicy.planning.reasons import reason
+from torch_initpolicy.policy.rules import Rule
+from torch_initpolicy.steps import Number, merged
+from torch_initpolicy.tensors.axes import Fans, block_fans
+from torch_initpolicy.tensors.base import Context, Spread
+from torch_initpolicy.tensors.gains import Activation, gain
+from torch_initpolicy.tensors.initializers import Blocks, Initializer, Keep
+from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.flow import Flow
+
+Gains: TypeAlias = Mapping[Activation | None, float]
+"""The gain of every activation that a model's facts name; 1 where there is none."""
+
+
+#
+# What the numbers depend on
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """A frozen record of what the numbers at one site depend on beside its own facts.
+
+    Attributes:
+        gains: The gains of activations.
+        reads: What each weight reads, by canonical name; empty where no initializer asks.
+    """
+
+    gains: Gains
+    reads: Mapping[str, Reads] = field(default_factory=dict)
+
+    def context(self, choice: Choice) -> Context:
+        """Return what the initializer of a site may ask for, in numbers."""
+        facts, read = choice.facts, self.reads.get(choice.site.name, UNREAD)
+        fed_gain = self.gains[facts.fed_by]
+        return Context(
+            meets_gain=self.gains[facts.meets],
+            fed_gain=fed_gain,
+            signal_gain=fed_gain if read.second is None else read.second**-0.5,
+            residual_branches=choice.branches,
+            branch_depth=facts.branch_depth,
+            multiplier=facts.multiplier.total,
+            weight_multiplier=facts.multiplier.weight,
+        )
+
+    def reading_one(self, choice: Choice) -> "Surroundings":
+        """Return the same for a site that reads a mean square of 1."""
+        return replace(self, reads={choice.site.name: Reads(1.0)})
+
+
+UNREAD = Reads(None)
+"""What a weight reads where no forward pass could be followed."""
+
+
+def surroundings(choices: Sequence[Choice], flow: Flow | None) -> Surroundings:
+    """Find what the numbers of a model's sites depend on.
+
+    Args:
+        choices: All sites of the model, with the rules that decide about them.
+        flow: The recorded forward pass, or None where there is none.
+    """
+    known = Surroundings(dict(_gains(choice.facts for choice in choices)))
+    if flow is None or not any(_asks_anywhere(choice, known) for choice in choices):
+        return known
+    written = {choice.site.name: _written(choice, known) for choice in choices}
+    stated = {name: numbers for name, numbers in written.items() if numbers is not None}
+    return replace(known, reads=reads(flow, [choice.site for choice in choices], stated))
+
+
+def _gains(known: Iterable[Facts]) -> Iterator[tuple[Activation | None, float]]:
+    each = (fact for facts in known for fact in (facts, *facts.blocks))
+    for activation in {activation for fact in each for activation in (fact.meets, fact.fed_by)}:
+        yield activation, _gain(activation)
+
+
+def _gain(activation: Activation | None) -> float:
+    """Return the gain of an activation; 1 where there is none, or it is not known."""
+    try:
+        return 1.0 if activation is None else gain(activation)
+    except ValueError:
+        return 1.0
+
+
+def _asks(initializer: Initializer, context: Context) -> bool:
+    """Tell whether the numbers of an initializer depend on what its site reads."""
+    other = replace(context, signal_gain=2 * context.signal_gain)
+    return initializer.resolve(context) != initializer.resolve(other)
+
+
+def _asks_anywhere(choice: Choice, known: Surroundings) -> bool:
+    """Tell whether a site or one of its blocks depends on what it reads."""
+    if choice.kept is not None:
+        return False
+    return any(
+        part.rule is not None and _asks(chosen(part.rule, part), known.context(part))
+        for part in (choice, *choice.blocks)
+    )
+
+
+def _written(choice: Choice, known: Surroundings) -> Written | Unknown | None:
+    """Return what the policy writes to a site; None where what is usual for its role may do."""
+    if choice.kept is not None or choice.rule is None:
+        return _kept(choice)
+    try:
+        # At a signal gain of 1 an output's second moment is that for an input of second moment 1.
+        asks = _asks_anywhere(choice, known)
+        around = known.reading_one(choice) if asks else known
+        initializer = filled(choice, choice.rule, around).initializer
+        if initializer == Keep():
+            return _kept(choice)
+        spreads = spreads_of(choice, initializer)
+        fans = block_fans(choice.site.shape, choice.facts.axes)
+    except (ApplyError, PolicyError, ValueError) as error:  # said again where the step is made
+        return Unknown(str(error))
+    if not spreads:
+        return Unknown(f"{initializer} at {choice.site.name!r}")
+    return _moments(spreads, fans, choice.facts.multiplier.weight, asks=asks)
+
+
+def _kept(choice: Choice) -> Written | Unknown | None:
+    """Return what a site holds that is kept; scales and biases without values start at 1 and 0."""
+    size = held(choice.site)
+    if isinstance(size, Size):
+        return Written(size.mean, size.second)
+    return None if choice.facts.role in ("norm_weight", "norm_bias", "bias") else size
+
+
+def _moments(
+    spreads: Sequence[Spread], fans: Sequence[Fans], multiplier: float, *, asks: bool
+) -> Written:
+    """Average the moments of a site's packed blocks."""
+    mean = sum(spread.mean for spread in spreads) / len(spreads)
+    powers = [spread.std**2 + spread.mean**2 for spread in spreads]
+    power = sum(powers) / len(powers)
+    if not asks:
+        return Written(mean, power)
+    fan_in = sum(fan.fan_in for fan in fans) / len(fans) if fans else 1.0
+    return Written(mean, power, output=fan_in * power * multiplier**2)
+
+
+#
+# What the rule comes to
+#
+
+
+class Filling(NamedTuple):
+    """What a site or one of its blocks is filled with.
+
+    Attributes:
+        initializer: The initializer, all numbers resolved.
+        rule: What chose it, as the policy writes it.
+        reason: Why, in words.
+    """
+
+    initializer: Initializer
+    rule: str
+    reason: str
+
+
+def filled(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
+    """Return what fills a site: its blocks separately where they come to different things.
+
+    What cannot fill a block alone (a function, what keeps the tensor) fills the site as a whole.
+    """
+    whole = _filling(choice, rule, around)
+    parts = [
+        _filling(block, block.rule, around) for block in choice.blocks if block.rule is not None
+    ]
+    each = tuple(part.initializer for part in parts)
+    separate = len(parts) == len(choice.blocks) and not any(part.is_opaque for part in each)
+    if not separate or all(initializer == whole.initializer for initializer in each):
+        return whole
+    packed = Blocks(each)
+    return whole if packed == whole.initializer else _packed(packed, parts)
+
+
+def _packed(packed: Blocks, parts: Sequence[Filling]) -> Filling:
+    """Join the fillings of blocks; what is said of several is said once."""
+    rules = dict.fromkeys(part.rule for part in parts)
+    reasons: dict[str, list[int]] = {}
+    for number, part in enumerate(parts):
+        reasons.setdefault(part.reason, []).append(number)
+    once = (f"block {ranges(numbers)} {why}" for why, numbers in reasons.items())
+    return Filling(packed, "; ".join(rules), "; ".join(once))
+
+
+def _filling(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
+    """Return what a rule fills a site with, or one of its blocks."""
+    initializer, context = chosen(rule, choice), around.context(choice)
+    resolved = initializer.resolve(context)
+    plain = replace(context, multiplier=1.0, weight_multiplier=1.0)
+    why = reason(
+        choice,
+        rule,
+        initializer,
+        summary(resolved, *fans_of(choice)),
+        read=around.reads.get(choice.site.name, UNREAD) if _asks(initializer, context) else None,
+        counts=resolved != initializer.resolve(plain),
+    )
+    return Filling(resolved, repr(rule.matcher), why)
+
+
+def fans_of(choice: Choice) -> tuple[Number, Number]:
+    """Count the fans of a site, or of one of its blocks.
+
+    Raises:
+        PolicyError: The axes do not fit the site's shape.
+    """
+    try:
+        blocks = block_fans(choice.site.shape, choice.facts.axes)
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
+    if choice.block is not None:
+        blocks = blocks[choice.block : choice.block + 1]
+    return merged(fan.fan_in for fan in blocks), merged(fan.fan_out for fan in blocks)
+
+
+def spreads_of(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
+    """Return the distributions of a site's values, one or one per block; none where unknown."""
+    spread = initializer.spread(choice.site.shape, choice.facts.axes)
+    return (spread,) if isinstance(spread, Spread) else spread or ()
