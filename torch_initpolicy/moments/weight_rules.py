@@ -97,7 +97,7 @@ def _fixed(following: Following, node: Node, use: Use, met: Size) -> Known:
 
 def _fan_in(following: Following, use: Use, node: Node) -> float | None:
     """Count the connections into one unit of the expression that an operator applies."""
-    faced = facing(node, use.slot, use.value, following.uses.signals)
+    faced = facing(following.uses, node, use.slot, use.value)
     return None if faced is None else faced.fan_in
 
 

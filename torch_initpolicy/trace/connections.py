@@ -13,13 +13,10 @@ from torch import Tensor
 from torch_initpolicy.tensors.axes import Axes, Fans, fans
 from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.contractions import Facing, Label, facing
-from torch_initpolicy.trace.coordinates import Mixed, Placed, placed
+from torch_initpolicy.trace.coordinates import LARGEST, Mixed, Placed, picks_once, placed
 from torch_initpolicy.trace.expressions import Source
 from torch_initpolicy.trace.graph import Value
 from torch_initpolicy.trace.operators import OpRole
-
-_LARGEST = 1 << 26
-"""Elements of the largest tensor of numbers that is made; larger parameters only through views."""
 
 
 class Run(NamedTuple):
@@ -42,14 +39,14 @@ def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
         What its axes mean, with fans that are counted where these do not follow from the shape;
         None where the operator is not known to apply weights, or the way to it cannot be run again.
     """
-    faced = facing(use.node, use.slot, use.value, uses.signals)
+    faced = facing(uses, use.node, use.slot, use.value)
     if faced is None or not faced.dims("in", "out"):
         return None
     strides = _strides(uses, use.source.at, use.value, faced.shape)
     if strides is not None:
         runs = [Run(*run) for run in zip(strides, faced.shape, faced.labels, strict=True)]
         return _axes(shape, _pieces(shape, runs), faced, _full_fans(faced))
-    if max(math.prod(shape), math.prod(use.value.shape)) > _LARGEST:
+    if max(math.prod(shape), math.prod(use.value.shape)) > LARGEST:
         return None
     with torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,6 +54,25 @@ def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
             return _counted(uses, use, shape, faced)
         except Mixed:
             return None
+
+
+def repeats(uses: Uses, use: Use) -> bool:
+    """Say whether a table of indices picks rows of a parameter several times on the way to its use.
+
+    So do the rows of a table that positions or categories share; where nobody knows, they do.
+    """
+    waiting = [use.value.index]
+    while waiting:
+        value = uses.graph.values[waiting.pop()]
+        if value.producer is None:
+            continue
+        node = uses.graph.nodes[value.producer]
+        read = [v for v in dict.fromkeys(node.inputs) if uses.holds(v, use.source.site)]
+        picks = uses.role(node) is OpRole.PICKS and len(node.inputs) > 1
+        if picks and not picks_once(uses, node, read[0]):
+            return True
+        waiting += read
+    return False
 
 
 def _strides(
@@ -85,8 +101,7 @@ def _full_fans(faced: Facing) -> Fans:
 
 def _counted(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axes | None:
     site = use.source.site
-    size = math.prod(shape)
-    found = placed(uses, site, use.value, size, faced.shape)
+    found = placed(uses, use.source, use.value, faced.shape)
     if not found.counts.any():
         return None
     strides = None if found.ids is None else _affine(found.ids)
@@ -98,9 +113,8 @@ def _counted(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axe
     if use.source.contracted:
         return _axes(shape, _facing_factor(pieces), faced, None)
     total = found.counts.clone()
-    for other in _beside(uses, use.value, site):
-        value = uses.graph.values[other.at]
-        total += placed(uses, other.site, use.value, math.prod(value.shape), faced.shape).counts
+    for other in dict.fromkeys(_beside(uses, use.value, site)):
+        total += placed(uses, other, use.value, faced.shape).counts
     return _axes(shape, pieces, faced, _fans(found.counts > 0, total, faced))
 
 
@@ -137,7 +151,7 @@ def _beside(uses: Uses, value: Value, site: str) -> Iterator[Source]:
             yield from _beside(uses, uses.graph.values[index], site)
         elif not is_product:
             others = uses.sources.get(index, ())
-            yield from others if len(others) == 1 and not others[0].noisy else ()
+            yield from (s for s in others if not (s.noisy or s.contracted or s.scales))
 
 
 #
@@ -259,7 +273,8 @@ def _axes(shape: tuple[int, ...], pieces: Pieces, faced: Facing, counted: Fans |
         transposed=faced.transposed,
         view=view,
     )
-    if counted is None or tuple(counted) == tuple(fans(shape, axes)):
+    joins = bool(axes.inputs or axes.copies)
+    if counted is None or (joins and tuple(counted) == tuple(fans(shape, axes))):
         return axes
     return replace(axes, counted=(counted.fan_in, counted.fan_out))
 

@@ -171,26 +171,17 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
     one that keeps more of it.
     """
     op = OPS.get(node.op, UNKNOWN)
-    values = result.graph.values
-    least_first = sorted(read, key=lambda value: math.prod(values[value].shape))
-    contracts = op.role is OpRole.CONTRACTS and len(set(read)) > 1
-    noisy = op.role is OpRole.MULTIPLIES and any(_is_noise(result, v) for v in node.inputs)
-    made = {
-        source.site: through(source, node, op)
-        for value in least_first
-        for source in result.sources[value]
-    }
-    followed = tuple(
-        replace(
-            source,
-            contracted=source.contracted or contracts,
-            noisy=source.noisy or noisy,
-            routed=source.routed or routed,
-            indexed=source.indexed and not routed,
-        )
-        for source in made.values()
-    )
-    result.sources.update(dict.fromkeys(node.outputs, followed))
+    sizes = {value: math.prod(result.graph.values[value].shape) for value in read}
+    multiplies = op.role is OpRole.MULTIPLIES
+    noisy = multiplies and any(_is_noise(result, value) for value in node.inputs)
+    contracted = op.role is OpRole.CONTRACTS and len(sizes) > 1
+    followed: dict[str, Source] = {}
+    for value in sorted(sizes, key=sizes.__getitem__):
+        scales = multiplies and sizes[value] < max(sizes.values())
+        for source in result.sources[value]:
+            there = replace(source, routed=True) if routed else through(source, node, op)
+            followed[source.site] = there.marked(contracted=contracted, noisy=noisy, scales=scales)
+    result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
 
 
 def _is_noise(result: Uses, value: int) -> bool:

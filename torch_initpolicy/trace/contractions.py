@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node, Ref, Value
-from torch_initpolicy.trace.operators import argument
+from torch_initpolicy.trace.operators import OpRole, argument
 
 Label = Literal["in", "out", "copy", "kernel"]
 
@@ -42,21 +43,24 @@ class Facing(NamedTuple):
         return taps / self.stride if self.transposed else taps
 
 
-def facing(node: Node, slot: str, value: Value, signals: Collection[int]) -> Facing | None:
+def facing(uses: Uses, node: Node, slot: str, value: Value) -> Facing | None:
     """Say how an operator reads the weight in one of its arguments.
 
     Args:
+        uses: The data flow.
         node: The operator.
         slot: Name of the argument.
         value: The weight.
-        signals: Values that are signals, by number.
 
     Returns:
         What its dimensions mean; None where the operator is not known to take weights there.
     """
     if node.op.startswith(("conv", "deform_conv")):
         return _of_convolution(node, value.shape)
-    labels = _labels(node, slot, value, signals)
+    if uses.role(node) is OpRole.MULTIPLIES:
+        labels = _of_multiplication(uses, node, value)
+    else:
+        labels = _labels(node, slot, value, uses.signals)
     return Facing(labels, value.shape) if labels and len(labels) == len(value.shape) else None
 
 
@@ -90,6 +94,30 @@ def _labels(
         return ("out", "in")
     layout = _LAYOUTS.get(node.op, ())
     return layout[-ndim:] if len(layout) >= ndim > 0 else None
+
+
+def _of_multiplication(uses: Uses, node: Node, value: Value) -> tuple[Label, ...] | None:
+    """Read an element-wise product whose axes are summed over next: `(x * w).sum(-1)`.
+
+    A sum over anything but the last axis mixes copies of a signal, which a vector only weighs.
+    """
+    product = uses.graph.values[node.outputs[0]]
+    readers = uses.graph.consumers[product.index : product.index + 1]
+    nodes = [uses.graph.nodes[reader] for each in readers for reader in each]
+    signals = [uses.graph.values[v].shape for v in node.inputs if v in uses.signals]
+    if len(nodes) != 1 or nodes[0].op != "sum" or len(signals) != 1:
+        return None
+    dims, last = argument(nodes[0], 1, "dim", None), len(product.shape) - 1
+    dims = range(last + 1) if dims is None else dims if isinstance(dims, (tuple, list)) else (dims,)
+    summed = {dim % (last + 1) for dim in dims}
+    signal = (*(1,) * (last + 1 - len(signals[0])), *signals[0])
+    labels: list[Label] = []
+    for dim, size in enumerate(value.shape, last + 1 - len(value.shape)):
+        alone: Label = "out" if signal[dim] == 1 else "copy"
+        found: Label = "in" if dim in summed else alone
+        labels.append(found if size > 1 else "copy")
+    is_matrix = "out" in labels or summed == {last}
+    return tuple(labels) if "in" in labels and is_matrix else None
 
 
 _FIXED = frozenset(

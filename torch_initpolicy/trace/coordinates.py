@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.expressions import Source
 from torch_initpolicy.trace.graph import Node, Ref, Value
 from torch_initpolicy.trace.operators import RANDOM, OpRole
 from torch_initpolicy.trace.trees import tensors_in
+
+LARGEST = 1 << 26
+"""Elements of the largest tensor of numbers that is made; larger parameters only through views."""
 
 _ROWS = 256
 """Positions at which mixed elements are counted one by one; between them the mean stands."""
@@ -94,8 +98,9 @@ class _Replay:
         if role is OpRole.ADDS and sizes.count(max(sizes)) > 1:
             return None
         kept = self.of(followed[sizes.index(max(sizes))])
-        shape = values[node.outputs[0]].shape
-        if not _fits(kept.shape, shape):
+        after = values[node.outputs[0]]
+        shape = after.shape
+        if not _fits(kept.shape, shape) or kept.is_complex() != after.dtype.is_complex:
             return None
         if role is OpRole.MULTIPLIES:
             for index in node.inputs:
@@ -109,7 +114,7 @@ class _Replay:
         if not (self.numbered and followed) or _is_view(self.uses, node, followed[0]):
             return outputs
         renumbered = _renumbering(self.leaf.numel())
-        again = self._called(node, followed, lambda ids: renumbered[ids.long()])
+        again = self._called(node, followed, lambda ids: _renumber(ids, renumbered))
         return tuple(_moved(*pair, renumbered) for pair in zip(outputs, again, strict=True))
 
     def _called(
@@ -169,13 +174,25 @@ def _renumbering(size: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.float64), other])
 
 
+def _renumber(ids: Tensor, renumbered: Tensor) -> Tensor:
+    if ids.is_complex():  # an element in either part
+        return torch.complex(*(renumbered[part.long()] for part in (ids.real, ids.imag)))
+    return renumbered[ids.long()]
+
+
 def _moved(ids: Tensor, again: Tensor, renumbered: Tensor) -> Tensor:
     """Return numbers of elements that an operator has moved; its own constants are no elements.
 
     Raises:
         Mixed: The operator has done something else to them.
     """
-    if ids.is_complex() or not ids.is_floating_point():
+    if ids.is_complex():
+        real, imag = (
+            _moved(a, b, renumbered)
+            for a, b in zip((ids.real, ids.imag), (again.real, again.imag), strict=True)
+        )
+        return torch.complex(real, imag)
+    if not ids.is_floating_point():
         raise Mixed
     is_number = (ids >= 0) & (ids < len(renumbered)) & (ids == ids.round())
     numbers = torch.where(is_number, ids, 0).long()
@@ -210,33 +227,52 @@ class Placed:
     reached: Callable[[Tensor], Tensor]
 
 
-def placed(uses: Uses, site: str, value: Value, size: int, shape: tuple[int, ...]) -> Placed:
+def placed(uses: Uses, source: Source, value: Value, shape: tuple[int, ...]) -> Placed:
     """Send the elements of a parameter to a value.
 
     Args:
         uses: The data flow.
-        site: The parameter.
+        source: The parameter.
         value: The value.
-        size: Number of elements of the parameter.
         shape: Shape as which the value is looked at.
 
     Raises:
         Mixed: The expression cannot be run again.
     """
+    numbers = torch.arange(1.0, source.size + 1, dtype=torch.float64)
     try:
-        numbers = torch.arange(1.0, size + 1, dtype=torch.float64)
-        ids = _Replay(uses, site, numbers, numbered=True).of(value.index).reshape(shape)
+        ids = _Replay(uses, source.site, numbers, numbered=True).of(value.index)
     except Mixed:
-        return _mixed(uses, site, value, size, shape)
-    return Placed((ids > 0).double(), ids, lambda where: ids[where & (ids > 0)].long())
+        return _mixed(uses, source, value, shape)
+    parts = [part.reshape(shape) for part in ((ids.real, ids.imag) if ids.is_complex() else (ids,))]
+    alone = [part for part in parts if part.any()]
+    return Placed(
+        sum(((part > 0).double() for part in parts), torch.zeros(shape, dtype=torch.float64)),
+        alone[0] if len(alone) == 1 else None,
+        lambda where: torch.cat([part[where & (part > 0)] for part in parts]).long(),
+    )
 
 
-def _mixed(uses: Uses, site: str, value: Value, size: int, shape: tuple[int, ...]) -> Placed:
+def picks_once(uses: Uses, node: Node, read: int) -> bool:
+    """Say whether an operator picks no element of a value twice; no, where nobody knows."""
+    shape = uses.graph.values[read].shape
+    if math.prod(shape) > LARGEST or not uses.signals.isdisjoint(node.inputs):
+        return False
+    numbers = torch.arange(1.0, math.prod(shape) + 1, dtype=torch.float64).view(shape)
+    try:
+        ids = _Replay(uses, "", numbers, numbered=True, made={read: numbers}).of(node.outputs[0])
+    except Mixed:
+        return False
+    ordered = ids.flatten().sort().values
+    return bool((ordered[1:] != ordered[:-1]).all())
+
+
+def _mixed(uses: Uses, source: Source, value: Value, shape: tuple[int, ...]) -> Placed:
     """Find the elements that are mixed at each position, as gradients do."""
-    generator = torch.Generator().manual_seed(size)
-    dtype = next(_wide(v.dtype) for v in uses.graph.values if v.parameter == site)
-    leaf = torch.rand(size, generator=generator, dtype=dtype).add(0.5).requires_grad_()
-    made = _Replay(uses, site, leaf, numbered=False).of(value.index).reshape(shape)
+    generator = torch.Generator().manual_seed(source.size)
+    dtype = _wide(uses.graph.values[source.at].dtype)
+    leaf = torch.rand(source.size, generator=generator, dtype=dtype).add(0.5).requires_grad_()
+    made = _Replay(uses, source.site, leaf, numbered=False).of(value.index).reshape(shape)
     if not made.requires_grad:
         raise Mixed
 

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch_initpolicy.trace.graph import Node, Value
 from torch_initpolicy.trace.operators import Op, OpRole
@@ -31,6 +32,7 @@ class Source:
         bent: Whether any function of one number has: an activation, an exponential, a root.
         indexed: Whether rows have been picked out of it by a table of indices.
         routed: Whether whole matrices have been picked out of it by the signal.
+        scales: Whether it has been multiplied with a larger parameter, element by element.
         noisy: Whether it has been multiplied by noise.
     """
 
@@ -43,7 +45,13 @@ class Source:
     bent: bool = False
     indexed: bool = False
     routed: bool = False
+    scales: bool = False
     noisy: bool = False
+
+    def marked(self, **marks: bool) -> "Source":
+        """Return the source with more that has happened to it."""
+        new: dict[str, Any] = {mark: True for mark, holds in marks.items() if holds}
+        return replace(self, **new) if new else self
 
 
 def whole(value: Value) -> Source:

@@ -12,7 +12,7 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import Composite, composites
-from torch_initpolicy.trace.connections import axes_of
+from torch_initpolicy.trace.connections import axes_of, repeats
 from torch_initpolicy.trace.constants import Constants, numbers
 from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.contractions import facing
@@ -356,6 +356,8 @@ def _role(use: Use, flow: Flow) -> Role:
     if use.source.noisy and any(not s.noisy for s in flow.uses.sources[use.value.index]):
         return "spread"
     role = flow.uses.role(use.node)
+    if role is OpRole.MULTIPLIES and facing(flow.uses, use.node, use.slot, use.value):
+        return _role_of_weight(use, flow)
     if role is OpRole.MULTIPLIES:
         return "norm_weight" if _ends_its_norm(use, flow) else "scale"
     if role is OpRole.ADDS:
@@ -425,16 +427,15 @@ def _makers(value: int, flow: Flow) -> Iterator[int]:
 
 def _role_of_weight(use: Use, flow: Flow) -> Role:
     """Tell the weight itself from what only scales it, and from tables of whole kernels."""
-    if use.source.indexed:
+    if use.source.indexed and repeats(flow.uses, use):
         return "table"
-    faced = facing(use.node, use.slot, use.value, flow.uses.signals)
+    faced = facing(flow.uses, use.node, use.slot, use.value)
     if faced is not None and not faced.dims("in"):
         return "scale"
     together = flow.uses.sources[use.value.index]
     if use.source.gated and not all(source.gated for source in together):
         return "gate"
-    largest = max(source.size for source in together)
-    if use.source.size < largest and not use.source.contracted:
+    if use.source.scales and not use.source.contracted:
         return "scale"
     return "table" if use.node.outputs[0] in flow.kernels else "weight"
 

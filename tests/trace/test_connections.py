@@ -91,9 +91,18 @@ def test_fans_of_raw_parameters_are_counted_connections(name):
     assert (count_in(model, x), count_out(model, x)) == (counted.fan_in, counted.fan_out)
 
 
-def test_an_expression_that_is_lost_has_no_axes():
-    """Where an axis cannot be followed, none is guessed; the role is still known."""
-    model = Raw((6, 5), lambda x, w: F.linear(x, w.flatten()[torch.arange(30)].view(6, 5)))
+def test_rows_that_a_table_repeats_are_no_weight():
+    """Positions that share a row of a table: what is looked up is contracted, and is a table."""
+    rows = torch.tensor([0, 1, 1, 2, 0, 2])
+    model = Raw((3, 5), lambda x, w: F.linear(x, w[rows]))
     found = read(model, sites(model), torch.zeros(3, 5, dtype=torch.float64)).facts["weight"]
 
     assert (found.role, found.axes) == ("table", None)
+
+
+def test_distances_between_rows_are_no_rows():
+    """Where nobody knows where the elements go, there are no axes; the role is still known."""
+    model = Raw((6, 5), lambda x, w: F.linear(x, torch.cdist(w, w)[:, :5]))
+    found = read(model, sites(model), torch.zeros(3, 5, dtype=torch.float64)).facts["weight"]
+
+    assert found.axes is None or found.axes.counted is not None
