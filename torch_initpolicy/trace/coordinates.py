@@ -104,7 +104,7 @@ class _Replay:
             return None
         if role is OpRole.MULTIPLIES:
             for index in node.inputs:
-                if index not in self.uses.sources and math.prod(values[index].shape) > 1:
+                if index not in self.uses.sources and _has_numbers(values[index]):
                     kept = kept * (self.of(index) != 0)
         return kept.expand(shape)
 
@@ -144,6 +144,11 @@ _ELEMENTWISE = frozenset({
     OpRole.ADDS,
 })  # fmt: skip
 """Roles of operators that leave each element of a weight at its place."""
+
+
+def _has_numbers(value: Value) -> bool:
+    """Say whether it is known what a value holds, if it is a constant."""
+    return any(known is not None for known in (value.held, value.constant, value.producer))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
