@@ -288,11 +288,11 @@ def added(model: Expression, shape: Shape, depth: int) -> Build | None:
 
 
 def symmetric(model: Expression, shape: Shape, depth: int) -> Build | None:
-    """The same parameter twice."""
-    if len(shape) < 2 or shape[-1] != shape[-2]:
-        return None
+    """The same parameter twice: a matrix and its transpose, or anything and its mirror image."""
     inner = model.made(shape, depth)
-    return lambda: inner() + inner().mT
+    if len(shape) > 1 and shape[-1] == shape[-2]:
+        return lambda: inner() + inner().mT
+    return lambda: inner() + inner().flip(-1)
 
 
 def doubled(model: Expression, shape: Shape, depth: int) -> Build | None:

@@ -172,16 +172,19 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
     """
     op = OPS.get(node.op, UNKNOWN)
     sizes = {value: math.prod(result.graph.values[value].shape) for value in read}
-    multiplies = op.role is OpRole.MULTIPLIES
-    noisy = multiplies and any(_is_noise(result, value) for value in node.inputs)
+    noisy = op.role is OpRole.MULTIPLIES and any(_is_noise(result, value) for value in node.inputs)
     contracted = op.role is OpRole.CONTRACTS and len(sizes) > 1
     followed: dict[str, Source] = {}
     for value in sorted(sizes, key=sizes.__getitem__):
-        scales = multiplies and sizes[value] < max(sizes.values())
+        scales = op.role in _SCALES and sizes[value] < max(sizes.values())
         for source in result.sources[value]:
             there = replace(source, routed=True) if routed else through(source, node, op)
             followed[source.site] = there.marked(contracted=contracted, noisy=noisy, scales=scales)
     result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
+
+
+_SCALES = (OpRole.MULTIPLIES, OpRole.NORMALISES)
+"""Roles of operators in which the smaller of two parameters scales the larger."""
 
 
 def _is_noise(result: Uses, value: int) -> bool:
