@@ -227,7 +227,7 @@ def audit_model(
         >>> audit.signal.verdicts[0].kind, audit.signal.verdicts[0].where
         ('vanishes', '2.weight')
         >>> audit.recommended.call, audit.recommended.outcome
-        ('apply_policy(model)', 'repairs')
+        ("apply_policy(model, only=['*.weight'])", 'repairs')
     """
     ends = time.perf_counter() + budget
     training = Training.of(loss_fn, optimizer, lr)
