@@ -89,7 +89,7 @@ SICK = {
     "silent units": (
         lambda: filled(plain(6, nn.ReLU), 2**0.5, -6.0),
         "dies",
-        ["apply_policy(model, only=['*.bias'])"],
+        ["apply_policy(model, only=['*.bias'], keep=\"nothing\")"],
     ),
     "deep tanh": (
         lambda: filled(plain(50, nn.Tanh), 0.1),

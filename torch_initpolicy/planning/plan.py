@@ -23,6 +23,7 @@ from torch_initpolicy.errors import (
     nearest,
     warn,
 )
+from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Group, Settings, groups_of
@@ -91,6 +92,9 @@ class Plan:
     def __str__(self) -> str:
         head = header(self.steps, self.policy, dict(self.unknown_operators), self.untraced)
         return f"{head}\n\n{table(self.steps)}"
+
+    def _repr_html_(self) -> str:
+        return framed("", str(self))
 
     @property
     def hash(self) -> str:
@@ -420,6 +424,9 @@ class Receipt:
             f"{counts}: policy {self.plan.policy!r}, "
             f"seed {self.seed}, drawn{drawn} by {self.versions.kernels} in {self.seconds:.2f} s"
         )
+
+    def _repr_html_(self) -> str:
+        return framed("", f"{self}\n\n{self.plan}")
 
     def to_json(self) -> str:
         """Write the receipt as JSON."""

@@ -16,13 +16,16 @@ from torch import nn
 
 from torch_initpolicy.api import plan_policy
 from torch_initpolicy.errors import counted
+from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.report.page import Page
 from torch_initpolicy.report.repairs import Repair, ranked
 from torch_initpolicy.report.trial import Trials, for_ever
 from torch_initpolicy.signal.observe import Training
+from torch_initpolicy.signal.plots import Figure, plot_picture
+from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.run import follow
-from torch_initpolicy.signal.signal import Signal, filled
+from torch_initpolicy.signal.signal import Signal, filled, picture_of
 from torch_initpolicy.signal.verdicts import Verdict
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Report
@@ -126,6 +129,7 @@ class Audit:
         return Page(
             title=self.title,
             headline=self.headline,
+            picture=picture_of(self.headline, self._courses, self._tied),
             signals={NOW: self.signal, **best},
             repairs=self.repairs,
             cost=self.cost,
@@ -133,6 +137,32 @@ class Audit:
             findings=self.symmetry.findings,
             receipt=None if self.receipt is None else self.receipt.to_json(),
         )
+
+    def plot(self) -> Figure:
+        """Draw the picture of the audit: the model as it is, and beside it after the repair.
+
+        `audit.plot().savefig("audit.png")` writes it. Columns are weights and activations in order
+        of execution, each the histogram of its absolute values; above them gradients, below them
+        the shares of dead and of tied units. The title says what goes wrong.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        return plot_picture(self.headline, self._courses, self._tied)
+
+    def _repr_html_(self) -> str:
+        return framed(picture_of(self.headline, self._courses, self._tied), str(self))
+
+    @property
+    def _courses(self) -> dict[str, Sequence[Point]]:
+        """The points of the model as it is, and after the repair where there is one."""
+        best = self.recommended
+        after = {} if best is None or best.signal is None else {best.call: best.signal.points}
+        return {NOW: self.signal.points, **after}
+
+    @property
+    def _tied(self) -> frozenset[str]:
+        return frozenset(finding.name for finding in for_ever(self.symmetry))
 
     def write(self, path: str | Path) -> None:
         """Write the audit to a file, as one page of HTML that needs no network."""

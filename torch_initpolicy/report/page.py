@@ -32,6 +32,7 @@ class Page:
             it is, the others those of suggested policies.
         repairs: What was tried to repair the signal, the best first.
         cost: What trying it took.
+        picture: The picture of the audit, an `<svg>` element, or nothing.
         plan: What a policy would write, or has written.
         findings: Symmetric starts; None where nobody looked.
         receipt: A receipt, as JSON.
@@ -45,6 +46,7 @@ class Page:
     headline: str = ""
     repairs: Sequence[Repair] = ()
     cost: str = ""
+    picture: str = ""
 
     def __str__(self) -> str:
         sections = "".join(_sections(self))
@@ -87,6 +89,8 @@ def _asset(name: str) -> str:
 def _sections(page: Page) -> Iterator[str]:
     if page.headline:
         yield f'<p class="headline">{_with_code(page.headline)}</p>\n'
+    if page.picture:
+        yield f'<div class="picture">{page.picture}</div>\n'
     if page.signals:
         first = next(iter(page.signals.values()))
         yield _section("What the signal does", _verdicts(first, advise=not page.repairs))

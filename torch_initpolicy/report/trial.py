@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.api import Keeping, apply_policy, plan_policy
 from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError
 from torch_initpolicy.planning.plan import Plan
@@ -34,6 +34,9 @@ from torch_initpolicy.trace.trees import Call
 _GROWS: frozenset[Kind] = frozenset({"overflows", "explodes", "gradient explodes"})
 _SHRINKS: frozenset[Kind] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})
 _RESIDUAL: frozenset[Kind] = _GROWS | {"tokens collapse", "gradient vanishes"}
+
+_SILENCE: frozenset[Kind] = frozenset({"dies", "saturates", "gradient stops", "not finite"})
+"""Verdicts whose parameters cannot be meant as they are."""
 
 _MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
     "auto": None,
@@ -98,40 +101,45 @@ class Trials:
     def _asked(self) -> list[str]:
         """Name the policies that the verdicts and the structure ask for, the simplest first."""
         kinds = {verdict.kind for verdict in self.before.verdicts}
-        seen = {point.op for point in self.before.points}
-        published = [name for op, name in _PUBLISHED.items() if op in seen]
         asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
-        return [name for name in (*published, *asked) if _exists(name)]
+        return [*self._published(), *filter(_exists, asked)]
+
+    def _published(self) -> list[str]:
+        """Name the published starts for the structure that was seen."""
+        seen = {point.op for point in self.before.points}
+        return [name for op, name in _PUBLISHED.items() if op in seen and _exists(name)]
 
     def _narrow(self) -> None:
         """Try to start anew only what is at fault, from the fewest parameters on."""
         known: list[list[str]] = []
-        everything = [step.name for step in self._plan("auto")]
-        for names in self._suspects():
-            if names and names not in known and len(names) < len(everything):
+        base = next(iter(self._published()), "auto")
+        count = len(self._plan("auto"))
+        for names, keep in self._suspects():
+            if names and names not in known and len(names) < count:
                 known.append(names)
-                self._policy("auto", only=self._shortened(names))
+                self._policy(base, only=self._shortened(names, keep), keep=keep)
                 if self.tried and self.tried[-1].outcome == "repairs":
                     return
 
-    def _suspects(self) -> Iterator[list[str]]:
+    def _suspects(self) -> Iterator[tuple[list[str], Keeping]]:
         """Yield what may be at fault: what verdicts name, as far as it is unlike `auto`; then all.
 
-        What `auto` would keep, a prior or a zero that is meant, is never among it.
+        A prior or a zero that is meant is never among it, but for what silences units by itself.
         """
-        verdicts = [name for verdict in self.before.verdicts for name in verdict.sites]
-        named = {*verdicts, *(finding.name for finding in for_ever(self.symmetry))}
-        places = {name.rpartition(".")[0] for name in named}
-        unlike = self._unlike()
-        near = [name for name in unlike if name.rpartition(".")[0] in places]
-        writes = [step.name for step in self._plan("auto") if not step.keeps]
-        yield near
-        yield [name for name in writes if name in named]
-        yield unlike
+        lasting = for_ever(self.symmetry)
+        named = {name for verdict in self.before.verdicts for name in verdict.sites}
+        named |= {finding.name for finding in lasting}
+        silenced = {n for v in self.before.verdicts if v.kind in _SILENCE for n in v.sites}
+        silenced |= {finding.name for finding in lasting if finding.verdict == "dead"}
+        unlike = self._unlike("meant")
+        yield _beside(unlike, named), "meant"
+        yield _beside(self._unlike("nothing"), silenced), "nothing"
+        yield [s.name for s in self._plan("auto") if s.name in named and not s.keeps], "meant"
+        yield unlike, "meant"
 
-    def _unlike(self) -> list[str]:
+    def _unlike(self, keep: Keeping) -> list[str]:
         """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
-        plan = self._plan("auto")
+        plan = self._plan("auto", keep=keep)
         try:
             started = self._copy(lambda other: plan.apply(other, seed=0))
         except InitPolicyError:
@@ -142,27 +150,36 @@ class Trials:
             if not step.keeps and _is_unlike(now[step.name], then[step.name])
         ]  # fmt: skip
 
-    def _shortened(self, names: Sequence[str]) -> Sequence[str]:
+    def _shortened(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
         """Write many names as globs, by last parts or by modules, that match no others."""
         parts = [name.rpartition(".") for name in names]
         spellings = [{f"*.{last}" for *_, last in parts}, {f"{first}.*" for first, *_ in parts}]
         for globs in map(sorted, spellings if len(names) > FEW else ()):
-            written = {step.name for step in self._plan("auto", globs) if not step.keeps}
+            written = {s.name for s in self._plan("auto", globs, keep) if not s.keeps}
             if len(globs) < len(names) and written == set(names):
                 return globs
         return names
 
-    def _plan(self, policy: str, only: Sequence[str] | None = None) -> Plan:
-        return plan_policy(self.model, policy, example_inputs=self.inputs, only=only)
+    def _plan(
+        self, policy: str, only: Sequence[str] | None = None, keep: Keeping = "meant"
+    ) -> Plan:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InitPolicyWarning)
+            return plan_policy(self.model, policy, example_inputs=self.inputs, only=only, keep=keep)
 
     def _policy(
-        self, policy: str, *, only: Sequence[str] | None = None, known_too: bool = False
+        self,
+        policy: str,
+        *,
+        only: Sequence[str] | None = None,
+        keep: Keeping = "meant",
+        known_too: bool = False,
     ) -> None:
         """Try a policy; one that would write what another has written only where asked for."""
-        call = _call(policy, only)
+        call = _call(policy, only, keep)
 
         def start() -> nn.Module | None:
-            plan = self._plan(policy, only)
+            plan = self._plan(policy, only, keep)
             if not known_too and plan.hash in {known.hash for known in self.plans.values()}:
                 return None
             self.plans[call] = plan
@@ -232,9 +249,16 @@ def for_ever(report: Report) -> tuple[Finding, ...]:
     return report.of("tied", "dead", "diverged")
 
 
-def _call(policy: str, only: Sequence[str] | None) -> str:
+def _beside(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """Return those names that are parameters of the same modules as others."""
+    places = {other.rpartition(".")[0] for other in others}
+    return [name for name in names if name.rpartition(".")[0] in places]
+
+
+def _call(policy: str, only: Sequence[str] | None, keep: Keeping) -> str:
     arguments = [] if policy == "auto" else [f'"{policy}"']
     arguments += [] if only is None else [f"only={list(only)!r}"]
+    arguments += [] if keep == "meant" else [f'keep="{keep}"']
     return f"apply_policy({', '.join(['model', *arguments])})"
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from torch_initpolicy.errors import UnknownNameError
 from torch_initpolicy.signal import statistics
-from torch_initpolicy.signal.attention import scores
 from torch_initpolicy.signal.closed import closed
+from torch_initpolicy.signal.hidden import flat_gates, scores
 from torch_initpolicy.signal.points import Output, Point, Update
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.statistics import Sketch, as_real, number, second_moment
@@ -392,7 +392,8 @@ def _saturated(ran: Ran, output: Tensor) -> Tensor | None:
         axis = argument(ran.node, 1, "dim", -1)
         read = bare(ran.args[0]) if ran.args else output
         return statistics.one_sided(read.movedim(axis if isinstance(axis, int) else -1, -1))
-    return statistics.saturated(op, output)
+    gates = flat_gates(op, ran.args, output)
+    return statistics.saturated(op, output) if gates is None else gates
 
 
 def _over(node: Node, shape: Sequence[int]) -> int | None:

@@ -4,12 +4,21 @@ import dataclasses
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch_initpolicy.errors import MissingExtraError
+from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.describe import folded
-from torch_initpolicy.signal.plots import Figure, Writer, plot_signals
+from torch_initpolicy.signal.plots import (
+    Figure,
+    Writer,
+    as_svg,
+    plot_four,
+    plot_picture,
+    plot_signals,
+)
 from torch_initpolicy.signal.points import Output, Point, Update
 from torch_initpolicy.signal.verdicts import Verdict
 
@@ -96,6 +105,18 @@ class Signal:
         """
         return plot_signals([signal.points for signal in (self, *others)], labels)
 
+    def plot_four(self) -> Figure:
+        """Draw saturation, gradients, update ratios and dead units: four plots for any model.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        return plot_four(self.points, self.updates)
+
+    def _repr_html_(self) -> str:
+        words = [verdict.finding for verdict in self.verdicts] or [self.all_well]
+        return framed(picture_of(words[0], {"as it is": self.points}), str(self))
+
     def log_to(self, writer: Writer, step: int = 0, *, prefix: str = "signal") -> None:
         """Write the moments of each weighted operator to a TensorBoard writer.
 
@@ -126,6 +147,22 @@ class Signal:
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
         heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
         return "\n".join((heading, *_aligned([_HEAD, *rows]), _LEGEND))
+
+
+def picture_of(
+    title: str, courses: Mapping[str, Sequence[Point]], tied: Collection[str] = ()
+) -> str:
+    """Return the picture of an audit as SVG; empty where matplotlib is not installed.
+
+    Args:
+        title: Its title.
+        courses: The points of one or two signals, by what they are called.
+        tied: Names of weights whose units are tied.
+    """
+    try:
+        return as_svg(plot_picture(title, courses, tied))
+    except MissingExtraError:
+        return ""
 
 
 _HEAD = ("weight", "op", "mean", "std", "dead", "flat", "cosine", "gradient")

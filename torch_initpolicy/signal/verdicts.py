@@ -62,11 +62,14 @@ SATURATED = 0.5
 SAME = 1e-3
 """Different inputs whose mean cosine comes this close to 1 have become one."""
 
-SAME_TOKENS = 0.75
-"""Mean cosine between the tokens of an input from which on attention mixes what is one already."""
+SAME_TOKENS, DEEP = 0.95, 6
+"""Mean cosine between the tokens of an input that so many layers of attention may end with."""
 
-NATS = 3.0
-"""Cross entropy at step 0, above that of equal logits, in multiples of `ln(classes)`."""
+LOUD, TOO_LOUD = 4.0, 8.0
+"""Losses at step 0, in multiples of that of outputs of zero (`ln(classes)`), to report and to mend.
+
+Adam brings a head down in some hundred steps; eight times the loss costs a tenth of what is learnt.
+"""
 
 LARGE_OUTPUT = 100.0
 """Standard deviation of an output that is not known to be logits."""
@@ -325,11 +328,12 @@ def _saturation(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verd
     ]  # fmt: skip
     if flat:
         first = flat[0]
-        what = "its rows give one entry 99 %" if first.over or not first.activates else "it is flat"
+        gives = first.over or first.op in _ATTENTIONS
+        what = "rows give one entry 99 %" if gives else "outputs lie where it is flat"
         yield Verdict(
             "saturates",
             first.name,
-            f"for {first.saturated:.0%} of a sample {what}" + _as_in(flat),
+            f"{first.saturated:.0%} of a sample of its {what}" + _as_in(flat),
             _SMALLER,
             sites=_sources(flat),
             line=first.line,
@@ -407,7 +411,7 @@ def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdic
 
 def _tokens(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge how different attention leaves the tokens of an input."""
-    if not any(point.op in _ATTENTIONS for point in points):
+    if sum(point.op in _ATTENTIONS for point in points) < DEEP:
         return
     known = [
         (point, point.tokens) for point in body if point.tokens is not None and point.op in _STREAMS
@@ -512,33 +516,39 @@ def _output(measured: Measured) -> Iterator[Verdict]:
     """Judge what the model returns: by the loss where one was given, else as logits."""
     if not measured.outputs:
         return
-    worst = max(measured.outputs, key=lambda output: output.varies)
     loss, zeros = measured.loss, measured.loss_of_zeros
-    if loss is not None and zeros is not None:
-        if loss > (1 + NATS) * zeros > 0:
+    if loss is not None:
+        worst = max(measured.outputs, key=lambda output: output.varies)
+        if zeros is not None and loss > LOUD * zeros > 0:
             reason = f"the loss at step 0 is {loss:.3g}, and {zeros:.3g} for outputs of zero"
-            yield _too_large(worst, reason)
+            yield _too_large(worst, reason, loss / zeros)
         return
-    sure = [o for o in measured.outputs if (o.excess or 0) > NATS * math.log(max(o.classes, 2))]
-    if sure:
-        found = max(sure, key=lambda output: output.excess or 0.0)
-        chance = math.log(found.classes)
+    yield from _as_logits(measured.outputs)
+
+
+def _as_logits(outputs: Sequence[Output]) -> Iterator[Verdict]:
+    """Judge what may be logits by what it costs against labels drawn at random."""
+    costs = [(1 + (o.excess or 0) / math.log(max(o.classes, 2)), o) for o in outputs]
+    cost, surest = max(costs, key=lambda pair: pair[0])
+    widest = max(outputs, key=lambda output: output.varies)
+    if cost > LOUD:
+        chance = math.log(surest.classes)
         reason = (
-            f"its std is {found.varies:.3g}: as logits of {found.classes} classes it costs "
-            f"{chance + (found.excess or 0.0):.3g} nats at step 0, and ln({found.classes}) is "
-            f"{chance:.3g}"
+            f"its std is {surest.varies:.3g}: as logits of {surest.classes} classes it costs "
+            f"{cost * chance:.3g} nats at step 0, and ln({surest.classes}) is {chance:.3g}"
         )
-        yield _too_large(found, reason)
-    elif worst.varies > LARGE_OUTPUT:
-        yield _too_large(worst, f"its std over inputs is {worst.varies:.3g}")
+        yield _too_large(surest, reason, cost)
+    elif widest.varies > LARGE_OUTPUT:
+        yield _too_large(widest, f"its std over inputs is {widest.varies:.3g}", TOO_LOUD)
 
 
-def _too_large(output: Output, reason: str) -> Verdict:
+def _too_large(output: Output, reason: str, cost: float) -> Verdict:
     return Verdict(
         "output too large",
         output.source or output.name,
         reason,
         f"apply_policy(model, only=[{output.source!r}])" if output.source else _REPAIR,
+        mild=cost < TOO_LOUD,
         sites=() if output.source is None else (output.source,),
     )
 

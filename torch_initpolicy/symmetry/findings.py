@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch_initpolicy.notebook import framed
+
 Verdict = Literal["tied", "dead", "diverged", "suspect", "harmless"]
 """What becomes of a symmetric start.
 
@@ -103,6 +105,9 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join((self.headline, *self._lines()))
+
+    def _repr_html_(self) -> str:
+        return framed("", str(self))
 
     @property
     def headline(self) -> str:

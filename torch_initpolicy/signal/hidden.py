@@ -1,6 +1,6 @@
-"""Scores of attention, computed again for the operators that keep them to themselves.
+"""What operators keep to themselves, computed again: scores of attention, recurrent gates.
 
-Knows the arguments of two of torch's functions; the first input of a batch is enough.
+Knows the arguments of torch's functions; the first input of a batch, or the first layer, is enough.
 """
 
 import inspect
@@ -93,3 +93,35 @@ _READERS = MappingProxyType({
     "multi_head_attention_forward": (_of_streams, _PROJECTS),
 })  # fmt: skip
 """How to compute scores, and the names of positional arguments, by operator."""
+
+
+_BOUNDS: Mapping[str, tuple[float, ...]] = MappingProxyType({
+    "lstm": (3.64, 3.64, 1.82, 3.64), "gru": (3.64, 3.64), "rnn_tanh": (1.82,),
+})  # fmt: skip
+"""Beyond these a gate's slope is below a tenth of the largest: of a sigmoid, and of a tanh."""
+
+
+def flat_gates(op: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """Return the fraction of the gates of a recurrent layer that are flat.
+
+    Args:
+        op: Name of the operator.
+        args: Its positional arguments.
+        output: What came out of it.
+
+    Returns:
+        The fraction in the first layer, states included where it is the only one; None for other
+        operators and for packed sequences. The last gate of a GRU is left out.
+    """
+    bounds, weights = _BOUNDS.get(op), args[2] if len(args) > 8 else None
+    if bounds is None or not isinstance(weights, (list, tuple)):
+        return None
+    x, biased, only = args[0], bool(args[3]), args[4] == 1 and not args[7]
+    gates = F.linear(x, weights[0], weights[2] + weights[3] if biased else None)
+    if only and output.shape[:-1] == gates.shape[:-1] and output.shape[-1] == weights[1].shape[1]:
+        time = 1 if args[8] else 0
+        gates = gates + F.linear(output, weights[1]).roll(1, time)
+    parts = gates.unflatten(-1, (-1, weights[1].shape[1])).abs()  # type: ignore[no-untyped-call]
+    limits = torch.tensor(bounds, device=parts.device)[:, None]
+    flat: Tensor = parts[..., : len(bounds), :] > limits
+    return flat.double().mean()

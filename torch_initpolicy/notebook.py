@@ -1,0 +1,23 @@
+"""Results as notebooks show them: a picture where there is one, and the text as it is printed."""
+
+import html
+
+LARGEST = 150_000
+"""Characters of text that are shown; what is longer ends with a line that says so."""
+
+
+def framed(picture: str, text: str) -> str:
+    """Return a fragment of HTML that needs no network and has the colours of the page around it.
+
+    Args:
+        picture: An `<svg>` element, or nothing.
+        text: What `print` writes.
+
+    Examples:
+        >>> framed("", "a < b")
+        '<div><pre style="white-space: pre; overflow-x: auto; color: inherit">a &lt; b</pre></div>'
+    """
+    if len(text) > LARGEST:
+        text = f"{text[:LARGEST]}\n... {len(text) - LARGEST} more characters: print it"
+    style = "white-space: pre; overflow-x: auto; color: inherit"
+    return f'<div>{picture}<pre style="{style}">{html.escape(text, quote=False)}</pre></div>'
