@@ -16,10 +16,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.api import Keeping, apply_policy, plan_policy
+from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError
 from torch_initpolicy.planning.plan import Plan
+from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.report.repairs import Repair, judged, refused
 from torch_initpolicy.signal.observe import Training
