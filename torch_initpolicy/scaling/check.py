@@ -1,0 +1,274 @@
+"""The coordinate check: builds a model at several widths, trains each a little, and looks.
+
+The check that people run by hand before they trust a parametrisation: whatever a few steps change
+an activation by must not depend on width.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.api import apply_policy
+from torch_initpolicy.deferred.skip import skip_init
+from torch_initpolicy.errors import ArgumentError, TraceError
+from torch_initpolicy.policy.parametrisations import complete_p, mup
+from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.scaling.slopes import ScalingCheck, layer
+from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.trace.real_inputs import real_inputs
+from torch_initpolicy.trace.trees import Call, tensors_in
+
+Build: TypeAlias = Callable[[int], nn.Module]
+"""Builds the model at a width."""
+
+Optimize: TypeAlias = Callable[[nn.Module], torch.optim.Optimizer]
+"""Makes the optimizer of a model."""
+
+Loss: TypeAlias = Callable[[Any], Tensor]
+
+_BASED: Mapping[str, Callable[..., Any]] = {"mup": mup, "complete_p": complete_p}
+"""Presets that scale from a base model: here the narrowest."""
+
+_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+def check_scaling(
+    build: Build,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    *,
+    policy: Policyish | Callable[[int], Policyish] | None = "mup",
+    optimizer: str | Optimize = "adamw",
+    lr: float = 1e-2,
+    steps: int = 5,
+    seeds: int = 3,
+    example_inputs: Any = None,
+    loss_fn: Loss | None = None,
+    tolerance: float = 0.2,
+) -> ScalingCheck:
+    """Train a model for a few steps at several widths; compare how much its activations change.
+
+    Under a parametrisation that transfers, the change of every activation is as large at every
+    width: the slope of its logarithm against that of the width is 0. A head that is not rescaled, a
+    learning rate that is not, a tied head show as slopes of 0.5 or 1.
+
+    Args:
+        build: Builds the model at a width. Its output must not grow with width.
+        widths: The widths, at least two; the first is the base of `"mup"` and `"complete_p"`.
+        policy: What initialises the models: a policy; `"mup"` or `"complete_p"`, from the narrowest
+            as base; a function of the width that returns a policy; None for what the constructor
+            draws.
+        optimizer: Name of an optimizer of `torch.optim`, which then gets `plan.param_groups`; or a
+            function of the model that makes one, to check groups of your own.
+        lr: Learning rate of a named optimizer, at the narrowest width.
+        steps: Steps of training, on one batch.
+        seeds: How many starts to average over.
+        example_inputs: What the forward pass takes; None to look for inputs and draw them.
+        loss_fn: Makes a scalar of the output; None for the mean square difference of its first
+            tensor to random numbers.
+        tolerance: How far from 0 a slope may be; 0.2 is less than half of what a mistake makes.
+
+    Returns:
+        The slopes of each layer, with a verdict; print it for a table, `plot()` for a picture.
+
+    Raises:
+        ArgumentError: There are fewer than two widths, or the optimizer is not known.
+        TraceError: No inputs are found, or the output holds no numbers to train.
+        PlanError: The policy makes no plan of one of the models.
+
+    Reference:
+        Yang et al., *Tensor Programs V*, 2022, arXiv:2203.03466, appendix D.1 ("coordinate
+        checking").
+
+    Examples:
+        >>> def build(width):
+        ...     return nn.Sequential(
+        ...         nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+        ...         nn.Linear(width, 4),
+        ...     )
+        >>> check_scaling(build, (32, 64, 128)).ok
+        True
+        >>> print(check_scaling(build, (32, 64, 128), policy="he").verdict)  # doctest: +ELLIPSIS
+        he, adamw: widths 32, 64, 128, 5 steps
+        2 of 3 layers go with width:
+        ...
+    """
+    known = tuple(sorted(set(widths)))
+    if len(known) < 2:
+        raise ArgumentError(f"widths: at least two different ones are needed, got {widths!r}")
+    if isinstance(optimizer, str) and optimizer not in _OPTIMIZERS:
+        raise ArgumentError(
+            f"optimizer is one of {', '.join(_OPTIMIZERS)}, or a function that makes one of a "
+            f"model; got {optimizer!r}"
+        )
+    chosen = _policies(build, known, policy)
+    trained = partial(
+        _trained, build, optimizer=optimizer, lr=lr, steps=steps, inputs=example_inputs, loss=loss_fn
+    )
+    runs = {
+        width: [trained(width, seed, chosen(width)) for seed in range(seeds)] for width in known
+    }
+    names = list(runs[known[0]][0])
+    layers = tuple(
+        layer(
+            name,
+            known,
+            tuple(_mean(run[name].start for run in runs[width]) for width in known),
+            tuple(_mean(run[name].change for run in runs[width]) for width in known),
+            tolerance,
+        )
+        for name in names
+    )
+    how = policy if isinstance(policy, str) else "constructor" if policy is None else "policy"
+    by = optimizer if isinstance(optimizer, str) else "own optimizer"
+    return ScalingCheck(layers, known, steps, f"{how}, {by}")
+
+
+def _policies(
+    build: Build, widths: Sequence[int], policy: Policyish | Callable[[int], Policyish] | None
+) -> Callable[[int], Policyish | None]:
+    """Return what initialises the model of each width."""
+    if isinstance(policy, str) and policy in _BASED:
+        with skip_init():
+            base = build(widths[0])
+        policy = _BASED[policy](base=base)
+    if callable(policy) and not isinstance(policy, type):
+        return policy
+    return lambda width: policy
+
+
+def _mean(numbers: Iterator[float]) -> float:
+    """Return the geometric mean: what is averaged has no scale of its own."""
+    known = list(numbers)
+    if not all(number > 0 for number in known):
+        return sum(known) / len(known)
+    return math.exp(sum(map(math.log, known)) / len(known))
+
+
+#
+# One model
+#
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one module puts out in one model.
+
+    Attributes:
+        start: Root mean square of its output before the first step.
+        change: That of the difference after the last.
+    """
+
+    start: float
+    change: float
+
+
+def _trained(
+    build: Build,
+    width: int,
+    seed: int,
+    policy: Policyish | None,
+    *,
+    optimizer: str | Optimize,
+    lr: float,
+    steps: int,
+    inputs: Any,
+    loss: Loss | None,
+) -> dict[str, Seen]:
+    """Build, initialise and train one model; return what its modules put out before and after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build(width)
+        call = next(real_inputs(model, sites(model), inputs))
+        receipt = apply_policy(model, policy or _KEPT, seed=seed, example_inputs=call)
+        if isinstance(optimizer, str):
+            by = _OPTIMIZERS[optimizer](receipt.param_groups(optimizer, lr=lr))  # type: ignore[call-arg]
+        else:
+            by = optimizer(model)
+        before = _outputs(model, call)
+        scalar = loss or _Distance(seed)
+        for _ in range(steps):
+            by.zero_grad()
+            _loss(scalar, model(*call.args, **call.kwargs)).backward()
+            by.step()
+        after = _outputs(model, call)
+    return {
+        name: Seen(_size(before[name]), _size(_difference(after[name], before[name])))
+        for name in before
+        if name in after
+    }
+
+
+def _loss(scalar: Loss, output: Any) -> Tensor:
+    value = scalar(output)
+    if not value.requires_grad:
+        raise TraceError("no parameter reaches the loss, so nothing can be trained; give loss_fn")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Distance:
+    """The mean square difference to random numbers, the same at every step and width."""
+
+    seed: int
+
+    def __call__(self, output: Any) -> Tensor:
+        found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+        if not found:
+            raise TraceError("the output holds no floating-point tensor; give loss_fn=...")
+        generator = torch.Generator().manual_seed(self.seed)
+        target = torch.randn(found[0].shape, generator=generator, dtype=found[0].dtype)
+        return (found[0] - target).square().mean()
+
+
+@contextmanager
+def _watched(model: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Note what modules that hold parameters of their own put out."""
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+        seen.setdefault(name, []).extend(tensor.detach().clone() for tensor in tensors[:1])
+
+    handles = [
+        module.register_forward_hook(partial(note, name))
+        for name, module in dict(canonical_modules(model)).items()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outputs(model: nn.Module, call: Call) -> dict[str, list[Tensor]]:
+    """Run a model once; return what its modules put out, in order of execution."""
+    seen: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _watched(model, seen):
+        model(*call.args, **call.kwargs)
+    return seen
+
+
+def _difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    return [new - old for new, old in zip(after, before, strict=True)]
+
+
+def _size(tensors: Sequence[Tensor]) -> float:
+    """Return the root mean square of all numbers in some tensors."""
+    squares = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    return math.sqrt(squares / max(sum(tensor.numel() for tensor in tensors), 1))

@@ -1,0 +1,170 @@
+"""Slopes of activations against width, and what they say.
+
+Knows numbers by layer and width; runs nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from torch_initpolicy.policy.codec import write_json
+
+if TYPE_CHECKING:
+    from torch_initpolicy.scaling.plots import Figure
+
+Sizes = tuple[float, ...]
+"""A root mean square at each width, the geometric mean over seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one module puts out, at each width.
+
+    Attributes:
+        name: Canonical name of the module.
+        start: Size of its output before the first step.
+        change: Size of what the steps have changed its output by, on the same inputs.
+        tolerance: How far from 0 a slope may be.
+    """
+
+    name: str
+    start: Sizes
+    change: Sizes
+    start_slope: float
+    change_slope: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> str | None:
+        """What is wrong, in words; None where all is well.
+
+        An output may be smaller at the start of a wider model, as that of a head under muP is;
+        whatever a step changes must not depend on width.
+        """
+        if not all(map(math.isfinite, (*self.start, *self.change))):
+            return "is not finite after the steps: the learning rate is too large"
+        if self.start_slope > self.tolerance:
+            return f"starts larger in wider models, as width^{self.start_slope:.2f}"
+        if self.change_slope > self.tolerance:
+            return f"changes more in wider models, as width^{self.change_slope:.2f}"
+        if self.change_slope < -self.tolerance:
+            return f"changes less in wider models, as width^{self.change_slope:.2f}"
+        return None
+
+
+def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
+    """Return the slope of the logarithm of sizes against that of widths, by least squares.
+
+    Sizes of zero have no logarithm: where all are zero nothing grows.
+
+    Examples:
+        >>> round(slope((64, 128, 256), (1.0, 2.0, 4.0)), 6), slope((64, 128), (0.0, 0.0))
+        (1.0, 0.0)
+    """
+    pairs = [(math.log(w), math.log(s)) for w, s in zip(widths, sizes, strict=True) if s > 0]
+    if len(pairs) < 2:
+        return 0.0
+    middle = [sum(numbers) / len(pairs) for numbers in zip(*pairs, strict=True)]
+    run = sum((x - middle[0]) ** 2 for x, _ in pairs)
+    return sum((x - middle[0]) * (y - middle[1]) for x, y in pairs) / run
+
+
+def layer(
+    name: str, widths: Sequence[int], start: Sizes, change: Sizes, tolerance: float
+) -> Layer:
+    """Return what is known of a module, with its slopes."""
+    return Layer(name, start, change, slope(widths, start), slope(widths, change), tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingCheck:
+    """What a coordinate check has found.
+
+    `print` writes the verdict and a table; it is true in no boolean sense of its own: ask `ok`.
+
+    Attributes:
+        layers: Modules with parameters of their own, in order of execution.
+        widths: The widths.
+        steps: Steps of training between the two looks.
+        title: What was checked.
+    """
+
+    layers: tuple[Layer, ...]
+    widths: tuple[int, ...]
+    steps: int
+    title: str
+
+    @property
+    def findings(self) -> tuple[Layer, ...]:
+        """The layers whose outputs, or changes of these, go with width."""
+        return tuple(layer for layer in self.layers if layer.verdict is not None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are none."""
+        return not self.findings
+
+    def __getitem__(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def __str__(self) -> str:
+        lines = [self.verdict, "", *self._table()]
+        return "\n".join(lines)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a few lines."""
+        over = f"{self.title}: widths {', '.join(map(str, self.widths))}, {self.steps} steps"
+        if self.ok:
+            return f"{over}\nall {len(self.layers)} layers change as much at every width"
+        wrong = (f"{layer.name or 'the model'} {layer.verdict}" for layer in self.findings)
+        count = f"{len(self.findings)} of {len(self.layers)} layers go with width:"
+        return "\n".join((over, count, *(f"  - {case}" for case in wrong)))
+
+    def _table(self) -> list[str]:
+        rows = [("layer", "start", "slope", "change", "slope")]
+        rows += [
+            (
+                layer.name,
+                _numbers(layer.start),
+                f"{layer.start_slope:+.2f}",
+                _numbers(layer.change),
+                f"{layer.change_slope:+.2f}",
+            )
+            for layer in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+    def to_json(self) -> str:
+        """Write the check as JSON."""
+        layers = [{**asdict(layer), "verdict": layer.verdict} for layer in self.layers]
+        for held in layers:
+            held["start"], held["change"] = list(held["start"]), list(held["change"])
+        return write_json(
+            {
+                "title": self.title,
+                "widths": list(self.widths),
+                "steps": self.steps,
+                "ok": self.ok,
+                "layers": layers,
+            }
+        )
+
+    def plot(self) -> "Figure":
+        """Draw the sizes against width, before the first step and what the steps change.
+
+        Returns:
+            The figure, with one axes for each; `figure.savefig("check.png")` writes it.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        from torch_initpolicy.scaling.plots import plot_check  # noqa: PLC0415 - an extra
+
+        return plot_check(self.layers, self.widths, self.steps)
+
+
+def _numbers(sizes: Sequence[float]) -> str:
+    return " ".join(f"{size:.3g}" for size in sizes)
