@@ -35,7 +35,7 @@ FLOORS = (
     {"symmetry"},
     {"signal"},
     {"api"},
-    {"report", "decorator", "testing", "integrations"},
+    {"report", "decorator", "scaling", "testing", "integrations"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 )
@@ -119,7 +119,7 @@ def run_python(code: str) -> str:
 
 PUBLIC = {name: getattr(torch_initpolicy, name) for name in torch_initpolicy.__all__}
 HANDED_OUT = {
-    *("Calibration", "Comparison", "Facts", "Finding", "Signal", "Site", "Step"),
+    *("Calibration", "Comparison", "Facts", "Finding", "ScalingCheck", "Signal", "Site", "Step"),
     *("Verification", "Watch"),
 }
 """What functions return and a user annotates with, and nobody makes by hand."""

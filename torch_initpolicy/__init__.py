@@ -11,6 +11,8 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.report.audit import Audit, audit_model
 from torch_initpolicy.report.repairs import Repair
+from torch_initpolicy.scaling.check import check_scaling
+from torch_initpolicy.scaling.slopes import ScalingCheck
 from torch_initpolicy.signal.run import audit_signal
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.sites import Site
@@ -35,6 +37,7 @@ __all__ = [
     "Repair",
     "Report",
     "Rule",
+    "ScalingCheck",
     "Signal",
     "Site",
     "Step",
@@ -43,6 +46,7 @@ __all__ = [
     "apply_policy",
     "audit_model",
     "audit_signal",
+    "check_scaling",
     "compare_inits",
     "find_symmetry",
     "init_policy",

@@ -38,6 +38,7 @@ from torch_initpolicy.tensors.initializers import (
     VarianceScaling,
     Zeros,
 )
+from torch_initpolicy.trace.facts import ForwardMultiplier
 
 EVERY = [
     Constant(-4.595119850134589),
@@ -63,7 +64,7 @@ EVERY = [
     UnitScale(),
     TorchDefault(),
     Axes(inputs=(1,), outputs=(0,), blocks=(2, 2)),
-    Member("fc.weight", (4, 8), Axes((1,), (0,)), ("weight", ""), 4.0, Normal(0.02)),
+    Member("fc", (4, 8), Axes((1,), (0,)), multipliers=(ForwardMultiplier(0.5),), drawn=Ones()),
     Scaling("mup", Family((Member("bias", (4,)),), 3), forward_multipliers=True),
     match.name("a.*", "[!x]?", regex=r"\d+\.\"é"),
     match.kind(nn.Conv2d),
@@ -112,7 +113,7 @@ class TestRoundTrip:
     def test_every_class_is_tried(self):
         """The list above holds an instance of each class that files know."""
         seen = {type(value).__name__ for value in EVERY} | {
-            *("AnyOf", "Not", "FedBy", "Meets", "Is", "Family"),
+            *("AnyOf", "Not", "FedBy", "Meets", "Is", "Family", "ForwardMultiplier"),
         }
 
         assert CLASSES.keys() - seen <= {"Rule", "HasRole", "Op", "Offset", "Laplace"}

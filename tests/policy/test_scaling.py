@@ -238,7 +238,7 @@ class TestBases:
         plan = plan_policy(Layouts(64), presets.mup(base=shapes))
         expected = plan_policy(Layouts(64), presets.mup(base=Layouts(16)))
 
-        assert plan.steps == expected.steps
+        assert [s.multipliers for s in plan] == [s.multipliers for s in expected]
 
     @pytest.mark.parametrize("base", [3, [], {"weight": "8x8"}, {}, "nothing.json"])
     def test_none(self, base):
@@ -333,6 +333,50 @@ class TestComposition:
 
         with pytest.raises(PolicyError, match="scaling"):
             InitPolicy.from_json(text)
+
+
+class Multiplied(nn.Module):
+    """A model that multiplies by numbers of its own: embeddings, the branch, the logits."""
+
+    def __init__(self, width, numbers):
+        super().__init__()
+        self.numbers = numbers
+        self.table = nn.Embedding(11, width)
+        self.inner = nn.Linear(width, width)
+        self.head = nn.Linear(width, 11, bias=False)
+        self.example_input_array = torch.zeros(2, 5, dtype=torch.int64)
+
+    def forward(self, tokens):
+        """Predict tokens."""
+        before, after = self.numbers
+        return self.head(torch.relu(self.inner(self.table(tokens) * before))) * after
+
+
+class TestConstants:
+    """What the model itself multiplies by is folded away where it goes with width."""
+
+    @pytest.mark.parametrize("policy", ["auto", "gpt2"])
+    def test_products_go_by_the_table(self, policy):
+        """sqrt(width) at the embedding, one over width at the head: the products are muP's."""
+        plan = plan_policy(
+            Multiplied(64, (8.0, 1 / 64)),
+            presets.mup(base=Multiplied(16, (4.0, 1 / 16)), policy=policy),
+        )
+        base = plan_policy(Multiplied(16, (4.0, 1 / 16)), policy)
+        table, head = plan["table.weight"], plan["head.weight"]
+
+        assert table.std * 8 == pytest.approx(base["table.weight"].std * 4)
+        assert table.multipliers.lr("adamw") * 8 == pytest.approx(4)
+        # Table 8 with its forward multiplier: std and Adam's learning rate stay.
+        assert head.std == pytest.approx(base["head.weight"].std)
+        assert head.multipliers.lr("adamw") == pytest.approx(1.0)
+
+    def test_the_same_numbers_change_nothing(self):
+        """Constants that do not go with width are the policy's matter."""
+        plan = plan_policy(Multiplied(64, (3.0, 0.5)), presets.mup(base=Multiplied(16, (3.0, 0.5))))
+
+        assert plan["table.weight"].multipliers.folded == 1.0
+        assert plan["head.weight"].multipliers.lr("adamw") == 0.25
 
 
 class TestObstacles:

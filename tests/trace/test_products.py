@@ -84,10 +84,21 @@ class TestTies:
 
     @pytest.mark.parametrize("tied", [True, False])
     def test_head(self, tied):
-        """Looked up by index, and multiplied to a signal: under two names or one."""
+        """Looked up by index, and multiplied to a signal."""
         model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11, bias=False))
         if tied:
             model[1].weight = model[0].weight
         plan = plan_policy(model, example_inputs=torch.zeros(2, 5, dtype=torch.int64))
 
-        assert plan["0.weight"].facts.tied_to_head is tied
+        assert plan["0.weight"].facts.tied_head == (1.0 if tied else None)
+
+    def test_scaled_logits(self):
+        """Numbers before and behind the head count."""
+
+        class Scaled(nn.Embedding):
+            def forward(self, tokens):
+                hidden = torch.relu(super().forward(tokens) * 3.0)
+                return (hidden * 0.5) @ self.weight.T * 0.25
+
+        plan = plan_policy(Scaled(11, 8), example_inputs=torch.zeros(2, 5, dtype=torch.int64))
+        assert plan["weight"].facts.tied_head == 0.125

@@ -4,10 +4,11 @@ Knows policies, sites and facts; neither numbers nor reasons.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.planning.selection import Selection, patterns
+from torch_initpolicy.policy.family import Member
 from torch_initpolicy.policy.matchers import Name
 from torch_initpolicy.policy.rules import InitPolicy, Rule, filling
 from torch_initpolicy.sites import Site
@@ -26,7 +27,8 @@ class Choice:
         kept: Why it is left alone whatever the rule says (the argument, and in words), or None.
         block: Number of the packed block that this is about; None for the whole site.
         blocks: The same for each packed block, where they meet different things; else empty.
-        branches: How many residual branches initializers reckon with.
+        reckoned: Facts with the constants that initializers reckon with: those of the base model,
+            where the policy scales from one.
     """
 
     site: Site
@@ -35,7 +37,7 @@ class Choice:
     kept: tuple[str, str] | None
     block: int | None = None
     blocks: tuple["Choice", ...] = ()
-    branches: int = 0
+    reckoned: Facts = field(default=Facts("unknown"), compare=False)
 
     @property
     def is_settled(self) -> bool:
@@ -51,18 +53,30 @@ class Choice:
         return f"{self.site.name!r} ({self.site.kind}, {self.facts.role}, {self.site.shape})"
 
 
-def choose(site: Site, facts: Facts | None, policy: InitPolicy, selection: Selection) -> Choice:
-    """Find the rule that decides about a site, and about each of its packed blocks."""
+def choose(
+    site: Site,
+    facts: Facts | None,
+    policy: InitPolicy,
+    selection: Selection,
+    member: Member | None = None,
+) -> Choice:
+    """Find the rule that decides about a site, and about each of its packed blocks.
+
+    Args:
+        site: The site.
+        facts: What the trace says about it; None for nothing.
+        policy: The policy.
+        selection: Which sites may be written.
+        member: What stands for the site in the base model of the policy; None without one.
+    """
     known = _completed(facts or Facts(site.role), site)
-    branches = known.residual_branches
-    if policy.scaling is not None:
-        branches = policy.scaling.branches(branches)
+    reckoned = known if policy.scaling is None else policy.scaling.in_base(known, member)
     blocks = tuple(
-        Choice(site, block, policy.first(site, block), None, number, branches=branches)
-        for number, block in enumerate(known.blocks)
+        Choice(site, block, policy.first(site, block), None, number, reckoned=numbers)
+        for number, (block, numbers) in enumerate(zip(known.blocks, reckoned.blocks, strict=True))
     )
     rule, kept = policy.first(site, known), selection.kept(site)
-    return Choice(site, known, rule, kept, blocks=blocks, branches=branches)
+    return Choice(site, known, rule, kept, blocks=blocks, reckoned=reckoned)
 
 
 def sparing(choice: Choice, meant: Mapping[str, str]) -> Choice:

@@ -39,7 +39,7 @@ from torch_initpolicy.planning.fillings import (
     surroundings,
 )
 from torch_initpolicy.planning.plan import Plan
-from torch_initpolicy.planning.scale import scaled_steps
+from torch_initpolicy.planning.scale import members_of, scaled_steps
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, InitPolicy, is_blanket
 from torch_initpolicy.sites import Site, sites
@@ -94,9 +94,12 @@ def make_plan(
         bias: zeros
     """
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
+    bases = members_of(policy.scaling, found, facts)
     choices = [
-        sparing(choose(site, facts.get(site.name), policy, selection), meant) for site in found
+        choose(site, facts.get(site.name), policy, selection, bases.get(site.name))
+        for site in found
     ]
+    choices = [sparing(choice, meant) for choice in choices]
     idle = list(idle_rules(policy, choices))
     made, failed = _steps(choices, flow)
     steps, unscaled = scaled_steps(made, policy.scaling, found, frozenset(by_recipe(choices)))

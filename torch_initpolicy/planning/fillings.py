@@ -47,13 +47,13 @@ class Surroundings:
 
     def context(self, choice: Choice) -> Context:
         """Return what the initializer of a site may ask for, in numbers."""
-        facts, read = choice.facts, self.reads.get(choice.site.name, UNREAD)
+        facts, read = choice.reckoned, self.reads.get(choice.site.name, UNREAD)
         fed_gain = self.gains[facts.fed_by]
         return Context(
             meets_gain=self.gains[facts.meets],
             fed_gain=fed_gain,
             signal_gain=fed_gain if read.second is None else read.second**-0.5,
-            residual_branches=choice.branches,
+            residual_branches=facts.residual_branches,
             branch_depth=facts.branch_depth,
             multiplier=facts.multiplier.total,
             weight_multiplier=facts.multiplier.weight,

@@ -4,7 +4,7 @@ Knows steps and scalings; decides nothing that the policy has not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch_initpolicy.errors import PolicyError
@@ -17,7 +17,27 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import Spread
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.tensors.initializers import Blocks
+from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.writing.forward import takes_hook
+
+
+def members_of(
+    scaling: Scaling | None, sites: Sequence[Site], facts: Mapping[str, Facts]
+) -> Mapping[str, Member]:
+    """Return what stands for each site in the base model; nothing without one.
+
+    Args:
+        scaling: The parametrisation, or None.
+        sites: The sites.
+        facts: What the trace says about each.
+
+    Raises:
+        PlanError: A parameter has no counterpart in the base model; lists every case.
+    """
+    if scaling is None:
+        return {}
+    known = (Part(s.name, s.shape, facts.get(s.name) or Facts(s.role)) for s in sites)
+    return scaling.counterparts(tuple(known))
 
 
 def scaled_steps(

@@ -3,7 +3,7 @@
 Knows how to read a model, its plan, a table of shapes, and files of these.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, cast
@@ -20,7 +20,7 @@ from torch_initpolicy.sites import BORROWING, Site, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import Initializer
-from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 from torch_initpolicy.trace.read import read
 
 Base: TypeAlias = nn.Module | Iterable[Step] | Mapping[str, Sequence[int]] | str | Path | Family
@@ -62,7 +62,16 @@ def family(base: Base, policy: InitPolicy) -> Family:
 def _member(
     name: str, shape: tuple[int, ...], facts: Facts, drawn: Initializer | None = None
 ) -> Member:
-    return Member(name, shape, facts.axes, part_of(facts), facts.dot_product, drawn)
+    return Member(
+        name=name,
+        shape=shape,
+        axes=facts.axes,
+        part=part_of(facts),
+        multipliers=tuple(known.multiplier for known in (facts, *facts.blocks)),
+        dot_product=facts.dot_product,
+        tied_head=facts.tied_head,
+        drawn=drawn,
+    )
 
 
 def _of_model(model: nn.Module, policy: InitPolicy) -> Family:
@@ -127,7 +136,7 @@ def _of_step(step: codec.Data, where: str) -> Member:
     """Read from a step of a plan what matters here, and nothing else of it."""
     if not isinstance(step, dict) or not isinstance(step.get("name"), str):
         raise PolicyError(f"{where}: a step is an object with a name, got {step!r}")
-    shape, size = step.get("shape"), step.get("dot_product")
+    shape = step.get("shape")
     if not _is_shape(shape):
         raise PolicyError(f"{where}: a step has a shape, got {shape!r}")
     words = (step.get(key) for key in ("role", "op", "meets", "fed_by"))
@@ -137,12 +146,26 @@ def _of_step(step: codec.Data, where: str) -> Member:
         shape=tuple(cast("Sequence[int]", shape)),
         axes=codec.decode(step.get("axes"), _AXES, where),
         part=(*map(_word, words), *marks),
-        dot_product=float(size) if isinstance(size, (int, float)) else None,
+        multipliers=tuple(_constants(step, where)),
+        dot_product=_number(step.get("dot_product")),
+        tied_head=_number(step.get("tied_head")),
         drawn=_initializer(step.get("initializer"), where),
     )
 
 
-_AXES: codec.Classes = MappingProxyType({"Axes": Axes})
+_AXES: codec.Classes = MappingProxyType({"Axes": Axes, "ForwardMultiplier": ForwardMultiplier})
+
+
+def _constants(step: Mapping[str, codec.Data], where: str) -> Iterator[ForwardMultiplier]:
+    """Read the constants of a parameter and of its packed blocks; a file leaves out ones."""
+    blocks = step.get("blocks")
+    for known in (step, *(blocks if isinstance(blocks, list) else ())):
+        held = known.get("multiplier") if isinstance(known, dict) else None
+        yield ForwardMultiplier() if held is None else codec.decode(held, _AXES, where)
+
+
+def _number(value: codec.Data) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _word(value: codec.Data) -> str:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from torch_initpolicy.errors import PlanError, listing, nearest
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import Initializer
-from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,9 @@ class Member:
         axes: What its axes mean; None where that is not known.
         part: What it does, in words that do not depend on size or depth: where names are no help,
             these tell which parameter of a deeper model it stands for.
+        multipliers: The known constants on the way of its numbers, and those of each packed block.
         dot_product: As in `Facts`.
+        tied_head: As in `Facts`.
         drawn: What the policy fills it with, where that depends on its site and not on its shape
             alone; None where the shape is enough.
     """
@@ -33,7 +35,9 @@ class Member:
     shape: tuple[int, ...]
     axes: Axes | None = None
     part: tuple[str, ...] = ()
+    multipliers: tuple[ForwardMultiplier, ...] = ()
     dot_product: float | None = None
+    tied_head: float | None = None
     drawn: Initializer | None = None
 
 

@@ -25,7 +25,7 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializer import REGISTERED
 from torch_initpolicy.tensors.initializers import From, Initializer
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 Filler: TypeAlias = Initializer | Recipe | Callable[[Tensor], object]
 """What a rule takes: an initializer, a recipe, or any function that fills a tensor in place."""
@@ -343,7 +343,7 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 # Files
 #
 
-_SCALINGS = (Axes, Family, Member, Scaling)
+_SCALINGS = (Axes, Family, ForwardMultiplier, Member, Scaling)
 
 _OTHERS: dict[str, type] = {
     kind.__name__: kind

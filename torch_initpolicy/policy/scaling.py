@@ -60,6 +60,32 @@ class Scaling:
             return {}
         return self.family.counterparts({p.name: p.facts for p in parts})
 
+    def in_base(self, facts: Facts, member: Member | None) -> Facts:
+        """Return facts with the constants that the policy reckons with: those of the base model.
+
+        Args:
+            facts: What is known about a parameter.
+            member: That of the base model; None without a base.
+        """
+        branches = self.branches(facts.residual_branches)
+        if member is None or self._leaves_constants(facts):
+            return replace(facts, residual_branches=branches)
+        whole, *blocks = member.multipliers or (facts.multiplier,)
+        parts = facts.blocks
+        if len(blocks) == len(parts):
+            parts = tuple(
+                replace(part, multiplier=constants, residual_branches=branches)
+                for part, constants in zip(parts, blocks, strict=True)
+            )
+        return replace(facts, multiplier=whole, blocks=parts, residual_branches=branches)
+
+    def _leaves_constants(self, facts: Facts) -> bool:
+        """Tell whether the constants behind a parameter are those of depth, which muP leaves be."""
+        if self.family is None or self.kind != "mup":
+            return False
+        other = facts.residual_branches != self.family.residual_branches
+        return other and facts.ends_residual
+
     def branches(self, own: int) -> int:
         """Return the residual branches that initializers reckon with: the base's, under CompleteP.
 
@@ -79,6 +105,8 @@ class Scaling:
         if member is None:
             return _spectral(part)
         width = _by_width(part, member)
+        if not self._leaves_constants(part.facts):
+            width = _by_constants(width, part.facts, member)
         own = part.facts.residual_branches
         depth = own / self.branches(own) if own else 1.0
         return _with_forward(_by_depth(width, part.facts, depth), part, member)
@@ -204,6 +232,22 @@ def _reason(like: Like, fan_in: float, stds: Sequence[float]) -> str:
     }[like]
 
 
+def _by_constants(found: Multipliers, facts: Facts, member: Member) -> Multipliers:
+    """Fold away what the model itself multiplies by otherwise than the base does.
+
+    An embedding times `sqrt(width)`, logits over `width`: it is the product that goes by table 8.
+    Between queries and keys the constant is that of the dot product, and is looked at there.
+    """
+    met = facts.meets.name if facts.meets else ""
+    if facts.blocks or facts.dot_product or met == "softmax" or not member.multipliers:
+        return found
+    there, here = (m.weight * m.output for m in (member.multipliers[0], facts.multiplier))
+    if not here or not there or math.isclose(here, there):
+        return found
+    why = f"the model multiplies by {here:.4g}, the base by {there:.4g}: all x {there / here:.4g}"
+    return replace(found, folded=there / here, reason=f"{found.reason}; {why}")
+
+
 #
 # Depth
 #
@@ -224,7 +268,8 @@ def _by_depth(width: Multipliers, facts: Facts, depth: float) -> Multipliers:
     if not facts.closes_residual:
         return replace(width, depth=depth)
     why = f"closes one of {depth:.4g} times as many residual branches: all x {1 / depth:.4g}"
-    return replace(width, depth=depth, folded=1.0 / depth, reason=f"{width.reason}; {why}")
+    folded = width.folded / depth
+    return replace(width, depth=depth, folded=folded, reason=f"{width.reason}; {why}")
 
 
 #
@@ -235,13 +280,13 @@ def _by_depth(width: Multipliers, facts: Facts, depth: float) -> Multipliers:
 def _with_forward(found: Multipliers, part: Part, member: Member) -> Multipliers:
     """Add the forward multiplier that no single parameter can take over."""
     forward = 1.0
-    if part.facts.tied_to_head:
-        forward = 1.0 / found.width
+    if part.facts.tied_head:
+        forward = (member.tied_head or part.facts.tied_head) / part.facts.tied_head / found.width
     elif part.facts.dot_product and member.dot_product:
         forward = member.dot_product / part.facts.dot_product
-    if forward == 1.0:
+    if math.isclose(forward, 1.0):
         return found
-    said = "the head reads" if part.facts.tied_to_head else "queries are"
+    said = "the head reads" if part.facts.tied_head else "queries are"
     why = f"{said} x {forward:.4g} in the forward pass"
     return replace(found, forward=forward, reason=f"{found.reason}; {why}")
 
@@ -256,7 +301,7 @@ def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]
     """
     if found.forward == 1.0:
         return
-    tied = part.facts.tied_to_head
+    tied = part.facts.tied_head is not None
     if scaling.forward_multipliers and part.takes_hook:
         return
     hook = f"presets.{scaling.kind}(..., forward_multipliers=True), which multiplies "
@@ -264,7 +309,7 @@ def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]
         why = (
             f"{part.name!r} is tied to a head: at {1 / found.forward:.4g} times the width logits "
             f"need the factor {found.forward:.4g}, which as an embedding it must not have; give "
-            "the head a weight of its own (tie_word_embeddings=False)"
+            "the head a weight of its own (tie_word_embeddings=False), or divide logits by width"
         )
         hook += "what the head reads"
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch_initpolicy.api import apply_policy
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.errors import ArgumentError, TraceError
-from torch_initpolicy.policy.parametrisations import complete_p, mup
 from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.policy.presets.scaled import complete_p, mup
 from torch_initpolicy.scaling.slopes import ScalingCheck, layer
 from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.real_inputs import real_inputs
 from torch_initpolicy.trace.trees import Call, tensors_in
 
@@ -78,8 +80,8 @@ def check_scaling(
         steps: Steps of training, on one batch.
         seeds: How many starts to average over.
         example_inputs: What the forward pass takes; None to look for inputs and draw them.
-        loss_fn: Makes a scalar of the output; None for the mean square difference of its first
-            tensor to random numbers.
+        loss_fn: Makes a scalar of the output; None for the mean product of its first tensor
+            with random numbers.
         tolerance: How far from 0 a slope may be; 0.2 is less than half of what a mistake makes.
 
     Returns:
@@ -115,13 +117,20 @@ def check_scaling(
             f"optimizer is one of {', '.join(_OPTIMIZERS)}, or a function that makes one of a "
             f"model; got {optimizer!r}"
         )
-    chosen = _policies(build, known, policy)
-    trained = partial(
-        _trained, build, optimizer=optimizer, lr=lr, steps=steps, inputs=example_inputs, loss=loss_fn
-    )
-    runs = {
-        width: [trained(width, seed, chosen(width)) for seed in range(seeds)] for width in known
-    }
+    with torch.random.fork_rng(devices=[]):
+        chosen = _policies(build, known, policy)
+        trained = partial(
+            _trained,
+            build,
+            optimizer=optimizer,
+            lr=lr,
+            steps=steps,
+            inputs=example_inputs,
+            loss=loss_fn,
+        )
+        runs = {
+            width: [trained(width, seed, chosen(width)) for seed in range(seeds)] for width in known
+        }
     names = list(runs[known[0]][0])
     layers = tuple(
         layer(
@@ -146,9 +155,14 @@ def _policies(
         with skip_init():
             base = build(widths[0])
         policy = _BASED[policy](base=base)
-    if callable(policy) and not isinstance(policy, type):
-        return policy
-    return lambda width: policy
+    if callable(policy) and not isinstance(policy, Initializer):
+        return cast("Callable[[int], Policyish | None]", policy)
+
+    def same(width: int) -> Policyish | None:
+        del width
+        return cast("Policyish | None", policy)
+
+    return same
 
 
 def _mean(numbers: Iterator[float]) -> float:
@@ -194,16 +208,18 @@ def _trained(
         torch.default_generator.manual_seed(seed)
         model = build(width)
         call = next(real_inputs(model, sites(model), inputs))
-        receipt = apply_policy(model, policy or _KEPT, seed=seed, example_inputs=call)
+        receipt = apply_policy(
+            model, Keep() if policy is None else policy, seed=seed, example_inputs=call
+        )
         if isinstance(optimizer, str):
             by = _OPTIMIZERS[optimizer](receipt.param_groups(optimizer, lr=lr))  # type: ignore[call-arg]
         else:
             by = optimizer(model)
         before = _outputs(model, call)
-        scalar = loss or _Distance(seed)
+        scalar = loss or _Cotangent(seed)
         for _ in range(steps):
             by.zero_grad()
-            _loss(scalar, model(*call.args, **call.kwargs)).backward()
+            torch.autograd.backward(_loss(scalar, model(*call.args, **call.kwargs)))
             by.step()
         after = _outputs(model, call)
     return {
@@ -221,8 +237,12 @@ def _loss(scalar: Loss, output: Any) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Distance:
-    """The mean square difference to random numbers, the same at every step and width."""
+class _Cotangent:
+    """The mean product with random numbers, the same at every step and width.
+
+    Its gradient is the same wherever the output starts, which under muP is nearer to zero in wider
+    models, and it does not fade as steps are taken.
+    """
 
     seed: int
 
@@ -231,13 +251,13 @@ class _Distance:
         if not found:
             raise TraceError("the output holds no floating-point tensor; give loss_fn=...")
         generator = torch.Generator().manual_seed(self.seed)
-        target = torch.randn(found[0].shape, generator=generator, dtype=found[0].dtype)
-        return (found[0] - target).square().mean()
+        factors = torch.randn(found[0].shape, generator=generator, dtype=found[0].dtype)
+        return (found[0] * factors.to(found[0].device)).mean()
 
 
 @contextmanager
 def _watched(model: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Note what modules that hold parameters of their own put out."""
+    """Note what modules that hold parameters put out, before forward multipliers are applied."""
 
     def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
         del module, args
@@ -245,7 +265,7 @@ def _watched(model: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
         seen.setdefault(name, []).extend(tensor.detach().clone() for tensor in tensors[:1])
 
     handles = [
-        module.register_forward_hook(partial(note, name))
+        module.register_forward_hook(partial(note, name), prepend=True)
         for name, module in dict(canonical_modules(model)).items()
         if next(module.parameters(recurse=False), None) is not None
     ]

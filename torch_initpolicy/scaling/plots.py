@@ -4,10 +4,9 @@ Needs the extra `torch-initpolicy[plots]`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.scaling.slopes import Layer
 
 if TYPE_CHECKING:
     from matplotlib import figure as matplotlib_figure
@@ -15,11 +14,28 @@ if TYPE_CHECKING:
 Figure: TypeAlias = "matplotlib_figure.Figure"
 """A matplotlib figure."""
 
+
+class Course(NamedTuple):
+    """What one layer puts out, at each width.
+
+    Attributes:
+        name: What it is called.
+        start: Size of its output before the first step.
+        change: Size of what the steps have changed it by.
+        is_well: Whether neither goes with width.
+    """
+
+    name: str
+    start: Sequence[float]
+    change: Sequence[float]
+    is_well: bool
+
+
 _NAMED = 12
 """Layers up to which a legend is of help."""
 
 
-def plot_check(layers: Sequence[Layer], widths: Sequence[int], steps: int) -> Figure:
+def plot_check(layers: Sequence[Course], widths: Sequence[int], steps: int) -> Figure:
     """Draw how large outputs start, and what steps change them by, against width.
 
     Args:
@@ -40,7 +56,7 @@ def plot_check(layers: Sequence[Layer], widths: Sequence[int], steps: int) -> Fi
     figure = Canvas(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for layer in layers:
-        style = "-" if layer.verdict is None else "--"
+        style = "-" if layer.is_well else "--"
         left.plot(widths, layer.start, style, marker=".", label=layer.name)
         right.plot(widths, layer.change, style, marker=".", label=layer.name)
     titles = ("output at the start", f"change of it after {steps} steps")

@@ -3,15 +3,13 @@
 Knows numbers by layer and width; runs nothing.
 """
 
+import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from torch_initpolicy.policy.codec import write_json
-
-if TYPE_CHECKING:
-    from torch_initpolicy.scaling.plots import Figure
+from torch_initpolicy.scaling.plots import Course, Figure, plot_check
 
 Sizes = tuple[float, ...]
 """A root mean square at each width, the geometric mean over seeds."""
@@ -65,14 +63,10 @@ def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
     pairs = [(math.log(w), math.log(s)) for w, s in zip(widths, sizes, strict=True) if s > 0]
     if len(pairs) < 2:
         return 0.0
-    middle = [sum(numbers) / len(pairs) for numbers in zip(*pairs, strict=True)]
-    run = sum((x - middle[0]) ** 2 for x, _ in pairs)
-    return sum((x - middle[0]) * (y - middle[1]) for x, y in pairs) / run
+    return statistics.linear_regression(*zip(*pairs, strict=True)).slope
 
 
-def layer(
-    name: str, widths: Sequence[int], start: Sizes, change: Sizes, tolerance: float
-) -> Layer:
+def layer(name: str, widths: Sequence[int], start: Sizes, change: Sizes, tolerance: float) -> Layer:
     """Return what is known of a module, with its slopes."""
     return Layer(name, start, change, slope(widths, start), slope(widths, change), tolerance)
 
@@ -81,7 +75,7 @@ def layer(
 class ScalingCheck:
     """What a coordinate check has found.
 
-    `print` writes the verdict and a table; it is true in no boolean sense of its own: ask `ok`.
+    `print` writes the verdict and a table.
 
     Attributes:
         layers: Modules with parameters of their own, in order of execution.
@@ -140,19 +134,9 @@ class ScalingCheck:
     def to_json(self) -> str:
         """Write the check as JSON."""
         layers = [{**asdict(layer), "verdict": layer.verdict} for layer in self.layers]
-        for held in layers:
-            held["start"], held["change"] = list(held["start"]), list(held["change"])
-        return write_json(
-            {
-                "title": self.title,
-                "widths": list(self.widths),
-                "steps": self.steps,
-                "ok": self.ok,
-                "layers": layers,
-            }
-        )
+        return json.dumps({**asdict(self), "ok": self.ok, "layers": layers}, indent=2)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Draw the sizes against width, before the first step and what the steps change.
 
         Returns:
@@ -161,9 +145,11 @@ class ScalingCheck:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        from torch_initpolicy.scaling.plots import plot_check  # noqa: PLC0415 - an extra
-
-        return plot_check(self.layers, self.widths, self.steps)
+        courses = [
+            Course(layer.name, layer.start, layer.change, is_well=layer.verdict is None)
+            for layer in self.layers
+        ]
+        return plot_check(courses, self.widths, self.steps)
 
 
 def _numbers(sizes: Sequence[float]) -> str:

@@ -69,7 +69,8 @@ class Facts:
         dot_product: Where its output is multiplied and summed with another signal, as a query is
             with a key: how large the result is when all numbers are one, `d / sqrt(d)` for heads of
             size `d`. None elsewhere, and for the other one of the two.
-        tied_to_head: Whether it is looked up by index, and multiplied to a signal as well.
+        tied_head: Where it is looked up by index, and multiplied to a signal as well: the number
+            that what comes out there is multiplied by. None elsewhere.
         is_summand: Whether its output is added, before the next weight, to a signal that does not
             come out of it.
         multiplied_by: Canonical names of the weights that make what its output is multiplied by
@@ -97,7 +98,7 @@ class Facts:
     neighbours: tuple[str, ...] | None = None
     multiplier: ForwardMultiplier = ForwardMultiplier()
     dot_product: float | None = None
-    tied_to_head: bool = False
+    tied_head: float | None = None
     is_summand: bool = False
     multiplied_by: tuple[str, ...] | None = None
     offset: float = 0.0

@@ -22,7 +22,7 @@ from torch_initpolicy.trace.joins import ALONE, Join, joins, makers
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
-from torch_initpolicy.trace.products import dot_products, tied_to_heads
+from torch_initpolicy.trace.products import dot_products, tied_heads
 from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
@@ -136,9 +136,10 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
         )
         for site in sites
     }
-    dots, tied = dot_products(flow.uses), tied_to_heads(flow.uses)
-    known |= {name: replace(known[name], dot_product=dots[name]) for name in dots}
-    known |= {name: replace(known[name], tied_to_head=True) for name in tied}
+    for name, size in dot_products(flow.uses).items():
+        known[name] = replace(known[name], dot_product=size)
+    for name, factor in tied_heads(flow.uses):
+        known[name] = replace(known[name], tied_head=factor)
     return {name: _by_block(fact, found.get(name, []), flow) for name, fact in known.items()}
 
 

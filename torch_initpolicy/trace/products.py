@@ -126,17 +126,17 @@ def _made(uses: Uses) -> Iterator[tuple[int, _Made]]:
 def _through(
     uses: Uses, node: Node, sites: dict[int, frozenset[str]], made: dict[int, _Made]
 ) -> _Made | None:
-    """Say what a node's output is made of, or None where that is no weight's output any more."""
+    """Say what a node's output is made of, or None where no signal goes in."""
     if node.index in sites:
         return _Made(sites[node.index])
-    carried = [made[value] for value in uses.carried(node) if value in made]
+    carried = [made.get(value, _Made()) for value in uses.carried(node)]
     role = uses.role(node)
     if not carried:
         return None
     if role in (OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES):
         scale = _number(uses, node) if role is OpRole.MULTIPLIES else 1.0
         return _Made(carried[0].sites, carried[0].factor * scale)
-    return carried[0] if role in _KEEPS else None
+    return carried[0] if role in _KEEPS else _Made()
 
 
 def _factor_behind(uses: Uses, node: Node) -> float:
@@ -155,13 +155,15 @@ def _factor_behind(uses: Uses, node: Node) -> float:
 _SCALES = (OpRole.MULTIPLIES, OpRole.ADDS)
 
 
-def tied_to_heads(uses: Uses) -> frozenset[str]:
-    """Name the parameters that are looked up by index, and multiplied to a signal as well."""
+def tied_heads(uses: Uses) -> Iterator[tuple[str, float]]:
+    """Yield the parameters that are looked up by index, and multiplied to a signal as well.
+
+    With each goes the number that the products are multiplied by.
+    """
     looked_up = {use.source.site for use in uses.found if uses.role(use.node) is OpRole.LOOKS_UP}
-    return frozenset(
-        use.source.site
-        for use in uses.found
-        if use.source.site in looked_up
-        and use.node.index in uses.weighers
-        and uses.role(use.node) is not OpRole.LOOKS_UP
-    )
+    made = dict(_made(uses))
+    for use in uses.found:
+        weighs = use.node.index in uses.weighers and uses.role(use.node) is not OpRole.LOOKS_UP
+        if use.source.site in looked_up and weighs:
+            read = made.get(use.partner, _Made()) if use.partner is not None else _Made()
+            yield use.source.site, read.factor * _factor_behind(uses, use.node)

@@ -82,7 +82,7 @@ def hook_multipliers(model: nn.Module, steps: Iterable[Step]) -> None:
 
 def _hook(step: Step, factor: float, modules: Mapping[str, nn.Module]) -> None:
     owners = [modules[name.rpartition(".")[0]] for name in step.names]
-    if step.facts.tied_to_head:
+    if step.facts.tied_head is not None:
         for owner in _heads(owners):
             _forget(owner)
             owner.register_forward_pre_hook(InputMultiplier(factor))

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from torch_initpolicy.policy.parametrisations import complete_p, mup, spectral
 from torch_initpolicy.policy.presets.critical import critical, delta_orthogonal
 from torch_initpolicy.policy.presets.everywhere import (
     constant,
@@ -28,6 +27,7 @@ from torch_initpolicy.policy.presets.residual import (
     t_fixup,
     zero_residual,
 )
+from torch_initpolicy.policy.presets.scaled import complete_p, mup, spectral
 from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, preset_named
 
 __all__ = [
