@@ -17,10 +17,11 @@ from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.norms import norm, wide
+from torch_initpolicy.trace.composed import Composed
+from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses, advance
 from torch_initpolicy.trace.functorch import is_wrapped
 from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.commit import Write
@@ -230,7 +231,7 @@ class Scaler:
         self.left: dict[str, str] = {}
         self.changed: dict[str, Behind | None] = {}
         self.flow: Uses
-        self.proportions: Proportions
+        self.composed: Composed
         self.begins = True
 
     #
@@ -270,10 +271,10 @@ class Scaler:
         """Scale what an operator applies, and its output."""
         if self.begins:
             self.flow = Uses(ran.graph)
-            self.proportions = Proportions(self.flow)
+            self.composed = Composed(Constants(self.flow, {}))
             self.begins = False
         advance(self.flow, ran.node)
-        self.proportions.advance(ran.node)
+        self.composed.advance(ran.node)
         handler = self.handlers.get(self.flow.role(ran.node))
         if handler is not None and ran.node.index in self.flow.weighers:
             tensors = tensors_in((ran.args, ran.kwargs))
@@ -298,7 +299,7 @@ class Scaler:
         """Return the site to scale for an operand to grow, or note why there is none."""
         sources = self.flow.sources.get(operand.value, ())
         among = sorted(sources, key=lambda source: -source.size)
-        proportional = self.proportions.of(operand.value)
+        proportional = self.composed.proportional(operand.value)
         for site in (self.sites[source.site] for source in among):
             reason = self._obstacle(site, grows=site.name in proportional)
             if reason is None:

@@ -15,11 +15,12 @@ from torch_initpolicy.moments.gaussian import Size, activated, constant
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite
+from torch_initpolicy.trace.composed import Composed
+from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.expressions import moved
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole
-from torch_initpolicy.trace.proportions import Proportions
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +119,17 @@ class Following:
     read: dict[str, list[Known]] = field(default_factory=dict)
     inner: dict[int, int] = field(default_factory=dict)
     at: dict[int, list[Use]] = field(default_factory=dict)
-    proportions: Proportions = field(init=False)
+    composed: Composed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.proportions = Proportions(self.uses)
+        self.composed = Composed(Constants(self.uses, {}))
         self.inner = {node: start for start, c in self.composites.items() for node in c.inner}
         for use in self.uses.found:
             self.at.setdefault(use.node.index, []).append(use)
 
     def advance(self, node: Node) -> None:
         """Find the sizes of a node's outputs."""
-        self.proportions.advance(node)
+        self.composed.advance(node)
         try:
             self._follow(node)
         except OverflowError:

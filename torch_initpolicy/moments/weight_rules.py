@@ -31,7 +31,7 @@ def _product(following: Following, node: Node) -> Known:
     """Follow `weight * input`, also where the operator fixes the weight's size itself."""
     used = list(_weights_at(following, node))
     size = _met(following, node, used)
-    grows = following.proportions.of
+    grows = following.composed.proportional
     fixed = [use for use in used if use.source.site not in grows(use.value.index)]
     if fixed and isinstance(size, Size):
         return _fixed(following, node, fixed[0], size)

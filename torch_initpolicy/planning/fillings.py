@@ -4,6 +4,7 @@ What the weights read is followed through the forward pass only where an initial
 and then given everything else that the policy writes.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
@@ -17,8 +18,8 @@ from torch_initpolicy.planning.describe import ranges, summary
 from torch_initpolicy.planning.reasons import reason
 from torch_initpolicy.policy.rules import Rule
 from torch_initpolicy.steps import Number, merged
-from torch_initpolicy.tensors.axes import Fans, block_fans
-from torch_initpolicy.tensors.base import Context, Spread
+from torch_initpolicy.tensors.axes import Fans, block_fans, conventional, fans
+from torch_initpolicy.tensors.base import Context, Shared, Spread
 from torch_initpolicy.tensors.gains import Activation, gain
 from torch_initpolicy.tensors.initializers import Blocks, Initializer, Keep
 from torch_initpolicy.trace.facts import Facts
@@ -57,11 +58,25 @@ class Surroundings:
             branch_depth=facts.branch_depth,
             multiplier=facts.multiplier.total,
             weight_multiplier=facts.multiplier.weight,
+            shared=_shared(choice),
         )
 
     def reading_one(self, choice: Choice) -> "Surroundings":
         """Return the same for a site that reads a mean square of 1."""
         return replace(self, reads={choice.site.name: Reads(1.0)})
+
+
+def _shared(choice: Choice) -> Shared | None:
+    """Say how a site's weight in use is shared out; None where it makes one alone."""
+    composition, shape = choice.facts.composition, choice.site.shape
+    if composition is None:
+        return None
+    axes = choice.facts.axes or conventional(shape)
+    if axes.blocks:
+        return None
+    growth = composition.growth * math.sqrt(composition.terms)
+    used = Fans(composition.fan_in, composition.fan_out)
+    return Shared(composition.factors, growth, used, fans(shape, axes))
 
 
 UNREAD = Reads(None)
@@ -125,12 +140,12 @@ def _written(choice: Choice, known: Surroundings) -> Written | Unknown | None:
         if initializer == Keep():
             return _kept(choice)
         spreads = spreads_of(choice, initializer)
-        fans = block_fans(choice.site.shape, choice.facts.axes)
+        blocks = block_fans(choice.site.shape, choice.facts.axes)
     except (ApplyError, PolicyError, ValueError) as error:  # said again where the step is made
         return Unknown(str(error))
     if not spreads:
         return Unknown(f"{initializer} at {choice.site.name!r}")
-    return _moments(spreads, fans, choice.facts.multiplier.weight, asks=asks)
+    return _moments(spreads, blocks, choice.facts, asks=asks)
 
 
 def _kept(choice: Choice) -> Written | Unknown | None:
@@ -142,7 +157,7 @@ def _kept(choice: Choice) -> Written | Unknown | None:
 
 
 def _moments(
-    spreads: Sequence[Spread], fans: Sequence[Fans], multiplier: float, *, asks: bool
+    spreads: Sequence[Spread], blocks: Sequence[Fans], facts: Facts, *, asks: bool
 ) -> Written:
     """Average the moments of a site's packed blocks."""
     mean = sum(spread.mean for spread in spreads) / len(spreads)
@@ -150,8 +165,10 @@ def _moments(
     power = sum(powers) / len(powers)
     if not asks:
         return Written(mean, power)
-    fan_in = sum(fan.fan_in for fan in fans) / len(fans) if fans else 1.0
-    return Written(mean, power, output=fan_in * power * multiplier**2)
+    if facts.composition is not None:  # each factor makes its part of the weight that was asked for
+        return Written(mean, power, output=1.0)
+    fan_in = sum(fan.fan_in for fan in blocks) / len(blocks) if blocks else 1.0
+    return Written(mean, power, output=fan_in * power * facts.multiplier.weight**2)
 
 
 #
@@ -204,14 +221,18 @@ def _filling(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
     """Return what a rule fills a site with, or one of its blocks."""
     initializer, context = chosen(rule, choice), around.context(choice)
     resolved = initializer.resolve(context)
-    plain = replace(context, multiplier=1.0, weight_multiplier=1.0)
+    plain = replace(context, multiplier=1.0, weight_multiplier=1.0, shared=None)
+    counts = resolved != initializer.resolve(plain)
+    what = summary(resolved, *fans_of(choice))
+    if counts and context.shared is not None:
+        what = summary(initializer.resolve(replace(context, shared=None)), *context.shared.used)
     why = reason(
         choice,
         rule,
         initializer,
-        summary(resolved, *fans_of(choice)),
+        what,
         read=around.reads.get(choice.site.name, UNREAD) if _asks(initializer, context) else None,
-        counts=resolved != initializer.resolve(plain),
+        counts=counts,
     )
     return Filling(resolved, repr(rule.matcher), why)
 

@@ -54,7 +54,9 @@ def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
 
 def _taken_out(choice: Choice) -> Iterator[str]:
     """Say which constants a gain makes up for."""
-    multiplier = choice.facts.multiplier
+    multiplier, composition = choice.facts.multiplier, choice.facts.composition
+    if composition is not None:
+        yield f"shared by {composition.factors} factors"
     named = {"": multiplier.output, " on the input": multiplier.input}
     named[" on the weight"] = multiplier.weight
     for where, factor in named.items():

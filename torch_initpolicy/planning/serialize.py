@@ -19,7 +19,7 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import Layout, dtype_name
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializer import Initializer
-from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
+from torch_initpolicy.trace.facts import Composition, Facts, ForwardMultiplier
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Opaque(Initializer):
 
 _OWN: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Activation, Axes, Facts, ForwardMultiplier, Multipliers, Opaque, Step)
+    for kind in (Activation, Axes, Composition, Facts, ForwardMultiplier, Multipliers, Opaque, Step)
 }
 _CLASSES: codec.Classes = ChainMap(_OWN, CLASSES)
 

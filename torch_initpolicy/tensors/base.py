@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, nearest
-from torch_initpolicy.tensors.axes import Axes, block_ranges, check, conventional, part
+from torch_initpolicy.tensors.axes import Axes, Fans, block_ranges, check, conventional, part
 
 Gain = float | Literal["meets", "fed_by", "signal"]
 """A factor of the standard deviation: a number, the gain of the activation that the weight's output
@@ -35,6 +35,23 @@ Layout = Axes | None
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """How the variance of a weight in use is shared out among the parameters that make it.
+
+    Attributes:
+        factors: How many parameters are multiplied with each other.
+        growth: Standard deviation of the weight in use over those of its factors.
+        used: Fans of the weight in use.
+        own: Fans of the parameter.
+    """
+
+    factors: int
+    growth: float
+    used: Fans
+    own: Fans
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What an initializer may want to know of its site, in numbers.
 
@@ -47,6 +64,7 @@ class Context:
         multiplier: Product of the known constants between the numbers drawn and the function that
             reads the result; variance scaling takes them out again.
         weight_multiplier: The part of it that the weight itself is multiplied by.
+        shared: How the weight in use is made of several parameters; None where it is one.
     """
 
     meets_gain: float = 1.0
@@ -56,6 +74,7 @@ class Context:
     branch_depth: int = 0
     multiplier: float = 1.0
     weight_multiplier: float = 1.0
+    shared: Shared | None = None
 
     def gain(self, gain: Gain) -> float:
         """Return a gain as a number, over the known constants between numbers and activation.

@@ -17,6 +17,7 @@ from torch_initpolicy.tensors.base import (
     Gain,
     Layout,
     Mode,
+    Shared,
     known,
     plain_number,
     require_word,
@@ -266,7 +267,8 @@ class VarianceScaling(Initializer):
 
     def resolve(self, context: Context) -> "VarianceScaling":
         """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
-        return replace(self, gain=context.gain(self.gain))
+        gain = context.gain(self.gain)
+        return replace(self, gain=_share(self, gain, context.shared) if context.shared else gain)
 
     def scaled(self, factor: float) -> "VarianceScaling":
         """Return the distribution with `factor` times the gain."""
@@ -275,6 +277,18 @@ class VarianceScaling(Initializer):
     def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
         """Return the distribution of each packed block."""
         return _scaled(self, tuple(shape), axes)
+
+
+def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
+    """Return the gain with which each of several factors makes its part of a weight in use.
+
+    All have the same standard deviation, so that gradient steps of one size move all alike.
+    """
+    used, own = _FANS[scaling.mode](shared.used), _FANS[scaling.mode](shared.own)
+    if not (used and own and scaling.scale):
+        return gain
+    whole = gain * math.sqrt(scaling.scale / used) / shared.growth
+    return math.pow(whole, 1 / shared.factors) * math.sqrt(own / scaling.scale)
 
 
 @functools.lru_cache(maxsize=4096)

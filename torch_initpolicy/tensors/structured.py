@@ -88,7 +88,8 @@ class Orthogonal(Initializer):
 
     def resolve(self, context: Context) -> "Orthogonal":
         """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
-        return Orthogonal(context.gain(self.gain))
+        factors = context.shared.factors if context.shared else 1
+        return Orthogonal(math.pow(context.gain(self.gain), 1 / factors))
 
     def scaled(self, factor: float) -> "Orthogonal":
         """Return the initializer with `factor` times the gain."""

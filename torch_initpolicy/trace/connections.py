@@ -45,7 +45,7 @@ def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
     strides = _strides(uses, use.source.at, use.value, faced.shape)
     if strides is not None:
         runs = [Run(*run) for run in zip(strides, faced.shape, faced.labels, strict=True)]
-        return _axes(shape, _pieces(shape, runs), faced, _full_fans(faced))
+        return _axes(shape, _pieces(shape, runs), faced, full_fans(faced))
     if max(math.prod(shape), math.prod(use.value.shape)) > LARGEST:
         return None
     with torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
@@ -93,7 +93,7 @@ def _dense(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(inner)[::-1] if shape else ()
 
 
-def _full_fans(faced: Facing) -> Fans:
+def full_fans(faced: Facing) -> Fans:
     """Count connections where an element stands at every position."""
     reach = math.prod(faced.shape[dim] for dim in faced.dims("out", "kernel"))
     return Fans(faced.fan_in, reach if faced.transposed else reach / faced.stride)

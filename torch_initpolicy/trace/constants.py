@@ -199,13 +199,14 @@ class Constants:
     def _written(self, node: Node, value: int) -> float:
         role = self.uses.role(node)
         if role is OpRole.MULTIPLIES:
-            return self._multiplied(node, value)
+            return self.multiplied(node, value)
         if role is OpRole.CONTRACTS or (role is OpRole.ADDS and node.args[1:2] == (Ref(value),)):
             return float(node.kwargs.get("alpha", 1.0))
         # Multiply and sum: a product of two outputs, written in two steps.
         return math.sqrt(self._summands(node)) if value in self.bilinear else 1.0
 
-    def _multiplied(self, node: Node, value: int) -> float:
+    def multiplied(self, node: Node, value: int) -> float:
+        """Return the known number by which a product or quotient multiplies one of its operands."""
         operands = [*node.args, *(node.kwargs[key] for key in ("other",) if key in node.kwargs)]
         numbers = (self._number(each) for each in operands if each != Ref(value))
         product = math.prod(number for number in numbers if number is not None)

@@ -38,6 +38,25 @@ class ForwardMultiplier:
 
 
 @dataclass(frozen=True, slots=True)
+class Composition:
+    """How a weight in use is made of several parameters, as one of them sees it.
+
+    Attributes:
+        factors: How many parameters are multiplied with each other.
+        growth: Standard deviation of the product over those of its factors.
+        terms: How many such products are added up.
+        fan_in: Connections into one output unit of the weight in use.
+        fan_out: Connections out of one of its input units.
+    """
+
+    factors: int
+    growth: float
+    terms: int
+    fan_in: float
+    fan_out: float
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the trace says about a site.
 
@@ -75,6 +94,7 @@ class Facts:
             come out of it.
         multiplied_by: Canonical names of the weights that make what its output is multiplied by
             before the next weight, empty where they are many; None where it is no factor.
+        composition: How it makes the weight in use together with others; None where it is alone.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         padding: Row of a table that must stay zero, as the operator that looks up says, or None.
         used: Whether the forward pass touched it at all.
@@ -101,6 +121,7 @@ class Facts:
     tied_head: float | None = None
     is_summand: bool = False
     multiplied_by: tuple[str, ...] | None = None
+    composition: Composition | None = None
     offset: float = 0.0
     padding: int | None = None
     used: bool = False

@@ -3,6 +3,7 @@
 Knows what follows from the roles of operators; decides nothing about initialisation.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
@@ -12,18 +13,18 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.activations import Composite, composites
-from torch_initpolicy.trace.connections import axes_of, repeats
+from torch_initpolicy.trace.composed import Composed
+from torch_initpolicy.trace.connections import axes_of, full_fans, repeats
 from torch_initpolicy.trace.constants import Constants, numbers
 from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.contractions import facing
-from torch_initpolicy.trace.facts import Evidence, Facts, ForwardMultiplier
+from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.joins import ALONE, Join, joins, makers
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.products import dot_products, tied_heads
-from torch_initpolicy.trace.proportions import Proportions
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
 
@@ -43,8 +44,8 @@ class Flow:
         kernels: Values that become the weight of another operator.
         neighbours: The weights around each value.
         leftover: The known constants that no weight before has taken out.
-        proportions: Which parameters each expression of parameters is proportional to.
         joins: What each value is added to or multiplied by.
+        composed: What each expression of parameters is made of.
     """
 
     uses: Uses
@@ -57,8 +58,8 @@ class Flow:
     kernels: frozenset[int]
     neighbours: Neighbours
     leftover: Constants
-    proportions: Proportions
     joins: Mapping[int, Join]
+    composed: Composed
 
 
 def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
@@ -76,9 +77,6 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         for start, composite in composites(graph, roles, known, parameters or {}).items()
         if start not in used.kinds or any(roles[i] is OpRole.ACTIVATES for i in composite.inner)
     }  # the root of a variance is a step of a normalisation
-    proportions = Proportions(used)
-    for node in graph.nodes:
-        proportions.advance(node)
     branches = residuals(used)
     constants = Constants(
         uses=used,
@@ -86,6 +84,9 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         skips=branches.skips(used),
         ends=frozenset(composite.end for composite in activated.values()),
     ).entered({})
+    composed = Composed(constants)
+    for node in graph.nodes:
+        composed.advance(node)
     looking = Ahead(used, activated, constants, hidden(used))
     ahead = looking.of_values()
     return Flow(
@@ -99,8 +100,8 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
         leftover=constants.entered({value: 1 / walk.factor for value, walk in ahead.items()}),
-        proportions=proportions,
         joins=joins(used, branches),
+        composed=composed,
     )
 
 
@@ -202,6 +203,7 @@ def _facts(
         multiplier=_multiplier(first, _ahead(first, flow), flow),
         is_summand=join.is_summand,
         multiplied_by=makers(join, flow.neighbours.made_by),
+        composition=_composition(first, flow),
         offset=first.source.shift,
         padding=_padding(found),
         used=True,
@@ -215,10 +217,24 @@ def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:
 
     A standardised weight is as large as its operator makes it, whatever is drawn.
     """
-    if use.source.site not in flow.proportions.of(use.value.index):
+    terms = flow.composed.terms(use.value.index, use.source.site)
+    if not terms or any(math.isnan(term.constant) for term in terms):
         return ForwardMultiplier()
+    largest = max(term.constant for term in terms)
+    constant = largest if _composition(use, flow) is None else 1.0
     alpha = float(use.node.kwargs.get("alpha", 1.0)) if use.slot in ("left", "right") else 1.0
-    return ForwardMultiplier(alpha, flow.leftover.on_input(use.partner), walk.factor)
+    return ForwardMultiplier(alpha * constant, flow.leftover.on_input(use.partner), walk.factor)
+
+
+def _composition(use: Use, flow: Flow) -> Composition | None:
+    """Say how a weight in use is made of several parameters; None where it is one of them alone."""
+    terms = flow.composed.terms(use.value.index, use.source.site)
+    mine = next((term for term in terms if use.source.site in term.sites), None)
+    faced = facing(flow.uses, use.node, use.slot, use.value)
+    if mine is None or len(mine.sites) < 2 or math.isnan(mine.constant) or faced is None:
+        return None
+    count = full_fans(faced)
+    return Composition(len(mine.sites), mine.constant, len(terms), count.fan_in, count.fan_out)
 
 
 def _padding(found: Sequence[Use]) -> int | None:
