@@ -19,6 +19,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = (
     {"errors", "notebook"},
+    {"files", "locks"},
     {"tensors"},
     {"sites"},
     {"trace"},

@@ -16,6 +16,7 @@ from torch_initpolicy.errors import (
     listing,
     warn,
 )
+from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.materialize.materialize import materialize_steps
 from torch_initpolicy.materialize.restore import Build
 from torch_initpolicy.planning.decide import make_plan
@@ -26,7 +27,7 @@ from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import BORROWING, Site, require_module, sites
+from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.facts import Facts

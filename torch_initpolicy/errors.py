@@ -24,6 +24,7 @@ Each is also the builtin it specialises, so that both ways of catching it work::
 """
 
 import difflib
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -145,7 +146,25 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+_LONGEST = 200
+"""Characters of a word that somebody may have meant, and of a value that is shown."""
+
+
+def brief(value: object) -> str:
+    """Write a value as `repr` does, with no more of it than can be read.
+
+    Examples:
+        >>> brief(0.5), len(brief("x" * 10**6)) < 300
+        ('0.5', True)
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = _LONGEST
+    return short.repr(value)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Write what was probably meant: `"; did you mean 'relu' or 'relu6'?"`, or nothing."""
+    if len(word) > _LONGEST:
+        return ""
     found = difflib.get_close_matches(word, list(known), n=3)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -3,7 +3,6 @@
 Knows modules, names and ties; has never heard of data flow or of initializers.
 """
 
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -16,11 +15,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_initpolicy.errors import NotAModuleError
+from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
-
-BORROWING = threading.RLock()
-"""Held while a model is described, or runs on stand-ins: its parameters are then not its own."""
 
 Storage = Literal["plain", "parametrized", "weight_norm", "spectral_norm"]
 """How a site is held: `plain`, one `nn.Parameter`; `parametrized`, behind

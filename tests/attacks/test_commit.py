@@ -96,22 +96,20 @@ def test_signals(tries, threads, burst):
 
 
 def under_signals(action, after, count=1):
-    """Run something, and raise an interrupt by each of several signals after some seconds."""
-    armed = [True]
+    """Run something, and raise an interrupt in it by each of several signals after some seconds."""
 
     def raises(number, frame):
-        if armed:
+        while frame is not None and frame.f_code is not action.__code__:
+            frame = frame.f_back
+        if frame is not None:
             raise Interrupt
 
     kinds = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO][:count]
     handlers = {kind: signal.signal(kind, raises) for kind in kinds}
     timer = threading.Timer(after, lambda: [signal.raise_signal(kind) for kind in kinds])
     timer.start()
-    interrupts = contextlib.suppress(Interrupt)
-    with interrupts, interrupts, interrupts:
+    with contextlib.suppress(Interrupt):
         action()
-        armed.clear()
-    armed.clear()
     timer.join()
     for kind, handler in handlers.items():
         signal.signal(kind, handler)

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from torch_initpolicy.errors import InitPolicyError, MissingExtraError, counted, listing
+from torch_initpolicy.files import replacing
 from torch_initpolicy.planning.plan import Receipt
 
 try:
@@ -30,6 +31,9 @@ def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
         receipt: What `apply_policy` returned for it.
         path: Where to.
 
+    Raises:
+        InitPolicyError: The file cannot be written; an old one is as it was.
+
     Examples:
         >>> import tempfile
         >>> from torch_initpolicy.api import apply_policy
@@ -40,13 +44,11 @@ def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
         ...     receipt_in(f"{folder}/model.safetensors") == receipt
         True
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        save_model(model, str(unfinished), metadata={KEY: receipt.to_json()})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        try:
+            save_model(model, str(unfinished), metadata={KEY: receipt.to_json()})
+        except (SafetensorError, RuntimeError) as error:
+            raise InitPolicyError(f"{path} cannot be written: {error}") from error
 
 
 def load(model: nn.Module, path: str | Path) -> None:
@@ -109,7 +111,7 @@ def receipt_in(path: str | Path) -> Receipt:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InitPolicyError(f"{path} is no safetensors file: {error}") from error
     if KEY not in metadata:
         raise InitPolicyError(f"{path} holds no receipt; files written by `save` do")

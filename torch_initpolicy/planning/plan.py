@@ -18,6 +18,7 @@ from torch_initpolicy.errors import (
     PolicyError,
     SymmetricInitWarning,
     UnknownNameError,
+    brief,
     counted,
     listing,
     nearest,
@@ -258,7 +259,7 @@ class Plan:
             UnknownNameError: A class or field does not exist.
             PolicyError: The text is no plan.
         """
-        return _plan(codec.read_json(text))
+        return _plan(codec.read_json(text, longest=None))
 
 
 def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
@@ -449,7 +450,7 @@ class Receipt:
             UnknownNameError: A class or field does not exist.
             PolicyError: The text is no receipt.
         """
-        data = _current(codec.read_json(text), "receipt")
+        data = _current(codec.read_json(text, longest=None), "receipt")
         return cls(_plan(data.get("plan")), **_read(data, "receipt", _OF_RECEIPTS))
 
 
@@ -496,7 +497,9 @@ def _plan(data: codec.Data) -> Plan:
     known = _current(data, "plan")
     steps, counts = known.get("steps"), known.get("unknown_operators", {})
     if not isinstance(steps, list) or not isinstance(counts, dict):
-        raise PolicyError(f"steps is an array, unknown_operators an object: {steps!r}, {counts!r}")
+        raise PolicyError(
+            f"steps is an array, unknown_operators an object: {brief(steps)}, {brief(counts)}"
+        )
     return Plan(
         steps=tuple(step_of(step, f"plan.steps[{i}]") for i, step in enumerate(steps)),
         unknown_operators=tuple(
@@ -519,5 +522,5 @@ def _read(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str,
     for name, value in values.items():
         if not codec.fits(value, types[name]):
             wanted = codec.spelt(types[name])
-            raise PolicyError(f"{where}.{name} must be {wanted}, got {data.get(name)!r}")
+            raise PolicyError(f"{where}.{name} must be {wanted}, got {brief(data.get(name))}")
     return values

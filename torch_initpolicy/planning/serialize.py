@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn, cast
 
-from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, nearest
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
@@ -114,10 +114,12 @@ def step_of(data: codec.Data, where: str) -> Step:
         PolicyError: The object is no step.
     """
     if not isinstance(data, dict):
-        raise PolicyError(f"{where}: a step is an object, got {data!r}")
+        raise PolicyError(f"{where}: a step is an object, got {brief(data)}")
     for key in data:
         if key not in _KEYS:
-            raise UnknownNameError(f"{where}: a step has no field {key!r}{nearest(key, _KEYS)}")
+            raise UnknownNameError(
+                f"{where}: a step has no field {brief(key)}{nearest(key, _KEYS)}"
+            )
     known = _facts_object({key: value for key, value in data.items() if key in _FACTS}, where)
     step = {
         **{key: value for key, value in data.items() if key not in (*_FACTS, *_COUNTED)},
@@ -132,11 +134,11 @@ def step_of(data: codec.Data, where: str) -> Step:
 def _facts_object(data: codec.Data, where: str) -> codec.Data:
     """Turn what `_facts_data` writes into what `codec.decode` reads."""
     if not isinstance(data, dict):
-        raise PolicyError(f"{where}: facts are an object, got {data!r}")
+        raise PolicyError(f"{where}: facts are an object, got {brief(data)}")
     met = {name: _activation_object(data[name]) for name in _MET if name in data}
     blocks = data.get("blocks", [])
     if not isinstance(blocks, list):
-        raise PolicyError(f"{where}.blocks must be an array, got {blocks!r}")
+        raise PolicyError(f"{where}.blocks must be an array, got {brief(blocks)}")
     each = [_facts_object(block, f"{where}.blocks[{i}]") for i, block in enumerate(blocks)]
     return {**data, **met, "class": "Facts", "blocks": each}
 

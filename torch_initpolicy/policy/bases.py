@@ -12,11 +12,12 @@ from torch import nn
 
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.errors import PolicyError, listing
+from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.family import MARKS, Family, Member, part_of
 from torch_initpolicy.policy.recipes import Recipe
 from torch_initpolicy.policy.rules import CLASSES, InitPolicy
-from torch_initpolicy.sites import BORROWING, Site, sites
+from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import Initializer

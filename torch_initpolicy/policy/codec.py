@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin
 import torch
 from torch import nn
 
-from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, nearest
+from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError, brief, nearest
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.tensors.initializers import From
 
@@ -143,7 +143,9 @@ def decode(data: Data, classes: Classes, where: str = "file") -> Any:
         return None
     tag, content = next(iter(data.items()))
     if len(data) > 1 or tag not in _TAGS:
-        raise PolicyError(f'{where}: an object needs a "class", got the fields {sorted(data)}')
+        raise PolicyError(
+            f'{where}: an object needs a "class", got the fields {brief(sorted(data))}'
+        )
     return _look_up(where, tag, content, _TAGS[tag])
 
 
@@ -161,8 +163,8 @@ _TAGS: Mapping[str, Mapping[str, object]] = types.MappingProxyType({
 
 def _look_up(where: str, what: str, word: Data, known: Mapping[str, Any]) -> Any:
     if not isinstance(word, str) or word not in known:
-        hint = nearest(str(word), known)
-        raise UnknownNameError(f"{where}: no {what} is called {word!r}{hint}")
+        hint = nearest(word, known) if isinstance(word, str) else ""
+        raise UnknownNameError(f"{where}: no {what} is called {brief(word)}{hint}")
     return known[word]
 
 
@@ -178,7 +180,7 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         _look_up(where, f"field of {kind.__name__}", key, fields)
         values[key] = decode(content, classes, f"{where}.{key}")
         if not fits(values[key], hints[key]):
-            raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {content!r}")
+            raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {brief(content)}")
     missing = [name for name, field in fields.items() if _needed(field) and name not in values]
     if missing:
         raise PolicyError(f"{where}: {kind.__name__} needs the fields {missing}")
@@ -298,21 +300,60 @@ def _plain(data: Data) -> Data:
 
 
 def write_json(data: Data) -> str:
-    """Write data as indented JSON."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write data as indented JSON, in words of any language, but for what UTF-8 does not hold."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    holds = text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text if holds else json.dumps(data, indent=2, allow_nan=False)
 
 
-def read_json(text: str) -> Data:
+LONGEST = 2_000_000
+"""Characters up to which a policy is read: some ten thousand rules."""
+
+
+def read_json(text: str, *, longest: int | None = LONGEST) -> Data:
     """Read JSON.
 
+    Args:
+        text: The text.
+        longest: How many characters it may have; None for any number.
+
     Raises:
-        PolicyError: The text is no JSON.
+        PolicyError: The text is no JSON, is too long, or nested too deep.
     """
+    _check_length(text, longest)
     try:
         data: Data = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"this is no JSON: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PolicyError(f"this is no JSON: {brief(str(error))}") from error
+    _check_depth(data)
     return data
+
+
+DEEPEST = 64
+"""Objects and arrays within one another up to which data is read."""
+
+
+def _check_depth(data: Data) -> None:
+    """Refuse data that is nested so deep that Python could not compare or print its value."""
+    level = [data]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+    if level:
+        raise PolicyError(f"objects and arrays are nested more than {DEEPEST} deep")
+
+
+def _within(data: Data) -> Iterator[Data]:
+    """Yield the objects and arrays right within one."""
+    items = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return (item for item in items if isinstance(item, (dict, list)))
+
+
+def _check_length(text: str, longest: int | None) -> None:
+    """Refuse a text whose objects would take memory by the hundred megabytes."""
+    if longest is not None and len(text) > longest:
+        raise PolicyError(
+            f"a policy has at most {longest:,} characters, this one has {len(text):,}"
+        )
 
 
 def _no_constant(word: str) -> None:
@@ -346,13 +387,15 @@ def read_toml(text: str) -> Data:
     """Read TOML.
 
     Raises:
-        PolicyError: The text is no TOML.
+        PolicyError: The text is no TOML, is too long, or nested too deep.
         MissingExtraError: This is Python 3.10 and `tomli` is not installed.
     """
+    _check_length(text, LONGEST)
     try:
         data: Data = _toml_reader()(text)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"this is no TOML: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PolicyError(f"this is no TOML: {brief(str(error))}") from error
+    _check_depth(data)
     return data
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, TypeVar, get_args
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.policy import regex
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
@@ -162,14 +163,14 @@ class Name(Matcher):
         for glob in self.globs:
             _check_glob(glob)
         if self.regex is not None:
-            _check_regex(self.regex)
+            regex.check(self.regex)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether one of the site's names fits."""
         return any(self._fits(name) for name in site.names)
 
     def _fits(self, name: str) -> bool:
-        if self.regex is not None and re.fullmatch(self.regex, name):
+        if self.regex is not None and regex.fullmatch(self.regex, name):
             return True
         return any(glob == name or fnmatchcase(name, glob) for glob in self.globs)
 
@@ -182,13 +183,6 @@ def _check_glob(glob: object) -> None:
         raise PolicyError(f"a glob is a string like 'head.*', got {glob!r}")
     if "[" in re.sub(r"\[!?.[^\]]*\]", "", glob):
         raise PolicyError(f"the '[' in glob {glob!r} is never closed; write '[[]' for a bracket")
-
-
-def _check_regex(regex: str) -> None:
-    try:
-        re.compile(regex)
-    except (re.error, TypeError) as error:
-        raise PolicyError(f"{regex!r} is no regular expression: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import ParamSpec, TypeAlias
 
 from torch import Tensor
 
-from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
+from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, nearest
+from torch_initpolicy.files import write_text
 from torch_initpolicy.policy import codec, matchers
 from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.matchers import Anything, Matcher
@@ -218,9 +219,10 @@ class InitPolicy:
 
         Raises:
             PolicyError: The file has another ending, or the policy holds functions of your own.
+            InitPolicyError: The file cannot be written; an old one is as it was.
         """
         text = _language(path).write(_data(self))
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     @classmethod
     def from_json(cls, text: str) -> "InitPolicy":
@@ -253,10 +255,10 @@ class InitPolicy:
         language = _language(path)
         try:
             return _policy(language.read(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, PolicyError):
+                raise type(error)(f"{path}: {error}") from error
             raise PolicyError(f"{path} cannot be read: {error}") from error
-        except PolicyError as error:
-            raise type(error)(f"{path}: {error}") from error
 
 
 def _rules_of(policy: "InitPolicy | Rule | Filler | str", verb: str) -> tuple[Rule, ...]:
@@ -327,7 +329,7 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
     if name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise UnknownNameError(
-            f"no preset is called {name!r}{nearest(name, PRESETS)}; there are {known}"
+            f"no preset is called {brief(name)}{nearest(name, PRESETS)}; there are {known}"
         )
     try:
         return PRESETS[name](**(arguments or {}))
@@ -400,20 +402,24 @@ _FIELDS = ("format", "name", "rules", "otherwise", "scaling")
 def _policy(data: codec.Data) -> InitPolicy:
     """Read the object that `_data` writes; `otherwise` may name a preset for what is left."""
     if not isinstance(data, dict):
-        raise PolicyError(f"a policy file holds an object with the fields {_FIELDS}, got {data!r}")
+        raise PolicyError(
+            f"a policy file holds an object with the fields {_FIELDS}, got {brief(data)}"
+        )
     if data.get("format") != FORMAT:
         raise PolicyError(
-            f"this version reads policy files of format = {FORMAT}, got {data.get('format')!r}"
+            f"this version reads policy files of format = {FORMAT}, got {brief(data.get('format'))}"
         )
     for field in data:
         if field not in _FIELDS:
-            raise UnknownNameError(f"a policy has no field {field!r}{nearest(field, _FIELDS)}")
+            raise UnknownNameError(f"a policy has no field {brief(field)}{nearest(field, _FIELDS)}")
     name, rules = data.get("name"), data.get("rules", [])
     if not isinstance(rules, list) or not isinstance(name, (str, types.NoneType)):
-        raise PolicyError(f"rules is an array and name a string, got {rules!r} and {name!r}")
+        raise PolicyError(
+            f"rules is an array and name a string, got {brief(rules)} and {brief(name)}"
+        )
     scaling: Scaling | None = codec.decode(data.get("scaling"), CLASSES, "scaling")
     if not isinstance(scaling, (Scaling, types.NoneType)):
-        raise PolicyError(f"scaling is an object of class Scaling, got {data['scaling']!r}")
+        raise PolicyError(f"scaling is an object of class Scaling, got {brief(data['scaling'])}")
     each = (_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules))
     policy = InitPolicy(each, name, scaling)
     return policy.otherwise(_rest(data["otherwise"])) if "otherwise" in data else policy
@@ -421,7 +427,9 @@ def _policy(data: codec.Data) -> InitPolicy:
 
 def _rule(data: codec.Data, where: str) -> Rule:
     if not isinstance(data, dict):
-        raise PolicyError(f"{where} is an object with a matcher and an initializer, got {data!r}")
+        raise PolicyError(
+            f"{where} is an object with a matcher and an initializer, got {brief(data)}"
+        )
     rule: Rule = codec.decode({"class": "Rule", **data}, CLASSES, where)
     return rule
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from torch_initpolicy.files import write_text
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.report.charts import Mark, chart
 from torch_initpolicy.report.repairs import Outcome, Repair
@@ -57,7 +58,7 @@ class Page:
 
     def write(self, path: str | Path) -> None:
         """Write the page to a file."""
-        Path(path).write_text(str(self), encoding="utf-8")
+        write_text(path, str(self))
 
 
 _SHELL = """<!doctype html>

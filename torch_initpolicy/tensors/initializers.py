@@ -61,6 +61,7 @@ from torch_initpolicy.tensors.initializer import (
     register,
     require_transparent,
 )
+from torch_initpolicy.tensors.isolation import drawing_from
 from torch_initpolicy.tensors.samplers import (
     ByFunction,
     Draw,
@@ -357,8 +358,8 @@ class Keep(Initializer):
 class From(Initializer):
     """Fill a tensor by any function that writes its argument, such as those of `torch.nn.init`.
 
-    A generator reaches the function even where it takes none: torch's own generators are seeded
-    from it for the call, and put back afterwards.
+    A generator reaches the function even where it takes none: what the function draws from torch's
+    global generators comes from others, which are seeded from it.
 
     Args:
         function: Called with the tensor; fills it in place. What it returns is not used.
@@ -418,16 +419,13 @@ class From(Initializer):
 
 
 def _seeded(call: Callable[[], object], tensor: Tensor, generator: torch.Generator) -> object:
-    """Call a function with torch's own generators seeded, and restore them."""
+    """Call a function for which generators of its own stand in for torch's global ones."""
     seed = torch.empty((), dtype=torch.int64, device=generator.device)
     seed.random_(generator=generator)
-    is_cuda = tensor.device.type == "cuda"
     # Even functions that take a generator may draw from torch's own: `sparse_` does.
-    with torch.random.fork_rng(devices=[tensor.device] if is_cuda else []):
-        torch.default_generator.manual_seed(int(seed))
-        if is_cuda:
-            with torch.cuda.device(tensor.device):
-                torch.cuda.manual_seed(int(seed))
+    places = {torch.device("cpu"), tensor.device}
+    own = {place.type: torch.Generator(place).manual_seed(int(seed)) for place in places}
+    with drawing_from(own):
         return call()
 
 

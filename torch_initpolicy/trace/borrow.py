@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.sites import BORROWING
+from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.trace.hooks import takes_part
 from torch_initpolicy.trace.reach import Reach, Slot, Undo
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_initpolicy.sites import BORROWING, Site, canonical_modules
+from torch_initpolicy.locks import BORROWING
+from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators

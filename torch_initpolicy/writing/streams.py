@@ -12,12 +12,13 @@ import functools
 import hashlib
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
 from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.tensors.isolation import drawing_from
 
 CONTRACT = 1
 """Version of the contract; another number means other bits for the same seed."""
@@ -194,18 +195,11 @@ def _unknown_layout() -> ApplyError:
     )
 
 
-@contextmanager
-def isolated(device: torch.device, key: int) -> Iterator[None]:
+def isolated(device: torch.device, key: int) -> AbstractContextManager[None]:
     """Let code that draws from torch's global generators draw from a stream of its own.
 
-    Within the block the generators of the CPU and of `device` start at `key`; after it they are
-    where they were, also where the block raises.
+    Within the block what this thread draws on the CPU and on `device` comes from streams that
+    start at `key`; the global generators are neither read nor moved.
     """
-    elsewhere = [device] if device.type != "cpu" else []
-    kind = device.type if elsewhere else "cuda"  # fork_rng asks for a name also where none is
-    with torch.random.fork_rng(elsewhere, device_type=kind):
-        torch.random.set_rng_state(seeker(torch.device("cpu"))(key).get_state())
-        for accelerator in elsewhere:
-            state = seeker(accelerator)(key).get_state()
-            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
-        yield
+    places = {torch.device("cpu"), draws_on(device)}
+    return drawing_from({place.type: seeker(place)(key) for place in places})

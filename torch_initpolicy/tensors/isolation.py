@@ -1,0 +1,115 @@
+"""Code of the user that draws from torch's global generators draws from a stream of its own.
+
+Those generators belong to the whole process, and another thread may draw from them at the same
+time. So they are not borrowed: each random operator that this thread calls is handed a generator of
+its own, which gives the same numbers. Torch's dispatch modes, which see every operator of a thread
+and no other's, live in a private module; should it go, user initializers fail in the first test.
+"""
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_initpolicy.locks import BORROWING
+
+_SWAPPING = threading.Lock()
+"""Held while an operator that takes no generator draws from a global one that was lent to it."""
+
+
+class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands random operators a generator, where they are not given one."""
+
+    def __init__(self, generators: Mapping[str, torch.Generator]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generators = generators
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        own = self._generators.get(_device_type(args, given))
+        if own is None or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **given)
+        taking = _with_generator(func)
+        if taking is None:
+            with _lent(own):
+                return func(*args, **given)
+        at = _arguments(taking).index("generator")
+        if at < len(args):  # a few operators take it by position, None where there is none
+            return taking(*args[:at], args[at] or own, *args[at + 1 :], **given)
+        return taking(*args, **{**given, "generator": given.get("generator") or own})
+
+
+def _device_type(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return the type of the device that an operator draws on."""
+    device = kwargs.get("device")
+    tensors = (argument.device for argument in args if isinstance(argument, Tensor))
+    return torch.device(device or next(tensors, "cpu")).type
+
+
+@functools.cache
+def _with_generator(func: Any) -> Any:
+    """Return the overload of an operator that takes the same arguments and a generator, or None."""
+    packet = func.overloadpacket
+    wanted = {*_arguments(func), "generator"}
+    overloads = (func, *(getattr(packet, name) for name in packet.overloads()))
+    return next((each for each in overloads if set(_arguments(each)) == wanted), None)
+
+
+def _arguments(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments]  # noqa: SLF001 - the only record
+
+
+@contextmanager
+def _lent(generator: torch.Generator) -> Iterator[None]:
+    """Let the global generator go on where another one is, and the other one where it ends."""
+    if generator.device.type != "cpu":
+        yield
+        return
+    with _SWAPPING, torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield
+        generator.set_state(torch.get_rng_state())
+
+
+@contextmanager
+def drawing_from(generators: Mapping[str, torch.Generator]) -> Iterator[None]:
+    """Let code that draws from torch's global generators draw from others.
+
+    What this thread draws in the block comes from these; a global generator of the CPU that the
+    block seeds is put back.
+
+    Args:
+        generators: A generator for each type of device; other devices keep their own.
+
+    Examples:
+        >>> with drawing_from({"cpu": torch.Generator().manual_seed(3)}):
+        ...     values = torch.rand(2)
+        >>> torch.equal(values, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+        True
+    """
+    with BORROWING:  # models that run meanwhile have the generator seeded, and put it back
+        before = torch.get_rng_state()
+    try:
+        with _OwnGenerators(generators):
+            yield
+    finally:
+        with BORROWING:
+            if _is_fresh() and not torch.equal(torch.get_rng_state(), before):
+                torch.set_rng_state(before)
+
+
+def _is_fresh() -> bool:
+    """Tell whether the global generator has been seeded, and has not been drawn from since."""
+    fresh = torch.Generator().manual_seed(torch.initial_seed())
+    return torch.equal(torch.get_rng_state(), fresh.get_state())
