@@ -562,3 +562,66 @@ class TestCompare:
 
         assert code == 0
         assert ", 0 differ, 0 not compared" in out
+
+
+@pytest.fixture
+def family(monkeypatch, tmp_path):
+    """A module with a model that takes a width, and its base."""
+    (tmp_path / "own_family.py").write_text(
+        "from torch import nn\n"
+        "def net(width=64):\n"
+        "    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width),\n"
+        "                         nn.ReLU(), nn.Linear(width, 4))\n"
+        "def base():\n"
+        "    return net(16)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_family", raising=False)
+    return tmp_path
+
+
+class TestGroups:
+    """`groups` shows who shares a learning rate and a weight decay."""
+
+    def test_table(self, run):
+        """The table names parameters and reasons."""
+        code, out, err = run("groups", SMALL)
+
+        assert (code, err) == (0, "")
+        assert "weight: decayed" in out
+        assert "norm weight: not decayed" in out
+
+    @pytest.mark.parametrize("base", ["own_family:base", "base.json"])
+    def test_base(self, run, family, base):
+        """From a base, be it a model or the file of a plan, learning rates go with width."""
+        (family / "base.json").write_text(run("plan", "own_family:base", "--json")[1])
+        code, out, _ = run("groups", "own_family:net", "--base", base, "--lr", "1", "--json")
+        rates = {name: group["lr"] for group in json.loads(out) for name in group["names"]}
+
+        assert code == 0
+        assert (rates["0.weight"], rates["2.weight"]) == (1.0, 0.25)
+
+    def test_unknown_optimizer(self, run):
+        """What is no optimizer is a mistake of the command line."""
+        code, _, err = run("groups", SMALL, "--optimizer", "adan")
+
+        assert code == 2
+        assert "did you mean 'adam'" in err
+
+
+class TestScaling:
+    """`scaling` runs the coordinate check on what builds a model of a width."""
+
+    @pytest.mark.usefixtures("family")
+    @pytest.mark.parametrize(("policy", "expected"), [("mup", 0), ("he", 1)])
+    def test_verdict(self, run, policy, expected):
+        """The exit code is the verdict."""
+        code, out, _ = run("scaling", "own_family:net", "-p", policy, "--widths", "16,32,64,128")
+
+        assert code == expected
+        assert "changes more in wider models" in out or policy == "mup"
+
+    @pytest.mark.usefixtures("family")
+    def test_widths(self, run):
+        """Widths are numbers."""
+        assert run("scaling", "own_family:net", "--widths", "small,large")[0] == 2

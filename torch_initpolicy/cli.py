@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -27,12 +27,16 @@ from torch_initpolicy.errors import (
     listing,
 )
 from torch_initpolicy.integrations.inputs import NOTATION, Input, batches, drawn, require_distinct
-from torch_initpolicy.integrations.models import build
+from torch_initpolicy.integrations.models import build, builder
 from torch_initpolicy.planning.plan import Receipt
 from torch_initpolicy.planning.selection import Keeping, Selection
 from torch_initpolicy.planning.versions import Versions
+from torch_initpolicy.policy import presets
+from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.policy.rules import preset_named
 from torch_initpolicy.report.audit import BUDGET, audit_model
+from torch_initpolicy.scaling.check import check_scaling
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.trace.trees import Call
@@ -245,6 +249,17 @@ Weights = Annotated[
         dir_okay=False,
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL|FILE",
+        help="Scale from this smaller or larger model of the same family, or from the .json file "
+        "of its plan, by --policy mup (the default then) or complete_p.",
+    ),
+]
+Optimizer = Annotated[str, typer.Option(help="Name of an optimizer: adamw, sgd, lion, muon, ...")]
+Rate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate, of the base if given.")]
+Decay = Annotated[float, typer.Option("--weight-decay", min=0, help="Likewise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -392,6 +407,70 @@ def compare(
     _print(comparison.to_json() if as_json else str(comparison))
     if not comparison.ok:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def groups(
+    model: Model,
+    *,
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="As for plan.")] = None,
+    base: Base = None,
+    inputs: Inputs = None,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 1e-3,
+    weight_decay: Decay = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """Show which parameters share a learning rate and a weight decay, and why."""
+    built = _built(model)
+    with _progress("reading the data flow"):
+        result = plan_policy(built, _scaling(policy, base), example_inputs=drawn(inputs, built))
+        found = result.param_groups(optimizer, lr=lr, weight_decay=weight_decay)
+    _advise(guessed=any(step.evidence == "order" for step in result))
+    _print(tables.groups_json(found) if as_json else tables.groups_table(found))
+
+
+@app.command()
+def scaling(
+    model: Annotated[str, typer.Argument(help="package.module:callable that takes a width.")],
+    *,
+    widths: Annotated[str, typer.Option(help="Widths, with commas between.")] = "64,128,256,512",
+    policy: Annotated[str, typer.Option("--policy", "-p", help="As for plan, or mup.")] = "mup",
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 1e-2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 5,
+    inputs: Inputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train at several widths for a few steps: do activations change as much at each of them?"""
+    sizes = [int(width) for width in widths.split(",") if width.strip().isdigit()]
+    if len(sizes) != widths.count(",") + 1:
+        raise typer.BadParameter(f"widths are whole numbers with commas between, got {widths!r}")
+    maker = builder(model)
+    with _progress("training at each width"):
+        found = check_scaling(
+            maker,
+            sizes,
+            policy=policy,
+            optimizer=optimizer,
+            lr=lr,
+            steps=steps,
+            example_inputs=drawn(inputs, maker(sizes[0])) if inputs else None,
+        )
+    _print(found.to_json() if as_json else str(found))
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+def _scaling(policy: str | None, base: str | None) -> Policyish:
+    """Return the policy of a name, or one that scales from a base model."""
+    if base is None:
+        return policy_of(policy or "auto")
+    start: Any = Path(base) if Path(base).suffix == ".json" else _built(base)
+    name = policy or "mup"
+    if name in ("mup", "complete_p"):
+        return preset_named(name, {"base": start})
+    return presets.mup(base=start, policy=name)
 
 
 def _built(source: str) -> nn.Module:

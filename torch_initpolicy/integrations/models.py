@@ -15,7 +15,7 @@ from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, UnknownNameError, nearest
 
-__all__ = ["build"]
+__all__ = ["build", "builder"]
 
 EXPECTED = "timm:resnet50, torchvision:resnet50 or package.module:callable"
 
@@ -62,7 +62,7 @@ def _attribute(owner: object, name: str, module_name: str) -> object:
         raise UnknownNameError(f"{module_name} has no {name!r}{suggestion}") from error
 
 
-def _own(module_name: str, path: str) -> Callable[[], nn.Module]:
+def _own(module_name: str, path: str) -> Callable[..., nn.Module]:
     """Find `path` (dotted for something inside a class) in a module that can be imported here."""
     with _importing_from_here():
         try:
@@ -83,7 +83,20 @@ def _own(module_name: str, path: str) -> Callable[[], nn.Module]:
 ZOOS = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _builder(source: str) -> Callable[[], nn.Module]:
+def builder(source: str) -> Callable[..., nn.Module]:
+    """Find what builds a model of an address; it may take arguments, such as a width.
+
+    Args:
+        source: As for `build`.
+
+    Raises:
+        UnknownNameError: There is no such model, module or name, and the nearest are suggested.
+        MissingExtraError: The library is not installed.
+
+    Examples:
+        >>> builder("torch.nn:Linear")(4, 8)
+        Linear(in_features=4, out_features=8, bias=True)
+    """
     place, colon, name = source.partition(":")
     if not (colon and place and name):
         raise UnknownNameError(f"{source!r} names no model; write {EXPECTED}")
@@ -111,7 +124,7 @@ def build(source: str) -> nn.Module:
         >>> build("torch.nn:Identity")
         Identity()
     """
-    model = _builder(source)()
+    model = builder(source)()
     if not isinstance(model, nn.Module):
         raise UnknownNameError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -129,7 +129,7 @@ def _assigned(site: Site, step: Step, settings: Settings) -> Assignment:
     decay = settings.weight_decay * multipliers.decay(name, step.shape) if decays else 0.0
     scaled = multipliers.eps(name)
     eps = settings.eps if settings.eps is not None else algorithm.eps
-    words = (why, _decay_reason(step, decays=decays), multipliers.reason)
+    words = (_decay_reason(step, decays=decays), why, multipliers.reason)
     return Assignment(
         algorithm,
         lr * multipliers.lr(name, step.shape),

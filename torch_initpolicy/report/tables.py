@@ -1,14 +1,21 @@
-"""Plans, receipts and symmetric starts as tables that fit a terminal; computes nothing."""
+"""Plans, receipts, optimizer groups and symmetric starts as tables that fit a terminal.
+
+Computes nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from torch_initpolicy.planning.describe import HEADINGS, header, rows
+from torch_initpolicy.planning.describe import HEADINGS, figure, folded, header, rows
 from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.symmetry.findings import Report, describe
 
-__all__ = ["plan_table", "receipt_table", "symmetry_table"]
+__all__ = ["groups_json", "groups_table", "plan_table", "receipt_table", "symmetry_table"]
 
 _STYLES = {"parameter": "bold", "std": "cyan", "from": "dim"}
 
@@ -40,6 +47,63 @@ def plan_table(plan: Plan) -> RenderableType:
     """
     heading = header(plan.steps, plan.policy, dict(plan.unknown_operators), plan.untraced)
     return Group(Text(heading), "", _steps(plan))
+
+
+def groups_table(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Lay out optimizer groups: their numbers, their parameters and the reason.
+
+    Args:
+        groups: The groups, as `plan.param_groups` returns them.
+
+    Returns:
+        What rich can print.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> from torch import nn
+        >>> from torch_initpolicy.api import plan_policy
+        >>> groups = plan_policy(nn.Linear(8, 8)).param_groups(lr=0.1, weight_decay=0.01)
+        >>> Console(width=60).print(groups_table(groups))  # doctest: +NORMALIZE_WHITESPACE
+        lr   weight decay  parameters  why
+        0.1  0.01          weight      weight: decayed
+        0.1  0             bias        bias: not decayed
+    """
+    settings = [_settings(group) for group in groups]
+    names = list(dict.fromkeys(name for held in settings for name in held))
+    table = Table(box=None, pad_edge=False, header_style="underline")
+    for name in (*names, "parameters", "why"):
+        table.add_column(name, overflow="fold", no_wrap=name in names)
+    for held, group in zip(settings, groups, strict=True):
+        listed = (name for name, _ in folded((name, ()) for name in group["names"]))
+        cells = (*(held.get(name, "") for name in names), "\n".join(listed), group["reason"])
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, str]:
+    """Write the numbers of a group, in order."""
+    shown = {key: value for key, value in group.items() if key not in _APART}
+    return {
+        key.replace("_", " "): value if isinstance(value, str) else figure(value, 4)
+        for key, value in shown.items()
+    }
+
+
+_APART = ("params", "names", "reason")
+
+
+def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Write optimizer groups as JSON, without their tensors.
+
+    Args:
+        groups: The groups, as `plan.param_groups` returns them.
+
+    Examples:
+        >>> groups_json([])
+        '[]'
+    """
+    kept = [{key: value for key, value in g.items() if key != "params"} for g in groups]
+    return json.dumps(kept, indent=2)
 
 
 def _steps(plan: Plan) -> Table:
