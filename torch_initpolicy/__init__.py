@@ -7,6 +7,7 @@ from torch_initpolicy.decorator import init_policy
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.materialize.restore import restore
 from torch_initpolicy.planning.plan import Plan, Receipt
+from torch_initpolicy.planning.versions import __version__ as __version__
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.report.audit import Audit, audit_model

@@ -19,7 +19,6 @@ Each is also the builtin it specialises, so that both ways of catching it work::
     InitPolicyWarning(UserWarning)
     ├── UnusedRuleWarning                   a rule matched nothing
     ├── UnknownOperatorWarning              the trace met operators without a known role
-    ├── SignalWarning                       a signal vanishes, explodes or collapses
     └── SymmetricInitWarning                units are tied or dead
 """
 
@@ -98,10 +97,6 @@ class UnusedRuleWarning(InitPolicyWarning):
 
 class UnknownOperatorWarning(InitPolicyWarning):
     """The trace met operators whose role it does not know; what lies behind them is not guessed."""
-
-
-class SignalWarning(InitPolicyWarning):
-    """A signal vanishes, explodes or collapses on its way through the model."""
 
 
 class SymmetricInitWarning(InitPolicyWarning):

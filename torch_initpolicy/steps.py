@@ -133,23 +133,34 @@ _FARTHEST = 6.0
 """Standard deviations out to which a distribution without bounds must be representable."""
 
 
-def overflow(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
-    """Say how values go beyond what a dtype can hold; None if they do not.
+def misfit(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
+    """Say how values are lost in a dtype, beyond its largest number or among its smallest ones.
 
     Args:
         spreads: Distributions of the values.
         dtype: A floating-point or complex dtype.
 
+    Returns:
+        A sentence, or None where the dtype can hold the values.
+
     Examples:
-        >>> overflow([Spread(1e6, 0.0)], torch.float16)
+        >>> misfit([Spread(1e6, 0.0)], torch.float16)
         'values up to 1e+06 do not fit into float16, which ends at 65504'
-        >>> overflow([Spread(1e6, 0.0)], torch.float32)
+        >>> misfit([Spread(0.0, 1e-9)], torch.float16)
+        'values of standard deviation 1e-09 become zero in float16, whose least step is 5.96e-08'
+        >>> misfit([Spread(1e6, 0.0), Spread(0.0, 1e-9)], torch.float32)
     """
-    most = torch.finfo(dtype).max
-    reach = max((_reach(spread) for spread in spreads), default=0.0)
-    if reach <= most:
-        return None
-    return f"values up to {reach:.6g} do not fit into {dtype_name(dtype)}, which ends at {most:.6g}"
+    finfo, name = torch.finfo(dtype), dtype_name(dtype)
+    least = finfo.smallest_normal * finfo.eps
+    for spread in spreads:
+        reach = _reach(spread)
+        if reach > finfo.max:
+            return f"values up to {reach:.6g} do not fit into {name}, which ends at {finfo.max:.6g}"
+        # Half of the least step and less is rounded to zero: two thirds of a normal's numbers then.
+        if reach > 0 and max(abs(spread.mean), spread.std) < least / 2:
+            what = f"of standard deviation {spread.std:.6g}" if spread.std else f"{spread.mean:.6g}"
+            return f"values {what} become zero in {name}, whose least step is {least:.3g}"
+    return None
 
 
 def _reach(spread: Spread) -> float:

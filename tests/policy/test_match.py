@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -442,3 +444,22 @@ class TestValues:
         found = {kind for kind in classes if issubclass(kind, Matcher)} - {Matcher}
 
         assert set(matchers.SERIALISABLE) == found - {matchers.Predicate}
+
+
+def test_only_words_are_listed():
+    """`dir(match)` shows the words of policies, not what they are made with."""
+    assert sorted(dir(match)) == sorted(match.__all__)
+
+
+def test_unknown_role_lists_the_roles():
+    """A word that is close to none of the roles is answered with all of them."""
+    with pytest.raises(UnknownNameError, match=r"'gamma'; there are bias, embedding, .*weight"):
+        match.role("gamma")
+
+
+@pytest.mark.parametrize("number", [np.float32(1.0), torch.tensor(1.0), np.int64(1)], ids=repr)
+def test_numbers_of_others(number):
+    """Numbers of NumPy and tensors of no dimension serve as numbers."""
+    assert match.offset(number) == match.offset(1.0)
+    assert match.fan(fan_in=(None, number)) == match.fan(fan_in=(None, 1.0))
+    assert match.fan(fan_out=number) == match.fan(fan_out=1.0)

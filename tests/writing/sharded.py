@@ -28,6 +28,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from tests.laplace import Laplace
 from tests.processes import everywhere, failures, outcomes
 from tests.writing.helpers import fill, pairs
 from torch_initpolicy import apply_policy, materialize, skip_init
@@ -94,9 +95,18 @@ def structured(site: Site) -> Initializer:
     }.get(site.name, Normal(1.0))
 
 
+def own(site: Site) -> Initializer:
+    """An initializer from outside the package wherever there are fans."""
+    return Laplace() if site.axes is not None and site.axes.inputs else elementwise(site)
+
+
+_FOR_OWN = ("fsdp_other_axis", "fsdp_and_tensor_parallel")
+"""Ways that are tried with an initializer from outside the package: one code serves them all."""
+
 CHOICES: dict[str, Callable[[Site], Initializer]] = {
     "elementwise": elementwise,
     "structured": structured,
+    "own": own,
 }
 
 
@@ -443,6 +453,7 @@ CASES: dict[str, Callable[[], None]] = {
         f"{way}-{choice}": lambda way=way, choice=choice: spread(way, choice)
         for way in WAYS
         for choice in CHOICES
+        if choice != "own" or way in _FOR_OWN
     },
     **{
         f"materialized-{way}": lambda way=way: materialized(way)

@@ -144,6 +144,9 @@ def lsuv_(
     wanted = plain_number(std)
     if wanted is None or not (wanted > 0 and math.isfinite(wanted)):
         raise ArgumentError(f"std is a positive number, got {std!r}")
+    for name, given in ("per_channel", per_channel), ("orthogonal", orthogonal):
+        if not isinstance(given, bool):
+            raise ArgumentError(f"{name} is True or False, got {given!r}")
     selection = Selection.of(only, skip, frozen=frozen)
     if not orthogonal:
         return scale(model, inputs, selection, std=wanted, per_channel=per_channel)

@@ -21,6 +21,7 @@ from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.shards import is_sharded, pieces
+from torch_initpolicy.writing.streams import as_seed
 
 
 def materialize_steps(
@@ -55,12 +56,12 @@ def materialize_steps(
         ApplyError: A step cannot be carried out. The model is as it was.
     """
     lost = list(_lost(model, pairs))
-    found = origins(model, lost, rebuild=rebuild, seed=seed or 0)
+    found = origins(model, lost, rebuild=rebuild, seed=0 if seed is None else as_seed(seed))
     _check(lost, found)
     constants = list(_constants(model))
     steps = tuple(_settled(step, found) for _, step in pairs)
     with _undone_on_error(model):
-        allocate(model, _home(model) if device is None else torch.device(device))
+        allocate(model, _home(model) if device is None else _existing(device))
         _restore(lost, found, constants)
         places = {site.name: site for site in sites(model)}
         chosen = [(places[step.name], step) for step in steps]
@@ -140,6 +141,20 @@ def _home(model: nn.Module) -> torch.device:
     """Return where a model belongs: on the device of its mesh, or on the CPU."""
     sharded = next(filter(is_sharded, model.parameters()), None)
     return torch.device("cpu" if sharded is None else sharded.device_mesh.device_type)
+
+
+def _existing(device: torch.device | str) -> torch.device:
+    """Return a device that holds values, or raise.
+
+    Raises:
+        MaterializeError: It is no device, or is not there.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        what = f"device={device!r:.80} is no device of this machine"
+        raise MaterializeError(f"{what}: {why}") from error
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:

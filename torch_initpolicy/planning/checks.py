@@ -6,7 +6,7 @@ import torch
 
 from torch_initpolicy.errors import ApplyError, PolicyError
 from torch_initpolicy.sites import Site
-from torch_initpolicy.steps import Step, overflow
+from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import Spread, working_dtype
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.writing.parametrized import behind
@@ -34,7 +34,7 @@ def overwritten(found: Sequence[Site], steps: Sequence[Step]) -> Iterator[str]:
 
 def check_range(initializer: Initializer, spreads: Sequence[Spread], dtype: torch.dtype) -> None:
     """Raise where a site's dtype cannot hold what would be drawn for it."""
-    reason = overflow(spreads, dtype)
+    reason = misfit(spreads, dtype)
     if reason is not None:
         raise PolicyError(f"{initializer}: {reason}")
 

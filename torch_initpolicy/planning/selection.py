@@ -60,7 +60,7 @@ class Selection:
         for name, given in ("frozen", frozen), ("strict", strict):
             if not isinstance(given, bool):
                 raise PolicyError(f"{name} is True or False, got {given!r}")
-        if keep not in get_args(Keeping):
+        if not (isinstance(keep, str) and keep in get_args(Keeping)):
             raise PolicyError(f"keep is one of {get_args(Keeping)}, got {keep!r}")
         chosen = None if only is None else _globs("only", only)
         return cls(chosen, _globs("skip", skip), frozen, keep, strict)
@@ -89,7 +89,10 @@ def _globs(argument: str, globs: Globs) -> tuple[str, ...]:
         globs = (globs,)
     if not isinstance(globs, Iterable | None):
         raise PolicyError(f"{argument} is a glob of names or several, got {globs!r}")
-    each = () if globs is None else tuple(globs)
+    try:
+        each = () if globs is None else tuple(globs)
+    except TypeError as error:  # a tensor of no dimension
+        raise PolicyError(f"{argument} is a glob of names or several: {error}") from error
     return Name(each).globs if each else ()
 
 

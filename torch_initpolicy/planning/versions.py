@@ -35,7 +35,7 @@ class Versions:
     def here(cls) -> "Versions":
         """Return the versions of this process."""
         return cls(
-            torch_initpolicy=_installed("torch-initpolicy"),
+            torch_initpolicy=__version__,
             streams=CONTRACT,
             torch=str(torch.__version__),
             capability=torch.backends.cpu.get_cpu_capability(),
@@ -71,8 +71,13 @@ class Versions:
             )
 
 
-def _installed(package: str) -> str:
+def installed(package: str) -> str:
+    """Return the version of a package; "not installed" where it is imported from its source."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+__version__ = installed("torch-initpolicy")
+"""The version of this package."""

@@ -51,6 +51,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """Return the words, and nothing that they are made with."""
+    return __all__
+
+
 def name(*globs: str, regex: str | None = None) -> Matcher:
     """Match sites by name; one of the patterns must fit the whole of one of the names.
 

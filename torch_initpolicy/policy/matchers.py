@@ -4,6 +4,7 @@ Knows sites and facts; has never heard of initializers. A matcher's repr is the 
 `torch_initpolicy.policy.match` that makes it.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.policy import regex
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import block_fans
+from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
@@ -370,7 +372,7 @@ class Offset(Matcher):
     value: float
 
     def __post_init__(self) -> None:
-        _check_number("offset", self.value)
+        object.__setattr__(self, "value", _number("offset", self.value))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether this constant is added."""
@@ -398,8 +400,8 @@ class Fan(Matcher):
     def __post_init__(self) -> None:
         if self.fan_in == self.fan_out == (None, None):
             raise PolicyError("fan() matches nothing: pass fan_in=(low, high) or fan_out=...")
-        for side, bounds in ("fan_in", self.fan_in), ("fan_out", self.fan_out):
-            _check_bounds(side, bounds)
+        for side in ("fan_in", "fan_out"):
+            object.__setattr__(self, side, _bounds(side, getattr(self, side)))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether both fans lie within their bounds."""
@@ -414,14 +416,14 @@ class Fan(Matcher):
         return _call("fan", **{side: b for side, b in given.items() if b != (None, None)})
 
 
-def _check_bounds(side: str, bounds: Bounds) -> None:
+def _bounds(side: str, bounds: object) -> Bounds:
+    """Return bounds as numbers of Python's own."""
     if not isinstance(bounds, tuple) or len(bounds) != 2:
         raise PolicyError(f"{side} is a number or (low, high), None for an open side: {bounds!r}")
-    ends = [end for end in bounds if end is not None]
-    for end in ends:
-        _check_number(side, end)
-    if ends != sorted(ends):
+    low, high = (None if end is None else _number(side, end) for end in bounds)
+    if low is not None and high is not None and low > high:
         raise PolicyError(f"{side}={bounds} holds no number: the lower bound is the higher one")
+    return low, high
 
 
 def _within(value: float, bounds: Bounds) -> bool:
@@ -522,12 +524,21 @@ def _known(what: str, words: Iterable[Word], known: Iterable[str]) -> None:
         raise PolicyError(f"name at least one {what}")
     for word in given:
         if word not in allowed:
-            raise UnknownNameError(f"no {what} is called {word!r}{nearest(str(word), allowed)}")
+            every = f"; there are {', '.join(allowed)}" if len(allowed) <= _FEW else ""
+            meant = nearest(str(word), allowed) or every
+            raise UnknownNameError(f"no {what} is called {word!r}{meant}")
 
 
-def _check_number(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124 - NaN
-        raise PolicyError(f"{what} must be a number, got {value!r}")
+_FEW = 16
+"""Words that are all listed where none is close to what was written."""
+
+
+def _number(what: str, value: object) -> float:
+    """Return a number as Python's own; infinity is one, NaN is none."""
+    number = plain_number(value)
+    if number is None or math.isnan(number):
+        raise PolicyError(f"{what} must be a number, got {value!r:.80}")
+    return number
 
 
 def _call(function: str, *values: object, **fields: object) -> str:

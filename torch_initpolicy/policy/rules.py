@@ -149,7 +149,10 @@ class InitPolicy:
     def __init__(
         self, rules: Iterable[Rule] = (), name: str | None = None, scaling: Scaling | None = None
     ) -> None:
-        object.__setattr__(self, "rules", tuple(rules))
+        try:
+            object.__setattr__(self, "rules", tuple(rules))
+        except TypeError as error:
+            raise PolicyError(f"a policy is made of rules, got {rules!r}") from error
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "scaling", scaling)
         for rule in self.rules:
@@ -255,10 +258,10 @@ class InitPolicy:
         language = _language(path)
         try:
             return _policy(language.read(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            if isinstance(error, PolicyError):
-                raise type(error)(f"{path}: {error}") from error
-            raise PolicyError(f"{path} cannot be read: {error}") from error
+        except PolicyError as error:
+            raise type(error)(f"{path}: {error}") from error
+        except (OSError, ValueError) as error:  # text of another encoding, or a name with a NUL
+            raise PolicyError(f"{path!r} cannot be read: {error}") from error
 
 
 def _rules_of(policy: "InitPolicy | Rule | Filler | str", verb: str) -> tuple[Rule, ...]:

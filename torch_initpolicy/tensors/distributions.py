@@ -41,6 +41,7 @@ class Constant(Initializer):
     A weight whose units are all alike stays so; use it for biases, scales and norms.
 
     Examples:
+        >>> import torch
         >>> weight = torch.empty(2)
         >>> Constant(0.5)(weight)
         >>> weight
@@ -67,6 +68,7 @@ class Zeros(Initializer):
     """Set every element to 0.
 
     Examples:
+        >>> import torch
         >>> weight = torch.ones(2)
         >>> Zeros()(weight)
         >>> weight
@@ -88,6 +90,7 @@ class Ones(Initializer):
     """Set every element to 1.
 
     Examples:
+        >>> import torch
         >>> weight = torch.zeros(2)
         >>> Ones()(weight)
         >>> weight
@@ -113,6 +116,7 @@ class Uniform(Initializer):
         high: The greatest value.
 
     Examples:
+        >>> import torch
         >>> weight = torch.empty(10000)
         >>> Uniform(-1.0, 3.0)(weight, generator=torch.Generator().manual_seed(0))
         >>> bool(weight.min() >= -1), bool(weight.max() <= 3), round(float(weight.mean()), 1)
@@ -146,6 +150,7 @@ class Normal(Initializer):
         mean: Its mean.
 
     Examples:
+        >>> import torch
         >>> weight = torch.empty(10000)
         >>> Normal(0.02)(weight, generator=torch.Generator().manual_seed(0))
         >>> round(float(weight.std()), 3)

@@ -3,6 +3,8 @@
 All of them are found here; those that are built of others are written here. None knows a model.
 Calling one fills a tensor in place:
 
+>>> import math
+>>> import torch
 >>> weight = torch.empty(64, 3, 7, 7)
 >>> he_normal()(weight, generator=torch.Generator().manual_seed(0))
 >>> round(weight.std().item() / math.sqrt(2 / (3 * 7 * 7)), 2)

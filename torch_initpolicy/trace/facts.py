@@ -66,7 +66,6 @@ class Facts:
         op: The operator that consumes it (`"conv2d"`, `"linear"`, `"add"`); None if unused.
         meets: The activation its output meets first; None where it meets none before the next
             weight or the model's output.
-        also_meets: Further activations met on other paths, nearest first.
         fed_by: The activation its input comes from; None where it is the plain output of another
             weight or the model's own input.
         reads_input: Whether its input is the model's own, with nothing but carriers between.
@@ -106,7 +105,6 @@ class Facts:
     axes: Axes | None = None
     op: str | None = None
     meets: Activation | None = None
-    also_meets: tuple[Activation, ...] = ()
     fed_by: Activation | None = None
     reads_input: bool = False
     feeds_output: bool = False

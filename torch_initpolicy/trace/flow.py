@@ -262,7 +262,6 @@ class _Meeting(TypedDict):
     """What a walk ahead says."""
 
     meets: Activation | None
-    also_meets: tuple[Activation, ...]
     feeds_output: bool
     stopped_by: str | None
 
@@ -270,7 +269,6 @@ class _Meeting(TypedDict):
 def _meeting(met: Walk) -> _Meeting:
     return {
         "meets": met.nearest,
-        "also_meets": tuple(activation for _, activation in met.activations[1:]),
         "feeds_output": met.at_border,
         "stopped_by": met.stopped_by[0] if met.stopped_by else None,
     }

@@ -26,7 +26,7 @@ from torch_initpolicy.deferred.undrawn import mark_filled
 from torch_initpolicy.errors import ApplyError, PolicyError, listing
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, is_blanket
 from torch_initpolicy.sites import Site, canonical_modules
-from torch_initpolicy.steps import Step, overflow
+from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import dtype_name, working_dtype
 from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.layers import buffers_of
@@ -180,9 +180,9 @@ def _job(site: Site, step: Step, draw_on: torch.device | str | None) -> Job:
     for reason in _obstacles(site, step):
         raise ApplyError(reason)
     draws, working = _draws(step), working_dtype(site.dtype)
-    beyond = overflow((draw.spread for draw in draws), site.dtype)
-    if beyond is not None:
-        raise ApplyError(f"({step.initializer}): {beyond}")
+    lost = misfit((draw.spread for draw in draws), site.dtype)
+    if lost is not None:
+        raise ApplyError(f"({step.initializer}): {lost}")
     return Job(
         site=site,
         step=step,
