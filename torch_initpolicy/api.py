@@ -181,16 +181,18 @@ def apply_policy(
     nor on the dtype beyond rounding (float64 apart, which is drawn in float64).
 
     Args:
-        model: As for `plan_policy`.
-        policy: As for `plan_policy`.
+        model: Any module, sharded or wrapped too, whose parameters have memory or were skipped.
+        policy: A policy, rules, one initializer, the name of a preset, or the path of a file.
         seed: Seed of the random streams, up to 64 bits; None takes one from torch's global
             generator, so that `torch.manual_seed` governs. Nothing else reads or moves that.
-        example_inputs: As for `plan_policy`.
-        only: As for `plan_policy`.
-        skip: As for `plan_policy`.
-        frozen: As for `plan_policy`.
-        keep: As for `plan_policy`.
-        strict: As for `plan_policy`.
+        example_inputs: What the forward pass takes, of which only shapes matter; None to look
+            for some.
+        only: Globs of canonical names; other sites are kept. None for all sites.
+        skip: Globs of canonical names; these sites are kept.
+        frozen: Whether parameters that require no gradient are written too.
+        keep: `"meant"` keeps what the model's author meant, under the rules of presets;
+            `"nothing"` overwrites it.
+        strict: Whether a rule that decides about no site is an error; otherwise a warning.
         calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
             standard deviation on it, after the policy has been applied, as `lsuv_` does. They also
             serve as `example_inputs` where none are given. The steps of the receipt's plan name
@@ -203,12 +205,13 @@ def apply_policy(
         The receipt: the plan, the seed, versions and timings. It can be saved and reproduced.
 
     Raises:
-        PlanError: As for `plan_policy`; the model is as it was.
+        PlanError: Something would be wrong or missing; lists every case. The model is as it was.
         ApplyError: Something cannot be written; the model is as it was.
 
     Warns:
         SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
-        InitPolicyWarning: As for `plan_policy`.
+        UnknownOperatorWarning: The forward pass has operators of unknown role.
+        UnusedRuleWarning: A rule decides about no site, and `strict` is off.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
@@ -312,30 +315,34 @@ def materialize(
 
     Args:
         model: A model built under `torch.device("meta")`.
-        policy: As for `plan_policy`.
+        policy: A policy, rules, one initializer, the name of a preset, or the path of a file.
         device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
             CPU.
-        seed: As for `apply_policy`.
-        example_inputs: As for `plan_policy`.
+        seed: Seed of the random streams, up to 64 bits; None takes one from torch's global
+            generator.
+        example_inputs: What the forward pass takes, of which only shapes matter; None to look
+            for some.
         rebuild: A function without arguments that builds the model once more; it is asked only for
             tensors that nothing else can tell the values of.
-        frozen: As for `plan_policy`.
-        keep: As for `plan_policy`.
-        strict: As for `plan_policy`.
-        threads: As for `apply_policy`.
-        draw_on: As for `apply_policy`.
+        frozen: Whether parameters that require no gradient are written too.
+        keep: `"meant"` keeps what the model's author meant, under the rules of presets;
+            `"nothing"` overwrites it.
+        strict: Whether a rule that decides about no site is an error; otherwise a warning.
+        threads: Threads that draw on the CPU; None for as many as torch computes with.
+        draw_on: Device that draws; None for the device that each tensor lives on.
 
     Returns:
         The receipt.
 
     Raises:
-        MaterializeError: Lists every tensor that nobody can tell the values of. The model is as it
+        MaterializeError: Lists every tensor whose values nothing tells. The model is as it
             was.
-        PlanError: As for `plan_policy`. The model is as it was.
-        ApplyError: As for `apply_policy`. The model is as it was.
+        PlanError: Something would be wrong or missing; lists every case. The model is as it was.
+        ApplyError: Something cannot be written. The model is as it was.
 
     Warns:
-        InitPolicyWarning: As for `apply_policy`.
+        InitPolicyWarning: Units are identical and stay so, an operator is not known, or a rule
+            decides about nothing.
 
     Examples:
         >>> with torch.device("meta"):

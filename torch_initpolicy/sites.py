@@ -1,6 +1,6 @@
 """A site: one parameter tensor of a model with everything its owner's type says about it.
 
-Knows modules, names and ties; has never heard of data flow or of initializers.
+Knows modules, names and ties, neither data flow nor initializers.
 """
 
 from collections.abc import Iterator, Mapping

@@ -171,12 +171,12 @@ def _reach(spread: Spread) -> float:
 
 
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """Return the steps that would make the units of a hidden layer alike, and leave them so.
+    """Return the steps that would make the units of a hidden layer identical for ever.
 
     These are constant weights whose output meets none but constant weights next, and weights of
     zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
-    residual branch, is no such case: it comes apart at the first steps of training. Where too many
-    weights are next to tell, as on a residual stream, nothing is said.
+    residual branch, is no such case: its units differ after the first steps of training. Where too
+    many weights are next to tell, as on a residual stream, nothing is said.
 
     Args:
         steps: The steps of a whole model, in order.
@@ -186,34 +186,34 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
         ()
     """
     known = {step.name: step for step in steps if step.role in _OF_UNITS}
-    alike = _alike(known)
-    return tuple(step for step in known.values() if step.name in alike and _is_hidden(step))
+    identical = _identical(known)
+    return tuple(step for step in known.values() if step.name in identical and _is_hidden(step))
 
 
 _OF_UNITS = ("weight", "recurrent", "embedding")
-"""Roles of what makes units: their random values tell those of others apart."""
+"""Roles of parameters that make units: random ones let the units before them differ."""
 
 
-def _alike(known: Mapping[str, Step]) -> set[str]:
-    """Return the names of constant weights whose units nothing parts.
+def _identical(known: Mapping[str, Step]) -> set[str]:
+    """Return the names of constant weights whose units stay identical.
 
     A constant weight that they lead to does not, whatever becomes of it; one beside them, to which
-    they are added, say, must stay alike itself.
+    they are added, say, must stay identical itself.
     """
     beside = _neighbours(known)
     dead = {step.name for step in known.values() if _is_dead(step)}
-    alike = dead | {
+    identical = dead | {
         step.name
         for step in known.values()
         if beside[step.name] and all(map(_is_constant, (step, *beside[step.name])))
     }
-    while parted := {
+    while broken := {
         name
-        for name in alike - dead
-        if any(o.name not in alike and name in (o.facts.neighbours or ()) for o in beside[name])
+        for name in identical - dead
+        if any(o.name not in identical and name in (o.facts.neighbours or ()) for o in beside[name])
     }:
-        alike -= parted
-    return alike
+        identical -= broken
+    return identical
 
 
 def _neighbours(known: Mapping[str, Step]) -> dict[str, list[Step]]:

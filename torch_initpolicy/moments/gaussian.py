@@ -2,7 +2,7 @@
 
 The signal of a unit is described by its first three moments, and by the mean product of itself with
 the same unit seen elsewhere (at another position, or for another input). Knows functions of one
-variable; has never heard of layers.
+variable, not layers.
 
 Reference:
     Wilson and Hilferty, *The distribution of chi-square*, 1931, for skewed numbers: the cube of a
@@ -28,7 +28,7 @@ class Size:
         mean: `E x`.
         second: `E x^2`.
         shared: `E x x'`, where `x'` is the same unit at another position or for another input.
-        near: The same at a neighbouring position; zero padding tells distant ones apart.
+        near: The same at a neighbouring position; zero padding makes distant ones differ.
         third: `E (x - E x)^3`; sums over many weights have none.
     """
 
@@ -118,7 +118,7 @@ class Size:
         second = self.near + (self.second - self.near) / count
         return Size(self.mean, second, self.shared, min(self.near, second), self.third / count**2)
 
-    def apart(self) -> "Size":
+    def unshared(self) -> "Size":
         """Return the moments where positions are units of their own, which share only a mean."""
         return Size(self.mean, self.second, self.mean**2, self.mean**2, self.third)
 
@@ -179,7 +179,7 @@ def activated(activation: Activation, size: Size, *, largest_of: int = 1) -> Siz
 
 
 def _measured(activation: Activation, size: Size, largest_of: int) -> Size:
-    """Return measured moments; they hold for a standard normal input, and of its nearest kin."""
+    """Return measured moments; they hold for a standard normal input, or nearly so."""
     is_standard = abs(size.mean) < NEAR and abs(size.second - 1) < NEAR
     if activation.moments is None or not is_standard or largest_of != 1:
         raise ValueError(f"{activation.name} was measured under a standard normal alone")
@@ -233,8 +233,8 @@ def _skewed(z: Tensor, skewness: float) -> Tensor:
     if not skewness:
         return z
     sixth = skewness / 6
-    bent = (1 + sixth * z - sixth**2).clamp_min(0) ** 3
-    return (bent - 1) / (3 * sixth)
+    activated_at = (1 + sixth * z - sixth**2).clamp_min(0) ** 3
+    return (activated_at - 1) / (3 * sixth)
 
 
 def _density(z: Tensor) -> Tensor:

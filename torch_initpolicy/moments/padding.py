@@ -1,6 +1,6 @@
 """How many taps of a convolution's kernel meet the signal, and how many its zero padding.
 
-Knows shapes and the arguments of convolutions; has never heard of a graph.
+Knows shapes and the arguments of convolutions, not graphs.
 """
 
 import math

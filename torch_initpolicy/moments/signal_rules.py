@@ -25,7 +25,7 @@ def _same(following: Following, node: Node) -> Known:
     size = following.size(node.inputs[0])
     _copied(following.rows, node)
     _copied(following.drawn, node)
-    _copied(following.bent, node)
+    _copied(following.activated_at, node)
     if isinstance(size, Size) and "dropout" in node.op:
         return size.times(_dropped(float(argument(node, 1, "p", 0.5))))
     return size
@@ -49,7 +49,7 @@ def _copied(notes: dict[int, Note], node: Node) -> None:
 def _activation(following: Following, node: Node) -> Known:
     if node.op in ("softmax", "log_softmax"):
         return _softmax(following, node)
-    return following.bend(node, activation_of(node), node.inputs[0])
+    return following.activate(node, activation_of(node), node.inputs[0])
 
 
 def _softmax(following: Following, node: Node) -> Known:
@@ -79,7 +79,7 @@ def _computed(following: Following, node: Node) -> Known:
     activation = Activation(node.op)
     if node.op not in KNOWN or KNOWN[node.op].function is None or len(node.inputs) != 1:
         return following.lost(node, "a function that is not in the table")
-    return following.bend(node, activation, node.inputs[0])
+    return following.activate(node, activation, node.inputs[0])
 
 
 def _multiplied(following: Following, node: Node) -> Known:
@@ -140,7 +140,7 @@ def _added(following: Following, node: Node) -> Known:
     if len(node.inputs) == 2 and node.inputs[0] == node.inputs[1]:
         return left.scaled(1 + sign)
     if len(node.inputs) == 2 and following.differ_in_units(*node.inputs):
-        right = right.apart()
+        right = right.unshared()
     return left.plus(right.scaled(sign))
 
 
@@ -262,7 +262,7 @@ def _mixed(following: Following, node: Node) -> Known:
 def _mean(following: Following, node: Node, size: Size, share: float) -> Known:
     """The mean over positions far apart; units have no more in common than their mean."""
     over_units = following.sums_over_axis(node)
-    return (size.apart() if over_units else size).averaged(max(share, 1.0))
+    return (size.unshared() if over_units else size).averaged(max(share, 1.0))
 
 
 def _sum(following: Following, node: Node, size: Size, share: float) -> Known:
@@ -293,7 +293,7 @@ def _kept(following: Following, node: Node, size: Size, share: float) -> Known:
 def _largest(following: Following, node: Node, size: Size, share: float) -> Known:
     """The largest under a window: of the normal signal, where the activation before grows."""
     count = max(round(share), 1) if node.op.startswith("adaptive") else _window(node)
-    activation, normal = following.bent.get(node.inputs[0], (Activation("identity"), size))
+    activation, normal = following.activated_at.get(node.inputs[0], (Activation("identity"), size))
     return activated(activation, normal, largest_of=count)
 
 

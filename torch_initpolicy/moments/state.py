@@ -100,7 +100,7 @@ class Following:
         sizes: What is known of each value.
         rows: What is known of attention weights.
         drawn: What a value was drawn from by the weight that made it; of logits, their keys.
-        bent: Values that come out of an activation of a normal one: for what competes in a pool.
+        activated_at: Values behind an activation of a normal one: for what competes in a pool.
         units: Axis along which the units of the last weight lie, where it is known.
         read: What each weight read, use by use.
     """
@@ -114,7 +114,7 @@ class Following:
     sizes: dict[int, Known] = field(default_factory=dict)
     rows: dict[int, Rows] = field(default_factory=dict)
     drawn: dict[int, Drawn] = field(default_factory=dict)
-    bent: dict[int, tuple[Activation, Size]] = field(default_factory=dict)
+    activated_at: dict[int, tuple[Activation, Size]] = field(default_factory=dict)
     units: dict[int, int] = field(default_factory=dict)
     read: dict[str, list[Known]] = field(default_factory=dict)
     inner: dict[int, int] = field(default_factory=dict)
@@ -150,9 +150,9 @@ class Following:
         start = self.inner[node.index]
         composite = self.composites[start]
         if node.outputs[0] == composite.end:
-            self.sizes[composite.end] = _finite(self.bend(node, composite.activation, start))
+            self.sizes[composite.end] = _finite(self.activate(node, composite.activation, start))
 
-    def bend(self, node: Node, activation: Activation, value: int) -> Known:
+    def activate(self, node: Node, activation: Activation, value: int) -> Known:
         """Return the size behind an activation of a value."""
         size = self.size(value)
         if isinstance(size, Unknown):
@@ -162,9 +162,9 @@ class Following:
         except ValueError as error:
             return self.lost(node, str(error))
         if activation.moments is None:
-            self.bent.update(dict.fromkeys(node.outputs, (activation, size)))
+            self.activated_at.update(dict.fromkeys(node.outputs, (activation, size)))
             if node.index in self.inner:
-                self.bent[self.composites[self.inner[node.index]].end] = (activation, size)
+                self.activated_at[self.composites[self.inner[node.index]].end] = (activation, size)
         return made
 
     def _place_units(self, node: Node, *, applies: bool) -> None:
@@ -302,4 +302,4 @@ def held(site: Site) -> Known:
         return Unknown(f"{site.name!r} keeps its value, which is not finite")
     spread_out = sum(size > 1 for size in site.shape) > 1
     size = Size(mean, second, second, second)
-    return size.apart() if spread_out else size
+    return size.unshared() if spread_out else size

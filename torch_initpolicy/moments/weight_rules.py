@@ -75,7 +75,7 @@ def _met(following: Following, node: Node, used: Sequence[Use]) -> Known:
     met = constant(1.0)
     for value, size in zip(dict.fromkeys(signals), sizes, strict=True):
         if isinstance(size, Size):
-            met = met.times(size if following.sums_over_units(node, value) else size.apart())
+            met = met.times(size if following.sums_over_units(node, value) else size.unshared())
     if not signals:
         return met
     taps = reached(node, following.shape(signals[0]), used[0].value.shape)
@@ -190,12 +190,12 @@ def averaged(value: Size, rows: Rows, count: int, drawn: Drawn | None = None) ->
     leans towards the query: softmax weights `exp(u x)` move the mean of a normal `x` by `u` times
     its variance, and no further than the largest of `count`.
     """
-    apart = value.second - value.shared
-    even = value.shared + apart / max(count, 1)
+    own = value.second - value.shared
+    even = value.shared + own / max(count, 1)
     shift = 0.0
     if drawn is not None and rows.keys == drawn:
         shift = min(rows.power, 2 * math.log(max(count, 1))) / drawn.width
-    second = value.shared + apart * min(rows.squares + shift, 1.0)
+    second = value.shared + own * min(rows.squares + shift, 1.0)
     return Size(value.mean, second, even, even)
 
 

@@ -30,7 +30,7 @@ from torch_initpolicy.trace.operators import remedy
 
 
 def figure(number: Number, digits: int = 6) -> str:
-    """Write a number for people; those of packed blocks with a stroke between.
+    """Write a number for people; numbers of packed blocks with a stroke between.
 
     Examples:
         >>> figure(1.4142135), figure(576), figure((768.0, 256.0)), figure(None)
@@ -183,13 +183,13 @@ def folded(rows: Iterable[Row]) -> list[Row]:
         >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
         [('{0-1}.weight', ('a',)), ('0.bias', ('b',))]
     """
-    alike: dict[Row, list[Member]] = {}
+    equal: dict[Row, list[Member]] = {}
     for position, (name, cells) in enumerate(rows):
         numbers = tuple(map(int, _NUMBER.findall(name)))
-        alike.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
+        equal.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
     lines = [
         (position, (_filled(template, slots), cells))
-        for (template, cells), members in alike.items()
+        for (template, cells), members in equal.items()
         for position, slots in _slots(members)
     ]
     return [row for _, row in sorted(lines)]
@@ -261,9 +261,9 @@ def header(
         lines.append(f"to say what one computes: {remedy(next(iter(unknown_operators)))}")
     if unknown:
         lines.append(f"parameters of unknown role: {_names(unknown)}")
-    alike = folded((step.name, ()) for step in symmetric(steps))
-    if alike:
-        lines.append(f"hidden units left identical, so that they learn as one: {_names(alike)}")
+    equal = folded((step.name, ()) for step in symmetric(steps))
+    if equal:
+        lines.append(f"hidden units left identical, so that they learn as one: {_names(equal)}")
     return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
 

@@ -1,6 +1,6 @@
 """In what the outcome of some steps differs from that of others.
 
-Knows steps; has never heard of a model.
+Knows steps, not a model.
 """
 
 from collections.abc import Iterable

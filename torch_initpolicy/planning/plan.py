@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def symmetric(self) -> tuple[Step, ...]:
-        """Steps that would make the units of a hidden layer alike, and leave them so."""
+        """Steps that would make the units of a hidden layer identical for ever."""
         return symmetric(self.steps)
 
     def diff(self, other: "Plan") -> Difference:
@@ -270,7 +270,7 @@ def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
 
 
 def warn_of_symmetry(plan: Plan) -> None:
-    """Warn where a plan that was carried out left the units of a hidden layer alike."""
+    """Warn where a plan that was carried out left the units of a hidden layer identical."""
     cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
     if cases:
         warn(

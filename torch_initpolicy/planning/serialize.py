@@ -1,6 +1,6 @@
 """Steps as data for JSON, and what of them decides about the outcome.
 
-Knows steps and the notation of values; has never heard of a plan.
+Knows steps and the notation of values, not plans.
 """
 
 import dataclasses

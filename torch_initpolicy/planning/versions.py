@@ -1,6 +1,6 @@
 """Versions: what the bits depend on besides a plan and a seed.
 
-Knows what is installed; has never heard of a plan.
+Knows what is installed, not plans.
 """
 
 import platform

@@ -1,6 +1,6 @@
 """Values to JSON and TOML and back: class name and fields, nothing that could run.
 
-Knows frozen dataclasses of numbers, words and one another; has never heard of a policy. Decoding
+Knows frozen dataclasses of numbers, words and one another, not policies. Decoding
 calls the constructors of the classes it is given and nothing else: it imports, evaluates and
 unpickles nothing. The notation is the same in both languages:
 
@@ -275,7 +275,7 @@ _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.Mapping
 
 
 def digest(data: Data) -> str:
-    """Hash data: equal values hash alike, in every process and on every machine.
+    """Hash data: equal values have equal hashes, in every process and on every machine.
 
     Returns:
         32 hexadecimal digits of a blake2b over the data's one canonical text.
@@ -289,7 +289,7 @@ def digest(data: Data) -> str:
 
 
 def _plain(data: Data) -> Data:
-    """Write whole numbers as floats where these are equal: `1 == 1.0` must hash alike."""
+    """Write whole numbers as floats where these are equal: `1 == 1.0` must have one hash."""
     if isinstance(data, dict):
         return {key: _plain(item) for key, item in data.items()}
     if isinstance(data, list):

@@ -1,6 +1,6 @@
 """Matchers as values: one class for each question that can be asked of a site and its facts.
 
-Knows sites and facts; has never heard of initializers. A matcher's repr is the call of
+Knows sites and facts, not initializers. A matcher's repr is the call of
 `torch_initpolicy.policy.match` that makes it.
 """
 

@@ -1,6 +1,6 @@
 """Recipes: what a rule may hold in place of an initializer where the site decides the numbers.
 
-Knows layers one at a time; has never heard of rules. A recipe is asked once for each site and
+Knows layers one at a time, not rules. A recipe is asked once for each site and
 answers with an initializer.
 """
 

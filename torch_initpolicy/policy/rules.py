@@ -1,6 +1,6 @@
 """Rules and policies: what the user wants, as values.
 
-Knows matchers, initializers and the files a policy is kept in; has never heard of a model.
+Knows matchers, initializers and the files a policy is kept in, not a model.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""Shapes, tensors and single layers; has never heard of a whole model."""
+"""Shapes, tensors and single layers, not a whole model."""

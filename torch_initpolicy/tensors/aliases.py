@@ -1,6 +1,6 @@
 """Which elements of tensors are one place in memory.
 
-Knows tensors, strides and storages; has never heard of parameters.
+Knows tensors, strides and storages, not parameters.
 """
 
 import bisect
@@ -47,7 +47,7 @@ def _is_nested(tensor: Tensor) -> bool:
 def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     """Yield the numbers of each two tensors that have a place in memory in common.
 
-    Views of one storage whose elements are apart share nothing, be they slices or interleaved.
+    Views of one storage whose elements do not overlap share nothing, be they slices or interleaved.
 
     Examples:
         >>> flat = torch.zeros(4, 6)

@@ -82,8 +82,8 @@ class Axes:
 
     def __repr__(self) -> str:
         """Write the call that makes it, without what is left at its default."""
-        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
-        return f"Axes({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
+        stated = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Axes({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in stated)})"
 
     @property
     def packed(self) -> int | None:
@@ -183,7 +183,7 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
     Args:
         shape: Shape of the weight, as stored.
         axes: What its axes mean.
-        block: Which packed matrix to count; None where all are alike, or nothing is packed.
+        block: Which packed matrix to count; None where all are equal, or nothing is packed.
 
     Returns:
         Connections into one output unit and out of one input unit; 0 where there are none.
@@ -216,7 +216,7 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
     return _fans(tuple(shape), axes, block)
 
 
-@functools.lru_cache(maxsize=1024)  # a plan asks several times about each of many layers alike
+@functools.lru_cache(maxsize=1024)  # a plan asks several times about each of many equal layers
 def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
     if axes.packed is not None:
         if block is None and len(set(axes.blocks)) > 1:

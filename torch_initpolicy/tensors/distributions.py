@@ -38,7 +38,7 @@ from torch_initpolicy.tensors.standards import Standard, StandardNormal, Standar
 class Constant(Initializer):
     """Set every element to `value`.
 
-    A weight whose units are all alike stays so; use it for biases, scales and norms.
+    A weight whose units are all equal keeps them equal; use it for biases, scales and norms.
 
     Examples:
         >>> import torch
@@ -287,7 +287,7 @@ class VarianceScaling(Initializer):
 def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
     """Return the gain with which each of several factors makes its part of a weight in use.
 
-    All have the same standard deviation, so that gradient steps of one size move all alike.
+    All have the same standard deviation, so that gradient steps of one size move all equally.
     """
     used, own = _FANS[scaling.mode](shared.used), _FANS[scaling.mode](shared.own)
     if not (used and own and scaling.scale):

@@ -1,6 +1,6 @@
 """Activations, their moments under a normal input, and the gains that follow.
 
-Knows functions of one variable; has never heard of layers or models. A *gain* multiplies a standard
+Knows functions of one variable, not layers or models. A *gain* multiplies a standard
 deviation: weights of standard deviation `gain / sqrt(fan_in)` behind the activation keep the second
 moment of the signal, whatever the depth.
 """
@@ -155,7 +155,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
     }
 )
 """The activations known by name. Names are those of `torch.nn.functional` where it has one;
-`relu2` is the squared ReLU; `glu` and its kin are a product of two independent halves."""
+`relu2` is the squared ReLU; `glu` and its variants are a product of two independent halves."""
 
 
 def _look_up(activation: Activation) -> tuple[Known, tuple[float, ...]]:
@@ -363,7 +363,7 @@ def _inverse_root(activation: Activation | str, moment: Literal["second", "slope
 def gain(activation: Activation | str) -> float:
     """Return the factor of the standard deviation that keeps the signal's second moment.
 
-    For ReLU and its leaky kin these are torch's numbers, `sqrt(2 / (1 + slope^2))`; for any other
+    For ReLU and leaky ReLU these are torch's numbers, `sqrt(2 / (1 + slope^2))`; for any other
     function `1 / sqrt(E f(z)^2)`. They differ from `torch.nn.init.calculate_gain` for tanh (there
     5/3), sigmoid (there 1) and selu (there 3/4, which is not self-normalising). A softmax has no
     moments of its own; its gain is 1.

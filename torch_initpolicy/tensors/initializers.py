@@ -126,7 +126,7 @@ class ICNR(Initializer):
     """Draw a convolution before `nn.PixelShuffle` so that its output has no checkerboard.
 
     The kernels of the `upscale_factor^2` channels that become one patch of pixels are equal, as if
-    the image were resized by nearest neighbour and then convolved. Training tells them apart,
+    the image were resized by nearest neighbour and then convolved. Training makes them differ,
     because each meets pixels of its own.
 
     Args:

@@ -41,7 +41,7 @@ Role = Literal[
 map. `norm_weight`, `norm_bias`: the affine part of a normalisation. `embedding`: rows looked up by
 index. `gate`, `scale`: multiplies a signal, as one number or per channel. `position`, `token`,
 `table`: added to, or standing beside, the signal (position embeddings, class tokens, bias tables).
-`unknown`: only the data flow, or nobody, can tell."""
+`unknown`: the type does not say, and perhaps the data flow does not."""
 
 T = TypeVar("T")
 

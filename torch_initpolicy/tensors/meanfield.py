@@ -2,7 +2,7 @@
 
 For weights of variance `weight / fan_in` and biases of variance `bias`, the mean square of what a
 layer gives is `weight * E f(sqrt(q) z)^2 + bias` for that of the layer before, `q`. Knows functions
-of one variable; has never heard of layers.
+of one variable, not layers.
 
 Reference:
     Poole et al., *Exponential expressivity in deep neural networks through transient chaos*, 2016,
@@ -33,7 +33,7 @@ class Critical(NamedTuple):
 def slope(activation: Activation | str, weight: float, q: float) -> float:
     """Return by how much a layer multiplies a small difference, squared: `chi`.
 
-    Below 1 inputs become alike and gradients vanish; above 1 both explode.
+    Below 1 inputs become equal and gradients vanish; above 1 both explode.
 
     Args:
         activation: The activation or its name.

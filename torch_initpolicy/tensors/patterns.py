@@ -166,7 +166,7 @@ _ENOUGH, _AGREE = 256, 0.6
 
 
 def _lagged(lines: Tensor) -> float:
-    """Return the correlation of neighbours within each line, all lines counting alike."""
+    """Return the correlation of neighbours within each line, all lines counting equally."""
     centred = lines - lines.mean(1, keepdim=True)
     unit = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-300)
     return float((unit[:, 1:] * unit[:, :-1]).sum(1).mean())
@@ -212,7 +212,7 @@ def _parts(numbers: Tensor) -> Iterator[Tensor]:
 
 
 def _one_sided(numbers: Tensor) -> str | None:
-    """Find numbers of one sign and of magnitudes so alike that chance can be ruled out.
+    """Find numbers of one sign and of magnitudes so equal that chance can be ruled out.
 
     With `ratio` the least magnitude over the largest, `n` independent numbers of a symmetric
     unimodal distribution come to this with a probability of at most `((1 - ratio) / 2) ** (n - 1)`:
