@@ -12,7 +12,7 @@ from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.presets import policy
-from torch_initpolicy.policy.recipes import TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import EmbeddingScale, TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset_named
 from torch_initpolicy.tensors.gains import KNOWN, Activation, Moments
 from torch_initpolicy.tensors.initializers import (
@@ -90,7 +90,7 @@ class TestAuto:
             ("bias", Zeros()),
             ("norm_bias", Zeros()),
             ("norm_weight", UnitScale()),
-            ("embedding", Normal(0.02)),
+            ("embedding", EmbeddingScale()),
             ("recurrent", Orthogonal()),
             ("gate", Keep()),
             ("scale", Keep()),

@@ -49,15 +49,18 @@ def test_zero_residual_closes_each_branch_once():
 
 
 def test_rezero_closes_those_that_have_a_scalar():
-    """The scalar of the third branch starts at zero, nothing else."""
-    assert zeroed(plan_policy(Branches(), "rezero", example_inputs=torch.randn(4, 16))) == {"gain"}
+    """The scalar of the third branch starts at zero, beside the norm that `auto` closes."""
+    plan = plan_policy(Branches(), "rezero", example_inputs=torch.randn(4, 16))
+    assert zeroed(plan) == {"gain", "second.3.weight"}
 
 
 def test_depth_scaled_divides_the_last_weights():
-    """The last weight of each of four branches is half as large as `auto` has it."""
+    """The last weight of each of four branches is half as large as Xavier has it."""
     x = torch.randn(4, 16)
-    auto, scaled = (plan_policy(Branches(), p, example_inputs=x) for p in ("auto", "depth_scaled"))
-    ratios = {step.name: scaled[step.name].std / step.std for step in auto if step.std}
+    plain, scaled = (
+        plan_policy(Branches(), p, example_inputs=x) for p in ("xavier", "depth_scaled")
+    )
+    ratios = {step.name: scaled[step.name].std / step.std for step in plain if step.std}
     halved = {name for name, ratio in ratios.items() if ratio == pytest.approx(0.5)}
     assert halved == {"first.2.weight", "second.2.weight", "third.2.weight", "fourth.3.weight"}
 

@@ -14,7 +14,7 @@ from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
-from torch_initpolicy.policy.recipes import TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import EmbeddingScale, TorchDefault, UnitScale
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset, preset_named
 from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.tensors import initializers
@@ -42,6 +42,8 @@ CUSTOM = InitPolicy(
     ],
     name="mine",
 ).otherwise(presets.auto())
+
+RECIPES = (EmbeddingScale, TorchDefault, UnitScale)
 
 POLICIES = {"custom": CUSTOM, "empty": InitPolicy()} | {
     name: preset_named(name, {"value": 0.1} if name == "constant" else None)
@@ -176,9 +178,7 @@ class TestValue:
     def test_repr(self, policy):
         """The repr is the expression that makes the policy."""
         words = {**vars(initializers), **vars(match), "torch": torch, "inf": float("inf")}
-        words |= {
-            kind.__name__: kind for kind in (InitPolicy, Rule, Scaling, UnitScale, TorchDefault)
-        }
+        words |= {kind.__name__: kind for kind in (InitPolicy, Rule, Scaling, *RECIPES)}
 
         assert eval(repr(policy), words) == policy
 

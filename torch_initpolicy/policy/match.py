@@ -31,12 +31,15 @@ __all__ = [
     "Matcher",
     "anything",
     "closes_residual",
+    "ends_in_norm",
     "ends_residual",
     "fan",
     "fed_by",
     "feeds_output",
     "frozen",
+    "in_batch_norm",
     "in_residual",
+    "is_summand",
     "kind",
     "meets",
     "name",
@@ -160,6 +163,36 @@ def ends_residual() -> Matcher:
         role('weight') & ends_residual()
     """
     return Is("ends_residual")
+
+
+def in_batch_norm() -> Matcher:
+    """Match what lies in a residual branch with a batch normalisation.
+
+    Examples:
+        >>> role("weight") & in_batch_norm()
+        role('weight') & in_batch_norm()
+    """
+    return Is("in_batch_norm")
+
+
+def ends_in_norm() -> Matcher:
+    """Match what a normalisation reads in the end, when all branches have been added to it.
+
+    Examples:
+        >>> ends_residual() & ~ends_in_norm()
+        ends_residual() & ~ends_in_norm()
+    """
+    return Is("ends_in_norm")
+
+
+def is_summand() -> Matcher:
+    """Match what is added to another signal, with no normalisation or weight between.
+
+    Examples:
+        >>> role("weight") & is_summand()
+        role('weight') & is_summand()
+    """
+    return Is("is_summand")
 
 
 def closes_residual() -> Matcher:

@@ -28,7 +28,7 @@ Bounds = tuple[float | None, float | None]
 
 Fact = Literal[
     "ends_residual", "closes_residual", "in_residual", "reads_input", "feeds_output", "used",
-    "frozen", "tied",
+    "frozen", "tied", "in_batch_norm", "ends_in_norm", "is_summand",
 ]  # fmt: skip
 """What can be said of a site with yes or no."""
 
@@ -342,6 +342,9 @@ _IS: Mapping[Fact, Question] = MappingProxyType({
     "in_residual": lambda _, facts: facts.branch_depth > 0,
     "reads_input": lambda _, facts: facts.reads_input,
     "feeds_output": lambda _, facts: facts.feeds_output,
+    "in_batch_norm": lambda _, facts: facts.in_batch_norm,
+    "ends_in_norm": lambda _, facts: facts.ends_in_norm,
+    "is_summand": lambda _, facts: facts.is_summand,
     "used": lambda _, facts: facts.used,
     "frozen": lambda site, _: not site.requires_grad,
     "tied": lambda site, _: len(site.names) > 1,

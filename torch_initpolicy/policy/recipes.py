@@ -50,6 +50,22 @@ class UnitScale:
         return _PLAIN.get(facts.offset, Constant(1.0 - facts.offset))
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingScale:
+    """Draw rows as large as what reads them asks for.
+
+    Where the table is the head, too, logits start with the variance of what it reads:
+    `N(0, 1 / width)`. Before a recurrent layer, or on a residual stream that normalisations read,
+    rows start with mean square 1, else at `N(0, 0.02)`. Known constants on the way are taken out.
+    """
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the normal distribution of one table."""
+        if facts.head_multiplier is not None and site.shape:
+            return Normal(1 / (math.sqrt(site.shape[-1] or 1) * facts.head_multiplier))
+        return Normal(1 / facts.multiplier.output) if facts.reader else Normal(0.02)
+
+
 _PLAIN: Mapping[float, Initializer] = MappingProxyType({0.0: Ones(), 1.0: Zeros()})
 
 

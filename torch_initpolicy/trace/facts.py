@@ -7,6 +7,9 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 
+Reader = Literal["norm", "recurrent"]
+"""What makes the scale of a signal its own business."""
+
 Evidence = Literal["traced", "ran", "order", "type"]
 """How a fact came to be known: `traced` from the forward pass on meta tensors, `ran` from the
 forward pass on small real inputs, `order` from the order of registration, `type` from the owner's
@@ -94,6 +97,14 @@ class Facts:
         multiplied_by: Canonical names of the weights that make what its output is multiplied by
             before the next weight, empty where they are many; None where it is no factor.
         composition: How it makes the weight in use together with others; None where it is alone.
+        reader: What makes the scale of its output its own business before the next weight: the
+            nearest of a normalisation and a recurrent layer, or None.
+        ends_in_norm: Whether a normalisation reads its output in the end; of a residual stream,
+            when all its branches have been added.
+        in_batch_norm: Whether it lies in a residual branch with a batch normalisation.
+        head_multiplier: Where it is tied to a head, or its rows are added to those of an embedding
+            that is: the known constants between the head's weight and the model's output. None
+            elsewhere.
         offset: The operator computes with `offset + parameter` (1.0 for Gemma's RMSNorm).
         padding: Row of a table that must stay zero, as the operator that looks up says, or None.
         used: Whether the forward pass touched it at all.
@@ -120,6 +131,10 @@ class Facts:
     is_summand: bool = False
     multiplied_by: tuple[str, ...] | None = None
     composition: Composition | None = None
+    reader: Reader | None = None
+    ends_in_norm: bool = False
+    in_batch_norm: bool = False
+    head_multiplier: float | None = None
     offset: float = 0.0
     padding: int | None = None
     used: bool = False

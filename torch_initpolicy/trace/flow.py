@@ -18,6 +18,12 @@ from torch_initpolicy.trace.connections import axes_of, full_fans, repeats
 from torch_initpolicy.trace.constants import Constants, numbers
 from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.contractions import facing
+from torch_initpolicy.trace.destinations import (
+    NOWHERE,
+    Destination,
+    batch_normalised,
+    destinations,
+)
 from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.joins import ALONE, Join, joins, makers
@@ -46,6 +52,8 @@ class Flow:
         leftover: The known constants that no weight before has taken out.
         joins: What each value is added to or multiplied by.
         composed: What each expression of parameters is made of.
+        destinations: What reads each value in the end.
+        batch_normalised: Nodes in residual branches with a batch normalisation.
     """
 
     uses: Uses
@@ -60,6 +68,8 @@ class Flow:
     leftover: Constants
     joins: Mapping[int, Join]
     composed: Composed
+    destinations: Mapping[int, Destination]
+    batch_normalised: frozenset[int]
 
 
 def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
@@ -102,6 +112,8 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         leftover=constants.entered({value: 1 / walk.factor for value, walk in ahead.items()}),
         joins=joins(used, branches),
         composed=composed,
+        destinations=destinations(used, branches),
+        batch_normalised=batch_normalised(used, branches),
     )
 
 
@@ -141,7 +153,28 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
         known[name] = replace(known[name], dot_product=size)
     for name, factor in tied_heads(flow.uses):
         known[name] = replace(known[name], tied_head=factor)
+    for name, factor in _beside_heads(known, found, flow):
+        known[name] = replace(known[name], head_multiplier=factor)
     return {name: _by_block(fact, found.get(name, []), flow) for name, fact in known.items()}
+
+
+def _beside_heads(
+    known: Mapping[str, Facts], found: Mapping[str, Sequence[Use]], flow: Flow
+) -> list[tuple[str, float]]:
+    """Return the embeddings that go with a head, each with the known constants at the head.
+
+    These are the tied ones, and those whose rows are added to theirs.
+    """
+    heads = {name: facts.tied_head for name, facts in known.items() if facts.tied_head is not None}
+    beside = [
+        (other, factor)
+        for name, factor in heads.items()
+        for use in found[name]
+        if flow.uses.role(use.node) is OpRole.LOOKS_UP
+        for value in flow.joins.get(use.node.outputs[0], ALONE).summands
+        for other in flow.neighbours.made_by.get(value) or ()
+    ]
+    return [*beside, *heads.items()]
 
 
 def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:
@@ -187,8 +220,8 @@ def _facts(
     role = site.role if site.role != "unknown" else _raw_role(first, flow, in_norm=in_norm)
     met = _met(found, flow)
     fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
-    output = first.node.outputs[0]
-    join = flow.joins.get(output, ALONE)
+    output = _own_output(first, flow)
+    join, end = flow.joins.get(output, ALONE), flow.destinations.get(output, NOWHERE)
     return Facts(
         role=role,
         axes=_axes(site, first, flow),
@@ -201,15 +234,25 @@ def _facts(
         branch_depth=flow.residuals.depth_around(first.node.index),
         neighbours=_neighbours(role, found, flow),
         multiplier=_multiplier(first, _ahead(first, flow), flow),
-        is_summand=join.is_summand,
+        is_summand=bool(join.summands),
         multiplied_by=makers(join, flow.neighbours.made_by),
         composition=_composition(first, flow),
+        reader=end.reader,
+        ends_in_norm=end.ends_in_norm,
+        in_batch_norm=first.node.index in flow.batch_normalised,
         offset=first.source.shift,
         padding=_padding(found),
         used=True,
         evidence=evidence,
         **_meeting(met),
     )
+
+
+def _own_output(use: Use, flow: Flow) -> int:
+    """Return the value that a parameter's output is; none has number -1: attention goes on."""
+    role = flow.uses.role(use.node)
+    inside = role is OpRole.PROJECTS_AND_ATTENDS and "out_proj" not in use.slot
+    return -1 if inside else use.node.outputs[0]
 
 
 def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:

@@ -16,11 +16,11 @@ class Join(NamedTuple):
     """What a value meets on its way to the next weight.
 
     Attributes:
-        is_summand: Whether it is added to a signal that does not come out of it.
+        summands: Values that it is added to and that do not come out of it.
         factors: Values that it is multiplied by.
     """
 
-    is_summand: bool = False
+    summands: frozenset[int] = frozenset()
     factors: frozenset[int] = frozenset()
 
 
@@ -68,7 +68,7 @@ def _passes(uses: Uses, node: Node) -> bool:
 
 def _both(*each: Join) -> Join:
     return Join(
-        any(join.is_summand for join in each),
+        frozenset().union(*(join.summands for join in each)),
         frozenset().union(*(join.factors for join in each)),
     )
 
@@ -83,9 +83,11 @@ def _at(uses: Uses, found: Residuals, node: Node, value: int) -> Join:
     others = {
         other for other in operands if other != value and not found.ancestors.get(other, 0) & own
     }
-    role = uses.role(node)
-    is_product = role in _PRODUCTS
-    return Join(bool(others) and role is OpRole.ADDS, frozenset(others if is_product else ()))
+    role, both = uses.role(node), frozenset(others)
+    return Join(both if role is OpRole.ADDS else _NO, both if role in _PRODUCTS else _NO)
+
+
+_NO: frozenset[int] = frozenset()
 
 
 def _multiplied(uses: Uses, node: Node) -> tuple[int, ...]:

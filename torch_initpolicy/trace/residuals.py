@@ -77,7 +77,7 @@ def _depths(branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
     """Yield each node inside some branch, with the depth of the innermost one."""
     taken = 0
     for branch in sorted(branches, key=lambda branch: branch.inside.bit_count()):
-        yield from ((node, branch.depth) for node in _indices(branch.inside & ~taken))
+        yield from ((node, branch.depth) for node in indices(branch.inside & ~taken))
         taken |= branch.inside
 
 
@@ -132,7 +132,7 @@ class _Ancestry:
         shared = self.identity[skip] & self.ancestors[value]
         return bool(shared) and any(
             self.ancestors[self.uses.graph.nodes[index].outputs[0]] & shared
-            for index in _indices(self._beyond(value, skip))
+            for index in indices(self._beyond(value, skip))
         )
 
     def _is_projection(self, skip: int, value: int) -> bool:
@@ -156,7 +156,7 @@ class _Ancestry:
         return self.depth[value] - before
 
 
-def _indices(bits: int) -> Iterator[int]:
+def indices(bits: int) -> Iterator[int]:
     """Yield the positions of the bits that are set, the last first."""
     while bits:
         index = bits.bit_length() - 1

@@ -1,6 +1,14 @@
 """Presets by the layer: by what it meets, or the same for all of them."""
 
-from torch_initpolicy.policy.match import meets, role
+from torch_initpolicy.policy.match import (
+    closes_residual,
+    ends_in_norm,
+    in_batch_norm,
+    is_summand,
+    meets,
+    op,
+    role,
+)
 from torch_initpolicy.policy.presets.parts import (
     EMBEDDINGS,
     KEPT,
@@ -14,10 +22,12 @@ from torch_initpolicy.policy.presets.parts import (
 )
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
+    BranchScaled,
     Distribution,
     Mode,
     Orthogonal,
     VarianceScaling,
+    Zeros,
     he_normal,
     lecun_normal,
     xavier_normal,
@@ -33,20 +43,37 @@ def auto() -> InitPolicy:
     there is none; the halves of a gated layer that are packed into one weight each have their own.
     Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate.
 
+    Rows of embeddings are as large as what reads them asks for: `N(0, 1 / width)` where the table
+    is the head, too, `N(0, 1)` before a recurrent layer or on a residual stream that normalisations
+    read, else `N(0, 0.02)`. Residual branches of batch-normalised nets start closed, by the norm at
+    their end or, where there is none, their last weight. Where a residual stream ends without a
+    norm, the last weight of each of its `N` branches is divided by `sqrt(N)`.
+
     Reference:
         He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10; Glorot and
         Bengio, *Understanding the difficulty of training deep feedforward neural networks*, 2010,
-        eq. 12; Klambauer et al., *Self-Normalizing Neural Networks*, 2017, arXiv:1706.02515.
+        eq. 12; Klambauer et al., *Self-Normalizing Neural Networks*, 2017, arXiv:1706.02515; Goyal
+        et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, section 5.1 (closed
+        branches); Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019,
+        section 2.3 (division by the root of the depth).
 
     Examples:
         >>> [rule.matcher for rule in auto().rules[-3:]]
         [role('weight') & meets('rectifier'), role('weight') & meets('selu'), role('weight')]
     """
+    closing, note = closes_residual() & in_batch_norm(), "closes a branch"
+    bare = closes_residual() & ~ends_in_norm()
+    closed = (
+        rule(role("norm_weight") & op("batch_norm") & closing, Zeros(), note),
+        rule(WEIGHT & closing & is_summand(), Zeros(), note),
+    )
     return layers(
+        rule(RECTIFIED & bare, BranchScaled(he_normal("meets"))),
+        rule(WEIGHT & bare, BranchScaled(xavier_normal())),
         rule(RECTIFIED, he_normal("meets")),
         rule(WEIGHT & meets("selu"), lecun_normal()),
         rule(WEIGHT, xavier_normal()),
-    )
+    ).override(InitPolicy(closed))
 
 
 @preset

@@ -2,19 +2,19 @@
 
 - Biases start at zero, but for the forget gates of an LSTM, which start at one in total;
 - normalisations start as the identity: scale 1 in total, shift 0;
-- rows of embeddings start at `N(0, 0.02)`, the padding row at zero;
+- rows of embeddings start as large as what reads them asks for (see `EmbeddingScale`), the padding
+  row at zero;
 - positions, tokens, tables, gates, scales and other raw parameters keep the constructor's value;
 - what the author of a model meant stays.
 """
 
 from torch_initpolicy.policy.match import Matcher, kind, meets, name, role
-from torch_initpolicy.policy.recipes import Recipe, UnitScale
+from torch_initpolicy.policy.recipes import EmbeddingScale, Recipe, UnitScale
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     Initializer,
     Keep,
-    Normal,
     Ones,
     Orthogonal,
     Zeros,
@@ -54,7 +54,7 @@ REST = (
 )
 """Biases and normalisations."""
 
-EMBEDDINGS = rule(role("embedding"), Normal(0.02))
+EMBEDDINGS = rule(role("embedding"), EmbeddingScale())
 
 RECURRENT = (
     rule(kind("torch.nn.RNNBase", "torch.nn.RNNCellBase") & role("weight"), xavier_normal()),
