@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = Path(__file__).parent.parent / "examples" / "experiments"
-NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if path.stem != "common")
+NAMES = sorted(
+    path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("common", "structures")
+)
 
 
 @pytest.fixture

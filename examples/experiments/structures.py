@@ -15,7 +15,7 @@ from common import digits
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy import InitPolicy, Rule, initializers, match, presets
+from torch_initpolicy import InitPolicy, Rule, initializers, match
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class Structure:
     build: Callable[[], nn.Module]
     data: Callable[[], Split]
     loss: Loss = F.cross_entropy
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     recipe: str | InitPolicy | None = None
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
     is_default: bool = False
@@ -68,10 +68,8 @@ def split(inputs: Tensor, targets: Tensor) -> Split:
 def images(edge: int = 8) -> Split:
     """Return scikit-learn's digits, enlarged to `edge` pixels."""
     data = digits()
-    enlarged = (
-        F.interpolate(data.inputs, (edge, edge), mode="bilinear") if edge > 8 else data.inputs
-    )
-    return split(enlarged, data.targets)
+    enlarged = F.interpolate(data.inputs, (edge, edge), mode="bilinear")
+    return split(data.inputs if edge == 8 else enlarged, data.targets)
 
 
 @functools.cache
@@ -208,6 +206,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         return self.head(self.encoder(self.stem(x.unflatten(-1, (10, 4))) + self.position).mean(1))
 
 
@@ -226,6 +225,7 @@ class Scaled(nn.Module):
         self.head = nn.Linear(width, 128)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
         return self.head(self.encoder(self.rows(x) * math.sqrt(self.rows.embedding_dim), mask))
 
@@ -239,6 +239,7 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(width, 128)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         return self.head(self.memory(self.rows(x))[0])
 
 
@@ -250,6 +251,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         return self.model(input_ids=x, use_cache=False).logits
 
 
@@ -257,6 +259,7 @@ class Sine(nn.Module):
     """A sine of thirty times its input."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         return torch.sin(30 * x)
 
 
@@ -286,6 +289,7 @@ class Detector(nn.Module):
         nn.init.constant_(self.head.bias, -math.log(99))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         return self.head(self.trunk(x))
 
 
@@ -302,6 +306,7 @@ class Factors(nn.Module):
             nn.init.zeros_(table.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         person, thing = x.unbind(-1)
         both = (self.people(person) * self.things(thing)).sum(-1)
         return both + (self.kind(person) + self.fame(thing)).squeeze(-1)
@@ -321,6 +326,7 @@ class Graph(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         hidden = torch.relu(self.links @ self.first(self.features))
         return (self.links @ self.second(hidden))[x]
 
@@ -336,6 +342,7 @@ class ActorCritic(nn.Module):
         self.actor, self.critic = nn.Linear(48, 10), nn.Linear(48, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         hidden = self.trunk(x)
         return torch.cat([self.actor(hidden), self.critic(hidden)], -1)
 
@@ -351,11 +358,13 @@ class Unet(nn.Module):
 
     @staticmethod
     def stage(fan_in: int, fan_out: int) -> nn.Module:
+        """Build a convolution with its norm."""
         return nn.Sequential(
             nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.BatchNorm2d(fan_out), nn.ReLU()
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         high = self.down(x)
         return self.head(self.join(torch.cat([high, self.up(self.low(F.max_pool2d(high, 2)))], 1)))
 
@@ -409,6 +418,7 @@ class PreActivated(nn.Module):
         self.norm, self.head = nn.BatchNorm2d(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
         x = self.stem(x)
         for block in self.blocks:
             x = x + block(x)
@@ -444,10 +454,8 @@ ORTHOGONAL = InitPolicy([
     Rule(match.role("weight"), initializers.Orthogonal(math.sqrt(2))),
 ]).otherwise(initializers.Zeros())  # fmt: skip
 
-LETTERS = functools.partial(
-    Structure, data=text, loss=of_letters, rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-)
-SGD = functools.partial(Structure, optimizer=torch.optim.SGD, rates=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
+LETTERS = functools.partial(Structure, data=text, loss=of_letters, rates=(3e-3, 1e-2, 3e-2))
+SGD = functools.partial(Structure, optimizer=torch.optim.SGD, rates=(1e-2, 3e-2, 1e-1))
 
 STRUCTURES: dict[str, Structure] = {
     "plain ReLU, 16 deep": Structure(lambda: plain(nn.ReLU), series, recipe="he", is_default=True),
@@ -472,10 +480,8 @@ STRUCTURES: dict[str, Structure] = {
     "LSTM language model": LETTERS(Recurrent, is_default=True),
     "SIREN": Structure(siren, picture, F.mse_loss),
     "detector head": Structure(Detector, scenes, focal),
-    "matrix factorisation": Structure(Factors, ratings, F.mse_loss, (1e-2, 3e-2, 1e-1, 3e-1)),
-    "graph convolutions": Structure(Graph, nodes, rates=(1e-3, 3e-3, 1e-2, 3e-2)),
+    "matrix factorisation": Structure(Factors, ratings, F.mse_loss, (1e-2, 3e-2, 1e-1)),
+    "graph convolutions": Structure(Graph, nodes, rates=(3e-3, 1e-2, 3e-2)),
     "actor and critic": Structure(ActorCritic, images, clipped, recipe=ORTHOGONAL, is_default=True),
 }
 """By the name that the table has for it."""
-
-__all__ = ["STRUCTURES", "Structure", "presets"]

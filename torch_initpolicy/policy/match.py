@@ -176,7 +176,7 @@ def in_batch_norm() -> Matcher:
 
 
 def ends_in_norm() -> Matcher:
-    """Match what a normalisation reads in the end, when all branches have been added to it.
+    """Match what a normalisation reads before the model's output, behind all residual additions.
 
     Examples:
         >>> ends_residual() & ~ends_in_norm()

@@ -1,6 +1,6 @@
-"""What reads a signal in the end: a normalisation, a recurrent layer, or neither.
+"""What reads a signal next, and in the end: a normalisation, a recurrent layer, or neither.
 
-A residual stream is followed to its end, over all the additions of its branches.
+A residual stream is followed over all the additions of its branches, and on to the model's output.
 """
 
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from torch_initpolicy.trace.residuals import Residuals, indices
 
 
 class Destination(NamedTuple):
-    """What reads a signal before the next weight.
+    """What reads a signal.
 
     Attributes:
-        reader: The first normalisation or recurrent layer on any path, branches of a residual
-            stream among them.
-        ends_in_norm: Whether a normalisation reads it in the end; of a residual stream, what is
-            left when all branches have been added.
+        reader: The first normalisation or recurrent layer on any path before the next weight,
+            branches of a residual stream among them.
+        ends_in_norm: Whether a normalisation lies between it and the model's output; of a residual
+            stream, behind all of its additions.
     """
 
     reader: Reader | None = None
@@ -28,7 +28,6 @@ class Destination(NamedTuple):
 
 NOWHERE = Destination()
 _NORM = Destination("norm", ends_in_norm=True)
-_RECURRENT = Destination("recurrent")
 
 _PASSED = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES,
@@ -45,7 +44,8 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
         found: Its residual branches.
 
     Returns:
-        By value; one that is missing is read by neither a normalisation nor a recurrent layer.
+        By value; one that is missing is read by neither a normalisation nor a recurrent layer, here
+        and up to the model's output.
     """
     skips = found.skips(uses)
     known: dict[int, Destination] = {}
@@ -59,7 +59,7 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
         ]
         reader = next((destination.reader for destination in each if destination.reader), None)
         ends = any(destination.ends_in_norm for destination in streams or each)
-        if reader is not None:
+        if reader is not None or ends:
             known[value.index] = Destination(reader, ends)
     return known
 
@@ -69,14 +69,16 @@ def _read(uses: Uses, known: dict[int, Destination], node: Node, value: int) -> 
     role = uses.role(node)
     if value not in uses.carried(node):
         return NOWHERE
+    beyond = [known[output] for output in node.outputs if output in known]
+    ends = any(destination.ends_in_norm for destination in beyond)
     if role is OpRole.RECURS:
-        return _RECURRENT
+        return Destination("recurrent", ends)
     if node.index in uses.weighers:
-        return NOWHERE
+        return Destination(None, ends)
     if role is OpRole.NORMALISES or "normalised" in map(uses.kinds.get, node.outputs):
         return _NORM
-    beyond = [known[output] for output in node.outputs if output in known and role in _PASSED]
-    return max(beyond, key=lambda found: found.ends_in_norm, default=NOWHERE)
+    reader = next((found.reader for found in beyond if found.reader), None)
+    return Destination(reader, ends) if role in _PASSED else NOWHERE
 
 
 def batch_normalised(uses: Uses, found: Residuals) -> frozenset[int]:

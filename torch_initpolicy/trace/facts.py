@@ -99,8 +99,8 @@ class Facts:
         composition: How it makes the weight in use together with others; None where it is alone.
         reader: What makes the scale of its output its own business before the next weight: the
             nearest of a normalisation and a recurrent layer, or None.
-        ends_in_norm: Whether a normalisation reads its output in the end; of a residual stream,
-            when all its branches have been added.
+        ends_in_norm: Whether a normalisation lies between its output and the model's; of a residual
+            stream, behind all of its additions.
         in_batch_norm: Whether it lies in a residual branch with a batch normalisation.
         head_multiplier: Where it is tied to a head, or its rows are added to those of an embedding
             that is: the known constants between the head's weight and the model's output. None
