@@ -26,7 +26,7 @@ from torch_initpolicy.trace.destinations import (
 )
 from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.joins import ALONE, Join, joins, makers
+from torch_initpolicy.trace.joins import ALONE, Join, beside, joins, makers
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
@@ -151,30 +151,12 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     }
     for name, size in dot_products(flow.uses).items():
         known[name] = replace(known[name], dot_product=size)
-    for name, factor in tied_heads(flow.uses):
+    heads = dict(tied_heads(flow.uses))
+    for name, factor in heads.items():
         known[name] = replace(known[name], tied_head=factor)
-    for name, factor in _beside_heads(known, found, flow):
+    for name, factor in beside(heads, flow.uses, flow.joins, flow.neighbours.made_by):
         known[name] = replace(known[name], head_multiplier=factor)
     return {name: _by_block(fact, found.get(name, []), flow) for name, fact in known.items()}
-
-
-def _beside_heads(
-    known: Mapping[str, Facts], found: Mapping[str, Sequence[Use]], flow: Flow
-) -> list[tuple[str, float]]:
-    """Return the embeddings that go with a head, each with the known constants at the head.
-
-    These are the tied ones, and those whose rows are added to theirs.
-    """
-    heads = {name: facts.tied_head for name, facts in known.items() if facts.tied_head is not None}
-    beside = [
-        (other, factor)
-        for name, factor in heads.items()
-        for use in found[name]
-        if flow.uses.role(use.node) is OpRole.LOOKS_UP
-        for value in flow.joins.get(use.node.outputs[0], ALONE).summands
-        for other in flow.neighbours.made_by.get(value) or ()
-    ]
-    return [*beside, *heads.items()]
 
 
 def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:

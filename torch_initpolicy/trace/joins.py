@@ -3,7 +3,7 @@
 A zero there closes a summand or a factor, and what it joins carries the signal on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
@@ -88,6 +88,29 @@ def _at(uses: Uses, found: Residuals, node: Node, value: int) -> Join:
 
 
 _NO: frozenset[int] = frozenset()
+
+
+def beside(
+    heads: Mapping[str, float],
+    uses: Uses,
+    joined: Mapping[int, Join],
+    made_by: Mapping[int, frozenset[str] | None],
+) -> Iterator[tuple[str, float]]:
+    """Yield the embeddings that go with a head, each with the number that belongs to the head.
+
+    These are those whose rows are added to the rows of one that is tied to it, and then these.
+
+    Args:
+        heads: A number for each parameter that is tied to a head.
+        uses: The graph with its signals and weights.
+        joined: What each value is joined with.
+        made_by: The weights that each value comes out of.
+    """
+    for use in uses.found:
+        if use.source.site in heads and uses.role(use.node) is OpRole.LOOKS_UP:
+            for value in joined.get(use.node.outputs[0], ALONE).summands:
+                yield from ((name, heads[use.source.site]) for name in made_by.get(value) or ())
+    yield from heads.items()
 
 
 def _multiplied(uses: Uses, node: Node) -> tuple[int, ...]:

@@ -133,7 +133,9 @@ def _through(
     role = uses.role(node)
     if not carried:
         return None
-    if role in (OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES):
+    if role is OpRole.NORMALISES:  # it makes nothing of constants before it
+        return _Made(carried[0].sites)
+    if role in (OpRole.MULTIPLIES, OpRole.ADDS):
         scale = _number(uses, node) if role is OpRole.MULTIPLIES else 1.0
         return _Made(carried[0].sites, carried[0].factor * scale)
     return carried[0] if role in _KEEPS else _Made()
