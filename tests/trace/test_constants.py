@@ -205,6 +205,28 @@ def test_what_is_no_constant_of_a_weight_is_left_alone(use):
     }
 
 
+def test_a_multiplied_embedding_leaves_the_branches_alone():
+    """`emb(x) * 4` begins a residual stream: its own affair, not that of the branches."""
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.position = nn.Embedding(10, 16), nn.Embedding(10, 16)
+            layer = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, batch_first=True)
+            self.layers = nn.ModuleList([layer, nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16))])
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.emb(x) * 4 + self.position(x)
+            x = self.layers[0](x)
+            return self.head(x + self.layers[1](x))
+
+    plan = plan_policy(Stream(), example_inputs=torch.zeros(2, 5, dtype=torch.long))
+    found = {step.name: step.facts.multiplier.total for step in plan.steps}
+
+    assert {name: factor for name, factor in found.items() if factor != 1} == {"emb.weight": 4.0}
+
+
 def test_a_common_factor_of_a_sum_counts():
     """`30 a + 30 b` is `30 (a + b)`: each weight takes it out."""
     plans = [

@@ -8,7 +8,7 @@ of one variable, and can be recognised by evaluating it.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,9 @@ _GUARDS = frozenset({"clamp", "clip", "clamp_min", "reciprocal"})
 """Functions through which a sum goes before it divides what it is the sum of."""
 
 _SOFTMAX = Activation("softmax")
+
+_FOLLOWED = (OpRole.MOVES, OpRole.CASTS)
+"""Roles of operators that change no number."""
 
 _LONGEST = 32
 """Nodes in the longest region that is looked at."""
@@ -224,6 +227,8 @@ class _Reader:
         producer = graph.values[end].producer
         if producer is None or graph.nodes[producer].op != "exp":
             return None
+        if self._is_log_softmax(exponential.start):
+            return replace(exponential, activation=_SOFTMAX)
         sums = {end: False}  # what is made of the sum, and whether it is inverted
         inner, waiting = set(exponential.inner), list(graph.consumers[end])
         while waiting:
@@ -238,6 +243,17 @@ class _Reader:
                 inner.add(node.index)
                 waiting += graph.consumers[node.outputs[0]]
         return None
+
+    def _is_log_softmax(self, value: int) -> bool:
+        """Say whether a value is another less its own `logsumexp`."""
+        values, nodes = self.graph.values, self.graph.nodes
+        node = nodes[values[value].producer or 0]
+        if node.op not in ("sub", "subtract") or len(node.inputs) != 2:
+            return False
+        of, taken = node.inputs
+        while (made := values[taken].producer) is not None and self.roles[made] in _FOLLOWED:
+            taken = nodes[made].inputs[0]
+        return made is not None and nodes[made].op == "logsumexp" and nodes[made].inputs[0] == of
 
     def _divides(self, node: Node, end: int, sums: Mapping[int, bool]) -> bool:
         """Say whether a node divides a value by its own sum, or multiplies it by the inverse."""

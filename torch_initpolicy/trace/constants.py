@@ -83,6 +83,7 @@ class Constants:
         ends: Values that come out of an activation.
         kernels: For each node that applies a signal as its weight, this signal.
         signals: Every signal's size next to that of what made it, by value.
+        first: The same with nothing taken out, where it is about what is left over; else None.
         bilinear: Element-wise products of two outputs of weights.
     """
 
@@ -92,21 +93,29 @@ class Constants:
     ends: frozenset[int] = frozenset()
     kernels: Mapping[int, int] = field(default_factory=dict)
     signals: dict[int, Signal] = field(default_factory=dict)
+    first: "Constants | None" = None
     bilinear: set[int] = field(default_factory=set)
 
-    def entered(self, starts: Mapping[int, float]) -> "Constants":
-        """Return the constants with every signal's size.
+    def entered(self) -> "Constants":
+        """Return the constants with every signal's size next to what the last weight makes."""
+        return self._entered({}, None)
+
+    def left_over(self, taken_out: Mapping[int, float]) -> "Constants":
+        """Return the constants that are left where weights take some out.
 
         Args:
-            starts: The size of the output of each weight, by value; 1 where it is missing.
+            taken_out: What each weight takes out of its output, by value.
         """
+        return self._entered({value: 1 / factor for value, factor in taken_out.items()}, self)
+
+    def _entered(self, starts: Mapping[int, float], first: "Constants | None") -> "Constants":
         graph = self.uses.graph
         inputs = (value for value in graph.values if value.is_input)
         signals = {
             value.index: Signal(1.0, "input" if value.dtype.is_floating_point else "data")
             for value in inputs
         }
-        entered = replace(self, signals=signals, bilinear=set())
+        entered = replace(self, signals=signals, first=first, bilinear=set())
         for node in graph.nodes:
             if node.outputs:
                 entered.enter(node, starts.get(node.outputs[0], 1.0))
@@ -134,7 +143,7 @@ class Constants:
         if role is OpRole.NORMALISES or self._is_normalised(node):
             return 1.0
         if role is OpRole.ADDS:
-            return beyond * self._common(node) / signal.factor
+            return beyond * self._counted(node).get(value, 1.0) / signal.factor
         others = self._others(node, value)
         if others and role in (OpRole.MULTIPLIES, OpRole.CONTRACTS, OpRole.WEIGHS):
             return self._shared(node, value, others, beyond, met=met)
@@ -155,8 +164,11 @@ class Constants:
     ) -> float:
         """Return the part of the constants behind a product that one of its factors takes out."""
         if node.index in self.kernels:
-            is_kernel = value == self.kernels[node.index]
-            return beyond * math.sqrt(self.terms(node)) if is_kernel else 1.0
+            if value != self.kernels[node.index]:
+                return 1.0
+            beside = (self._signal(other) for other in others)
+            on_input = math.prod(signal.factor for signal in beside if not signal.is_drawn)
+            return beyond * math.sqrt(self.terms(node)) * on_input
         if not met and any(self._signal(other).is_drawn for other in others):
             return 1.0  # nobody can say how large a product should be that no function reads
         behind = beyond * self.coefficient(node, value) * self._growth(node, (value, *others))
@@ -243,7 +255,7 @@ class Constants:
     # Sums
     #
 
-    def _summed(self, node: Node) -> dict[int, Signal]:
+    def added(self, node: Node) -> dict[int, Signal]:
         """Return the signals that a node adds up, each times its coefficient."""
         found = {}
         for value in self.uses.carried(node):
@@ -253,20 +265,26 @@ class Constants:
                 found[value] = signal._replace(factor=factor)
         return found
 
-    def _common(self, node: Node) -> float:
-        """Return the factor that the summands have in common.
+    def _counted(self, node: Node) -> dict[int, float]:
+        """Return how much of the constants on each summand its own weight takes out.
 
-        How they are weighed against each other is the author's affair, and so is a mean.
+        Each takes out what stands before it alone, but what makes it smaller than the others: how
+        the author weighs summands, the scale of a branch or the weights of a mean, says nothing
+        of any weight.
         """
-        summed = self._summed(node)
+        factors = {v: signal.factor for v, signal in self.added(node).items() if signal.is_drawn}
         if node.index in self.skips:
-            return self._signal(self.skips[node.index]).factor
-        drawn = [signal.factor for signal in summed.values() if signal.is_drawn]
-        factors = drawn or [signal.factor for signal in summed.values()]
-        totals = sum(factors), sum(factor**2 for factor in factors)
-        if len(factors) > 1 and node.op == "add" and any(_is_near(total, 1) for total in totals):
-            return 1.0
-        return max(factors, default=1.0)
+            skip = self.skips[node.index]
+            return {v: factor if v == skip else 1.0 for v, factor in factors.items()}
+        if self._is_mean(node, list(factors.values())):
+            return dict.fromkeys(factors, 1.0)
+        least = min(1.0, max(factors.values(), default=1.0))
+        return {value: max(factor, least) for value, factor in factors.items()}
+
+    def _is_mean(self, node: Node, factors: Sequence[float]) -> bool:
+        """Say whether coefficients are those of a mean, or keep the variance of one summand."""
+        totals = sum(factors), math.hypot(*factors)
+        return len(factors) > 1 and node.op == "add" and any(_is_near(t, 1) for t in totals)
 
     #
     # Up to a value
@@ -306,20 +324,35 @@ class Constants:
         return Signal(signal.factor * number, signal.source, 1 if number != 1.0 else summands)
 
     def _sum(self, node: Node) -> Signal:
-        summed = self._summed(node)
+        summed = self.added(node)
         source = self._source(tuple(summed))
         if source in ("input", "data") and len(summed) == 1:
             return Signal(1.0, "data")  # `2 * x - 1` says in which units the input is
         factors = [signal.factor for signal in summed.values()]
         even = all(_is_near(factor, factors[0]) for factor in factors)
         summands = sum(signal.summands for signal in summed.values()) if even else 1
-        return Signal(self._common(node), source, max(summands, 1))
+        return Signal(self._factor_of_sum(node, summed), source, max(summands, 1))
+
+    def _factor_of_sum(self, node: Node, summed: Mapping[int, Signal]) -> float:
+        drawn = [signal.factor for signal in summed.values() if signal.is_drawn]
+        if self.first is None and drawn:
+            return 1.0  # whatever counts on the way to a sum is taken out on each way on its own
+        if node.index in self.skips:
+            return self._signal(self.skips[node.index]).factor
+        factors = drawn or [signal.factor for signal in summed.values()]
+        if self.first is not None:
+            before = [s.factor for s in self.first.added(node).values() if s.is_drawn]
+            if self._is_mean(node, before):
+                return sum(factors) if _is_near(sum(before), 1) else math.hypot(*factors)
+        return max(factors, default=1.0)
 
     def _product(self, node: Node, carried: Sequence[int]) -> Signal:
         factor = math.prod(self._signal(value).factor for value in carried)
         drawn = sum(self._signal(value).is_drawn for value in carried)
         if node.index in self.kernels:
             return Signal(factor * math.sqrt(self.terms(node)), "weight")
+        if self.uses.role(node) is OpRole.WEIGHS:
+            return Signal(1.0, "weight")
         factor *= self.coefficient(node, carried[0]) * self._growth(node, carried)
         if drawn > 1 and self.uses.role(node) is OpRole.CONTRACTS:
             return Signal(factor, "product")

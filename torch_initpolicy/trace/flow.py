@@ -27,6 +27,7 @@ from torch_initpolicy.trace.destinations import (
 from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.joins import ALONE, Join, beside, joins, makers
+from torch_initpolicy.trace.kernels import kernels
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
@@ -93,7 +94,8 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         numbers=known,
         skips=branches.skips(used),
         ends=frozenset(composite.end for composite in activated.values()),
-    ).entered({})
+        kernels=kernels(used),
+    ).entered()
     composed = Composed(constants)
     for node in graph.nodes:
         composed.advance(node)
@@ -109,7 +111,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         packs=packs(used),
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
-        leftover=constants.entered({value: 1 / walk.factor for value, walk in ahead.items()}),
+        leftover=constants.left_over({value: walk.factor for value, walk in ahead.items()}),
         joins=joins(used, branches),
         composed=composed,
         destinations=destinations(used, branches),

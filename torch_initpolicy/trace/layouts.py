@@ -60,6 +60,11 @@ class Layout:
         first = _first(self, value.offset)
         return _units(self.size, self.digits, first, value.shape, value.stride)
 
+    def along(self, value: Value) -> tuple[bool, ...]:
+        """Say which dimensions of a value in this memory run from unit to unit."""
+        runs = _dimensions(self.digits, value.shape, value.stride)
+        return tuple(any(run.step for run in dim) for dim in runs or ((),) * len(value.shape))
+
     def halves(self, value: Value, axis: int) -> tuple[int | None, int | None]:
         """Return the units of the two halves of a value along an axis, as bits."""
         half = value.shape[axis] // 2

@@ -177,13 +177,18 @@ class Ahead:
             yield from self._through_gate(found, node, value, part)
         elif role is OpRole.ATTENDS:
             yield self._through_attention(found, node, value, slots)
-        elif _applies(self.uses, node):
+        elif self._is_weight(node):
             yield NOTHING
         elif role in CARRIERS or role in (OpRole.CONTRACTS, OpRole.WEIGHS):
             if not {"index", "like", "state"}.issuperset(slots):
                 yield from self._beyond(found, node, value)
         elif role is OpRole.UNKNOWN:
             yield Walk(stopped_by=(node.op,))
+
+    def _is_weight(self, node: Node) -> bool:
+        """Say whether a node applies a weight of the model, be it one that the signal modulates."""
+        modulated = self.uses.role(node) is OpRole.WEIGHS
+        return _applies(self.uses, node) or (modulated and node.index not in self.constants.kernels)
 
     def _through_attention(
         self, found: Mapping[int, Walk], node: Node, value: int, slots: Sequence[str]

@@ -1,0 +1,95 @@
+"""Signals that are weights: what hypernetworks and dynamic convolutions generate.
+
+Queries, keys and values are signals that meet in products as well. What tells a generated weight
+apart is that a single layer makes whole matrices: both its rows and its columns lie along the units
+of the layer's output.
+
+Reference:
+    Chang, Flokas and Lipson, *Principled Weight Initialization for Hypernetworks*, 2020,
+    arXiv:2312.08399 (ICLR 2020), section 4: hyperfan-in, the variance with which a layer generates
+    weights of the right variance.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.graph import Node
+from torch_initpolicy.trace.layouts import Layout, of_axis
+from torch_initpolicy.trace.operators import OpRole
+
+_CARRIES = frozenset({
+    OpRole.MOVES, OpRole.CASTS, OpRole.PICKS, OpRole.ADDS, OpRole.MULTIPLIES, OpRole.ACTIVATES,
+    OpRole.COMPUTES, OpRole.NORMALISES,
+})  # fmt: skip
+"""Roles of operators behind which the units of a weight can still be told apart."""
+
+_RESHAPES = frozenset(
+    {"reshape", "view", "flatten", "unflatten", "ravel", "contiguous", "reshape_as", "view_as"}
+)
+
+
+def kernels(uses: Uses) -> dict[int, int]:
+    """Return the generated weight that each node applies, by node.
+
+    Args:
+        uses: The data flow.
+    """
+    layouts: dict[int, Layout] = {}
+    found: dict[int, int] = {}
+    for node in uses.graph.nodes:
+        applied = [
+            value for value in _applied(uses, node) if _is_matrix(uses, node, value, layouts)
+        ]
+        if len(applied) == 1:
+            found[node.index] = applied[0]
+        layouts.update(_followed(uses, node, layouts))
+    return found
+
+
+def _applied(uses: Uses, node: Node) -> Iterator[int]:
+    """Yield the signals that a node may apply as its weight."""
+    if node.index in uses.weighers:
+        return
+    if uses.role(node) is OpRole.WEIGHS:
+        yield from (v for slot, v in uses.slots(node) if slot == "weight" and v in uses.signals)
+    elif uses.role(node) is OpRole.CONTRACTS and len(set(uses.carried(node))) > 1:
+        yield from dict.fromkeys(uses.carried(node))
+
+
+def _is_matrix(uses: Uses, node: Node, value: int, layouts: dict[int, Layout]) -> bool:
+    """Say whether one layer makes a whole matrix: what it sums over, and what it brings along."""
+    if value not in layouts:
+        return False
+    along = layouts[value].along(uses.graph.values[value])
+    if uses.role(node) is OpRole.WEIGHS:
+        return along[0] and any(along[1:])
+    matrix = _matrix(node, value, len(along))
+    return len(matrix) > 1 and all(along[dim] for dim in matrix)
+
+
+def _matrix(node: Node, value: int, ndim: int) -> Sequence[int]:
+    """Return the dimensions of a factor that are summed over, or that only it brings along."""
+    if node.op == "einsum" and isinstance(node.args[0], str):
+        terms, _, result = node.args[0].replace(" ", "").replace("...", "").partition("->")
+        mine = terms.split(",")[node.inputs.index(value)]
+        shared = [x for x in mine if terms.count(x) > 1 and x in result]
+        return [dim - len(mine) for dim, letter in enumerate(mine) if letter not in shared]
+    return range(-min(ndim, 2), 0)
+
+
+def _followed(uses: Uses, node: Node, layouts: dict[int, Layout]) -> Iterator[tuple[int, Layout]]:
+    """Yield where the units of a weight lie in what a node makes."""
+    values, carried = uses.graph.values, uses.carried(node)
+    for output in node.outputs:
+        made = values[output]
+        if node.index in uses.weighers and made.shape:
+            convolves = node.op.startswith("conv") and len(made.shape) > 1
+            layout = of_axis(node.index, made, 1 if convolves else len(made.shape) - 1)
+        elif uses.role(node) in _CARRIES and carried and carried[0] in layouts:
+            before = values[carried[0]]
+            reshaped = node.op in _RESHAPES
+            layout = layouts[carried[0]].after(before, made, reshaped=reshaped)
+        else:
+            layout = None
+        if layout is not None:
+            yield output, layout
