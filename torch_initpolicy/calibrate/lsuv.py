@@ -38,8 +38,8 @@ from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.ranks import process_groups
 from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
 
-ROUNDS = 20
-"""Forward passes that weights shared by several operators may take."""
+ROUNDS = 40
+"""Forward passes after which weights used several times that have not settled are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,9 @@ def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
     scaler.groups = _groups(model, scaler.sites.values())
     names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}
     passes = 0
-    while passes == 0 or (passes < ROUNDS and not scaler.has_settled()):
+    while passes == 0 or not scaler.has_settled():
+        if passes and passes % ROUNDS == 0:
+            scaler.give_up()
         passes += 1
         _run(inner, inputs, scaler, names)
     writes = scaler.writes()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, distributed
 
+from torch_initpolicy.calibrate.search import Search
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
@@ -23,11 +24,12 @@ from torch_initpolicy.trace.consumers import Use, Uses, advance
 from torch_initpolicy.trace.functorch import is_wrapped
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.commit import Write
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
-from torch_initpolicy.writing.shards import full, is_sharded, multiply_, pieces
+from torch_initpolicy.writing.shards import full, multiply_, pieces
 
 TOLERANCE = 1e-4
 """Relative deviation from the wanted standard deviation at which iterating ends."""
@@ -187,9 +189,13 @@ class History:
     """What is remembered of one target over the passes."""
 
     before: float
-    block: int | None = None
+    target: Target
     factor: float = 1.0
     used: list[tuple[float, float]] = field(default_factory=list)
+
+    def is_settled(self, std: float) -> bool:
+        """Tell whether all uses together have a standard deviation; one use has it at once."""
+        return len(self.used) == 1 or abs(self.std / std - 1) < TOLERANCE
 
     @property
     def std(self) -> float:
@@ -229,6 +235,9 @@ class Scaler:
         self.stand_ins: dict[int, Tensor] = {}
         self.histories: dict[tuple[tuple[str, ...], str], History] = {}
         self.left: dict[str, str] = {}
+        self.refused: set[Key] = set()
+        self.search: Search[Key] = Search()
+        self.corrections: dict[Key, float] = {}
         self.changed: dict[str, Behind | None] = {}
         self.flow: Uses
         self.composed: Composed
@@ -241,27 +250,50 @@ class Scaler:
     def begin(self) -> None:
         """Start a pass; weights with several uses are set by what the last pass saw of them all."""
         self.begins = True
-        self.corrections = {
-            key: self.wishes.std / history.std
+        shared = {
+            key: (history.factor, history.std / self.wishes.std, len(history.used))
             for key, history in self.histories.items()
             if len(history.used) > 1
         }
+        self.corrections = self.search.step(shared) if shared else {}
         self.shifted: set[str] = set()
         for history in self.histories.values():
             history.used.clear()
 
     def has_settled(self) -> bool:
         """Say whether the weights with several uses have their standard deviation over them all."""
-        return all(
-            len(history.used) < 2 or abs(history.std / self.wishes.std - 1) < TOLERANCE
-            for history in self.histories.values()
-        )
+        return not self._unsettled_keys()
+
+    def _unsettled_keys(self) -> list["Key"]:
+        return [
+            key
+            for key, history in self.histories.items()
+            if not history.used or not history.is_settled(self.wishes.std)
+        ]
+
+    def give_up(self) -> None:
+        """Leave the weights that have not settled, or are not reached any more, as they were."""
+        for key in self._unsettled_keys():
+            history = self.histories.pop(key)
+            self.refused.add(key)
+            for name in history.target.sites:
+                if history.used:
+                    self.left[name] = (
+                        f"no scale was found that gives its {len(history.used)} uses a standard "
+                        f"deviation of {self.wishes.std:g}; the last gave {history.std:.3g}"
+                    )
+                self.changed.pop(name, None)
+            for part in history.target.parts:
+                part.data.mul_(1 / history.factor)
+            for site in map(self.sites.__getitem__, history.target.sites):
+                for parameter in site.parameters if site.storage != "plain" else ():
+                    self.stand_ins[id(parameter)].copy_(full(parameter))
 
     def stand_in(self, name: str, parameter: Tensor) -> Tensor:
         """Return the copy of a parameter that is scaled in its place."""
         if id(parameter) not in self.stand_ins:
-            values = full(parameter).detach()
-            self.stand_ins[id(parameter)] = values if is_sharded(parameter) else values.clone()
+            # What is replicated is its own whole: to scale it would scale the model.
+            self.stand_ins[id(parameter)] = copied(full(parameter)).detach()
         return self.stand_ins[id(parameter)]
 
     def end(self, results: Any) -> None:
@@ -352,6 +384,8 @@ class Scaler:
     def settle(self, target: Target, response: "Response") -> float:
         """Scale a target, and return by how much; 1 where it cannot or may no longer be scaled."""
         key = (target.sites, target.op)
+        if key in self.refused:
+            return 1.0
         history = self.histories.get(key)
         if history is not None and history.used:
             history.used.append((response.count, response.std(1.0)))
@@ -363,7 +397,7 @@ class Scaler:
         if reason is not None or not isinstance(scale, float):
             self.left.update(dict.fromkeys(target.sites, reason or ""))
             return 1.0
-        history = self.histories.setdefault(key, History(before, target.block))
+        history = self.histories.setdefault(key, History(before, target))
         history.factor *= scale
         history.used.append((response.count, after))
         return scale
@@ -443,7 +477,7 @@ class Scaler:
     def scaled(self) -> tuple[Scaled, ...]:
         """Say what was scaled."""
         return tuple(
-            Scaled(name, op, history.before, history.std, history.factor, history.block)
+            Scaled(name, op, history.before, history.std, history.factor, history.target.block)
             for (names, op), history in self.histories.items()
             for name in names
         )
