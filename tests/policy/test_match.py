@@ -12,7 +12,7 @@ from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, matchers
-from torch_initpolicy.policy.matchers import Matcher
+from torch_initpolicy.policy.matcher import Matcher
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.gains import Activation, Moments
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from torch_initpolicy.errors import ApplyError, PolicyError
+from torch_initpolicy.errors import ApplyError, PlanError, PolicyError, listing, nearest
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import Spread, working_dtype
@@ -52,3 +52,24 @@ def check_reachable(site: Site, step: Step) -> None:
         generator = torch.Generator(site.device).manual_seed(0)
         step.initializer(sample, step.axes, generator=generator)
         behind(site, sample.to(site.dtype))
+
+
+def check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
+    """Raise where the sites of a model are not those that steps were made for."""
+    cases = list(_misfits(steps, found))
+    if cases:
+        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+
+
+def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
+    """Yield in what the sites of a model are not those that steps were made for."""
+    wanted, held = {step.name: step for step in steps}, {site.name: site for site in found}
+    for name in (name for name in wanted if name not in held):
+        yield f"the model has no parameter {name!r}{nearest(name, held)}"
+    for name in (name for name in held if name not in wanted):
+        yield f"the plan has no step for {name!r}{nearest(name, wanted)}"
+    for site, step in ((held[name], wanted[name]) for name in wanted if name in held):
+        if site.shape != step.shape:
+            yield f"{site.name!r} has shape {site.shape}, its step is for {step.shape}"
+        elif site.names != step.names:
+            yield f"{site.name!r} is tied as {site.names}, its step is for {step.names}"

@@ -3,10 +3,9 @@
 Knows steps, and the model that they were made for; decides nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,10 +24,19 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.notebook import framed
+from torch_initpolicy.planning.checks import check_fit
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Group, Settings, groups_of
-from torch_initpolicy.planning.serialize import outcome, step_data, step_of
+from torch_initpolicy.planning.serialize import (
+    FORMAT,
+    Types,
+    current,
+    outcome,
+    read_fields,
+    step_data,
+    step_of,
+)
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, require_module, sites
@@ -37,12 +45,6 @@ from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
-
-FORMAT = 2
-"""Version of the layout of the JSON of plans and receipts."""
-
-READABLE = (1, 2)
-"""Versions that can be read: the first has fewer facts in each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Plan:
         Raises:
             PlanError: The model has other sites; lists every case.
         """
-        _check_fit(self.steps, sites(require_module(model)))
+        check_fit(self.steps, sites(require_module(model)))
         return replace(self, model=model)
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
@@ -138,7 +140,7 @@ class Plan:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
         reshard(require_module(target))
         found = sites(target)
-        _check_fit(self.steps, found)
+        check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
         return tuple((site, steps[site.name]) for site in found)
 
@@ -262,13 +264,6 @@ class Plan:
         return _plan(codec.read_json(text, longest=None))
 
 
-def _check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
-    """Raise where the sites of a model are not those that steps were made for."""
-    cases = list(_misfits(steps, found))
-    if cases:
-        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
-
-
 def warn_of_symmetry(plan: Plan) -> None:
     """Warn where a plan that was carried out left the units of a hidden layer identical."""
     cases = [f"{step.name}: {step.reason}" for step in plan.symmetric]
@@ -278,20 +273,6 @@ def warn_of_symmetry(plan: Plan) -> None:
             f"{listing(cases)}\nuse a random initializer there, e.g. apply_policy(model, 'auto')",
             SymmetricInitWarning,
         )
-
-
-def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
-    """Yield in what the sites of a model are not those that steps were made for."""
-    wanted, held = {step.name: step for step in steps}, {site.name: site for site in found}
-    for name in (name for name in wanted if name not in held):
-        yield f"the model has no parameter {name!r}{nearest(name, held)}"
-    for name in (name for name in held if name not in wanted):
-        yield f"the plan has no step for {name!r}{nearest(name, wanted)}"
-    for site, step in ((held[name], wanted[name]) for name in wanted if name in held):
-        if site.shape != step.shape:
-            yield f"{site.name!r} has shape {site.shape}, its step is for {step.shape}"
-        elif site.names != step.names:
-            yield f"{site.name!r} is tied as {site.names}, its step is for {step.names}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,8 +431,8 @@ class Receipt:
             UnknownNameError: A class or field does not exist.
             PolicyError: The text is no receipt.
         """
-        data = _current(codec.read_json(text, longest=None), "receipt")
-        return cls(_plan(data.get("plan")), **_read(data, "receipt", _OF_RECEIPTS))
+        data = current(codec.read_json(text, longest=None), "receipt")
+        return cls(_plan(data.get("plan")), **read_fields(data, "receipt", _OF_RECEIPTS))
 
 
 def _warn_of_kept(steps: Iterable[Step]) -> None:
@@ -469,8 +450,6 @@ def _warn_of_kept(steps: Iterable[Step]) -> None:
 #
 # JSON
 #
-
-Types = Mapping[str, Any]  # annotations, which have no type of their own
 
 _CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
 
@@ -494,7 +473,7 @@ def _plan_data(plan: Plan) -> codec.Data:
 
 
 def _plan(data: codec.Data) -> Plan:
-    known = _current(data, "plan")
+    known = current(data, "plan")
     steps, counts = known.get("steps"), known.get("unknown_operators", {})
     if not isinstance(steps, list) or not isinstance(counts, dict):
         raise PolicyError(
@@ -503,24 +482,7 @@ def _plan(data: codec.Data) -> Plan:
     return Plan(
         steps=tuple(step_of(step, f"plan.steps[{i}]") for i, step in enumerate(steps)),
         unknown_operators=tuple(
-            _read(counts, "unknown_operators", dict.fromkeys(counts, int)).items()
+            read_fields(counts, "unknown_operators", dict.fromkeys(counts, int)).items()
         ),
-        **_read(known, "plan", _OF_PLANS),
+        **read_fields(known, "plan", _OF_PLANS),
     )
-
-
-def _current(data: codec.Data, what: str) -> dict[str, codec.Data]:
-    """Return an object of a format that this version reads."""
-    if not isinstance(data, dict) or data.get("format") not in READABLE:
-        raise PolicyError(f"this is no {what} of format = {' or '.join(map(str, READABLE))}")
-    return data
-
-
-def _read(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str, Any]:
-    """Decode the fields of an object, each of its type."""
-    values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
-    for name, value in values.items():
-        if not codec.fits(value, types[name]):
-            wanted = codec.spelt(types[name])
-            raise PolicyError(f"{where}.{name} must be {wanted}, got {brief(data.get(name))}")
-    return values

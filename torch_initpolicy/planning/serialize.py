@@ -8,10 +8,11 @@ import types
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, nearest
 from torch_initpolicy.multipliers import Multipliers
+from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
@@ -20,6 +21,14 @@ from torch_initpolicy.tensors.base import Layout, dtype_name
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.trace.facts import Composition, Facts, ForwardMultiplier
+
+FORMAT = 2
+"""Version of the layout of the JSON of plans and receipts."""
+
+READABLE = (1, 2)
+"""Versions that can be read: the first has fewer facts in each step."""
+
+Types = Mapping[str, Any]  # annotations, which have no type of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,17 @@ class Opaque(Initializer):
 
 _OWN: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Activation, Axes, Composition, Facts, ForwardMultiplier, Multipliers, Opaque, Step)
+    for kind in (
+        Activation,
+        Axes,
+        Composition,
+        Facts,
+        ForwardMultiplier,
+        Multipliers,
+        Opaque,
+        Step,
+        Versions,
+    )
 }
 _CLASSES: codec.Classes = ChainMap(_OWN, CLASSES)
 
@@ -152,3 +171,25 @@ def outcome(step: Step) -> codec.Data:
     parts = (step.name, step.shape, step.dtype, step.initializer, step.axes, step.padding)
     multiplied = (step.factors,) if step.factors else ()
     return _encoded((*parts, *multiplied))
+
+
+#
+# The objects that hold steps
+#
+
+
+def current(data: codec.Data, what: str) -> dict[str, codec.Data]:
+    """Return an object of a format that this version reads."""
+    if not isinstance(data, dict) or data.get("format") not in READABLE:
+        raise PolicyError(f"this is no {what} of format = {' or '.join(map(str, READABLE))}")
+    return data
+
+
+def read_fields(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str, Any]:
+    """Decode the fields of an object, each of its type."""
+    values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
+    for name, value in values.items():
+        if not codec.fits(value, types[name]):
+            wanted = codec.spelt(types[name])
+            raise PolicyError(f"{where}.{name} must be {wanted}, got {brief(data.get(name))}")
+    return values

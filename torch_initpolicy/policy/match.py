@@ -8,6 +8,7 @@ import re
 from torch import nn
 
 from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.policy.matcher import Matcher
 from torch_initpolicy.policy.matchers import (
     Anything,
     Bounds,
@@ -16,7 +17,6 @@ from torch_initpolicy.policy.matchers import (
     HasRole,
     Is,
     Kind,
-    Matcher,
     Meets,
     Name,
     Offset,
