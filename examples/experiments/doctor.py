@@ -299,7 +299,7 @@ def prior(net: nn.Module, _: Draw) -> None:
     """Give the head a prior."""
     net = weights(net)[-1]
     nn.init.normal_(net.weight, std=0.01)
-    net.bias.copy_(torch.linspace(-2, 2, net.bias.numel()))
+    net.bias.copy_(torch.linspace(-1, 1, net.bias.numel()))
 
 
 def zero_branches(net: nn.Module, _: Draw) -> None:
@@ -355,7 +355,7 @@ def digits_task() -> Task:
 def waves_task() -> Task:
     """Fit waves on the plane."""
     points = torch.rand(2048, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    waves = torch.sin(12 * points[:, :1]) * torch.cos(9 * points[:, 1:])
+    waves = torch.sin(8 * points[:, :1]) * torch.cos(5 * points[:, 1:])
     data = Data(points, waves / waves.std())
     return Task(data, data, F.mse_loss, lambda out, y: 1 - (out - y).square().mean() / y.var())
 

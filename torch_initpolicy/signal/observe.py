@@ -316,7 +316,7 @@ class SignalObserver:
     def _point(self, measured: _Measured, *, leads_on: bool, call: int) -> Point:
         node, found = measured.node, measured.sketch
         mean, second = float(found.mean.item()), float(found.second.item())
-        likeness, rank = (None, None) if found.likeness is None else found.likeness.tolist()
+        rows = (None, None, None) if found.likeness is None else found.likeness.tolist()
         return Point(
             index=node.index,
             module=node.module,
@@ -330,9 +330,10 @@ class SignalObserver:
             zeros=float(found.zeros.item()),
             dead=number(measured.dead),
             saturated=number(measured.saturated),
-            likeness=likeness,
+            likeness=rows[0],
             tokens=number(found.tokens),
-            rank=rank,
+            rank=rows[1],
+            variation=rows[2],
             histogram=tuple(found.histogram.tolist()),
             over=_over(node, measured.shape),
             gradient=number(self.gradients.get(node.index)),

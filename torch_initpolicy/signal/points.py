@@ -28,6 +28,8 @@ class Point:
             tells them apart; None where the batch cannot be found in the output.
         tokens: Mean cosine between the positions of one input, where there are several.
         rank: Number of directions that the outputs span, `1` to the number of inputs; or None.
+        variation: Variance over inputs relative to the second moment: 0 where the output does not
+            depend on the input; None where the batch cannot be found in it.
         histogram: Fractions of a sample whose absolute value lies in each half of a decade, from
             1e-8 to 1e4; what is smaller or larger counts for the first and the last.
         over: Number of elements that a softmax or a normalisation takes together, or None.
@@ -56,6 +58,7 @@ class Point:
     likeness: float | None = None
     tokens: float | None = None
     rank: float | None = None
+    variation: float | None = None
     histogram: tuple[float, ...] = ()
     over: int | None = None
     gradient: float | None = None

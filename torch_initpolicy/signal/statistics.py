@@ -31,8 +31,8 @@ class Sketch(NamedTuple):
         mean: Mean of all elements; of complex ones its absolute value.
         second: Mean of their squared absolute values.
         zeros: Fraction of a sample that is exactly zero.
-        likeness: Mean cosine between the outputs for different inputs, and their effective number;
-            None where no axis of the tensor counts the inputs.
+        likeness: Mean cosine between the outputs for different inputs, their effective number, and
+            their variance over inputs relative to their second moment; None where no axis of the tensor counts the inputs.
         tokens: Mean cosine between the positions of an input, over some inputs; None where the
             tensor has no axis of positions.
         histogram: Fractions of a sample in half decades of the absolute value, see `DECADES`.
@@ -149,25 +149,28 @@ def _sample(rows: Tensor) -> Tensor:
 
 
 def likeness(rows: Tensor) -> Tensor:
-    """Say how alike the rows are: their mean cosine, and the number of directions they span.
+    """Compare rows: their mean cosine, the number of directions they span, and how they differ.
 
     The number is the participation ratio of the rows' Gram matrix, `(sum l)^2 / sum l^2` over its
-    eigenvalues: 1 where all rows are parallel, their number where they are orthogonal.
+    eigenvalues: 1 where all rows are parallel, their number where they are orthogonal. The last is
+    the variance over rows relative to the second moment: parallel rows differ by their lengths.
 
     Examples:
-        >>> likeness(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).tolist()
-        [0.0, 2.0]
+        >>> likeness(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist()
+        [0.0, 2.0, 0.5]
         >>> likeness(torch.tensor([[1e-30, 0.0], [0.0, 1e-30]])).tolist()
-        [0.0, 2.0]
+        [0.0, 2.0, 0.5]
     """
     rows = rows[:, :FEATURES]
+    scaled = rows / rows.abs().max().clamp_min(_TINY)
+    apart = (scaled - scaled.mean(0)).square().sum() / scaled.square().sum().clamp_min(1e-30)
     # Of numbers below 1e-20 the squares would be zero: they are measured by the largest.
     rows = rows / torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).clamp_min(_TINY)
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(_TINY)
     gram = unit @ unit.mT
     count, trace = len(rows), gram.trace()
     cosine = (gram.sum() - trace) / (count * (count - 1))
-    return torch.stack((cosine, trace.square() / gram.square().sum().clamp_min(1e-30)))
+    return torch.stack((cosine, trace.square() / gram.square().sum().clamp_min(1e-30), apart))
 
 
 _TINY = torch.finfo(torch.float32).tiny

@@ -390,7 +390,7 @@ LIKELY = 0.05
 def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge how far different inputs stay different; a pool makes noise alike."""
     known = [
-        (point, 1 - point.likeness)
+        (point, max(1 - point.likeness, point.variation or 0.0))
         for point in body
         if point.likeness is not None and point.second > 0
         if point.site is not None or point.activates or point.op == "add"

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -312,10 +313,20 @@ class Recorder(TorchFunctionMode):
         )
         self.values.append(value)
         self.current[id(tensor)] = value.index
-        self.alive.append(tensor)
+        self._keep(tensor)
         if is_wrapped(tensor):
             self.wrapped[storage] = tensor
         return value.index
+
+    def _keep(self, tensor: Tensor) -> None:
+        """Keep a tensor alive while its id stands for it; one that is looked at has real memory.
+
+        That is given back as soon as the model lets go of it, and its id is forgotten.
+        """
+        if self.see is None or is_wrapped(tensor):
+            self.alive.append(tensor)
+        else:
+            weakref.finalize(tensor, self.current.pop, id(tensor), None).atexit = False
 
 
 def _storage_of(tensor: Tensor) -> int:
