@@ -1,4 +1,4 @@
-"""The doctor is right: 320 small nets, half of them with one fault, audited first and trained then.
+"""The doctor is right: 300 small nets, half of them with one fault, audited first and trained then.
 
 Each net is trained from its start, and so is its healthy twin; a net is ill where it does not reach
 90 % of what its twin reaches. `audit_model` sees the start, one batch and the optimizer, nothing of
@@ -530,11 +530,11 @@ def by_kind(results: Sequence[Result]) -> Iterator[tuple[object, ...]]:
 
 
 def main(
-    *, smoke: bool = False, out: Path | None = None, count: int = 320, seed: int = 1000
+    *, smoke: bool = False, out: Path | None = None, count: int = 300, seed: int = 1000
 ) -> dict[str, float]:
     """Examine all nets; print what the doctor found, in all and by kind."""
     warnings.simplefilter("ignore", InitPolicyWarning)
-    steps, count = (2, 8) if smoke else (200, count)
+    steps, count = (2, 8) if smoke else (100, count)
     results = [examine(kind, case, number, steps) for kind, case, number in cases(count, seed)]
     found = shares(results)
     head = ("kind", "nets", "ill", "found", "repaired", "found by torchmortem")

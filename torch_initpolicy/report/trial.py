@@ -80,6 +80,7 @@ class Trials:
     tried: list[Repair] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
+    planned: dict[tuple[str, tuple[str, ...] | None, Keeping], Plan] = field(default_factory=dict)
     longest: float = 0.0
 
     def run(self, names: Sequence[str] | None) -> None:
@@ -89,7 +90,7 @@ class Trials:
                 self._policy(name, known_too=True)
         elif self._is_to_be_repaired():
             self._narrow()
-            for name in self._asked():
+            for name in () if self._is_repaired() else self._asked():
                 self._policy(name)
         if self.tried and not any(repair.works for repair in self.tried):
             self._calibrations()
@@ -119,8 +120,11 @@ class Trials:
             if names and names not in known and len(names) < count:
                 known.append(names)
                 self._policy(base, only=self._shortened(names, keep), keep=keep)
-                if self.tried and self.tried[-1].outcome == "repairs":
+                if self._is_repaired():
                     return
+
+    def _is_repaired(self) -> bool:
+        return any(repair.outcome == "repairs" for repair in self.tried)
 
     def _suspects(self) -> Iterator[tuple[list[str], Keeping]]:
         """Yield what may be at fault: what verdicts name, as far as it is unlike `auto`; then all.
@@ -164,9 +168,15 @@ class Trials:
     def _plan(
         self, policy: str, only: Sequence[str] | None = None, keep: Keeping = "meant"
     ) -> Plan:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InitPolicyWarning)
-            return plan_policy(self.model, policy, example_inputs=self.inputs, only=only, keep=keep)
+        """Plan once for each question: planning costs as much as a forward pass."""
+        asked = (policy, None if only is None else tuple(only), keep)
+        if asked not in self.planned:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InitPolicyWarning)
+                self.planned[asked] = plan_policy(
+                    self.model, policy, example_inputs=self.inputs, only=only, keep=keep
+                )
+        return self.planned[asked]
 
     def _policy(
         self,

@@ -32,7 +32,8 @@ class Sketch(NamedTuple):
         second: Mean of their squared absolute values.
         zeros: Fraction of a sample that is exactly zero.
         likeness: Mean cosine between the outputs for different inputs, their effective number, and
-            their variance over inputs relative to their second moment; None where no axis of the tensor counts the inputs.
+            their variance over inputs relative to their second moment; None where no axis of the
+            tensor counts the inputs.
         tokens: Mean cosine between the positions of an input, over some inputs; None where the
             tensor has no axis of positions.
         histogram: Fractions of a sample in half decades of the absolute value, see `DECADES`.
