@@ -68,7 +68,9 @@ def repeats(uses: Uses, use: Use) -> bool:
             continue
         node = uses.graph.nodes[value.producer]
         read = [v for v in dict.fromkeys(node.inputs) if uses.holds(v, use.source.site)]
-        picks = uses.role(node) is OpRole.PICKS and len(node.inputs) > 1
+        picks = uses.role(node) is OpRole.PICKS and any(
+            math.prod(uses.graph.values[v].shape) > 1 for v in node.inputs[1:]
+        )
         if picks and not picks_once(uses, node, read[0]):
             return True
         waiting += read

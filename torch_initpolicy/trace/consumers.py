@@ -174,12 +174,19 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
     sizes = {value: math.prod(result.graph.values[value].shape) for value in read}
     noisy = op.role is OpRole.MULTIPLIES and any(_is_noise(result, value) for value in node.inputs)
     contracted = op.role is OpRole.CONTRACTS and len(sizes) > 1
+    indexed = op.role is OpRole.PICKS and any(
+        math.prod(result.graph.values[value].shape) > 1
+        for slot, value in result.slots(node)
+        if slot == "index"
+    )
     followed: dict[str, Source] = {}
     for value in sorted(sizes, key=sizes.__getitem__):
         scales = op.role in _SCALES and sizes[value] < max(sizes.values())
         for source in result.sources[value]:
             there = replace(source, routed=True) if routed else through(source, node, op)
-            followed[source.site] = there.marked(contracted=contracted, noisy=noisy, scales=scales)
+            followed[source.site] = there.marked(
+                contracted=contracted, indexed=indexed and not routed, noisy=noisy, scales=scales
+            )
     result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
 
 

@@ -58,6 +58,8 @@ class _Replay:
         """
         if index not in self.made:
             self._make(self.uses.graph.values[index])
+        if index not in self.made:
+            raise Mixed  # the operator returned something else this time
         return self.made[index]
 
     def _make(self, value: Value) -> None:
@@ -78,9 +80,24 @@ class _Replay:
     def _enter(self, node: Node) -> None:
         followed = [v for v in dict.fromkeys(node.inputs) if self.uses.holds(v, self.site)]
         carried = self._carried(node, followed)
-        outputs = self._run(node, followed) if carried is None else (carried,)
-        for index, output in zip(node.outputs, outputs, strict=False):
-            self.made[index] = output
+        if carried is not None:
+            self.made[node.outputs[0]] = carried
+            return
+        try:
+            self.made.update(zip(node.outputs, self._run(node, followed), strict=False))
+        except Mixed:
+            if followed:
+                raise
+        if not followed:
+            self._put_constants(node)
+
+    def _put_constants(self, node: Node) -> None:
+        """Let what depends on the signal, or cannot be run again, pick what comes first."""
+        for index in node.outputs:
+            value = self.uses.graph.values[index]
+            if index not in self.made or self.made[index].shape != value.shape:
+                number = float(value.dtype.is_floating_point)
+                self.made[index] = torch.full(value.shape, number, dtype=_wide(value.dtype))
 
     def _carried(self, node: Node, followed: Sequence[int]) -> Tensor | None:
         """Return what an element-wise operator makes: each element stays where it is.

@@ -63,8 +63,6 @@ def through(source: Source, node: Node, op: Op) -> Source:
     """Follow a parameter through an operator that reads parameters and constants only."""
     if op.role is OpRole.ADDS:
         return replace(source, shift=source.shift + _added_number(node))
-    if op.role is OpRole.PICKS:
-        return replace(source, indexed=source.indexed or len(node.inputs) > 1)
     gates, bends = op.role is OpRole.ACTIVATES, op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)
     return replace(source, gated=source.gated or gates, bent=source.bent or bends)
 
