@@ -33,6 +33,7 @@ from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.products import dot_products, tied_heads
 from torch_initpolicy.trace.residuals import Residuals, residuals
+from torch_initpolicy.trace.units import Units, varying
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
 
 
@@ -50,6 +51,7 @@ class Flow:
         packs: Weights that are several matrices packed into one, by node.
         kernels: Values that become the weight of another operator.
         neighbours: The weights around each value.
+        units: Along which dimensions of a value the units of its weight lie.
         leftover: The known constants that no weight before has taken out.
         joins: What each value is added to or multiplied by.
         composed: What each expression of parameters is made of.
@@ -66,6 +68,7 @@ class Flow:
     packs: Mapping[int, Pack]
     kernels: frozenset[int]
     neighbours: Neighbours
+    units: Units
     leftover: Constants
     joins: Mapping[int, Join]
     composed: Composed
@@ -111,6 +114,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         packs=packs(used),
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
+        units=Units(used),
         leftover=constants.left_over({value: walk.factor for value, walk in ahead.items()}),
         joins=joins(used, branches),
         composed=composed,
@@ -426,24 +430,35 @@ def _module(node: int, flow: Flow) -> str:
 
 
 def _role_of_summand(use: Use, flow: Flow) -> Role:
-    """A vector added to what a parameter of the same owner has just made is its bias."""
-    extents = [size for size in use.value.shape if size > 1]
-    if not extents or use.slot == "factor":
+    """What is added to each unit of what a weight of the same owner has made is a bias."""
+    along = varying(use.value.shape)
+    if not along or use.slot == "factor":
         return "scale"
-    alone = len(extents) > 1 or use.source.indexed
-    return "position" if alone or not _follows_its_owner(use, flow) else "bias"
+    if use.source.indexed or not _follows_its_owner(use, flow):
+        return "position"
+    units = flow.units.of(use.partner) if use.partner is not None else None
+    is_bias = along <= units if units else len(along) == 1
+    return "bias" if is_bias else "position"
 
 
-_FOLLOWED = frozenset({OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES})
+_FOLLOWED = frozenset({
+    OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES, OpRole.CONTRACTS,
+})  # fmt: skip
+"""Roles of operators that only carry, add up or aggregate what a weight has made."""
 
 
 def _follows_its_owner(use: Use, flow: Flow) -> bool:
-    """Say whether the signal that a parameter is added to comes from a parameter beside it."""
+    """Say whether the signal that a parameter is added to comes from one beside it, or below."""
     owner = use.source.site.rpartition(".")[0]
+    below = f"{owner}." if owner else ""
     made_by = {
         other.node.index
         for other in flow.uses.found
-        if other.source.site.rpartition(".")[0] == owner and other.source.site != use.source.site
+        if other.source.site != use.source.site
+        and (
+            other.source.site.rpartition(".")[0] == owner
+            or (other.source.site.startswith(below) and other.node.index in flow.uses.weighers)
+        )
     }
     return use.node.index in made_by or (
         use.partner is not None and not made_by.isdisjoint(_makers(use.partner, flow))
@@ -459,10 +474,8 @@ def _makers(value: int, flow: Flow) -> Iterator[int]:
         if producer is None:
             continue
         yield producer
-        carried = flow.uses.carried(nodes[producer])
-        if flow.uses.role(nodes[producer]) in _FOLLOWED and (
-            len(carried) == 1 or flow.uses.role(nodes[producer]) is OpRole.ADDS
-        ):
+        if flow.uses.role(nodes[producer]) in _FOLLOWED and producer not in flow.uses.weighers:
+            carried = flow.uses.carried(nodes[producer])
             waiting += [read for read in carried if read not in seen]
             seen.update(carried)
 
