@@ -1,6 +1,7 @@
 """Planning: one step for each site, and everything that is wrong raised once."""
 
 import dataclasses
+import math
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from torch_initpolicy import plan_policy
 from torch_initpolicy.errors import PlanError, PolicyError, UnusedRuleWarning
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.selection import Selection
@@ -705,3 +707,36 @@ class TestParametrised:
             raise AssertionError
 
         assert plan(layer, Rule(match.role("weight"), never))["weight"].std is None
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(math.nan, "NaN"), (3e35, "memory that was never filled")]
+)
+def test_what_nobody_has_written_is_not_kept(value, what):
+    """A table of NaN, as `torch.empty` may leave it, is an error that names it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.full((3, 4), value))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.scores)
+
+    with pytest.raises(PlanError, match=f"'scores'.*12 of its 12 elements are {what}"):
+        plan_policy(Net(), example_inputs=torch.zeros(3, 4))
+
+
+def test_masks_of_minus_infinity_are_kept():
+    """What is infinite on purpose is a mask."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.full((4, 4), -math.inf).triu(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x + self.scores, -1)
+
+    assert plan_policy(Net(), example_inputs=torch.zeros(4, 4))["scores"].keeps

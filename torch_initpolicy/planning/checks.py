@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 from torch_initpolicy.errors import ApplyError, PlanError, PolicyError, listing, nearest
 from torch_initpolicy.sites import Site
@@ -24,6 +25,32 @@ def check_memory(site: Site) -> None:
         working_dtype(site.dtype)
     except PolicyError as error:
         raise PolicyError(f"{error}; leave it out with skip=[{site.name!r}]") from error
+
+
+_ABSURD = 1e30
+"""No constructor means a number as large: it is memory that nothing was written to."""
+
+
+def check_kept(site: Site) -> None:
+    """Raise where a policy would keep values that nobody has written.
+
+    Raises:
+        PolicyError: The parameter holds NaN, or numbers of memory that was never filled. Infinite
+            values are let pass: they are masks.
+    """
+    parameter = site.parameters[0] if len(site.parameters) == 1 else None
+    if type(parameter) is not nn.Parameter or parameter.is_meta or not site.dtype.is_floating_point:
+        return
+    with torch.no_grad():
+        values = parameter.detach()
+        unfit = values.isnan() | ((values.abs() > _ABSURD) & values.isfinite())
+        count = int(unfit.sum())
+    if count:
+        what = "NaN" if bool(values.isnan().any()) else "memory that was never filled"
+        raise PolicyError(
+            f"{count} of its {values.numel()} elements are {what}, and the policy keeps them; fill "
+            f"it where it is made, or write a rule: Rule(match.name({site.name!r}), Zeros())"
+        )
 
 
 def overwritten(found: Sequence[Site], steps: Sequence[Step]) -> Iterator[str]:

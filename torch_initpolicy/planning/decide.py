@@ -18,6 +18,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.planning.checks import (
+    check_kept,
     check_memory,
     check_range,
     check_reachable,
@@ -198,6 +199,7 @@ def _step(choice: Choice, around: Surroundings) -> Step:
         return _described(choice, Filling(Keep(), *(choice.kept or ("", ""))))
     filling = filled(choice, choice.rule, around)
     if filling.initializer == Keep():
+        check_kept(site)
         return _described(choice, filling)
     check_memory(site)
     spreads = spreads_of(choice, filling.initializer)
