@@ -17,7 +17,7 @@ from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.base import Layout, dtype_name
+from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.trace.facts import Composition, Facts, ForwardMultiplier
@@ -43,7 +43,7 @@ class Opaque(Initializer):
 
     text: str
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> NoReturn:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> NoReturn:
         """Refuse to fill a tensor."""
         raise PolicyError(
             f"a plan read from a file knows {self.text} by name only; make the plan anew"

@@ -30,9 +30,6 @@ Distribution = Literal["normal", "uniform", "truncated_normal"]
 Normals = Callable[[Sequence[int]], Tensor]
 """Hands out standard normals of a shape, fresh ones at each call; tells dtype and device too."""
 
-Layout = Axes | None
-"""Axes of a tensor; None stands for torch's own layout, `(out, in, *kernel)`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -244,7 +241,7 @@ def known(gain: Gain) -> float:
     return gain
 
 
-def fitting(owner: object, shape: Sequence[int], axes: Layout) -> Axes:
+def fitting(owner: object, shape: Sequence[int], axes: Axes | None) -> Axes:
     """Return the axes of a tensor that has inputs and outputs, or raise where it has none."""
     try:
         layout = conventional(shape) if axes is None else axes

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.tensors.axes import Fans
+from torch_initpolicy.tensors.axes import Axes, Fans
 from torch_initpolicy.tensors.base import (
     Context,
     Distribution,
     Gain,
-    Layout,
     Mode,
     Shared,
     known,
@@ -57,7 +56,7 @@ class Constant(Initializer):
         """Return the constant `factor` times as large."""
         return Constant(self.value * factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the one value there is."""
         return Independent((Draw(Zero(), self.value),))
 
@@ -79,7 +78,7 @@ class Zeros(Initializer):
         """Return zeros."""
         return self
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the one value there is."""
         return Independent((Draw(Zero()),))
 
@@ -101,7 +100,7 @@ class Ones(Initializer):
         """Return the constant `factor`."""
         return Constant(factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the one value there is."""
         return Independent((Draw(Zero(), 1.0),))
 
@@ -134,7 +133,7 @@ class Uniform(Initializer):
         """Return the interval `factor` times as large."""
         return Uniform(*sorted((self.low * factor, self.high * factor)))
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         return Independent((Draw(StandardUniform(), middle, half),))
@@ -168,7 +167,7 @@ class Normal(Initializer):
         """Return the normal `factor` times as wide, its mean as much further out."""
         return Normal(self.std * abs(factor), self.mean * factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
         return Independent((Draw(StandardNormal(), self.mean, self.std),))
 
@@ -210,7 +209,7 @@ class TruncatedNormal(Initializer):
         """Return the distribution `factor` times as wide, its mean as much further out."""
         return TruncatedNormal(self.std * abs(factor), self.mean * factor, self.cut)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
         standard = StandardNormal(self.cut)
         return Independent((Draw(standard, self.mean, self.std / standard.std),))
@@ -279,7 +278,7 @@ class VarianceScaling(Initializer):
         """Return the distribution with `factor` times the gain."""
         return replace(self, gain=known(self.gain) * abs(factor))
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Independent:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution of each packed block."""
         return _scaled(self, tuple(shape), axes)
 
@@ -297,7 +296,7 @@ def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Layout) -> Independent:
+def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Axes | None) -> Independent:
     """Work out the distribution of each packed block; models repeat their layers."""
     return Independent(tuple(_of_fans(scaling, fans) for fans in scaling.fans(shape, axes)))
 

@@ -68,7 +68,7 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Formula:
     """An activation of the table.
 
     Attributes:
@@ -100,54 +100,54 @@ def _randomised(lower: float, upper: float) -> Moments:
     return _leaky(middle - reach, middle, middle + reach)
 
 
-def _gated(gate: Callable[[Tensor], Tensor], family: Family) -> Known:
+def _gated(gate: Callable[[Tensor], Tensor], family: Family) -> Formula:
     """Describe `a * gate(b)` of independent halves: its power is that of the gate."""
 
     def exact() -> Moments:
         power = _integrate(gate, 0.0, 1.0).second
         return Moments(0.0, power, power)
 
-    return Known(None, family, exact=exact)
+    return Formula(None, family, exact=exact)
 
 
-KNOWN: Mapping[str, Known] = MappingProxyType(
+KNOWN: Mapping[str, Formula] = MappingProxyType(
     {
-        "identity": Known(torch.clone, "linear", exact=lambda: Moments(0.0, 1.0, 1.0)),
-        "relu": Known(F.relu, exact=lambda: _leaky(0.0)),
-        "leaky_relu": Known(F.leaky_relu, usual=(0.01,), exact=_leaky),
-        "prelu": Known(F.leaky_relu, usual=(0.25,), exact=_leaky),
-        "rrelu": Known(None, usual=(1 / 8, 1 / 3), exact=_randomised),
-        "relu6": Known(F.relu6),
-        "relu2": Known(lambda x: F.relu(x).square(), exact=lambda: Moments(0.5, 1.5, 2.0)),
-        "threshold": Known(F.threshold, usual=(0.0, 0.0)),
-        "elu": Known(F.elu, usual=(1.0,)),
-        "celu": Known(F.celu, usual=(1.0,)),
-        "selu": Known(F.selu, "selu"),
-        "gelu": Known(F.gelu),
-        "gelu_tanh": Known(lambda x: F.gelu(x, approximate="tanh")),
-        "quick_gelu": Known(lambda x: x * torch.sigmoid(1.702 * x)),
-        "silu": Known(F.silu),
-        "mish": Known(F.mish),
-        "hardswish": Known(F.hardswish),
-        "softplus": Known(F.softplus, usual=(1.0,)),
-        "logsigmoid": Known(F.logsigmoid),
-        "tanhshrink": Known(F.tanhshrink),
-        "softshrink": Known(F.softshrink, usual=(0.5,)),
-        "hardshrink": Known(F.hardshrink, usual=(0.5,)),
-        "abs": Known(torch.abs, exact=lambda: Moments(math.sqrt(2 / math.pi), 1.0, 1.0)),
-        "square": Known(torch.square, exact=lambda: Moments(1.0, 3.0, 4.0)),
-        "exp": Known(torch.exp, exact=lambda: Moments(math.exp(0.5), math.exp(2), math.exp(2))),
-        "tanh": Known(torch.tanh, "saturating"),
-        "sigmoid": Known(torch.sigmoid, "saturating"),
-        "hardtanh": Known(F.hardtanh, "saturating", usual=(-1.0, 1.0)),
-        "hardsigmoid": Known(F.hardsigmoid, "saturating"),
-        "softsign": Known(F.softsign, "saturating"),
-        "erf": Known(torch.erf, "saturating"),
-        "atan": Known(torch.atan, "saturating"),
-        "sin": Known(torch.sin, "saturating"),
-        "cos": Known(torch.cos, "saturating"),
-        "softmax": Known(None, "saturating"),
-        "log_softmax": Known(None, "saturating"),
+        "identity": Formula(torch.clone, "linear", exact=lambda: Moments(0.0, 1.0, 1.0)),
+        "relu": Formula(F.relu, exact=lambda: _leaky(0.0)),
+        "leaky_relu": Formula(F.leaky_relu, usual=(0.01,), exact=_leaky),
+        "prelu": Formula(F.leaky_relu, usual=(0.25,), exact=_leaky),
+        "rrelu": Formula(None, usual=(1 / 8, 1 / 3), exact=_randomised),
+        "relu6": Formula(F.relu6),
+        "relu2": Formula(lambda x: F.relu(x).square(), exact=lambda: Moments(0.5, 1.5, 2.0)),
+        "threshold": Formula(F.threshold, usual=(0.0, 0.0)),
+        "elu": Formula(F.elu, usual=(1.0,)),
+        "celu": Formula(F.celu, usual=(1.0,)),
+        "selu": Formula(F.selu, "selu"),
+        "gelu": Formula(F.gelu),
+        "gelu_tanh": Formula(lambda x: F.gelu(x, approximate="tanh")),
+        "quick_gelu": Formula(lambda x: x * torch.sigmoid(1.702 * x)),
+        "silu": Formula(F.silu),
+        "mish": Formula(F.mish),
+        "hardswish": Formula(F.hardswish),
+        "softplus": Formula(F.softplus, usual=(1.0,)),
+        "logsigmoid": Formula(F.logsigmoid),
+        "tanhshrink": Formula(F.tanhshrink),
+        "softshrink": Formula(F.softshrink, usual=(0.5,)),
+        "hardshrink": Formula(F.hardshrink, usual=(0.5,)),
+        "abs": Formula(torch.abs, exact=lambda: Moments(math.sqrt(2 / math.pi), 1.0, 1.0)),
+        "square": Formula(torch.square, exact=lambda: Moments(1.0, 3.0, 4.0)),
+        "exp": Formula(torch.exp, exact=lambda: Moments(math.exp(0.5), math.exp(2), math.exp(2))),
+        "tanh": Formula(torch.tanh, "saturating"),
+        "sigmoid": Formula(torch.sigmoid, "saturating"),
+        "hardtanh": Formula(F.hardtanh, "saturating", usual=(-1.0, 1.0)),
+        "hardsigmoid": Formula(F.hardsigmoid, "saturating"),
+        "softsign": Formula(F.softsign, "saturating"),
+        "erf": Formula(torch.erf, "saturating"),
+        "atan": Formula(torch.atan, "saturating"),
+        "sin": Formula(torch.sin, "saturating"),
+        "cos": Formula(torch.cos, "saturating"),
+        "softmax": Formula(None, "saturating"),
+        "log_softmax": Formula(None, "saturating"),
         "glu": _gated(torch.sigmoid, "saturating"),
         "reglu": _gated(F.relu, "rectifier"),
         "geglu": _gated(F.gelu, "rectifier"),
@@ -158,7 +158,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 `relu2` is the squared ReLU; `glu` and its variants are a product of two independent halves."""
 
 
-def _look_up(activation: Activation) -> tuple[Known, tuple[float, ...]]:
+def _look_up(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
     """Return an activation's row of the table and its parameters."""
     if activation.name not in KNOWN:
         raise UnknownNameError(

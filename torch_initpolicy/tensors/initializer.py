@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.tensors.axes import Fans, fans
+from torch_initpolicy.tensors.axes import Axes, Fans, fans
 from torch_initpolicy.tensors.base import (
     Context,
-    Layout,
     Spreads,
     fitting,
     parts,
@@ -74,7 +73,7 @@ class Initializer(abc.ABC):
     """Whether nothing is known of the numbers before they are written; nothing is built on such."""
 
     @abc.abstractmethod
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Say how the numbers of a tensor are drawn.
 
         Args:
@@ -107,7 +106,7 @@ class Initializer(abc.ABC):
         return self
 
     @final
-    def spread(self, shape: Sequence[int], axes: Layout) -> Spreads | None:
+    def spread(self, shape: Sequence[int], axes: Axes | None) -> Spreads | None:
         """Say what the numbers will be; None where a variance says nothing.
 
         Raises:
@@ -116,7 +115,7 @@ class Initializer(abc.ABC):
         return self.sampler(shape, axes).spread
 
     @final
-    def fans(self, shape: Sequence[int], axes: Layout) -> tuple[Fans, ...]:
+    def fans(self, shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
         """Count the fans of each packed block of a tensor, or of the whole.
 
         Raises:
@@ -127,7 +126,7 @@ class Initializer(abc.ABC):
     @final
     @torch.no_grad()
     def __call__(
-        self, tensor: Tensor, axes: Layout = None, *, generator: torch.Generator | None = None
+        self, tensor: Tensor, axes: Axes | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         """Fill a tensor in place.
 
@@ -151,7 +150,7 @@ class Initializer(abc.ABC):
 def _write_(
     sampler: Independent | Joint,
     tensor: Tensor,
-    axes: Layout,
+    axes: Axes | None,
     dtype: torch.dtype,
     generator: torch.Generator | None,
 ) -> None:
@@ -261,7 +260,7 @@ class Scaled(Initializer):
         """Return the initializer with the product of both factors."""
         return Scaled(self.inner, self.factor * factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Scale what the inner initializer draws."""
         drawn = cast("Independent | Joint", self.inner.sampler(shape, axes))
         return drawn.scaled(self.factor)

@@ -30,7 +30,6 @@ from torch_initpolicy.tensors.base import (
     Context,
     Distribution,
     Gain,
-    Layout,
     Mode,
     Normals,
     Spread,
@@ -161,7 +160,7 @@ class ICNR(Initializer):
         """Return the initializer with the inner one scaled."""
         return ICNR(self.inner.scaled(factor), self.upscale_factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw one kernel for each patch and repeat it."""
         patches, layout = self._patches(shape, axes)
         kernels = partial(build, self.inner.sampler(patches, layout), patches)
@@ -178,7 +177,7 @@ class ICNR(Initializer):
         kurtosis = 1 + self.upscale_factor**2 * (spread.kurtosis - 1)
         return Spread(spread.mean, spread.std, spread.low, spread.high, kurtosis)
 
-    def _patches(self, shape: Sequence[int], axes: Layout) -> tuple[tuple[int, ...], Axes]:
+    def _patches(self, shape: Sequence[int], axes: Axes | None) -> tuple[tuple[int, ...], Axes]:
         """Return shape and axes of the smaller convolution."""
         layout = fitting(self, shape, axes)
         if len(layout.outputs) != 1 or layout.blocks:
@@ -230,7 +229,7 @@ class Blocks(Initializer):
         return Blocks(tuple(inner.scaled(factor) for inner in self.initializers))
 
     def _parts(
-        self, shape: Sequence[int], axes: Layout
+        self, shape: Sequence[int], axes: Axes | None
     ) -> Iterator[tuple[Initializer, tuple[int, ...], Axes]]:
         """Yield each inner initializer with the shape and axes of its block."""
         packed = 0 if axes is None else len(axes.blocks)
@@ -248,7 +247,7 @@ class Blocks(Initializer):
         """Return what fills one packed block; blocks beyond the last are filled as this says."""
         return self.initializers[block] if block < len(self.initializers) else self
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Sampler:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Draw each block by its own initializer, element by element where all of them do."""
         blocks = [
             (inner.sampler(block_shape, block_axes), block_shape)
@@ -323,7 +322,7 @@ class BranchScaled(Initializer):
         """Return the initializer with the inner one scaled."""
         return BranchScaled(self.inner.scaled(factor), self.exponent)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> NoReturn:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> NoReturn:
         """Raise: the branches are known in a plan only."""
         raise PolicyError(
             f"{self} is known in a plan, where the residual branches have been counted; "
@@ -350,7 +349,7 @@ class Keep(Initializer):
 
     is_opaque: ClassVar[bool] = True
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> ByFunction:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> ByFunction:
         """Do nothing to the tensor."""
         return ByFunction(lambda *_: None)
 
@@ -397,11 +396,11 @@ class From(Initializer):
         words = [f"{module}.{name}" if module and name else repr(self.function)]
         return f"From({', '.join(words + [f'{key}={value!r}' for key, value in self.arguments])})"
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> ByFunction:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> ByFunction:
         """Call the function with the tensor, and with its axes if it takes such."""
         return ByFunction(partial(self._write_, axes))
 
-    def _write_(self, axes: Layout, tensor: Tensor, generator: torch.Generator | None) -> None:
+    def _write_(self, axes: Axes | None, tensor: Tensor, generator: torch.Generator | None) -> None:
         """Call the function.
 
         Raises:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import (
-    Layout,
     Normals,
     Spread,
     Spreads,
@@ -213,7 +212,7 @@ def fill_with(
     draws: Sequence[Draw],
     flat: Tensor,
     shape: Sequence[int],
-    axes: Layout,
+    axes: Axes | None,
     *,
     start: int = 0,
     generator: torch.Generator | None = None,

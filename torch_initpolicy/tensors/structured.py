@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.tensors.axes import conventional
+from torch_initpolicy.tensors.axes import Axes, conventional
 from torch_initpolicy.tensors.base import (
     Context,
     Gain,
-    Layout,
     Normals,
     Spread,
     fitting,
@@ -35,7 +34,7 @@ from torch_initpolicy.tensors.standards import haar
 
 def _by_block(
     shape: Sequence[int],
-    axes: Layout,
+    axes: Axes | None,
     write_: Callable[[Maps, Normals], None],
     gain: float,
     normal: Normals,
@@ -51,7 +50,7 @@ def _by_block(
     return joined(shape, layout, blocks).mul_(gain)
 
 
-def _metas(owner: object, shape: Sequence[int], axes: Layout) -> Iterator[Maps]:
+def _metas(owner: object, shape: Sequence[int], axes: Axes | None) -> Iterator[Maps]:
     """Yield the linear maps of each packed block without their numbers, to look at their sizes."""
     for block_shape, block_axes in parts(shape, fitting(owner, shape, axes)):
         yield maps(torch.empty(block_shape, device="meta"), block_axes)
@@ -95,7 +94,7 @@ class Orthogonal(Initializer):
         """Return the initializer with `factor` times the gain."""
         return Orthogonal(known(self.gain) * abs(factor))
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; their elements are normal, almost, but for tiny ones."""
         gain = known(self.gain)
         longest = (max(_matrix(each)[1:]) for each in _metas(self, shape, axes))
@@ -154,7 +153,7 @@ class DeltaOrthogonal(Initializer):
         """Return the initializer with `factor` times the gain."""
         return DeltaOrthogonal(known(self.gain) * abs(factor))
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; the spread counts the zeros around them."""
         spreads = [self._spread(each) for each in _metas(self, shape, axes)]
         build = partial(_by_block, shape, axes, _haar_at_centre_, known(self.gain))
@@ -217,7 +216,7 @@ class Dirac(Initializer):
         """Return the initializer with `factor` times the gain."""
         return Dirac(self.gain * factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Write ones and zeros, of which a variance says nothing."""
         for each in _metas(self, shape, axes):
             if not each.kernel:
@@ -256,7 +255,7 @@ class Identity(Initializer):
         """Return the initializer with `factor` times the gain."""
         return Identity(self.gain * factor)
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Write ones and zeros, of which a variance says nothing."""
         for each in _metas(self, shape, axes):
             if math.prod(each.kernel) > 1:
@@ -300,7 +299,7 @@ class Sparse(Initializer):
         """Return the initializer with `factor` times the standard deviation."""
         return Sparse(self.sparsity, self.std * abs(factor))
 
-    def sampler(self, shape: Sequence[int], axes: Layout) -> Joint:
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw weights and which of them are zero; the spread counts the zeros."""
         spreads = [self._spread(_matrix(each)[2]) for each in _metas(self, shape, axes)]
         build = partial(_by_block, shape, axes, self._scatter_, self.std)
