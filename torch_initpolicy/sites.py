@@ -45,6 +45,7 @@ class Site:
         role: What its owner's type says it does; `"unknown"` where only the data flow can tell.
         axes: What its owner's type says its axes mean; None where it is no linear map or unknown.
         padding: Row of an embedding that must stay zero, or None.
+        parents: The modules around its owner, the outermost first.
         lazy: Whether it has no shape yet (`()` stands here) because no forward pass has run.
     """
 
@@ -61,6 +62,7 @@ class Site:
     role: Role = "unknown"
     axes: Axes | None = None
     padding: int | None = None
+    parents: tuple[nn.Module, ...] = field(default=(), repr=False, compare=False)
     lazy: bool = False
 
     @property
@@ -99,7 +101,8 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         for holder in _holders(model):
             key = tuple(id(parameter) for parameter in holder.parameters)
             holders.setdefault(key, []).append(holder)
-        return tuple(_site(places) for places in holders.values())
+        modules = dict(canonical_modules(model))
+        return tuple(_site(places, modules) for places in holders.values())
 
 
 def require_module(model: object) -> nn.Module:
@@ -198,7 +201,16 @@ def _hooked(module: nn.Module) -> Iterator[tuple[str, _Folded]]:
             yield f"{hook.name}_orig", (hook.name, "spectral_norm", (original,))
 
 
-def _site(places: list[Holder]) -> Site:
+def _parents(name: str, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """Yield the modules around a parameter's owner, the outermost first."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1):
+        outer = modules.get(".".join(parts[:depth]))
+        if outer is not None:
+            yield outer
+
+
+def _site(places: list[Holder], modules: Mapping[str, nn.Module]) -> Site:
     first = places[0]
     parameter = first.parameters[0]
     lazy = is_lazy(parameter)
@@ -217,6 +229,7 @@ def _site(places: list[Holder]) -> Site:
         role=role_of(first.owner, first.attribute),
         axes=None if lazy else axes_of(first.owner, first.attribute),
         padding=padding_of(first.owner, first.attribute),
+        parents=tuple(_parents(first.name, modules)),
         lazy=lazy,
     )
 

@@ -16,7 +16,13 @@ from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameE
 from torch_initpolicy.policy import codec, match
 from torch_initpolicy.policy.codec import FUNCTIONS, decode, digest, encode, fits
 from torch_initpolicy.policy.family import Family, Member
-from torch_initpolicy.policy.recipes import EmbeddingScale, TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import (
+    AspectScale,
+    EmbeddingScale,
+    SirenScale,
+    TorchDefault,
+    UnitScale,
+)
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.tensors import initializers
@@ -63,7 +69,9 @@ EVERY = [
     initializers.From(nn.init.trunc_normal_, std=0.02, a=-2.0, b=2.0),
     UnitScale(),
     TorchDefault(),
+    AspectScale(),
     EmbeddingScale(),
+    SirenScale(12.0),
     Axes(inputs=(1,), outputs=(0,), blocks=(2, 2)),
     Member("fc", (4, 8), Axes((1,), (0,)), multipliers=(ForwardMultiplier(0.5),), drawn=Ones()),
     Scaling("mup", Family((Member("bias", (4,)),), 3), forward_multipliers=True),

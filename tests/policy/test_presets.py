@@ -12,7 +12,13 @@ from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.presets import policy
-from torch_initpolicy.policy.recipes import EmbeddingScale, TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import (
+    AspectScale,
+    EmbeddingScale,
+    SirenScale,
+    TorchDefault,
+    UnitScale,
+)
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset_named
 from torch_initpolicy.tensors.gains import KNOWN, Activation, Moments
 from torch_initpolicy.tensors.initializers import (
@@ -176,6 +182,10 @@ EXPECTED = {
     "gpt2": {"gelu": Normal(0.02), None: Normal(0.02)},
     "timm_vit": {"gelu": Normal(0.02), None: Normal(0.02)},
     "depth_scaled": {"gelu": HE, None: XAVIER},
+    "deepnorm": {"softmax": XAVIER, None: XAVIER},
+    "nanochat": {"relu": AspectScale(), None: AspectScale()},
+    "ppo": {"tanh": Orthogonal(2**0.5), None: Orthogonal(2**0.5)},
+    "siren": {"sin": SirenScale(30.0), None: SirenScale(30.0)},
     "spectral": {"relu": HE, None: HE},
     "fixup": {"relu": BranchScaled(HE, "fixup"), None: BranchScaled(RELU_HE, "fixup")},
 }

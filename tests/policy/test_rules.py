@@ -14,7 +14,13 @@ from tests.ids import readable
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError, UnknownNameError
 from torch_initpolicy.policy import match, presets
-from torch_initpolicy.policy.recipes import EmbeddingScale, TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import (
+    AspectScale,
+    EmbeddingScale,
+    SirenScale,
+    TorchDefault,
+    UnitScale,
+)
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset, preset_named
 from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.tensors import initializers
@@ -43,7 +49,7 @@ CUSTOM = InitPolicy(
     name="mine",
 ).otherwise(presets.auto())
 
-RECIPES = (EmbeddingScale, TorchDefault, UnitScale)
+RECIPES = (AspectScale, EmbeddingScale, SirenScale, TorchDefault, UnitScale)
 
 POLICIES = {"custom": CUSTOM, "empty": InitPolicy()} | {
     name: preset_named(name, {"value": 0.1} if name == "constant" else None)

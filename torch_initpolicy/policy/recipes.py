@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.initializers import (
     Constant,
     Initializer,
@@ -66,6 +67,43 @@ class EmbeddingScale:
         return Normal(1 / facts.multiplier.output) if facts.reader else Normal(0.02)
 
 
+@dataclass(frozen=True, slots=True)
+class SirenScale:
+    """Draw the weights of sine networks, uniformly.
+
+    First layers within `1 / fan_in`, all others within `sqrt(6 / fan_in) / w0`, whatever constants
+    the code multiplies by.
+
+    Attributes:
+        w0: What the output of each layer is multiplied by before its sine.
+    """
+
+    w0: float = 30.0
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the bounds by the fans of one weight."""
+        fan_in = _fan_in(site, facts)
+        first = facts.reads_input
+        bound = 1 / fan_in if first else math.sqrt(6 / fan_in) / self.w0
+        return Uniform(-bound, bound)
+
+
+@dataclass(frozen=True, slots=True)
+class AspectScale:
+    """Draw normally with the standard deviation `min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)`."""
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the standard deviation by the fans of one weight."""
+        blocks = block_fans(site.shape, facts.axes or site.axes)
+        fan_in, fan_out = blocks[0] if blocks else (1.0, 1.0)
+        return Normal(min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in))
+
+
+def _fan_in(site: Site, facts: Facts) -> float:
+    blocks = block_fans(site.shape, facts.axes or site.axes)
+    return max((fan.fan_in for fan in blocks), default=0.0) or 1.0
+
+
 _PLAIN: Mapping[float, Initializer] = MappingProxyType({0.0: Ones(), 1.0: Zeros()})
 
 
@@ -74,7 +112,11 @@ class TorchDefault:
     """Draw what the constructor of torch's own layer draws; keep what no such layer holds."""
 
     def for_site(self, site: Site, facts: Facts) -> Initializer:
-        """Choose the distribution that the owner's constructor uses."""
+        """Choose the distribution that the owner's constructor uses, or the one around it."""
+        inside = any(isinstance(parent, nn.Transformer) for parent in site.parents)
+        if inside and len(site.shape) > 1:  # nn.Transformer fills again what its layers have filled
+            extent = math.prod(site.shape[2:])
+            return _xavier(site.shape[1] * extent, site.shape[0] * extent)
         return default_of(site.owner, site.attribute)
 
 

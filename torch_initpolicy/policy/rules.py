@@ -20,7 +20,14 @@ from torch_initpolicy.policy import codec, matchers
 from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.matcher import Matcher
 from torch_initpolicy.policy.matchers import Anything
-from torch_initpolicy.policy.recipes import EmbeddingScale, Recipe, TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import (
+    AspectScale,
+    EmbeddingScale,
+    Recipe,
+    SirenScale,
+    TorchDefault,
+    UnitScale,
+)
 from torch_initpolicy.policy.scaling import Scaling
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
@@ -353,7 +360,16 @@ _SCALINGS = (Axes, Family, ForwardMultiplier, Member, Scaling)
 
 _OTHERS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (*matchers.SERIALISABLE, UnitScale, EmbeddingScale, TorchDefault, Rule, *_SCALINGS)
+    for kind in (
+        *matchers.SERIALISABLE,
+        UnitScale,
+        AspectScale,
+        EmbeddingScale,
+        SirenScale,
+        TorchDefault,
+        Rule,
+        *_SCALINGS,
+    )
 }
 
 CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)

@@ -19,8 +19,9 @@ from torch_initpolicy.policy.presets.everywhere import (
     zeros,
 )
 from torch_initpolicy.policy.presets.layers import auto, he, lecun, orthogonal, signal, xavier
-from torch_initpolicy.policy.presets.published import gpt2, timm_vit
+from torch_initpolicy.policy.presets.published import gpt2, nanochat, ppo, siren, timm_vit
 from torch_initpolicy.policy.presets.residual import (
+    deepnorm,
     depth_scaled,
     fixup,
     rezero,
@@ -35,6 +36,7 @@ __all__ = [
     "complete_p",
     "constant",
     "critical",
+    "deepnorm",
     "delta_orthogonal",
     "depth_scaled",
     "fixup",
@@ -42,11 +44,14 @@ __all__ = [
     "he",
     "lecun",
     "mup",
+    "nanochat",
     "normal",
     "ones",
     "orthogonal",
+    "ppo",
     "rezero",
     "signal",
+    "siren",
     "spectral",
     "t_fixup",
     "timm_vit",

@@ -1,11 +1,22 @@
 """Presets that start a model as its paper or library does."""
 
-from torch_initpolicy.policy.match import ends_residual, kind, role
+import math
+
+from torch_initpolicy.errors import PolicyError
+from torch_initpolicy.policy.match import ends_residual, feeds_output, kind, name, role, shape
 from torch_initpolicy.policy.presets.everywhere import normal
-from torch_initpolicy.policy.presets.parts import WEIGHT, rule
-from torch_initpolicy.policy.recipes import TorchDefault
+from torch_initpolicy.policy.presets.parts import (
+    EMBEDDINGS,
+    KEPT,
+    MATRIX,
+    RECURRENT,
+    REST,
+    WEIGHT,
+    rule,
+)
+from torch_initpolicy.policy.recipes import AspectScale, SirenScale, TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import BranchScaled, Normal
+from torch_initpolicy.tensors.initializers import BranchScaled, Normal, Orthogonal, Zeros
 
 
 @preset
@@ -55,5 +66,96 @@ def timm_vit() -> InitPolicy:
                 rule(role("token"), Normal(1e-6)),
                 rule(kind("torch.nn.modules.conv._ConvNd"), TorchDefault()),
             ]
+        )
+    )
+
+
+@preset
+def siren(w0: float = 30.0) -> InitPolicy:
+    """Start a sine network as SIREN: first layers within `1 / n`, others `sqrt(6 / n) / w0`.
+
+    All draws are uniform, `n` is the fan-in; biases are torch's. The numbers are the paper's
+    wherever the code multiplies by `w0`; for code that writes no such factor give `w0=1.0`.
+
+    Args:
+        w0: What the output of each layer is multiplied by before its sine, positive.
+
+    Raises:
+        PolicyError: `w0` is not positive.
+
+    Reference:
+        Sitzmann et al., *Implicit Neural Representations with Periodic Activation Functions*, 2020,
+        arXiv:2006.09661, section 3.2 and appendix 1.5.
+
+    Examples:
+        >>> siren().rules[-1].initializer
+        SirenScale(w0=30.0)
+    """
+    if not w0 > 0:
+        raise PolicyError(f"w0 is a positive factor, got {w0}")
+    biases = rule(role("bias"), TorchDefault())
+    return InitPolicy((biases, *REST, EMBEDDINGS, *RECURRENT, KEPT, rule(WEIGHT, SirenScale(w0))))
+
+
+@preset
+def ppo() -> InitPolicy:
+    """Start actors and critics orthogonally: gain `sqrt(2)`, 0.01 for actions, 1 for values.
+
+    A head is what the output comes from. It is a value where its name says so (`critic`, `value`,
+    `vf`) or it has a single unit and its name does not speak of a policy (`actor`, `policy`, `pi`,
+    `mean`, `mu`); the others choose actions. Biases are zero.
+
+    Reference:
+        Andrychowicz et al., *What Matters in On-Policy Reinforcement Learning?*, 2020,
+        arXiv:2006.05990, section 3.2; Huang et al., *The 37 Implementation Details of Proximal
+        Policy Optimization*, 2022, detail 2.
+
+    Examples:
+        >>> [rule.initializer.gain for rule in ppo().rules[-4:-1]]
+        [1.0, 0.01, 1.0]
+    """
+    head = WEIGHT & feeds_output()
+    return InitPolicy(
+        (
+            *REST,
+            EMBEDDINGS,
+            KEPT,
+            rule(head & name(regex=_VALUE), Orthogonal(1.0), "a value"),
+            rule(head & name(regex=_ACTION), Orthogonal(0.01), "actions"),
+            rule(head & shape(1, None), Orthogonal(1.0), "a value"),
+            rule(head, Orthogonal(0.01), "actions"),
+            rule(MATRIX, Orthogonal(math.sqrt(2))),
+        )
+    )
+
+
+_VALUE = r"(.*[._])?(critic|value|values|vf|v_head|value_head)([._].*)?"
+_ACTION = r"(.*[._])?(actor|policy|pi|mean|mu|action|actions)([._].*)?"
+
+
+@preset
+def nanochat() -> InitPolicy:
+    """Start a language model as nanochat: projections into the stream and the head at zero.
+
+    Rows of embeddings are `N(0, 1)`, the other weights have the standard deviation
+    `min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)`.
+
+    Reference:
+        Karpathy, *nanochat*, 2025, `GPT.init_weights`; Yang, Simon and Bernstein, *A Spectral
+        Condition for Feature Learning*, 2023, arXiv:2310.17813.
+
+    Examples:
+        >>> [rule.initializer for rule in nanochat().rules[-2:]]
+        [Zeros(), AspectScale()]
+    """
+    last = WEIGHT & (ends_residual() | feeds_output())
+    return InitPolicy(
+        (
+            *REST,
+            rule(role("embedding"), Normal(1.0)),
+            *RECURRENT,
+            KEPT,
+            rule(last, Zeros(), keeps_meant=False),
+            rule(WEIGHT, AspectScale()),
         )
     )

@@ -91,6 +91,30 @@ def rezero() -> InitPolicy:
 
 
 @preset
+def deepnorm() -> InitPolicy:
+    """Start a post-norm transformer whose skips are multiplied by DeepNorm's `alpha`.
+
+    Xavier everywhere; values, output projections and feed-forward layers times
+    `(8 * N) ^ (-1 / 4)` for `N` layers of two branches. The skips' factor `(2 * N) ^ (1 / 4)` is up
+    to the architecture. (An encoder and a decoder together have other exponents in the paper.)
+
+    Reference:
+        Wang et al., *DeepNet: Scaling Transformers to 1,000 Layers*, 2022, arXiv:2203.00555,
+        figure 2.
+
+    Examples:
+        >>> deepnorm().rules[-2].initializer.exponent
+        -0.25
+    """
+    scaled = BranchScaled(xavier_normal(4**-0.25), -0.25)
+    return layers(
+        rule(WEIGHT & meets("softmax") & in_residual(), xavier_normal()),
+        rule(WEIGHT & in_residual(), scaled),
+        rule(WEIGHT, xavier_normal()),
+    )
+
+
+@preset
 def fixup() -> InitPolicy:
     """Start residual networks without normalisation so that their depth does not matter.
 
