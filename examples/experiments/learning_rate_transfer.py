@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy import InitPolicy, apply_policy, check_scaling, presets, skip_init
 
-LENGTH, BATCH = 24, 12
+LENGTH, BATCH = 16, 8
 Build = Callable[[int], nn.Module]
 Losses = dict[int, dict[float, float]]
 """The loss at the end, by size and learning rate."""
@@ -139,7 +139,7 @@ def text() -> Data:
 def tasks() -> Mapping[str, Task]:
     """Return the kinds of models with their data."""
     words, images = text(), digits()
-    high, low = _powers(-8, -1), _powers(-9, -2)
+    high, low = _powers(-9, -2), _powers(-10, -3)
     return {
         "GPT-2": Task(gpt2, words, high),
         "Llama": Task(llama, words, high),
@@ -240,7 +240,7 @@ def picture(panels: Mapping[str, tuple[Losses, Losses]]) -> object:
 def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Losses, Losses]]:
     """Sweep every kind over widths, and the mixer over depths."""
     warnings.simplefilter("ignore")  # the libraries' remarks about their defaults
-    widths, depths, steps = ((16, 32), (2, 4), 2) if smoke else ((16, 64, 256), (2, 8, 32), 60)
+    widths, depths, steps = ((16, 32), (2, 4), 2) if smoke else ((16, 64, 256), (2, 8, 32), 40)
     results, rows = {}, []
     for name, task in tasks().items():
         rates = task.rates[::7] if smoke else task.rates
@@ -253,7 +253,7 @@ def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Los
         share = flat(task, widths, scaled)
         results[name] = pair
         rows.append((name, *map(drift, pair), *(min(p[widths[-1]].values()) for p in pair), share))
-    task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-9, -2))
+    task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-10, -3))
     with skip_init():
         deep = [kind(base=task.build(depths[0])) for kind in (presets.mup, presets.complete_p)]
     rates = task.rates[::7] if smoke else task.rates

@@ -249,3 +249,76 @@ class TestErrors:
         """A negative number is refused by name."""
         with pytest.raises(PolicyError, match=name):
             plan().param_groups(**{"lr": 0.1, name: -1.0})
+
+
+class TestTrainers:
+    """Those who make and drive optimizers take the groups."""
+
+    @pytest.mark.filterwarnings("ignore")  # of Lightning's own, about torch
+    def test_lightning(self):
+        """Lightning's trainer trains by them."""
+        lightning = pytest.importorskip("lightning")
+
+        class Module(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = Model()
+
+            def training_step(self, batch):
+                return self.net(batch).square().mean()
+
+            def configure_optimizers(self):
+                return torch.optim.AdamW(plan(self.net).param_groups(lr=1e-2))
+
+        module = Module()
+        before = module.net.bias.detach().clone()
+        trainer = lightning.Trainer(
+            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, torch.utils.data.DataLoader([TOKENS[0]] * 2, batch_size=2))
+
+        assert not torch.equal(module.net.bias, before)
+
+    def test_transformers(self, tmp_path):
+        """So does that of transformers, which takes the optimizer ready made."""
+        transformers = pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=11, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0,
+                eos_token_id=0,
+            )
+        )  # fmt: skip
+        before = model.transformer.wpe.weight.detach().clone()
+        optimizer = torch.optim.AdamW(plan_policy(model).param_groups(lr=1e-2))
+        arguments = transformers.TrainingArguments(
+            tmp_path, max_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+        )
+        data = [{"input_ids": TOKENS[0], "labels": TOKENS[0]}] * 8
+        transformers.Trainer(
+            model, arguments, train_dataset=data, optimizers=(optimizer, None)
+        ).train()
+
+        assert not torch.equal(model.transformer.wpe.weight, before)
+
+    def test_fsdp2(self):
+        """Sharded parameters are handed out as they are held."""
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            mesh = torch.distributed.init_device_mesh("cpu", (1,))
+            model = Model()
+            made = plan(model)
+            for module in (model.block, model):
+                torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+            groups = made.param_groups(lr=1e-2, weight_decay=0.1)
+            optimizer = torch.optim.AdamW(groups)
+            model(TOKENS).square().mean().backward()
+            optimizer.step()
+
+            kinds = {type(p) for group in groups for p in group["params"]}
+            assert kinds == {torch.distributed.tensor.DTensor}
+            assert names(groups, lambda group: group["weight_decay"] > 0) == MATRICES
+        finally:
+            torch.distributed.destroy_process_group()

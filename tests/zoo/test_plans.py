@@ -7,6 +7,7 @@ import pytest
 
 from tests.zoo.catalogue import NOT_ON_META, every_model, runs_on_meta
 from tests.zoo.counting import connections
+from tests.zoo.labels import decayed, labelled
 from torch_initpolicy.tensors.axes import fans
 
 pytestmark = pytest.mark.zoo
@@ -100,3 +101,11 @@ def test_packs(subject):
     }
 
     assert {name: blocks for name, (blocks, known) in found.items() if blocks not in known} == {}
+
+
+def test_weight_decay(subject):
+    """What the groups decay is what the sources' own layers call a weight, and nothing else."""
+    plan = subject.plan("auto")
+    expected = labelled(plan)
+
+    assert decayed(plan, expected) == expected
