@@ -132,7 +132,7 @@ def journey_of(model: nn.Module, *, patience: int = PATIENCE):
     """Follow all that is equal in a model of five inputs; return journey, tracks and trial."""
     batches = Batches(Call((torch.zeros(8, 5),)), "fresh", torch.float64, torch.device("cpu"), 2)
     trial = Trial(model, batches, None)
-    trial.trained = tuple(name for name, _ in model.named_parameters())
+    trial = trial.training(tuple(name for name, _ in model.named_parameters()))
     names = {id(p): name for name, p in model.named_parameters()}
     tracks = tracks_of(scan(sites(model), thorough=True), names)
     with laboratory(model):

@@ -19,8 +19,7 @@ def batches(*inputs: Tensor, style: str = "fresh", dtype: torch.dtype = torch.fl
 def trial(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float64) -> Trial:
     """Make a trial of a model that trains all its parameters."""
     made = Trial(model, batches(*inputs, dtype=dtype), None)
-    made.trained = tuple(name for name, _ in model.named_parameters())
-    return made
+    return made.training(tuple(name for name, _ in model.named_parameters()))
 
 
 class TestBatches:
@@ -122,7 +121,7 @@ class TestGradients:
         """On the same inputs and the same weights they are what autograd says."""
         model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
         made = Trial(model, batches(torch.randn(4, 5), style="given"), lambda y: y.pow(2).sum())
-        made.trained = ("0.weight", "2.bias")
+        made = made.training(("0.weight", "2.bias"))
         with laboratory(model):
             found = made.gradients(1)
         double = model.double()
@@ -158,7 +157,7 @@ class TestGradients:
         """Dropout draws the same mask when the gradient is taken again, and that is noted."""
         model = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 3))
         made = Trial(model, batches(torch.zeros(9, 5)), lambda y: y.sum())
-        made.trained = ("2.weight",)
+        made = made.training(("2.weight",))
         with laboratory(model):
             found = made.gradients(1)["2.weight"]
 
@@ -178,7 +177,7 @@ class TestGradients:
         model = nn.ModuleDict({"used": nn.Linear(5, 3), "unused": nn.Linear(5, 3)})
         model.forward = model["used"].forward
         made = trial(model, torch.zeros(4, 5))
-        made.trained = ("unused.weight",)
+        made = made.training(("unused.weight",))
         with laboratory(model):
             found = made.gradients(1)
 
@@ -199,7 +198,7 @@ class TestGradients:
 
         assert max(moved) == pytest.approx(0.1)
         assert all(((made.starts[n] - made.values[n]) * gradients[n]).sum() > 0 for n in gradients)
-        made.reset()
+        made = made.training(made.trained)
         assert all(made.values[name] is made.starts[name] for name in made.starts)
 
     def test_outputs_of_all_kinds(self):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch_initpolicy.sites import Site
-from torch_initpolicy.symmetry.findings import Finding, Verdict
+from torch_initpolicy.symmetry.findings import Finding
 from torch_initpolicy.symmetry.probe import AnyTrack, Track, TwinTrack, idle_parts
 from torch_initpolicy.symmetry.replica import Values
 from torch_initpolicy.symmetry.scan import Likeness
@@ -112,8 +112,8 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         along=along,
         step=outcome.steps,
         reason=(
-            f"{_counted(units, along)} start equal and get equal gradients at every step, whatever "
-            f"the batch{others and f'; so do {others}'}"
+            f"{_counted(units, along)} start equal and get equal gradients at every step, for any "
+            f"inputs of this size{others and f'; so do {others}'}"
         ),
         remedy=remedy(site, outcome.sites),
     )
@@ -366,22 +366,42 @@ def of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
     """Say what became of modules that were copies of one another."""
     names = twin.twins.names
     moving = [g for g in twin.groups() if bool(twin.alive[list(g)].any())]
+    if not moving:
+        return _of_parted(twin, _parted_modules(twin))
+    if all(parameter.ndim < 2 for parameter in twin.twins.parameters[0]):
+        return _of_parted(twin, _FACTORS)
     tied = tuple(tuple(names[member] for member in group) for group in moving)
-    verdict: Verdict = "tied" if tied else "harmless"
     return Finding(
-        name=names[moving[0][0]] if tied else names[0],
-        units=tied or (names,),
-        verdict=verdict,
+        name=tied[0][0],
+        units=tied,
+        verdict="tied",
         along="modules",
-        step=outcome.steps if tied else twin.parted,
-        reason=_TIED_MODULES if tied else _parted_modules(twin),
-        remedy=f"apply_policy(model, only={[f'{n}.*' for n in tied[0][1:]]})" if tied else "",
+        step=outcome.steps,
+        reason=_TIED_MODULES,
+        remedy=f"apply_policy(model, only={[f'{n}.*' for n in tied[0][1:]]})",
+    )
+
+
+def _of_parted(twin: TwinTrack, reason: str) -> Finding:
+    names = twin.twins.names
+    return Finding(
+        name=names[0],
+        units=(names,),
+        verdict="harmless",
+        along="modules",
+        step=twin.parted,
+        reason=reason,
     )
 
 
 _TIED_MODULES = (
     "these modules are copies: they start equal, see the same inputs and get equal gradients at "
-    "every step, whatever the batch"
+    "every step, for any inputs of this size"
+)
+
+_FACTORS = (
+    "these modules hold vectors alone and get equal gradients: they occur only as a product, as "
+    "the norms of queries and keys do, and lose nothing by being equal"
 )
 
 

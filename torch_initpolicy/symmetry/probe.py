@@ -96,10 +96,14 @@ class Track:
     def _part(self, rows: Tensor, step: int, same: float) -> bool:
         """Split groups whose gradients differ; tell whether any did."""
         if not self.likeness.shuffled:
-            # The sign of a row of zeros is that of its first gradient.
-            own = alike(lambda: [rows], signed=True)[1]
-            self.signs = torch.where(self.signs == 0, own, self.signs)
-            rows = rows * torch.where(self.signs == 0, 1, self.signs).to(rows)[:, None]
+            unsigned = self.signs == 0
+            if bool(unsigned.any()):  # the sign of a row of zeros is that of its first gradient
+                own = alike(lambda: [rows], signed=True)[1]
+                self.signs = torch.where(unsigned, own, self.signs)
+            if bool((self.signs < 0).any()):
+                rows = rows * torch.where(self.signs == 0, 1, self.signs).to(rows)[:, None]
+        if _equal_leaders(rows, _leaders(self.labels), same):
+            return False
         gradient_labels = alike(lambda: [rows], near=same)[0]
         labels = _meet(self.labels, gradient_labels, self.units)
         changed = not torch.equal(labels, self.labels)
@@ -122,6 +126,15 @@ class Track:
         level = rows[leaders] * turn[:, None]
         if not torch.equal(level, rows):
             tensors[self.key] = self.likeness.view.put(tensor, units, level)
+
+
+def _equal_leaders(rows: Tensor, leaders: Tensor, same: float) -> bool:
+    """Tell whether each row equals that of its leader; one pass over them, without a sort."""
+    first = leaders[0]
+    together = bool((leaders == first).all())
+    apart = (rows - (rows[first] if together else rows[leaders])).abs().amax(1)
+    scale = rows.abs().amax(1)
+    return bool((apart <= same * torch.maximum(scale, scale[leaders])).all())
 
 
 def _meet(first: Tensor, second: Tensor, units: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ heard of units or verdicts.
 """
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,9 +268,17 @@ class Trial:
         gradients = (torch.zeros_like(p) if g is None else dense(g) / share for p, g in pairs)
         return dict(zip(self.trained, gradients, strict=True))
 
-    def reset(self) -> None:
-        """Go back to the start."""
-        self.values = dict(self.starts)
+    def training(self, keys: tuple[str, ...], *, shared_targets: bool = False) -> "Trial":
+        """Return the same model at its start, with other parameters to be trained.
+
+        Args:
+            keys: Names of those that get gradients.
+            shared_targets: Whether equal outputs have equal targets.
+        """
+        again = copy.copy(self)
+        again.values, again.trained = dict(self.starts), keys
+        again.shared_targets, again._last = shared_targets, None  # noqa: SLF001 - our own
+        return again
 
     def descend(self, gradients: Values) -> None:
         """Take one step of plain gradient descent, so long that some parameter moves by a tenth.
