@@ -17,8 +17,8 @@ def in_company(rows: Tensor) -> set[int]:
     near = NEAR * wide.abs().amax(1)
     reach = torch.maximum(near[:, None], near)
     apart = [(wide[:, None] - sign * wide).abs().amax(2) for sign in (1, -1)]
-    alike = (torch.minimum(*apart) <= reach).fill_diagonal_(fill_value=False)
-    return set((alike.any(1) | ~wide.any(1)).nonzero().flatten().tolist())
+    equal_rows = (torch.minimum(*apart) <= reach).fill_diagonal_(fill_value=False)
+    return set((equal_rows.any(1) | ~wide.any(1)).nonzero().flatten().tolist())
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -35,7 +35,7 @@ class TestWhatIsLeft:
     )
     @settings(max_examples=100, deadline=None)
     def test_all_that_is_alike(self, shapes, seed, high, noise):
-        """Of rows of few different numbers, a little noise upon them, every twin and zero is left.
+        """Of rows of few different numbers, with a little noise, all equal and zero ones are left.
 
         That of each set alone: whether another set holds the same row does not matter.
         """
@@ -70,7 +70,7 @@ class TestWhatIsLeft:
         assert [left.tolist() for left in found] == [[], [0, 1, 2, 3, 4, 5], []]
 
     def test_sets_of_more_rows_than_are_looked_at_together(self, monkeypatch):
-        """However sets fall into batches, each keeps its own twins under their own numbers."""
+        """However sets fall into batches, each keeps its own equal rows under their numbers."""
         monkeypatch.setattr(prefilter, "_BATCH", 64)
         sets = [normal(size, 5, seed=size) for size in (40, 30, 100, 1, 60)]
         for rows in sets:

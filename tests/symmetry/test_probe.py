@@ -9,14 +9,14 @@ from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.probe import (
     NOISY_PATIENCE,
     PATIENCE,
-    Track,
-    TwinTrack,
-    awakened,
+    ModuleTrack,
+    UnitTrack,
     follow,
+    reachable,
     tracks_of,
 )
-from torch_initpolicy.symmetry.replica import Batches, Trial, laboratory
-from torch_initpolicy.symmetry.scan import scan, twins
+from torch_initpolicy.symmetry.replica import Batches, Replica, prepared
+from torch_initpolicy.symmetry.scan import equal_modules, scan
 from torch_initpolicy.trace.trees import Call
 
 SAME = 1e-7
@@ -27,12 +27,12 @@ def rows(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
 
 
-def track(start: Tensor, *, turns: bool = False) -> Track:
-    """Track the rows of a matrix."""
+def track(start: Tensor, *, negated_too: bool = False) -> UnitTrack:
+    """UnitTrack the rows of a matrix."""
     module = nn.Module()
     module.w = nn.Parameter(start.clone())
     like = next(like for like in scan(sites(module)) if like.view.along == "axis 0")
-    return Track(like, "w", turns=turns)
+    return UnitTrack(like, "w", negated_too=negated_too)
 
 
 class TestTrack:
@@ -44,7 +44,7 @@ class TestTrack:
         assert not followed.see({"w": rows(2, 2, 2)}, 2, SAME)
         assert followed.groups() == ((0, 1, 2),)
         assert followed.moves_together
-        assert (followed.stirred, followed.parted) == (1, None)
+        assert (followed.first_moved, followed.separated) == (1, None)
 
     def test_different_gradients_part_them_for_good(self):
         """Units that have once differed are never equal again."""
@@ -53,7 +53,7 @@ class TestTrack:
         followed.see({"w": rows(4, 4, 4)}, 4, SAME)
 
         assert followed.groups() == ((0, 2),)
-        assert followed.parted == 3
+        assert followed.separated == 3
 
     def test_differences_count_relative_to_the_gradient(self):
         """A tiny gradient tells units apart as well as a large one; rounding never does."""
@@ -85,7 +85,7 @@ class TestTrack:
     def test_negatives_only_where_asked(self):
         """A unit and its negative are followed as one where what they feed may be negated too."""
         start, gradient = rows(1, -1), {"w": rows(3, -3)}
-        straight, turning = track(start), track(start, turns=True)
+        straight, turning = track(start), track(start, negated_too=True)
         straight.see(gradient, 1, SAME)
         turning.see(gradient, 1, SAME)
 
@@ -94,7 +94,7 @@ class TestTrack:
 
     def test_zeros_take_the_sign_of_their_first_gradient(self):
         """Two rows of zeros that are pulled oppositely are each other's negative from then on."""
-        followed = track(rows(0, 0), turns=True)
+        followed = track(rows(0, 0), negated_too=True)
         followed.see({"w": rows(3, -3)}, 1, SAME)
         followed.see({"w": rows(-2, 2)}, 2, SAME)
         assert followed.groups() == ((0, 1),)
@@ -104,7 +104,7 @@ class TestTrack:
 
     def test_level_makes_gradients_exactly_equal(self):
         """Rounding between equal units is taken out, with their signs."""
-        followed = track(rows(1, -1, 1), turns=True)
+        followed = track(rows(1, -1, 1), negated_too=True)
         gradients = {"w": rows(1, -1 - 1e-14, 1 + 1e-14)}
         followed.see(gradients, 1, SAME)
         followed.level(gradients)
@@ -118,7 +118,7 @@ class TestTrack:
         for other in (model[1], model[2]):
             other.load_state_dict(first.state_dict())
         names = {id(p): name for name, p in model.named_parameters()}
-        followed = TwinTrack(twins(model)[0], names)
+        followed = ModuleTrack(equal_modules(model)[0], names)
         gradients = {name: torch.ones_like(p) for name, p in model.named_parameters()}
         followed.see(gradients, 1, SAME)
         assert followed.groups() == ((0, 1, 2),)
@@ -129,16 +129,16 @@ class TestTrack:
 
 
 def journey_of(model: nn.Module, *, patience: int = PATIENCE):
-    """Follow all that is equal in a model of five inputs; return journey, tracks and trial."""
+    """Follow all that is equal in a model of five inputs; return progress, tracks and replica."""
     batches = Batches(Call((torch.zeros(8, 5),)), "fresh", torch.float64, torch.device("cpu"), 2)
-    trial = Trial(model, batches, None)
-    trial = trial.training(tuple(name for name, _ in model.named_parameters()))
+    replica = Replica(model, batches, None)
+    replica = replica.training(tuple(name for name, _ in model.named_parameters()))
     names = {id(p): name for name, p in model.named_parameters()}
     tracks = tracks_of(scan(sites(model), thorough=True), names)
-    with laboratory(model):
-        journey = follow(trial, tracks, patience=patience)
-        reach = awakened(trial, tracks, journey)
-    return journey, tracks, reach
+    with prepared(model):
+        progress = follow(replica, tracks, patience=patience)
+        reach = reachable(replica, tracks, progress)
+    return progress, tracks, reach
 
 
 class TestFollow:
@@ -146,9 +146,9 @@ class TestFollow:
         """A zero head is apart after one step."""
         model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False))
         nn.init.zeros_(model[2].weight)
-        journey, tracks, _ = journey_of(model)
+        progress, tracks, _ = journey_of(model)
 
-        assert journey.steps == 1
+        assert progress.steps == 1
         assert all(followed.is_resolved for followed in tracks)
 
     @pytest.mark.parametrize("depth", [2, 3, 5])
@@ -158,24 +158,24 @@ class TestFollow:
             layer for _ in range(depth) for layer in (nn.Linear(5, 5, bias=False), nn.Sigmoid())
         ]
         model = fill(nn.Sequential(*layers), 0.0)
-        journey, _, _ = journey_of(model)
+        progress, _, _ = journey_of(model)
 
         names = [f"{2 * number}.weight" for number in reversed(range(depth))]
-        assert [journey.stirred[name] for name in names] == list(range(1, depth + 1))
+        assert [progress.first_moved[name] for name in names] == list(range(1, depth + 1))
 
     def test_patience(self):
-        """What is tied ends the journey after three steps without news."""
-        journey, tracks, _ = journey_of(constant(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
+        """What is tied ends the progress after three steps without news."""
+        progress, tracks, _ = journey_of(constant(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
 
-        assert journey.steps == 1 + PATIENCE
+        assert progress.steps == 1 + PATIENCE
         assert any(followed.moves_together for followed in tracks)
 
     def test_patience_with_noise(self):
         """Where random numbers are drawn a tie has to hold longer."""
         model = constant(nn.Dropout(0.5), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-        journey, _, _ = journey_of(model)
+        progress, _, _ = journey_of(model)
 
-        assert journey.steps >= NOISY_PATIENCE
+        assert progress.steps >= NOISY_PATIENCE
 
     def test_near_ties_are_made_exact_first(self):
         """Noise of 1e-8 is taken out, so that it cannot be what tells units apart."""
@@ -217,7 +217,7 @@ class TestAwakened:
     def test_nothing_idle_costs_nothing(self):
         """Where all has moved, nothing more is run."""
         model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-        journey, _, reach = journey_of(model)
+        progress, _, reach = journey_of(model)
 
-        assert journey.steps == 1
+        assert progress.steps == 1
         assert not any(gradient.any() for gradient in reach.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.symmetry.replica import Batches, Trial, laboratory, vocabulary
+from torch_initpolicy.symmetry.replica import Batches, Replica, prepared, vocabulary
 from torch_initpolicy.trace.trees import Call
 
 
@@ -16,9 +16,9 @@ def batches(*inputs: Tensor, style: str = "fresh", dtype: torch.dtype = torch.fl
     return Batches(Call(inputs), style, dtype, torch.device("cpu"), vocabulary=10)
 
 
-def trial(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float64) -> Trial:
-    """Make a trial of a model that trains all its parameters."""
-    made = Trial(model, batches(*inputs, dtype=dtype), None)
+def replica(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float64) -> Replica:
+    """Make a replica of a model that trains all its parameters."""
+    made = Replica(model, batches(*inputs, dtype=dtype), None)
     return made.training(tuple(name for name, _ in model.named_parameters()))
 
 
@@ -120,9 +120,9 @@ class TestGradients:
     def test_are_those_of_autograd(self):
         """On the same inputs and the same weights they are what autograd says."""
         model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-        made = Trial(model, batches(torch.randn(4, 5), style="given"), lambda y: y.pow(2).sum())
+        made = Replica(model, batches(torch.randn(4, 5), style="given"), lambda y: y.pow(2).sum())
         made = made.training(("0.weight", "2.bias"))
-        with laboratory(model):
+        with prepared(model):
             found = made.gradients(1)
         double = model.double()
         loss = double(made.batches.draw(1).args[0]).pow(2).sum()
@@ -135,8 +135,8 @@ class TestGradients:
     def test_rounding_is_zero(self, dtype):
         """A gradient that is zero but for rounding is exactly zero; others are not."""
         model = _Cancels()
-        made = trial(model, torch.zeros(4, 5), dtype=dtype)
-        with laboratory(model):
+        made = replica(model, torch.zeros(4, 5), dtype=dtype)
+        with prepared(model):
             found = [made.gradients(step) for step in range(1, 6)]
 
         assert not any(gradients["bias"].any() for gradients in found)
@@ -146,8 +146,8 @@ class TestGradients:
         """A gradient behind a scale of 1e-20 is small, and real."""
         model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, bias=False))
         nn.init.constant_(model[1].weight, 1e-20)
-        made = trial(model, torch.zeros(4, 5))
-        with laboratory(model):
+        made = replica(model, torch.zeros(4, 5))
+        with prepared(model):
             found = made.gradients(1)
 
         assert found["0.weight"].all()
@@ -156,9 +156,9 @@ class TestGradients:
     def test_noise_is_the_same_in_both_passes(self):
         """Dropout draws the same mask when the gradient is taken again, and that is noted."""
         model = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 3))
-        made = Trial(model, batches(torch.zeros(9, 5)), lambda y: y.sum())
+        made = Replica(model, batches(torch.zeros(9, 5)), lambda y: y.sum())
         made = made.training(("2.weight",))
-        with laboratory(model):
+        with prepared(model):
             found = made.gradients(1)["2.weight"]
 
         assert made.noisy
@@ -166,8 +166,8 @@ class TestGradients:
 
     def test_without_noise_none_is_noted(self):
         """A forward pass that draws nothing is not noisy."""
-        made = trial(model := nn.Linear(5, 3), torch.zeros(4, 5))
-        with laboratory(model):
+        made = replica(model := nn.Linear(5, 3), torch.zeros(4, 5))
+        with prepared(model):
             made.gradients(1)
 
         assert not made.noisy
@@ -176,9 +176,9 @@ class TestGradients:
         """Where no gradient can arrive all are zero, and that is noted too."""
         model = nn.ModuleDict({"used": nn.Linear(5, 3), "unused": nn.Linear(5, 3)})
         model.forward = model["used"].forward
-        made = trial(model, torch.zeros(4, 5))
+        made = replica(model, torch.zeros(4, 5))
         made = made.training(("unused.weight",))
-        with laboratory(model):
+        with prepared(model):
             found = made.gradients(1)
 
         assert not found["unused.weight"].any()
@@ -187,8 +187,8 @@ class TestGradients:
     def test_descent_goes_downhill_and_back(self):
         """A step moves some parameter by a tenth of its size; `reset` undoes all steps."""
         model = nn.Linear(5, 3)
-        made = trial(model, torch.zeros(4, 5))
-        with laboratory(model):
+        made = replica(model, torch.zeros(4, 5))
+        with prepared(model):
             gradients = made.gradients(1)
         made.descend(gradients)
         moved = [
@@ -217,8 +217,8 @@ class TestGradients:
                     y[:, :1], {"a": (y[:, 1:2], y.argmax(-1)), "b": torch.complex(y[:, 2], y[:, 3])}
                 )
 
-        made = trial(model := Model(5, 4), torch.zeros(6, 5))
-        with laboratory(model):
+        made = replica(model := Model(5, 4), torch.zeros(6, 5))
+        with prepared(model):
             found = made.gradients(1)
 
         assert found["weight"].any(1).all()
@@ -232,9 +232,9 @@ class TestGradients:
                 return torch.stack([y, y.clone()]), y.clone(), torch.zeros_like(y) * y.sum()
 
         def gradient(*, shared: bool) -> Tensor:
-            made = trial(model := Twice(5, 4), torch.zeros(6, 5))
+            made = replica(model := Twice(5, 4), torch.zeros(6, 5))
             made.shared_targets = shared
-            with laboratory(model):
+            with prepared(model):
                 return made.gradients(1)["weight"]
 
         assert not torch.allclose(gradient(shared=True), gradient(shared=False))
@@ -247,7 +247,7 @@ class TestLaboratory:
         torch.manual_seed(5)
         random.seed(5)
         before = torch.random.get_rng_state(), random.getstate()
-        with torch.inference_mode(), contextlib.suppress(KeyError), laboratory(model):
+        with torch.inference_mode(), contextlib.suppress(KeyError), prepared(model):
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
             torch.rand(3)

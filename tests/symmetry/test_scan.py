@@ -10,17 +10,17 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from torch_initpolicy.sites import sites
-from torch_initpolicy.symmetry.scan import Likeness, scan, suspects, twins
+from torch_initpolicy.symmetry.scan import EqualUnits, equal_modules, scan, suspects
 from torch_initpolicy.symmetry.units import groups
 
 
-def found(model: nn.Module, *, thorough: bool = False) -> dict[tuple[str, str], Likeness]:
-    """Scan a model; likenesses by name and side."""
-    likenesses = scan(sites(model), thorough=thorough)
-    return {(like.site.name, like.view.along): like for like in likenesses if not like.shuffled}
+def found(model: nn.Module, *, thorough: bool = False) -> dict[tuple[str, str], EqualUnits]:
+    """Scan a model; equal_units by name and side."""
+    equal_units = scan(sites(model), thorough=thorough)
+    return {(like.site.name, like.view.along): like for like in equal_units if not like.shuffled}
 
 
-def equal(like: Likeness) -> tuple[tuple[int, ...], ...]:
+def equal(like: EqualUnits) -> tuple[tuple[int, ...], ...]:
     """Return the groups of equal units, by their numbers."""
     units = like.units.tolist()
     return tuple(tuple(units[i] for i in group) for group in groups(like.labels))
@@ -76,10 +76,10 @@ class TestUnits:
         matrix = torch.randint(-high, high + 1, (units, features), generator=generator).float()
         model = nn.ParameterDict({"w": matrix})
 
-        likenesses = found(model)
+        equal_units = found(model)
 
         for along, rows in (("axis 0", matrix), ("axis 1", matrix.T)):
-            like = likenesses.get(("w", along))
+            like = equal_units.get(("w", along))
             assert _in_company(rows) == ([] if like is None else like.units.tolist())
             assert like is None or (rows[like.units] == _leaders(rows, like)).all()
 
@@ -114,7 +114,7 @@ class TestUnits:
         assert like.signs.prod() == -1
 
     def test_a_row_of_zeros_stands_alone(self):
-        """Zeros may be dead without a twin."""
+        """Zeros may be dead without a copies."""
         layer = nn.Linear(40, 30)
         nn.init.zeros_(layer.weight[7])
         like = found(layer)["weight", "outputs"]
@@ -183,13 +183,13 @@ def _in_company(rows: torch.Tensor) -> list[int]:
     return [i for i, row in enumerate(rows) if not row.any() or twice.count(twice[i]) > 1]
 
 
-def _leaders(rows: torch.Tensor, like: Likeness) -> torch.Tensor:
-    """Return what a likeness says that its units are: the first of their like, with its sign."""
+def _leaders(rows: torch.Tensor, like: EqualUnits) -> torch.Tensor:
+    """Return what a start says that its units are: the first of their like, with its sign."""
     signs = dict(zip(like.units.tolist(), like.signs.tolist(), strict=True))
-    turns = [
+    negated_too = [
         signs[unit] * signs[label] for unit, label in zip(signs, like.labels.tolist(), strict=True)
     ]
-    return rows[like.labels] * torch.tensor(turns)[:, None]
+    return rows[like.labels] * torch.tensor(negated_too)[:, None]
 
 
 def _copy(weight: nn.Parameter, pick) -> None:
@@ -266,7 +266,7 @@ class TestTwins:
         branch = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
         model = nn.ModuleDict({"a": branch, "b": copy.deepcopy(branch), "c": nn.Linear(4, 6)})
 
-        assert [twin.names for twin in twins(model)] == [("a", "b")]
+        assert [copies.names for copies in equal_modules(model)] == [("a", "b")]
 
     def test_parts_of_different_wholes(self):
         """Equal layers in unequal modules are found as layers."""
@@ -278,17 +278,17 @@ class TestTwins:
             }
         )
 
-        assert [twin.names for twin in twins(model)] == [("a.0", "b.0")]
+        assert [copies.names for copies in equal_modules(model)] == [("a.0", "b.0")]
 
     def test_two_groups(self):
         """Three copies of one module and two of another are two groups."""
         first, second = nn.Linear(4, 6), nn.Linear(4, 6)
         model = nn.ModuleList(copy.deepcopy(m) for m in (first, second, first, second, first))
 
-        assert [twin.names for twin in twins(model)] == [("0", "2", "4"), ("1", "3")]
+        assert [copies.names for copies in equal_modules(model)] == [("0", "2", "4"), ("1", "3")]
 
     def test_shared_frozen_and_normalising_modules_are_none(self):
-        """One module under two names, a frozen copy, and neutral norms are no twins."""
+        """One module under two names, a frozen copy, and neutral norms are no equal_modules."""
         layer = nn.Linear(4, 6)
         model = nn.ModuleDict(
             {
@@ -300,7 +300,7 @@ class TestTwins:
             }
         )
 
-        assert twins(model) == ()
+        assert equal_modules(model) == ()
 
     def test_nearly_equal(self):
         """Noise far below the weights does not make two of one."""
@@ -311,7 +311,7 @@ class TestTwins:
             other.bias += 1e-9 * torch.randn_like(other.bias)
         model = nn.ModuleList([layer, other])
 
-        assert [twin.names for twin in twins(model)] == [("0", "1")]
+        assert [copies.names for copies in equal_modules(model)] == [("0", "1")]
 
     def test_modules_that_hold_a_number(self):
         """A parameter without axes (a residual gain) is compared like any other."""
@@ -327,8 +327,8 @@ class TestTwins:
             other.gain += 1
         model = nn.ModuleList([first, copy.deepcopy(first), other])
 
-        assert [twin.names for twin in twins(model)] == [("0", "1")]
+        assert [copies.names for copies in equal_modules(model)] == [("0", "1")]
 
     def test_random_modules_of_one_shape(self):
-        """Modules that only look alike are told apart."""
-        assert twins(nn.ModuleList(nn.Linear(4, 6) for _ in range(5))) == ()
+        """Modules that only look equal_rows are told apart."""
+        assert equal_modules(nn.ModuleList(nn.Linear(4, 6) for _ in range(5))) == ()

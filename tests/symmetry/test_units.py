@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torch_initpolicy.symmetry.units import View, alike, groups, views
+from torch_initpolicy.symmetry.units import View, equal_rows, groups, views
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import axes_of
 
@@ -114,12 +114,14 @@ class TestViews:
 def _by_brute_force(rows: Tensor, *, signed: bool) -> list[int]:
     labels: list[int] = []
     for number, row in enumerate(rows):
-        twins = (
+        equal_modules = (
             other
             for other in range(number)
             if torch.equal(rows[other], row) or (signed and torch.equal(rows[other], -row))
         )
-        labels.append(labels[twin] if (twin := next(twins, None)) is not None else number)
+        labels.append(
+            labels[copies] if (copies := next(equal_modules, None)) is not None else number
+        )
     return labels
 
 
@@ -137,7 +139,7 @@ class TestAlike:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(-high, high + 1, (units, features), generator=generator).float()
 
-        labels, signs = alike(lambda: [rows], signed=signed)
+        labels, signs = equal_rows(lambda: [rows], signed=signed)
 
         assert labels.tolist() == _by_brute_force(rows, signed=signed)
         turned = rows * signs[:, None] if signed else rows
@@ -150,7 +152,7 @@ class TestAlike:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(alike(lambda: [rows])[0]) == ((4, 30),)
+        assert groups(equal_rows(lambda: [rows])[0]) == ((4, 30),)
 
     @pytest.mark.parametrize("noise", [1e-5, 1e-3])
     def test_larger_differences_do(self, noise):
@@ -158,7 +160,7 @@ class TestAlike:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(alike(lambda: [rows])[0]) == ()
+        assert groups(equal_rows(lambda: [rows])[0]) == ()
 
     def test_equal_rows_among_a_hundred_thousand(self):
         """Among many random rows only those that were copied are found."""
@@ -166,17 +168,17 @@ class TestAlike:
         rows[99_000] = rows[7]
         rows[50_000] = -rows[7]
 
-        assert groups(alike(lambda: [rows])[0]) == ((7, 99_000),)
-        assert groups(alike(lambda: [rows], signed=True)[0]) == ((7, 50_000, 99_000),)
+        assert groups(equal_rows(lambda: [rows])[0]) == ((7, 99_000),)
+        assert groups(equal_rows(lambda: [rows], signed=True)[0]) == ((7, 50_000, 99_000),)
 
     def test_what_is_no_number_equals_nothing(self):
         """NaNs are not equal, and do not disturb the others."""
         rows = torch.ones(4, 3)
         rows[1, 0] = rows[2, 0] = torch.nan
 
-        assert groups(alike(lambda: [rows])[0]) == ((0, 3),)
+        assert groups(equal_rows(lambda: [rows])[0]) == ((0, 3),)
 
     def test_nothing_to_compare(self):
         """No rows, or rows without features."""
-        assert alike(lambda: [torch.zeros(0, 3)])[0].tolist() == []
-        assert groups(alike(lambda: [torch.zeros(2, 0)])[0]) == ((0, 1),)
+        assert equal_rows(lambda: [torch.zeros(0, 3)])[0].tolist() == []
+        assert groups(equal_rows(lambda: [torch.zeros(2, 0)])[0]) == ((0, 1),)

@@ -162,7 +162,7 @@ SHORT = {
 
 
 class TestShortSteps:
-    """Units that have parted move the gradients of others by no more than the step length."""
+    """Units that have separated move the gradients of others by no more than the step length."""
 
     @pytest.mark.parametrize("make", SHORT.values(), ids=SHORT)
     def test_no_warning_while_units_are_parting(self, make):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.findings import Finding
-from torch_initpolicy.symmetry.probe import AnyTrack, Track, TwinTrack, idle_parts
+from torch_initpolicy.symmetry.probe import ModuleTrack, Track, UnitTrack, idle_parts
 from torch_initpolicy.symmetry.replica import Values
-from torch_initpolicy.symmetry.scan import Likeness
+from torch_initpolicy.symmetry.scan import EqualUnits
 from torch_initpolicy.symmetry.units import View, views
 
 Groups = tuple[tuple[int, ...], ...]
@@ -22,35 +22,35 @@ class Outcome:
 
     Attributes:
         sites: All parameters of the model.
-        keys: For each site the names of its trained tensors in the trial.
+        keys: For each site the names of its trained tensors in the replica.
         tracks: Units that were equal or zero at the start.
-        twins: Modules that were.
+        equal_modules: Modules that were.
         reach: Which elements get a gradient where what never moved is made random.
-        stirred: For each tensor that got a gradient the first step at which it did.
+        first_moved: For each tensor that got a gradient the first step at which it did.
         steps: Number of steps taken.
     """
 
     sites: Sequence[Site]
     keys: Mapping[str, Sequence[str]]
-    tracks: Sequence[Track]
-    twins: Sequence[TwinTrack]
+    tracks: Sequence[UnitTrack]
+    equal_modules: Sequence[ModuleTrack]
     reach: Values
-    stirred: Mapping[str, int]
+    first_moved: Mapping[str, int]
     steps: int
-    by_site: Mapping[str, Sequence[Track]] = field(init=False)
+    by_site: Mapping[str, Sequence[UnitTrack]] = field(init=False)
     relations: Mapping[str, Sequence["Relation"]] = field(init=False)
 
     def __post_init__(self) -> None:
-        by_site: dict[str, list[Track]] = {}
+        by_site: dict[str, list[UnitTrack]] = {}
         for track in self.tracks:
-            by_site.setdefault(track.likeness.site.name, []).append(track)
+            by_site.setdefault(track.start.site.name, []).append(track)
         object.__setattr__(self, "by_site", by_site)
         relations = {name: [Relation(t) for t in tracks] for name, tracks in by_site.items()}
         object.__setattr__(self, "relations", relations)
 
     def has_moved(self, site: Site) -> bool:
         """Whether any tensor behind a site has got a gradient."""
-        return any(key in self.stirred for key in self.keys[site.name])
+        return any(key in self.first_moved for key in self.keys[site.name])
 
     def is_reachable(self, site: Site) -> bool:
         """Whether any tensor behind a site would get a gradient from another start."""
@@ -60,8 +60,8 @@ class Outcome:
 class Relation:
     """Which units of a track are still equal, by unit number."""
 
-    def __init__(self, track: Track) -> None:
-        self.view = track.likeness.view
+    def __init__(self, track: UnitTrack) -> None:
+        self.view = track.start.view
         self.units = track.units.tolist()
         self.label = dict(zip(self.units, track.labels.tolist(), strict=True))
 
@@ -85,8 +85,8 @@ def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
                 finding = _harmless(outcome, site)
             if finding is not None:
                 yield finding
-    for twin in outcome.twins:
-        yield of_modules(outcome, twin)
+    for copies in outcome.equal_modules:
+        yield of_modules(outcome, copies)
 
 
 #
@@ -99,7 +99,7 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
     found: dict[str, set[tuple[int, ...]]] = {}
     for track in outcome.by_site.get(site.name, ()):
         for group in _tied_groups(outcome, site, track):
-            found.setdefault(track.likeness.view.along, set()).add(group)
+            found.setdefault(track.start.view.along, set()).add(group)
     if not found:
         return None
     along = next(iter(found))
@@ -137,7 +137,7 @@ def _counted(groups: Collection[tuple[int, ...]], along: str) -> str:
     return f"{_many(sum(map(len, groups)), along)}{several}"
 
 
-def _tied_groups(outcome: Outcome, site: Site, track: Track) -> Iterator[tuple[int, ...]]:
+def _tied_groups(outcome: Outcome, site: Site, track: UnitTrack) -> Iterator[tuple[int, ...]]:
     """Yield the groups of units of one track that move together."""
     for positions in track.groups():
         moved = bool(track.alive[list(positions)].any())
@@ -149,12 +149,12 @@ def _tied_groups(outcome: Outcome, site: Site, track: Track) -> Iterator[tuple[i
                 yield from _joint(outcome, site, track, part) if _is_vector(track) else (part,)
 
 
-def _is_vector(track: Track) -> bool:
-    return track.likeness.is_vector
+def _is_vector(track: UnitTrack) -> bool:
+    return track.start.is_vector
 
 
 def _same_sign_or_met(
-    outcome: Outcome, track: Track, group: tuple[int, ...], signs: Sequence[int]
+    outcome: Outcome, track: UnitTrack, group: tuple[int, ...], signs: Sequence[int]
 ) -> Iterator[tuple[int, ...]]:
     """Yield a group whole, or, where its negative members negate nothing else, by sign.
 
@@ -171,9 +171,9 @@ def _same_sign_or_met(
             yield tuple(part)
 
 
-def _met(outcome: Outcome, track: Track, first: int, second: int) -> bool:
+def _met(outcome: Outcome, track: UnitTrack, first: int, second: int) -> bool:
     """Whether what the units feed, or are fed by, is equal up to its sign as well."""
-    own = track.likeness.view
+    own = track.start.view
     side = "outputs" if own.along == "entries" else own.along
     return any(
         relation.holds(first, second)
@@ -181,12 +181,12 @@ def _met(outcome: Outcome, track: Track, first: int, second: int) -> bool:
         for relation in relations
         if relation.view.count == own.count
         and relation.view.along not in ("entries", side)
-        and (name != track.likeness.site.name or relation.view.axes != own.axes)
+        and (name != track.start.site.name or relation.view.axes != own.axes)
     )
 
 
 def _joint(
-    outcome: Outcome, site: Site, track: Track, group: tuple[int, ...]
+    outcome: Outcome, site: Site, track: UnitTrack, group: tuple[int, ...]
 ) -> Iterator[tuple[int, ...]]:
     """Yield the parts of a group of vector entries whose units are equal in the owner's matrices.
 
@@ -197,15 +197,15 @@ def _joint(
         yield group
         return
     relations = [r for c in companions for r in outcome.relations.get(c.name, ())]
-    fitting = [r for r in relations if r.view.count == track.likeness.view.count]
+    fitting = [r for r in relations if r.view.count == track.start.view.count]
     parts = (_refined(group, relation) for relation in fitting)
     yield from next((found for found in parts if found), ())
 
 
-def _is_companion(other: Site, site: Site, track: Track) -> bool:
+def _is_companion(other: Site, site: Site, track: UnitTrack) -> bool:
     if other.owner is not site.owner or other.name == site.name:
         return False
-    return any(v.count == track.likeness.view.count for v in _views(other))
+    return any(v.count == track.start.view.count for v in _views(other))
 
 
 def _views(site: Site) -> tuple[View, ...]:
@@ -240,16 +240,16 @@ def _dead(outcome: Outcome, site: Site) -> Finding | None:
         if _is_vector(track):
             numbers &= _dead_rows(outcome, site, track)
         if numbers:
-            along = track.likeness.view.along
+            along = track.start.view.along
             return _dead_finding(outcome, site, along, tuple(sorted(numbers)))
     return None
 
 
-def _dead_rows(outcome: Outcome, site: Site, track: Track) -> set[int]:
+def _dead_rows(outcome: Outcome, site: Site, track: UnitTrack) -> set[int]:
     """Return the units whose rows in the owner's matrices are dead."""
     companions = [other for other in outcome.sites if _is_companion(other, site, track)]
     tracks = [t for c in companions for t in outcome.by_site.get(c.name, ()) if not _is_vector(t)]
-    fitting = [t for t in tracks if t.likeness.view.count == track.likeness.view.count]
+    fitting = [t for t in tracks if t.start.view.count == track.start.view.count]
     return {
         unit for t, dead in idle_parts(fitting, outcome.reach) for unit in t.units[dead].tolist()
     }
@@ -277,9 +277,9 @@ def _idle_suspects(outcome: Outcome) -> list[str]:
     """Name the suspects of which some unit never moved."""
     return list(
         dict.fromkeys(
-            track.likeness.site.name
+            track.start.site.name
             for track in outcome.tracks
-            if track.likeness.is_suspect and not bool(track.alive.any())
+            if track.start.is_suspect and not bool(track.alive.any())
         )
     )
 
@@ -309,19 +309,19 @@ def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
 
 
 def _harmless(outcome: Outcome, site: Site) -> Finding:
-    tracks = [t for t in outcome.by_site.get(site.name, ()) if not t.likeness.shuffled]
+    tracks = [t for t in outcome.by_site.get(site.name, ()) if not t.start.shuffled]
     first = tracks[0]
     return Finding(
         name=site.name,
-        units=groups_of(first.likeness),
+        units=groups_of(first.start),
         verdict="harmless",
-        along=first.likeness.view.along,
-        step=first.parted or first.stirred,
+        along=first.start.view.along,
+        step=first.separated or first.first_moved,
         reason=_why_harmless(outcome, first),
     )
 
 
-def groups_of(like: Likeness) -> Groups:
+def groups_of(like: EqualUnits) -> Groups:
     """List the units that were equal at the start, by group; a row of zeros may stand alone."""
     members: dict[int, list[int]] = {}
     for unit, label in zip(like.units.tolist(), like.labels.tolist(), strict=True):
@@ -329,19 +329,19 @@ def groups_of(like: Likeness) -> Groups:
     return tuple(map(tuple, members.values()))
 
 
-def _why_harmless(outcome: Outcome, track: Track) -> str:
-    if track.stirred is None:
+def _why_harmless(outcome: Outcome, track: UnitTrack) -> str:
+    if track.first_moved is None:
         return _unmoved(outcome)
-    waited = _waited(outcome, track.stirred) if track.stirred > 1 else ""
-    if track.parted is None:
-        return f"{waited}gets a gradient from step {track.stirred} on"
-    return f"{waited}its units get different gradients, and are apart after step {track.parted}"
+    waited = _waited(outcome, track.first_moved) if track.first_moved > 1 else ""
+    if track.separated is None:
+        return f"{waited}gets a gradient from step {track.first_moved} on"
+    return f"{waited}its units get different gradients, and are apart after step {track.separated}"
 
 
 def _unmoved(outcome: Outcome) -> str:
     """Say why a parameter that never moves is not to blame."""
     why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
-    tracks: list[AnyTrack] = [*outcome.tracks, *outcome.twins]
+    tracks: list[Track] = [*outcome.tracks, *outcome.equal_modules]
     if any(track.moves_together for track in tracks):
         why = "it has no effect on the loss, or none while the units above are tied"
     return f"no gradient arrives, nor would it from another start of its own: {why}"
@@ -352,7 +352,7 @@ def _waited(outcome: Outcome, step: int) -> str:
     before = [
         name
         for name in outcome.by_site
-        if any(outcome.stirred.get(key) == step - 1 for key in outcome.keys[name])
+        if any(outcome.first_moved.get(key) == step - 1 for key in outcome.keys[name])
     ]
     return f"waits for {', '.join(before[:3])}, and moves from step {step} on; "
 
@@ -362,14 +362,14 @@ def _waited(outcome: Outcome, step: int) -> str:
 #
 
 
-def of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
+def of_modules(outcome: Outcome, copies: ModuleTrack) -> Finding:
     """Say what became of modules that were copies of one another."""
-    names = twin.twins.names
-    moving = [g for g in twin.groups() if bool(twin.alive[list(g)].any())]
+    names = copies.equal_modules.names
+    moving = [g for g in copies.groups() if bool(copies.alive[list(g)].any())]
     if not moving:
-        return _of_parted(twin, _parted_modules(twin))
-    if all(parameter.ndim < 2 for parameter in twin.twins.parameters[0]):
-        return _of_parted(twin, _FACTORS)
+        return _harmless_modules(copies, _separated_modules(copies))
+    if all(parameter.ndim < 2 for parameter in copies.equal_modules.parameters[0]):
+        return _harmless_modules(copies, _FACTORS)
     tied = tuple(tuple(names[member] for member in group) for group in moving)
     return Finding(
         name=tied[0][0],
@@ -382,14 +382,14 @@ def of_modules(outcome: Outcome, twin: TwinTrack) -> Finding:
     )
 
 
-def _of_parted(twin: TwinTrack, reason: str) -> Finding:
-    names = twin.twins.names
+def _harmless_modules(copies: ModuleTrack, reason: str) -> Finding:
+    names = copies.equal_modules.names
     return Finding(
         name=names[0],
         units=(names,),
         verdict="harmless",
         along="modules",
-        step=twin.parted,
+        step=copies.separated,
         reason=reason,
     )
 
@@ -405,9 +405,8 @@ _FACTORS = (
 )
 
 
-def _parted_modules(twin: TwinTrack) -> str:
-    if twin.stirred is None:
+def _separated_modules(copies: ModuleTrack) -> str:
+    if copies.first_moved is None:
         return "copies of one another that get no gradient"
-    return (
-        f"copies at the start; their gradients differ, and they are apart after step {twin.parted}"
-    )
+    step = copies.separated
+    return f"copies at the start; their gradients differ, and they are apart after step {step}"

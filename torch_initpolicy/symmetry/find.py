@@ -16,7 +16,7 @@ from torch_initpolicy.sites import Site, canonical_modules, require_module, site
 from torch_initpolicy.symmetry.attempts import Attempt, attempts, attempts_with
 from torch_initpolicy.symmetry.classify import groups_of
 from torch_initpolicy.symmetry.findings import Finding, Report, sort
-from torch_initpolicy.symmetry.scan import FAR, Likeness, Suspects, suspects
+from torch_initpolicy.symmetry.scan import FAR, EqualUnits, Suspects, suspects
 from torch_initpolicy.symmetry.search import Subject, probed
 from torch_initpolicy.symmetry.shards import shard_findings
 from torch_initpolicy.tensors.axes import Axes
@@ -124,14 +124,14 @@ def _first_report(subject: Subject, ways: Iterable[Attempt]) -> tuple[Report | N
 
 def _unprobed(suspected: Suspects, failure: str) -> Report:
     reason = f"units are equal at the start; {failure}"
-    likenesses = {like.site.name: like for like in reversed(suspected.likenesses)}
+    equal_units = {like.site.name: like for like in reversed(suspected.equal_units)}
     rows = (
         Finding(name, groups_of(like), "suspect", reason, along=like.view.along)
-        for name, like in reversed(likenesses.items())
+        for name, like in reversed(equal_units.items())
     )
     modules = (
-        Finding(twin.names[0], (twin.names,), "suspect", reason, along="modules")
-        for twin in suspected.twins
+        Finding(copies.names[0], (copies.names,), "suspect", reason, along="modules")
+        for copies in suspected.equal_modules
     )
     return Report((*rows, *modules), "scanned", failure)
 
@@ -145,8 +145,8 @@ def _informed(subject: Subject, reading: Reading, *, asked: bool) -> Subject:
     """Look again at raw parameters and at biases, now that their use is known."""
     used = {name: facts for name, facts in reading.facts.items() if facts.used}
     raw = {site.name for site in subject.sites if _is_raw(site)} & used.keys()
-    likenesses = subject.suspects.likenesses
-    excused = [like.site.name for like in likenesses if _is_fine(like, used)]
+    equal_units = subject.suspects.equal_units
+    excused = [like.site.name for like in equal_units if _is_fine(like, used)]
     if not (raw or excused):
         return subject
     known = tuple(
@@ -163,7 +163,7 @@ def _is_raw(site: Site) -> bool:
 _SMOOTH = ("sigmoid", "softmax", "log_softmax", "tanh")
 
 
-def _is_fine(like: Likeness, used: Mapping[str, Facts]) -> bool:
+def _is_fine(like: EqualUnits, used: Mapping[str, Facts]) -> bool:
     """Whether a constant bias meets nothing that it could switch off: focal loss' prior."""
     facts = used.get(like.site.name)
     if facts is None or like.site.role != "bias" or not like.is_vector:

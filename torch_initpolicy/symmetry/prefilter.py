@@ -28,7 +28,7 @@ _BATCH = 1 << 16
 def sift(sets: Iterable[Tensor], width: int = WIDTH) -> list[Tensor]:
     """Find the rows of each set that may be zero, or equal to another up to the sign.
 
-    Rows that are zero or alike by their first numbers are always among those that are left, so
+    Rows that are zero or equal by their first numbers are always among those that are left, so
     those that are not left differ for certain.
 
     Args:
@@ -72,7 +72,7 @@ def _sift(sets: Sequence[Tensor], width: int) -> Sequence[Tensor]:
     largest = torch.stack([part.abs().amax() for part in numbers.split_with_sizes(counts)])
     owner = torch.arange(len(sets)).repeat_interleave(torch.tensor(counts))
     fine = (2**31 - 1) / (2 * len(sets))  # torch sorts whole numbers by their digits
-    near = min(NEAR, 0.1 / len(owner)) * fine + 2  # as near as `alike` has it
+    near = min(NEAR, 0.1 / len(owner)) * fine + 2  # as near as `equal_rows` has it
     left = torch.arange(len(owner))
     for weights in _weights(width):
         # Where two rows differ by NEAR at most, so do their sums with weights that sum to 1.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError
-from torch_initpolicy.symmetry.units import alike
+from torch_initpolicy.symmetry.units import equal_rows
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.borrow import borrowed
 from torch_initpolicy.trace.stand_ins import copied
@@ -53,13 +53,13 @@ class Batches:
     device: torch.device
     vocabulary: int
 
-    def draw(self, step: int, hair: float = 0.0) -> Call:
-        """Return the inputs of one step, larger by a hair where they are numbers."""
+    def draw(self, step: int, nudge: float = 0.0) -> Call:
+        """Return the inputs of one step, larger by a nudge where they are numbers."""
         generator = torch.Generator().manual_seed(977 * step + 1)
 
         def one(tensor: Tensor) -> Tensor:
             drawn = self._one(tensor, generator).to(self.device)
-            return drawn * (1 + hair) if hair and drawn.is_floating_point() else drawn
+            return drawn * (1 + nudge) if nudge and drawn.is_floating_point() else drawn
 
         return self.like.mapped(one)
 
@@ -187,10 +187,10 @@ PRECISIONS: Mapping[torch.dtype, Precision] = {
 }
 
 
-class Trial:
+class Replica:
     """Copies of a model's parameters, in a dtype of their own, and the gradients they get.
 
-    To be used within `trial()`, which keeps the model as it was.
+    To be used within `replica()`, which keeps the model as it was.
 
     Attributes:
         values: What the parameters are now.
@@ -227,7 +227,7 @@ class Trial:
         """Return the gradients at the inputs and the noise of one step, cleaned of rounding.
 
         Where any are so small that they may be nothing but rounding, they are taken again, of a
-        third of the loss and with all parameters and inputs larger by a hair. What then comes out
+        third of the loss and with all parameters and inputs larger by a nudge. What then comes out
         different is zero, but for the order in which a computer adds.
         """
         asked = (step, self.trained, self.values, self.shared_targets)
@@ -236,10 +236,10 @@ class Trial:
         return dict(self._last[1])
 
     def _clean(self, step: int) -> Values:
-        raw = self._gradients(step, hair=0.0, share=1.0)
+        raw = self._gradients(step, nudge=0.0, share=1.0)
         if not self._may_be_rounding(raw):
             return raw
-        again = self._gradients(step, hair=self.precision.nudge, share=1 / 3)
+        again = self._gradients(step, nudge=self.precision.nudge, share=1 / 3)
         return {name: _real(g, again[name], self.precision) for name, g in raw.items()}
 
     def _may_be_rounding(self, gradients: Values) -> bool:
@@ -252,14 +252,14 @@ class Trial:
         largest = max(1.0, *(float(g.amax()) for g in found))  # every output weighs about one
         return any(_smallest_slice(g) < _DOUBTFUL * largest for g in found)
 
-    def _gradients(self, step: int, *, hair: float, share: float) -> Values:
-        values = {name: self._leaf(name, hair) for name in self.values}
+    def _gradients(self, step: int, *, nudge: float, share: float) -> Values:
+        values = {name: self._leaf(name, nudge) for name in self.values}
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         state = {f"model.{name}": tensor for name, tensor in (values | buffers).items()}
         leaves = [values[name] for name in self.trained]
         loss = self.loss or _Targets(step, shared=self.shared_targets)
         with _seeded(step) as drew_noise:
-            call = self.batches.draw(step, hair)
+            call = self.batches.draw(step, nudge)
             arguments = (call, lambda output: share * scalar(loss(output)), leaves)
             found = torch.func.functional_call(self.model, state, arguments)
         self.noisy |= drew_noise()
@@ -268,7 +268,7 @@ class Trial:
         gradients = (torch.zeros_like(p) if g is None else dense(g) / share for p, g in pairs)
         return dict(zip(self.trained, gradients, strict=True))
 
-    def training(self, keys: tuple[str, ...], *, shared_targets: bool = False) -> "Trial":
+    def training(self, keys: tuple[str, ...], *, shared_targets: bool = False) -> "Replica":
         """Return the same model at its start, with other parameters to be trained.
 
         Args:
@@ -298,11 +298,11 @@ class Trial:
         usual = float(max(start.shape[0], 1) / max(start.numel(), 1)) ** 0.5 if start.ndim else 1.0
         return _size(start) or usual
 
-    def _leaf(self, name: str, hair: float) -> Tensor:
+    def _leaf(self, name: str, nudge: float) -> Tensor:
         value = copied(self.values[name])
         if name not in self.trained or not (value.is_floating_point() or value.is_complex()):
             return value
-        return (value * (1 + hair) if hair else value).requires_grad_()
+        return (value * (1 + nudge) if nudge else value).requires_grad_()
 
 
 STRIDE = 0.1
@@ -346,7 +346,7 @@ def _real(gradient: Tensor, again: Tensor, precision: Precision) -> Tensor:
 class _Targets:
     """A loss in which every element of the output has a random weight of its own.
 
-    With `shared`, outputs that are copies of one another (of twin critics, of the members of an
+    With `shared`, outputs that are copies of one another (of copies critics, of the members of an
     ensemble) have their weights in common, as they have their targets in common.
     """
 
@@ -373,8 +373,8 @@ class _Targets:
 def _shared(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     """Give equal outputs, and equal slices of one output, equal weights."""
     for number, (output, own) in enumerate(zip(outputs, weights, strict=True)):
-        twin = next((n for n in range(number) if _copies(outputs[n], output)), number)
-        weight = weights[twin] if twin != number else own
+        copies = next((n for n in range(number) if _copies(outputs[n], output)), number)
+        weight = weights[copies] if copies != number else own
         for axis in range(output.ndim):
             weight = _shared_along(output.detach(), weight, axis)
         yield weight
@@ -388,7 +388,7 @@ def _shared_along(output: Tensor, weight: Tensor, axis: int) -> Tensor:
     rows = output.movedim(axis, 0).flatten(1) if output.ndim > 1 else output[:, None]
     if rows.is_complex() or rows.shape[0] < 2 or rows.shape[1] < 2:
         return weight
-    labels, _ = alike(lambda: [rows])
+    labels, _ = equal_rows(lambda: [rows])
     return weight.index_select(axis, labels)
 
 
@@ -415,7 +415,7 @@ def random_states() -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def laboratory(model: nn.Module) -> Iterator[None]:
+def prepared(model: nn.Module) -> Iterator[None]:
     """Keep a model, and the process' modes, as they were while it is run on stand-ins."""
     devices = {p.device.type for p in model.parameters()} | {"cpu"}
     with contextlib.ExitStack() as stack:

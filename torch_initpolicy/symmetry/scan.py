@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.symmetry.prefilter import WIDTH, sift
 from torch_initpolicy.symmetry.shards import digest, signatures
-from torch_initpolicy.symmetry.units import NEAR, Blocks, View, alike, views
+from torch_initpolicy.symmetry.units import NEAR, Pieces, View, equal_rows, views
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.writing.shards import full, is_sharded
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Likeness:
+class EqualUnits:
     """Units of one parameter that are zero or equal another.
 
     Attributes:
@@ -115,7 +115,7 @@ class _Layout:
         return self.view.features > 1 or self.thorough or self.site.role in _MATRICES
 
 
-def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[Likeness, ...]:
+def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[EqualUnits, ...]:
     """Find the units of each trained parameter that are zero or equal another.
 
     Args:
@@ -124,13 +124,13 @@ def scan(sites: Sequence[Site], *, thorough: bool = False) -> tuple[Likeness, ..
             up to a permutation of their elements.
 
     Returns:
-        One likeness for each parameter and each way to lay it out in which something was found.
+        One start for each parameter and each way to lay it out in which something was found.
     """
     layouts = [layout for site in sites for layout in _layouts(site, thorough)]
     compared = [a for a in layouts if a.is_compared and not is_sharded(a.tensor)]
     left = dict(zip(compared, sift(_sample(a.tensor, a.view) for a in compared), strict=True))
-    likenesses = (_likenesses(layout, left.get(layout)) for layout in layouts)
-    return tuple(itertools.chain.from_iterable(likenesses))
+    equal_units = (_equal_units(layout, left.get(layout)) for layout in layouts)
+    return tuple(itertools.chain.from_iterable(equal_units))
 
 
 def _layouts(site: Site, thorough: bool) -> Iterator[_Layout]:  # noqa: FBT001 - as `scan` has it
@@ -149,20 +149,20 @@ def _sample(tensor: Tensor, view: View) -> Tensor:
     return next(view.blocks(tensor, None, WIDTH))
 
 
-def _likenesses(layout: _Layout, left: Tensor | None) -> Iterator[Likeness]:
+def _equal_units(layout: _Layout, left: Tensor | None) -> Iterator[EqualUnits]:
     """Yield what is equal in one layout, of the units that the sieve has left."""
     site, part, tensor, view = layout.site, layout.part, layout.tensor, layout.view
     found = _found(layout, left)
     if found is not None:
-        yield Likeness(site, part, view, *found)
+        yield EqualUnits(site, part, view, *found)
     if layout.thorough and view.features > 1:
         shuffled = _shuffled(full(tensor), view)
         if shuffled is not None:
-            yield Likeness(site, part, view, *shuffled, shuffled=True)
+            yield EqualUnits(site, part, view, *shuffled, shuffled=True)
 
 
 Found = tuple[Tensor, Tensor, Tensor]
-"""Units, labels and signs of a likeness."""
+"""Units, labels and signs of a start."""
 
 
 def _found(layout: _Layout, left: Tensor | None) -> Found | None:
@@ -205,11 +205,11 @@ def _chosen(units: Tensor, view: View) -> Tensor | None:
     return units if len(units) < view.count else None
 
 
-def _company(units: Tensor, blocks: Blocks) -> Found | None:
+def _company(units: Tensor, blocks: Pieces) -> Found | None:
     """Keep the units the rows of which are zero or equal another."""
     if not len(units):
         return None
-    labels, signs = alike(blocks, signed=True)
+    labels, signs = equal_rows(blocks, signed=True)
     kept = _in_company(labels, signs)
     return (units[kept], units[labels[kept]], signs[kept]) if len(kept) else None
 
@@ -239,16 +239,16 @@ def _in_company(labels: Tensor, signs: Tensor) -> Tensor:
 def _shuffled(tensor: Tensor, view: View) -> Found | None:
     """Find units that are equal once sorted, and not without: their sums are equal first."""
     totals = torch.stack(list(_sums(tensor, view))).sum(0)[:, None]
-    candidates = _in_company(*alike(lambda: [totals], near=1e-5))
+    candidates = _in_company(*equal_rows(lambda: [totals], near=1e-5))
     if not len(candidates):
         return None
     rows = view.select(tensor, candidates).sort(1).values
-    labels, signs = alike(lambda: [rows])
+    labels, signs = equal_rows(lambda: [rows])
     kept = _in_company(labels, torch.ones_like(signs))
     if not len(kept):
         return None
     ordered = view.select(tensor, candidates[kept])
-    plain = alike(lambda: [ordered])[0]
+    plain = equal_rows(lambda: [ordered])[0]
     if torch.equal(plain, torch.unique(labels[kept], return_inverse=True)[1]):
         return None
     return candidates[kept], candidates[labels[kept]], torch.ones_like(signs[kept])
@@ -265,7 +265,7 @@ def _sums(tensor: Tensor, view: View) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
+class EqualModules:
     """Modules of one class that hold equal parameters.
 
     Attributes:
@@ -277,7 +277,7 @@ class Twins:
     parameters: tuple[tuple[nn.Parameter, ...], ...] = field(repr=False)
 
 
-def twins(model: nn.Module) -> tuple[Twins, ...]:
+def equal_modules(model: nn.Module) -> tuple[EqualModules, ...]:
     """Find modules with a matrix that are copies of one another: the largest there are.
 
     Modules that share a parameter are no copies, and modules that are not trained cannot be told
@@ -289,7 +289,7 @@ def twins(model: nn.Module) -> tuple[Twins, ...]:
     for name, module in canonical_modules(model):
         if name and module not in kinds.setdefault(_kind(module), {}).values():
             kinds[_kind(module)][name] = module
-    found: list[Twins] = []
+    found: list[EqualModules] = []
     for kind, modules in kinds.items():
         if kind is not None and len(modules) > 1:
             found.extend(g for g in _equal_modules(modules) if not _inside(g, found))
@@ -313,7 +313,7 @@ def _kind(module: nn.Module) -> object:
     return type(module), tuple((name, p.shape, p.dtype) for name, p in parameters)
 
 
-def _equal_modules(modules: Mapping[str, nn.Module]) -> Iterator[Twins]:
+def _equal_modules(modules: Mapping[str, nn.Module]) -> Iterator[EqualModules]:
     """Group modules of one kind by what they hold: by a few elements first."""
     by_start: dict[object, list[str]] = {}
     held = {name: tuple(module.parameters()) for name, module in modules.items()}
@@ -325,7 +325,7 @@ def _equal_modules(modules: Mapping[str, nn.Module]) -> Iterator[Twins]:
             first, *others = rest
             same = [first, *(n for n in others if _copies(held[first], held[n]))]
             if len(same) > 1:
-                yield Twins(tuple(same), tuple(held[name] for name in same))
+                yield EqualModules(tuple(same), tuple(held[name] for name in same))
             rest = [name for name in others if name not in same]
 
 
@@ -348,8 +348,8 @@ def _near(first: Tensor, second: Tensor) -> bool:
     return torch.equal(a, b) or bool((a - b).abs().amax() <= NEAR * a.abs().amax())
 
 
-def _inside(group: Twins, found: Sequence[Twins]) -> bool:
-    """Tell whether modules are twins only as parts of larger ones."""
+def _inside(group: EqualModules, found: Sequence[EqualModules]) -> bool:
+    """Tell whether modules are equal only as parts of larger ones."""
     return any(
         len({o for n in group.names for o in larger.names if n.startswith(f"{o}.")})
         == len(group.names)
@@ -365,16 +365,16 @@ def _inside(group: Twins, found: Sequence[Twins]) -> bool:
 class Suspects(NamedTuple):
     """What is equal or zero at the start, and out of the ordinary."""
 
-    likenesses: tuple[Likeness, ...]
-    twins: tuple[Twins, ...]
+    equal_units: tuple[EqualUnits, ...]
+    equal_modules: tuple[EqualModules, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.likenesses or self.twins)
+        return bool(self.equal_units or self.equal_modules)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sites, each once."""
-        return tuple(dict.fromkeys(like.site.name for like in self.likenesses))
+        return tuple(dict.fromkeys(like.site.name for like in self.equal_units))
 
 
 def suspects(
@@ -399,9 +399,9 @@ def suspects(
         for like in scan([site for site in sites if site.name not in excused])
         if like.is_suspect or (raw_too and _is_raw_vector(like))
     )
-    return Suspects(tuple(kept), twins(model))
+    return Suspects(tuple(kept), equal_modules(model))
 
 
-def _is_raw_vector(like: Likeness) -> bool:
+def _is_raw_vector(like: EqualUnits) -> bool:
     constant = len(like.units) == like.view.count > 1
     return like.is_vector and constant and like.site.role in ("unknown", "scale", "gate")

@@ -19,16 +19,16 @@ from torch_initpolicy.symmetry.classify import Outcome, findings
 from torch_initpolicy.symmetry.findings import Finding, Report, sort
 from torch_initpolicy.symmetry.probe import (
     PATIENCE,
-    AnyTrack,
+    ModuleTrack,
     Track,
-    TwinTrack,
-    awakened,
+    UnitTrack,
     follow,
     idle_parts,
+    reachable,
     tracks_of,
 )
-from torch_initpolicy.symmetry.replica import Batches, Loss, Trial, Values, laboratory, vocabulary
-from torch_initpolicy.symmetry.scan import Suspects, Twins, scan
+from torch_initpolicy.symmetry.replica import Batches, Loss, Replica, Values, prepared, vocabulary
+from torch_initpolicy.symmetry.scan import EqualModules, Suspects, scan
 from torch_initpolicy.trace.trees import Call
 
 
@@ -75,10 +75,10 @@ class Subject:
         keys += [key for track in modules for member in track.keys for key in member]
         return tuple(dict.fromkeys(keys))
 
-    def tracks(self, *, thorough: bool = False) -> tuple[list[Track], list[TwinTrack]]:
+    def tracks(self, *, thorough: bool = False) -> tuple[list[UnitTrack], list[ModuleTrack]]:
         """Return fresh tracks of the suspects, or with `thorough` of all that is equal."""
-        found = scan(self.sites, thorough=True) if thorough else self.suspects.likenesses
-        modules = [TwinTrack(twin, self.names) for twin in self.suspects.twins]
+        found = scan(self.sites, thorough=True) if thorough else self.suspects.equal_units
+        modules = [ModuleTrack(copies, self.names) for copies in self.suspects.equal_modules]
         return tracks_of(found, self.names), modules
 
 
@@ -96,35 +96,35 @@ def probed(subject: Subject, attempt: Attempt) -> Report | str:
     Raises:
         TraceError: The loss function returns no scalar.
     """
-    with laboratory(subject.model):
+    with prepared(subject.model):
         if attempt.training is not None:
             subject.model.train(attempt.training)
-        trial = _trial(subject, attempt, attempt.call)
-        failure = _rehearsed(subject, trial)
+        replica = _replica(subject, attempt, attempt.call)
+        failure = _rehearsed(subject, replica)
         if failure is not None:
             return failure
-        outcome = _outcome_of(subject, attempt, trial)
+        outcome = _outcome_of(subject, attempt, replica)
         if outcome is None:
             return ""
         found = list(findings(outcome, subject.suspects.names))
         if attempt.confirmed_by is not None and not _is_confirmed(subject, attempt, outcome, found):
             return ""
-        judged = _with_one_target(subject, trial, found)
-        return Report(sort(judged), note=_note(trial, outcome, attempt))
+        judged = _with_one_target(subject, replica, found)
+        return Report(sort(judged), note=_note(replica, outcome, attempt))
 
 
-def _trial(subject: Subject, attempt: Attempt, call: Call) -> Trial:
+def _replica(subject: Subject, attempt: Attempt, call: Call) -> Replica:
     model = subject.model
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batches = Batches(call, attempt.style, attempt.dtype, device, vocabulary(model))
-    return Trial(model, batches, subject.loss)
+    return Replica(model, batches, subject.loss)
 
 
-def _rehearsed(subject: Subject, trial: Trial) -> str | None:
+def _rehearsed(subject: Subject, replica: Replica) -> str | None:
     """Run once; say why that fails, or None. Where the suspects get nothing, does anything?"""
     try:
         for keys in (subject.suspected_keys, subject.all_keys):
-            rehearsal = trial.training(keys)
+            rehearsal = replica.training(keys)
             gradients = rehearsal.gradients(1)
             if not all(bool(g.isfinite().all()) for g in gradients.values()):
                 return "the gradients are not finite"
@@ -143,75 +143,79 @@ def _rehearsed(subject: Subject, trial: Trial) -> str | None:
 #
 
 
-def _outcome_of(subject: Subject, attempt: Attempt, trial: Trial) -> Outcome | None:
+def _outcome_of(subject: Subject, attempt: Attempt, replica: Replica) -> Outcome | None:
     """Train as little as decides; None where the attempt may not decide what it found."""
     if attempt.clears_only:
-        return _in_a_hurry(subject, trial)
+        return _in_a_hurry(subject, replica)
     small = attempt.confirmed_by is not None
-    outcome = _in_a_hurry(subject, trial) if small else _suspects_alone(subject, trial)
-    return outcome or _everything(subject, trial)
+    outcome = _in_a_hurry(subject, replica) if small else _suspects_alone(subject, replica)
+    return outcome or _everything(subject, replica)
 
 
-def _in_a_hurry(subject: Subject, trial: Trial) -> Outcome | None:
+def _in_a_hurry(subject: Subject, replica: Replica) -> Outcome | None:
     """Train the suspects as long as each step clears some; None where that is not enough.
 
     A few units may get no gradient in a parameter that does: columns behind a silent unit, rows of
     a table that these inputs do not look up. They are cleared if they would get none from another
     start either.
     """
-    trial = trial.training(subject.suspected_keys)
+    replica = replica.training(subject.suspected_keys)
     tracks, modules = subject.tracks()
-    everything: list[AnyTrack] = [*tracks, *modules]
-    journey = follow(trial, everything, patience=1)
+    everything: list[Track] = [*tracks, *modules]
+    progress = follow(replica, everything, patience=1)
     together = any(track.moves_together for track in everything)
-    if together or not all(track.key in journey.stirred for track in tracks):
+    if together or not all(track.key in progress.first_moved for track in tracks):
         return None
     if not all(track.is_resolved for track in modules):
         return None
     open_tracks = [track for track in tracks if not track.is_resolved]
-    reach = awakened(trial, open_tracks, journey, draws=1)
+    reach = reachable(replica, open_tracks, progress, draws=1)
     if any(True for _ in idle_parts(open_tracks, reach)):
         return None
-    keys = _kept_keys(subject, trial)
-    return Outcome(subject.sites, keys, tracks, modules, reach, journey.stirred, journey.steps)
+    keys = _kept_keys(subject, replica)
+    return Outcome(
+        subject.sites, keys, tracks, modules, reach, progress.first_moved, progress.steps
+    )
 
 
-def _suspects_alone(subject: Subject, trial: Trial) -> Outcome | None:
+def _suspects_alone(subject: Subject, replica: Replica) -> Outcome | None:
     """Train the suspects and nothing else, which is cheap; None where that does not clear them.
 
     Whatever tells units apart while all else stands still also does while all else moves. Two steps
     without news are enough to give up: training everything decides.
     """
-    alone = trial.training(subject.suspected_keys)
+    alone = replica.training(subject.suspected_keys)
     outcome = _followed(subject, alone, *subject.tracks(), patience=2)
-    tracks: list[AnyTrack] = [*outcome.tracks, *outcome.twins]
+    tracks: list[Track] = [*outcome.tracks, *outcome.equal_modules]
     moving = any(track.moves_together for track in tracks)
     idle = any(True for _ in idle_parts(outcome.tracks, outcome.reach))
     return None if moving or idle else outcome
 
 
-def _everything(subject: Subject, trial: Trial) -> Outcome:
+def _everything(subject: Subject, replica: Replica) -> Outcome:
     """Train all there is, and look at all that is equal."""
-    return _followed(subject, trial.training(subject.all_keys), *subject.tracks(thorough=True))
+    return _followed(subject, replica.training(subject.all_keys), *subject.tracks(thorough=True))
 
 
 def _followed(
     subject: Subject,
-    trial: Trial,
-    tracks: Sequence[Track],
-    modules: Sequence[TwinTrack],
+    replica: Replica,
+    tracks: Sequence[UnitTrack],
+    modules: Sequence[ModuleTrack],
     *,
     patience: int = PATIENCE,
 ) -> Outcome:
-    journey = follow(trial, [*tracks, *modules], patience=patience)
-    reach = awakened(trial, tracks, journey)
-    keys = _kept_keys(subject, trial)
-    return Outcome(subject.sites, keys, tracks, modules, reach, journey.stirred, journey.steps)
+    progress = follow(replica, [*tracks, *modules], patience=patience)
+    reach = reachable(replica, tracks, progress)
+    keys = _kept_keys(subject, replica)
+    return Outcome(
+        subject.sites, keys, tracks, modules, reach, progress.first_moved, progress.steps
+    )
 
 
-def _kept_keys(subject: Subject, trial: Trial) -> dict[str, list[str]]:
+def _kept_keys(subject: Subject, replica: Replica) -> dict[str, list[str]]:
     """Return the trained parameters behind each site that has any."""
-    kept = {name: [k for k in keys if k in trial.trained] for name, keys in subject.keys.items()}
+    kept = {name: [k for k in keys if k in replica.trained] for name, keys in subject.keys.items()}
     return {name: keys for name, keys in kept.items() if keys}
 
 
@@ -231,53 +235,58 @@ def _is_confirmed(
     """
     if any(finding.verdict == "dead" for finding in found):
         return False
-    tied: list[AnyTrack] = [t for t in (*outcome.tracks, *outcome.twins) if t.moves_together]
+    tracks: list[Track] = [*outcome.tracks, *outcome.equal_modules]
+    tied = [track for track in tracks if track.moves_together]
     if not tied or attempt.confirmed_by is None:
         return True
-    trial = _trial(subject, attempt, attempt.confirmed_by).training(subject.all_keys)
-    gradients = trial.gradients(1)
-    return not any(_parts(track, gradients, trial.precision.same) for track in tied)
+    replica = _replica(subject, attempt, attempt.confirmed_by).training(subject.all_keys)
+    gradients = replica.gradients(1)
+    return not any(_parts(track, gradients, replica.precision.same) for track in tied)
 
 
-def _parts(track: AnyTrack, gradients: Values, same: float) -> bool:
+def _parts(track: Track, gradients: Values, same: float) -> bool:
     """Tell whether gradients tell any units apart that are still equal."""
     again = copy.copy(track)
     again.see(gradients, 1, same)
     return not torch.equal(again.labels, track.labels)
 
 
-def _with_one_target(subject: Subject, trial: Trial, found: Sequence[Finding]) -> Iterator[Finding]:
+def _with_one_target(
+    subject: Subject, replica: Replica, found: Sequence[Finding]
+) -> Iterator[Finding]:
     """Judge copied modules again with equal targets for equal outputs.
 
     Two critics with the same inputs and the same targets stay one critic.
     """
     for finding in found:
-        twin = next((t for t in subject.suspects.twins if t.names[0] == finding.name), None)
+        copies = next(
+            (t for t in subject.suspects.equal_modules if t.names[0] == finding.name), None
+        )
         is_open = finding.along == "modules" and finding.verdict == "harmless"
-        if subject.loss is None and twin is not None and is_open and _is_random(twin):
-            yield _with_shared_targets(subject, trial, twin, finding)
+        if subject.loss is None and copies is not None and is_open and _is_random(copies):
+            yield _with_shared_targets(subject, replica, copies, finding)
         else:
             yield finding
 
 
 def _with_shared_targets(
-    subject: Subject, trial: Trial, twin: Twins, otherwise: Finding
+    subject: Subject, replica: Replica, copies: EqualModules, otherwise: Finding
 ) -> Finding:
-    track = TwinTrack(twin, subject.names)
+    track = ModuleTrack(copies, subject.names)
     keys = tuple(dict.fromkeys(key for keys in track.keys for key in keys))
-    outcome = _followed(subject, trial.training(keys, shared_targets=True), (), (track,))
+    outcome = _followed(subject, replica.training(keys, shared_targets=True), (), (track,))
     again = next(findings(outcome, ()))
     return again if again.verdict == "tied" else otherwise
 
 
-def _is_random(twin: Twins) -> bool:
+def _is_random(copies: EqualModules) -> bool:
     """Whether copied modules hold more than constants, so that copying them was no accident."""
-    matrices = (p for p in twin.parameters[0] if p.ndim > 1)
+    matrices = (p for p in copies.parameters[0] if p.ndim > 1)
     return any(bool((p != p[(0,) * p.ndim]).any()) for p in matrices)
 
 
-def _note(trial: Trial, outcome: Outcome, attempt: Attempt) -> str:
+def _note(replica: Replica, outcome: Outcome, attempt: Attempt) -> str:
     kind = {"fresh": "random inputs", "near": "inputs near the given", "given": "the given inputs"}
     steps = f"{outcome.steps} step{'s' * (outcome.steps > 1)}"
     small = "small " if attempt.confirmed_by is not None else ""
-    return f"{steps} on {small}{kind[trial.batches.style]} in {str(trial.batches.dtype)[6:]}"
+    return f"{steps} on {small}{kind[replica.batches.style]} in {str(replica.batches.dtype)[6:]}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.findings import Finding
-from torch_initpolicy.symmetry.units import NEAR, View, alike, groups
+from torch_initpolicy.symmetry.units import NEAR, View, equal_rows, groups
 from torch_initpolicy.writing.shards import Piece, is_sharded, pieces
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def shard_findings(sites: Sequence[Site]) -> Iterator[Finding]:
     """Yield the parameters whose shards are copies of one another, or whose replicas differ.
 
     Both come of drawing on every process for itself: with one seed each draws the same shard, with
-    seeds of their own each draws another replica.
+    seeds of their own each draws another copy.
     """
     for site in sites:
         for parameter in site.parameters:
@@ -183,7 +183,7 @@ def _diverged(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> 
 def _copied(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> Finding | None:
     """Find shards along one dimension of the mesh that are copies; constants are no copies."""
     stack = _gathered_along(parameter, own, dimension)
-    labels, _ = alike(lambda: [stack])
+    labels, _ = equal_rows(lambda: [stack])
     constant = stack[:, -1] > 0
     labels = torch.where(constant, torch.arange(len(labels), device=labels.device), labels)
     found = float(bool(groups(labels)))

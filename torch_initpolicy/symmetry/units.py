@@ -153,7 +153,7 @@ def _known_views(shape: Sequence[int], axes: Axes) -> Iterator[View]:
 # Equal rows
 #
 
-Blocks = Callable[[], Iterable[Tensor]]
+Pieces = Callable[[], Iterable[Tensor]]
 """Yields rows in pieces, `(units, features of the piece)`, as often as it is called."""
 
 NEAR = 1e-6
@@ -164,7 +164,9 @@ _PIECE = 1 << 20
 """Elements that are compared at once."""
 
 
-def alike(blocks: Blocks, *, signed: bool = False, near: float = NEAR) -> tuple[Tensor, Tensor]:
+def equal_rows(
+    blocks: Pieces, *, signed: bool = False, near: float = NEAR
+) -> tuple[Tensor, Tensor]:
     """Find equal rows.
 
     Rows are projected on two fixed random vectors and sorted by the results; neighbours that are
@@ -181,7 +183,7 @@ def alike(blocks: Blocks, *, signed: bool = False, near: float = NEAR) -> tuple[
 
     Examples:
         >>> rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0], [1.0, 2.0]])
-        >>> labels, signs = alike(lambda: [rows], signed=True)
+        >>> labels, signs = equal_rows(lambda: [rows], signed=True)
         >>> labels.tolist(), signs.tolist()
         ([0, 1, 0, 0], [1, 0, -1, 1])
     """
@@ -201,7 +203,7 @@ def alike(blocks: Blocks, *, signed: bool = False, near: float = NEAR) -> tuple[
     return labels, signs.to(torch.int8)
 
 
-def _projections(blocks: Blocks) -> tuple[Tensor, Tensor, int]:
+def _projections(blocks: Pieces) -> tuple[Tensor, Tensor, int]:
     """Project rows on two random vectors; also their largest elements and number of features."""
     generator = torch.Generator().manual_seed(0)
     keys, scales, features = [], [], 0
@@ -245,7 +247,7 @@ def _firsts(runs: Tensor) -> Tensor:
     return is_first.nonzero().flatten()[is_first.cumsum(0) - 1]
 
 
-def _distances(blocks: Blocks, members: Tensor, leaders: Tensor, signs: Tensor) -> Tensor:
+def _distances(blocks: Pieces, members: Tensor, leaders: Tensor, signs: Tensor) -> Tensor:
     """Return the largest difference of each member from its leader, both turned to sign 1."""
     turn = signs[members] * signs[leaders]
     turn = torch.where(turn == 0, torch.ones_like(turn), turn)

@@ -32,7 +32,7 @@ from torch_initpolicy.errors import (
 from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.symmetry.classify import Outcome, of_modules, remedy, tied
 from torch_initpolicy.symmetry.findings import Finding, describe
-from torch_initpolicy.symmetry.probe import AnyTrack, Journey, Track, TwinTrack, tracks_of
+from torch_initpolicy.symmetry.probe import ModuleTrack, Progress, Track, UnitTrack, tracks_of
 from torch_initpolicy.symmetry.replica import Values, dense, random_states
 from torch_initpolicy.symmetry.scan import suspects
 
@@ -57,7 +57,7 @@ def warn_on_symmetry(
 
     Gradients alone do not tell equal output units that no other weight reads (two pieces of a
     maxout, two towers that meet in a product) from classes of a zero head that the labels treat
-    alike: these are not warned of, and are for `find_symmetry` to judge.
+    equally: these are not warned of, and are for `find_symmetry` to judge.
 
     Works with gradient accumulation, gradient scalers, closures, several optimizers, parameter
     groups, `torch.compile`, DDP and FSDP2.
@@ -321,8 +321,8 @@ _SURE = 1
 """Steps without news after which a tie is certain where everything moves and nothing is random."""
 
 _WAITING = 5
-"""The same where something may still be waiting for a zero to move, or for units that have parted
-elsewhere: with short steps it takes a few until the others show it."""
+"""The same where something may still be waiting for a zero to move, or for units that
+have separated elsewhere: with short steps it takes a few until the others show it."""
 
 _NOISY = 24
 """The same where random numbers are drawn: the masks of two units may agree by accident."""
@@ -332,7 +332,7 @@ _DEAD = 10
 
 _SAME: Mapping[torch.dtype, float] = {torch.float64: 1e-6, torch.float32: 1e-5}
 """Gradients are equal where they differ by less than this, relatively: rounding makes up 1e-6 at
-most, and units that have just parted move the gradients of others by the step length."""
+most, and units that have just separated move the gradients of others by the step length."""
 
 _SAME_IN_HALF = 3e-2
 
@@ -348,19 +348,19 @@ class _Observed:
         pending: Gradients that wait for those of another optimizer.
     """
 
-    track: AnyTrack
+    track: Track
     keys: frozenset[str]
     quiet: int = 0
     pending: Values = field(default_factory=dict)
 
     @property
     def is_spreading(self) -> bool:
-        """Whether units have parted that got equal gradients before.
+        """Whether units have separated that got equal gradients before.
 
         Others tell them apart, by as little as those have moved; what is left of such a group may
         still be on its way.
         """
-        return (self.track.parted or 0) > (self.track.stirred or 0)
+        return (self.track.separated or 0) > (self.track.first_moved or 0)
 
     def show(self, gradients: Values, idle: Values, step: int) -> None:
         """Show the track its gradients, once all of them are there.
@@ -388,15 +388,15 @@ class _Follower:
         inner = next(module for _, module in canonical_modules(model))
         found = suspects(inner, self.sites)
         names = {id(p): name for name, p in inner.named_parameters()}
-        self.tracks = tracks_of(found.likenesses, names)
-        self.twins = [TwinTrack(twin, names) for twin in found.twins]
+        self.tracks = tracks_of(found.equal_units, names)
+        self.equal_modules = [ModuleTrack(copies, names) for copies in found.equal_modules]
         self.observed = [
             *(_Observed(track, frozenset((track.key,))) for track in self.tracks),
-            *(_Observed(twin, frozenset().union(*twin.keys)) for twin in self.twins),
+            *(_Observed(copies, frozenset().union(*copies.keys)) for copies in self.equal_modules),
         ]
         wanted = frozenset[str]().union(*(o.keys for o in self.observed))
         self.names = {number: name for number, name in names.items() if name in wanted}
-        self.journey = Journey()
+        self.progress = Progress()
         self.patience = _WAITING
 
     def look(self, optimizer: Optimizer, noise: int) -> None:
@@ -409,10 +409,10 @@ class _Follower:
         gradients = {name: dense(g) for name, g in _gradients(optimizer, self.names)}
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
             return
-        self.journey.note(gradients, (), 0.0)
+        self.progress.note(gradients, (), 0.0)
         idle = dict(_without_gradients(optimizer, self.names))
         for observed in self.observed:
-            observed.show(gradients, idle, self.journey.steps)
+            observed.show(gradients, idle, self.progress.steps)
         blocked = not all(bool(observed.track.alive.any()) for observed in self.observed)
         self.patience = noise or (_WAITING if blocked else _SURE)
 
@@ -432,12 +432,12 @@ class _Follower:
             return ties
         waited = [o.track for o in self.observed if o.quiet >= _DEAD]
         dead = ((t, _dead_units(t)) for t in self.tracks if t in waited)
-        findings = {t.likeness.site.name: _dead(t, units) for t, units in dead if units}
+        findings = {t.start.site.name: _dead(t, units) for t, units in dead if units}
         return tuple(findings.values())
 
-    def _patience_with(self, track: AnyTrack) -> int:
-        """Return the steps to wait for a track; more where what may be its own units has parted."""
-        may_follow = any(_is_of_as_many(other, track) for other in self.tracks if other.parted)
+    def _patience_with(self, track: Track) -> int:
+        """Return the steps to wait for a track; more where its units may be about to separate."""
+        may_follow = any(_is_of_as_many(other, track) for other in self.tracks if other.separated)
         return max(self.patience, _WAITING) if may_follow else self.patience
 
     def _outcome(self) -> Outcome:
@@ -446,43 +446,43 @@ class _Follower:
             for site in self.sites
         }
         kept = {name: of_site for name, of_site in keys.items() if of_site}
-        stirred, steps = self.journey.stirred, self.journey.steps
-        return Outcome(self.sites, kept, self.tracks, self.twins, {}, stirred, steps)
+        first_moved, steps = self.progress.first_moved, self.progress.steps
+        return Outcome(self.sites, kept, self.tracks, self.equal_modules, {}, first_moved, steps)
 
 
-def _is_of_as_many(other: Track, track: AnyTrack) -> bool:
+def _is_of_as_many(other: UnitTrack, track: Track) -> bool:
     """Whether units could be those of another track, or of one of its gates."""
-    if isinstance(track, TwinTrack) or other is track:
+    if isinstance(track, ModuleTrack) or other is track:
         return False
-    return other.likeness.view.count % track.likeness.view.count == 0
+    return other.start.view.count % track.start.view.count == 0
 
 
-def _reads(track: AnyTrack) -> bool:
+def _reads(track: Track) -> bool:
     """Whether a tie is not only one of outputs.
 
     Where hidden units are tied, so are the inputs of what reads them. Outputs alone are tied where
-    the loss treats the outputs of the model alike, which is the loss' affair.
+    the loss treats the outputs of the model equally, which is the loss' affair.
     """
-    if isinstance(track, TwinTrack):
+    if isinstance(track, ModuleTrack):
         return True
-    like = track.likeness
+    like = track.start
     return like.view.along != "outputs" or like.site.role == "embedding"
 
 
 def _ties(outcome: Outcome) -> Iterator[Finding]:
     trained = (site for site in outcome.sites if site.name in outcome.keys)
     yield from filter(None, (tied(outcome, site) for site in trained))
-    of_twins = (of_modules(outcome, twin) for twin in outcome.twins)
+    of_twins = (of_modules(outcome, copies) for copies in outcome.equal_modules)
     yield from (finding for finding in of_twins if finding.verdict == "tied")
 
 
-def _dead_units(track: Track) -> tuple[int, ...]:
+def _dead_units(track: UnitTrack) -> tuple[int, ...]:
     """Return the units that have got gradients, and nothing but zeros, by fault of their start.
 
     All units of a parameter that starts at a constant; or the rows that alone start at zero, but
     not in a lookup table, which may just not have met them.
     """
-    like = track.likeness
+    like = track.start
     if len(like.units) == like.view.count:
         return () if bool(track.alive.any()) else tuple(range(like.view.count))
     if like.is_vector or like.view.along != "outputs" or like.site.role == "embedding":
@@ -491,13 +491,13 @@ def _dead_units(track: Track) -> tuple[int, ...]:
     return tuple(track.units[idle].tolist())
 
 
-def _dead(track: Track, units: tuple[int, ...]) -> Finding:
-    site = track.likeness.site
+def _dead(track: UnitTrack, units: tuple[int, ...]) -> Finding:
+    site = track.start.site
     return Finding(
         name=site.name,
         units=(units,),
         verdict="dead",
-        along=track.likeness.view.along,
+        along=track.start.view.along,
         reason=f"{_DEAD} steps have brought no gradient to {len(units)} units",
         remedy=remedy(site),
     )
