@@ -36,7 +36,7 @@ from torch_initpolicy.trace.read import Reading, is_scripted, read
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import undone_on_error
 from torch_initpolicy.writing.ranks import process_groups, together
-from torch_initpolicy.writing.shards import is_sharded
+from torch_initpolicy.writing.shards import is_sharded, require_shapes
 
 
 def plan_policy(
@@ -99,6 +99,7 @@ def plan_policy(
 
 
 def _plan(model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: Selection) -> Plan:
+    require_shapes(model)
     with BORROWING:
         found = sites(model)
         reading = _reading(model, found, example_inputs)

@@ -32,7 +32,7 @@ from tests.laplace import Laplace
 from tests.processes import everywhere, failures, outcomes
 from tests.writing.helpers import fill, pairs
 from torch_initpolicy import apply_policy, materialize, skip_init
-from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.errors import ApplyError, VerifyError
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.tensors.initializers import (
     From,
@@ -46,6 +46,7 @@ from torch_initpolicy.tensors.initializers import (
     he_normal,
 )
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.fingerprint import fingerprints
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.shards import obstacles, reshard
 from torch_initpolicy.writing.verify import measure_steps
@@ -250,6 +251,7 @@ def spread(way: str, choice: str) -> None:
     apply_steps(pairs(expected, CHOICES[choice]), SEED)
 
     assert _unequal(model, expected) == []
+    assert fingerprints(sites(model)) == fingerprints(sites(expected))
 
 
 def materialized(way: str) -> None:
@@ -319,6 +321,19 @@ def commits_together() -> None:
             apply_steps(chosen, SEED)
 
     assert all(map(torch.equal, before.values(), _whole(model).values()))
+
+
+def other_bits() -> None:
+    """Other bits on one process raise on all, with the tensor's name and the rank."""
+    model = _made()
+    fsdp(model, distributed.get_world_size())
+    receipt = apply_policy(model, "he", seed=SEED)
+    receipt.check_bits(model)
+    with torch.no_grad():
+        if distributed.get_rank() == 0:
+            model.down.weight.to_local()[0, 0] += 1.0
+    with pytest.raises(VerifyError, match=r"down\.weight"):
+        receipt.check_bits(model)
 
 
 def _full(journal: Journal, tensor: torch.Tensor) -> None:
@@ -466,6 +481,7 @@ CASES: dict[str, Callable[[], None]] = {
             odd_sizes,
             fails_together,
             commits_together,
+            other_bits,
             blocks_drawn,
             ddp,
             no_seed,

@@ -17,6 +17,7 @@ from torch_initpolicy.errors import (
     PolicyError,
     SymmetricInitWarning,
     UnknownNameError,
+    VerifyError,
     brief,
     counted,
     listing,
@@ -42,8 +43,9 @@ from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.fingerprint import fingerprint, fingerprints
 from torch_initpolicy.writing.ranks import process_groups, together
-from torch_initpolicy.writing.shards import reshard
+from torch_initpolicy.writing.shards import require_shapes, reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
 
 
@@ -138,7 +140,8 @@ class Plan:
         target = self.model if model is None else model
         if target is None:
             raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        reshard(require_module(target))
+        require_shapes(require_module(target))
+        reshard(target)
         found = sites(target)
         check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
@@ -293,6 +296,7 @@ class Receipt:
         devices: Types of the devices that drew.
         versions: What else the bits depend on.
         seconds: What it took, from the first check to the last write.
+        fingerprints: A hash of each tensor as it was left, by canonical name.
     """
 
     plan: Plan
@@ -300,12 +304,39 @@ class Receipt:
     devices: tuple[str, ...]
     versions: Versions
     seconds: float
+    fingerprints: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, plan: Plan, written: Written) -> "Receipt":
         """Return the receipt of a plan that was carried out in this process."""
         seconds = written.staging + written.writing
-        return cls(plan, written.seed, written.devices, Versions.here(), seconds)
+        found = () if plan.model is None else sites(plan.model)
+        prints = tuple(fingerprints(found).items())
+        return cls(plan, written.seed, written.devices, Versions.here(), seconds, prints)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the initial weights, 16 hex digits: equal in every layout of the same weights.
+
+        Computed from what each process holds, without gathering.
+        """
+        return fingerprint(dict(self.fingerprints))
+
+    def check_bits(self, model: nn.Module) -> None:
+        """Make sure that a model holds the initial weights to the last bit, in whatever layout.
+
+        Args:
+            model: A model with the same parameters; every process that holds a part must call this.
+
+        Raises:
+            VerifyError: A tensor has other bits; names it, and on other processes the rank.
+        """
+        with together(process_groups(model)):
+            found = fingerprints(sites(require_module(model)))
+            wrong = [name for name, known in self.fingerprints if found.get(name) != known]
+            if wrong:
+                cases = listing(list(map(repr, wrong)))
+                raise VerifyError(f"other bits than the receipt's are in:\n{cases}")
 
     @property
     def policy_hash(self) -> str | None:
@@ -454,7 +485,13 @@ def _warn_of_kept(steps: Iterable[Step]) -> None:
 _CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
 
 _OF_RECEIPTS: Types = MappingProxyType(
-    {"seed": int, "devices": tuple[str, ...], "versions": Versions, "seconds": float}
+    {
+        "seed": int,
+        "devices": tuple[str, ...],
+        "versions": Versions,
+        "seconds": float,
+        "fingerprints": tuple[tuple[str, str], ...],
+    }
 )
 _OF_PLANS: Types = MappingProxyType(
     {"policy": str, "policy_hash": str | None, "untraced": str | None}
