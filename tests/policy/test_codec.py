@@ -19,6 +19,7 @@ from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.recipes import (
     AspectScale,
     EmbeddingScale,
+    Frequencies,
     SirenScale,
     TorchDefault,
     UnitScale,
@@ -72,6 +73,7 @@ EVERY = [
     AspectScale(),
     EmbeddingScale(),
     SirenScale(12.0),
+    Frequencies(),
     Axes(inputs=(1,), outputs=(0,), blocks=(2, 2)),
     Member("fc", (4, 8), Axes((1,), (0,)), multipliers=(ForwardMultiplier(0.5),), drawn=Ones()),
     Scaling("mup", Family((Member("bias", (4,)),), 3), forward_multipliers=True),

@@ -46,6 +46,7 @@ HE = VarianceScaling(1.0, "fan_in", gain="meets")
 RELU_HE = VarianceScaling(2.0, "fan_in")
 XAVIER = VarianceScaling(1.0, "fan_avg")
 LECUN = VarianceScaling(1.0, "fan_in")
+SINE = VarianceScaling(2.0, "fan_in", "uniform")
 
 
 def chosen(preset, where=LINEAR, **changes):
@@ -88,7 +89,7 @@ class TestAuto:
     @pytest.mark.parametrize("name", KNOWN)
     def test_every_activation_has_a_rule(self, name):
         """Whatever is met, there is an answer that needs no further word."""
-        assert chosen(presets.auto(), **met(name)) in (HE, XAVIER, LECUN)
+        assert chosen(presets.auto(), **met(name)) in (HE, XAVIER, LECUN, SINE)
 
     @pytest.mark.parametrize(
         ("role", "initializer"),

@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 from tests.policy.hand import facts, site
-from torch_initpolicy.policy.recipes import Recipe, TorchDefault, UnitScale
-from torch_initpolicy.tensors.initializers import Constant, Keep, Normal, Ones, Uniform, Zeros
+from torch_initpolicy.policy.recipes import Frequencies, Recipe, TorchDefault, UnitScale
+from torch_initpolicy.tensors.initializers import (
+    Constant,
+    Keep,
+    Normal,
+    Ones,
+    Uniform,
+    VarianceScaling,
+    Zeros,
+)
+from torch_initpolicy.trace.facts import ForwardMultiplier
 
 LAYERS = {
     "linear": nn.Linear(300, 200),
@@ -140,6 +149,24 @@ class TestTorchDefault:
         for module, name, _ in modules(kind(*sizes)):
             initializer = TorchDefault().for_site(site(module, name), None)
             assert initializer == Uniform(0.0, 0.0)
+
+
+class TestFrequencies:
+    """What sines make of coordinates."""
+
+    def test_a_frequency_in_the_code_is_kept(self):
+        """`sin(30 * (W x))` of 4 coordinates: weights within 1 / 4, whatever the frequency."""
+        where = site(nn.Linear(4, 8))
+        known = facts(where, multiplier=ForwardMultiplier(output=30.0))
+
+        assert Frequencies().for_site(where, known) == Uniform(-0.25, 0.25)
+
+    def test_without_one_the_sine_reads_a_variance_of_one(self):
+        """`sin(W x)` reads what it reads in the layers behind."""
+        where = site(nn.Linear(4, 8))
+        expected = VarianceScaling(2.0, "fan_in", "uniform")
+
+        assert Frequencies().for_site(where, facts(where)) == expected
 
 
 class TestUnitScale:

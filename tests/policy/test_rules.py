@@ -17,6 +17,7 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.recipes import (
     AspectScale,
     EmbeddingScale,
+    Frequencies,
     SirenScale,
     TorchDefault,
     UnitScale,
@@ -49,7 +50,7 @@ CUSTOM = InitPolicy(
     name="mine",
 ).otherwise(presets.auto())
 
-RECIPES = (AspectScale, EmbeddingScale, SirenScale, TorchDefault, UnitScale)
+RECIPES = (AspectScale, EmbeddingScale, Frequencies, SirenScale, TorchDefault, UnitScale)
 
 POLICIES = {"custom": CUSTOM, "empty": InitPolicy()} | {
     name: preset_named(name, {"value": 0.1} if name == "constant" else None)

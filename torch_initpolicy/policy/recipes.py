@@ -26,6 +26,7 @@ from torch_initpolicy.tensors.initializers import (
     Normal,
     Ones,
     Uniform,
+    VarianceScaling,
     Zeros,
 )
 from torch_initpolicy.trace.facts import Facts
@@ -105,6 +106,27 @@ def _fan_in(site: Site, facts: Facts) -> float:
 
 
 _PLAIN: Mapping[float, Initializer] = MappingProxyType({0.0: Ones(), 1.0: Zeros()})
+
+
+@dataclass(frozen=True, slots=True)
+class Frequencies:
+    """Draw what a sine makes of the coordinates that a network reads.
+
+    Where the code multiplies by a frequency `w0`, as `sin(w0 * (W x))`, that is meant: weights from
+    `U(-1 / n, 1 / n)` for `n` coordinates spread the phases over many periods. Without one the sine
+    reads a variance of 1, as it does in the layers behind.
+
+    Reference:
+        Sitzmann et al., *Implicit Neural Representations with Periodic Activation Functions*, 2020,
+        arXiv:2006.09661, section 3.2 and supplement, section 1.5.
+    """
+
+    def for_site(self, site: Site, facts: Facts) -> Initializer:
+        """Choose the distribution by the frequency in the code and the number of coordinates."""
+        counted = block_fans(site.shape, facts.axes)
+        if facts.multiplier.output <= 1 or len(counted) != 1:
+            return VarianceScaling(2.0, "fan_in", "uniform")
+        return Uniform(-1 / counted[0].fan_in, 1 / counted[0].fan_in)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from torch_initpolicy.policy.matchers import Anything
 from torch_initpolicy.policy.recipes import (
     AspectScale,
     EmbeddingScale,
+    Frequencies,
     Recipe,
     SirenScale,
     TorchDefault,
@@ -365,6 +366,7 @@ _OTHERS: dict[str, type] = {
         UnitScale,
         AspectScale,
         EmbeddingScale,
+        Frequencies,
         SirenScale,
         TorchDefault,
         Rule,

@@ -46,11 +46,13 @@ class Signal(NamedTuple):
         factor: Product of the known constants since then.
         source: What made it.
         summands: How many signals of the same size have been added up.
+        packed: Whether it holds outputs of several matrices that are packed into one weight.
     """
 
     factor: float = 1.0
     source: Source = "other"
     summands: int = 1
+    packed: bool = False
 
     @property
     def is_drawn(self) -> bool:
@@ -83,7 +85,9 @@ class Constants:
         ends: Values that come out of an activation.
         kernels: For each node that applies a signal as its weight, this signal.
         signals: Every signal's size next to that of what made it, by value.
+        packed: Nodes that apply several matrices packed into one, each of which takes out its own.
         first: The same with nothing taken out, where it is about what is left over; else None.
+        taken_out: What the weights that make a value take out of it, by value.
         bilinear: Element-wise products of two outputs of weights.
     """
 
@@ -93,12 +97,10 @@ class Constants:
     ends: frozenset[int] = frozenset()
     kernels: Mapping[int, int] = field(default_factory=dict)
     signals: dict[int, Signal] = field(default_factory=dict)
+    packed: frozenset[int] = frozenset()
     first: "Constants | None" = None
+    taken_out: Mapping[int, float] = field(default_factory=dict)
     bilinear: set[int] = field(default_factory=set)
-
-    def entered(self) -> "Constants":
-        """Return the constants with every signal's size next to what the last weight makes."""
-        return self._entered({}, None)
 
     def left_over(self, taken_out: Mapping[int, float]) -> "Constants":
         """Return the constants that are left where weights take some out.
@@ -106,19 +108,20 @@ class Constants:
         Args:
             taken_out: What each weight takes out of its output, by value.
         """
-        return self._entered({value: 1 / factor for value, factor in taken_out.items()}, self)
+        return replace(self, first=self, taken_out=taken_out).entered()
 
-    def _entered(self, starts: Mapping[int, float], first: "Constants | None") -> "Constants":
+    def entered(self) -> "Constants":
+        """Return the constants with every signal's size next to what made it."""
         graph = self.uses.graph
         inputs = (value for value in graph.values if value.is_input)
         signals = {
             value.index: Signal(1.0, "input" if value.dtype.is_floating_point else "data")
             for value in inputs
         }
-        entered = replace(self, signals=signals, first=first, bilinear=set())
+        entered = replace(self, signals=signals, bilinear=set())
         for node in graph.nodes:
             if node.outputs:
-                entered.enter(node, starts.get(node.outputs[0], 1.0))
+                entered.enter(node)
         return entered
 
     def on_input(self, value: int | None) -> float:
@@ -290,16 +293,26 @@ class Constants:
     # Up to a value
     #
 
-    def enter(self, node: Node, start: float) -> None:
-        """Note how large a node's outputs are, those of a weight being `start`."""
-        made = self._made(node, start)
+    def enter(self, node: Node) -> None:
+        """Note how large a node's outputs are next to what made them."""
+        made = self._made(node)
         for output in node.outputs:
-            self.signals[output] = Signal(1.0, "activation") if output in self.ends else made
+            signal = self._piece(node, output, made) if made.packed else made
+            self.signals[output] = Signal(1.0, "activation") if output in self.ends else signal
 
-    def _made(self, node: Node, start: float) -> Signal:
+    def _piece(self, node: Node, output: int, made: Signal) -> Signal:
+        """Return one of the pieces that the output of a packed weight is cut into."""
+        read = node.inputs[0]
+        if node.index in self.packed or self.uses.role(node) not in _CUTS:
+            return made
+        ratio = self.taken_out.get(read, 1.0) / self.taken_out.get(output, 1.0)
+        return made._replace(factor=made.factor * ratio)
+
+    def _made(self, node: Node) -> Signal:
         role, carried = self.uses.role(node), self.uses.carried(node)
         if node.index in self.uses.weighers or role in _MAKES:
-            return Signal(start, "weight")
+            start = 1 / self.taken_out.get(node.outputs[0], 1.0)
+            return Signal(start, "weight", packed=node.index in self.packed)
         if role in _BENDS and node.op not in BOUNDS:
             return Signal(1.0, "activation")
         if role is OpRole.NORMALISES or self._is_normalised(node) or not carried:
@@ -321,7 +334,8 @@ class Constants:
             squares = [self._signal(each).factor ** 2 for each in carried]
             mean = sum(map(operator.mul, squares, sizes)) / max(sum(sizes), 1)
             return Signal(math.sqrt(mean), self._source(carried))
-        return Signal(signal.factor * number, signal.source, 1 if number != 1.0 else summands)
+        summands = 1 if number != 1.0 else summands
+        return Signal(signal.factor * number, signal.source, summands, signal.packed)
 
     def _sum(self, node: Node) -> Signal:
         summed = self.added(node)
@@ -367,6 +381,7 @@ class Constants:
 
 
 _PRECEDENCE: Sequence[Source] = ("product", "weight", "activation", "other", "input", "data")
+_CUTS = (OpRole.MOVES, OpRole.PICKS)
 _MAKES = frozenset({OpRole.LOOKS_UP, OpRole.PROJECTS_AND_ATTENDS})
 _BENDS = frozenset({OpRole.RECURS, OpRole.ACTIVATES, OpRole.COMPUTES})
 

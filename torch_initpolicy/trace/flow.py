@@ -91,13 +91,14 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         for start, composite in composites(graph, roles, known, parameters or {}).items()
         if start not in used.kinds or any(roles[i] is OpRole.ACTIVATES for i in composite.inner)
     }  # the root of a variance is a step of a normalisation
-    branches = residuals(used)
+    branches, packed = residuals(used), packs(used)
     constants = Constants(
         uses=used,
         numbers=known,
         skips=branches.skips(used),
         ends=frozenset(composite.end for composite in activated.values()),
         kernels=kernels(used),
+        packed=frozenset(packed),
     ).entered()
     composed = Composed(constants)
     for node in graph.nodes:
@@ -111,7 +112,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         ahead=ahead,
         behind=behind(used, activated),
         residuals=branches,
-        packs=packs(used),
+        packs=packed,
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
         units=Units(used),

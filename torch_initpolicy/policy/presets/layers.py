@@ -7,6 +7,7 @@ from torch_initpolicy.policy.match import (
     is_summand,
     meets,
     op,
+    reads_input,
     role,
 )
 from torch_initpolicy.policy.presets.parts import (
@@ -20,6 +21,7 @@ from torch_initpolicy.policy.presets.parts import (
     layers,
     rule,
 )
+from torch_initpolicy.policy.recipes import Frequencies
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
     BranchScaled,
@@ -41,7 +43,8 @@ def auto() -> InitPolicy:
     He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
     where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
     there is none; the halves of a gated layer that are packed into one weight each have their own.
-    Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate.
+    Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate. Sines: uniform of
+    variance 2 / fan_in, and where coordinates are multiplied by a frequency, SIREN's first layer.
 
     Rows of embeddings are as large as what reads them asks for: `N(0, 1 / width)` where the table
     is the head, too, `N(0, 1)` before a recurrent layer or on a residual stream that normalisations
@@ -55,7 +58,8 @@ def auto() -> InitPolicy:
         eq. 12; Klambauer et al., *Self-Normalizing Neural Networks*, 2017, arXiv:1706.02515; Goyal
         et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, section 5.1 (closed
         branches); Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019,
-        section 2.3 (division by the root of the depth).
+        section 2.3 (division by the root of the depth); Sitzmann et al., *Implicit Neural
+        Representations with Periodic Activation Functions*, 2020, arXiv:2006.09661, section 3.2.
 
     Examples:
         >>> [rule.matcher for rule in auto().rules[-3:]]
@@ -68,6 +72,8 @@ def auto() -> InitPolicy:
         rule(WEIGHT & closing & is_summand(), Zeros(), note),
     )
     return layers(
+        rule(WEIGHT & meets("sin") & reads_input(), Frequencies()),
+        rule(WEIGHT & meets("sin"), VarianceScaling(2.0, "fan_in", "uniform")),
         rule(RECTIFIED & bare, BranchScaled(he_normal("meets"))),
         rule(WEIGHT & bare, BranchScaled(xavier_normal())),
         rule(RECTIFIED, he_normal("meets")),
