@@ -16,7 +16,6 @@ from torch_initpolicy.errors import (
     listing,
     warn,
 )
-from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.materialize.materialize import materialize_steps
 from torch_initpolicy.materialize.restore import Build
 from torch_initpolicy.planning.decide import make_plan
@@ -27,7 +26,7 @@ from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import InitPolicy
-from torch_initpolicy.sites import Site, require_module, sites
+from torch_initpolicy.sites import Site, borrowing, require_module, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.facts import Facts
@@ -91,7 +90,7 @@ def plan_policy(
         [('0.weight', 'relu', 0.5), ('2.weight', None, 0.316)]
     """
     selection = Selection.of(only, skip, frozen=frozen, keep=keep, strict=strict)
-    with BORROWING, opened(require_module(model)):
+    with borrowing(require_module(model)), opened(model):
         given = policy_of(policy)
         plan = _plan(model, given, example_inputs, selection)
     _warn_of_nothing(plan, given)
@@ -99,8 +98,8 @@ def plan_policy(
 
 
 def _plan(model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: Selection) -> Plan:
-    require_shapes(model)
-    with BORROWING:
+    with borrowing(model):
+        require_shapes(model)
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         plan = make_plan(

@@ -3,6 +3,9 @@
 Knows modules, names and ties, neither data flow nor initializers.
 """
 
+import contextlib
+import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -18,6 +21,37 @@ from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
+
+@contextlib.contextmanager
+def borrowing(model: nn.Module) -> Iterator[None]:
+    """Hold `BORROWING`, and let Python recurse as deep as the modules of a model nest.
+
+    To walk modules takes torch one call for each level, and to run them some ten.
+    """
+    with BORROWING:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit + _FRAMES * min(_depth(model), _DEEPEST))
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(limit)
+
+
+_FRAMES, _DEEPEST = 16, 5000
+"""Calls for each level, and levels beyond which the stack of the processor could run over."""
+
+
+def _depth(model: nn.Module) -> int:
+    """Return how deep modules nest."""
+    level, seen = [model], {id(model)}
+    for depth in itertools.count():
+        below = [m for module in level for m in module._modules.values() if m is not None]  # noqa: SLF001
+        level = [m for m in below if id(m) not in seen]
+        seen.update(map(id, level))
+        if not level:
+            return depth
+    raise AssertionError  # counting has no end
+
 
 Storage = Literal["plain", "parametrized", "weight_norm", "spectral_norm"]
 """How a site is held: `plain`, one `nn.Parameter`; `parametrized`, behind
@@ -97,7 +131,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         [('0.weight', (8, 4), 'weight'), ('0.bias', (8,), 'bias')]
     """
     holders: dict[tuple[int, ...], list[Holder]] = {}
-    with BORROWING:
+    with borrowing(model):
         for holder in _holders(model):
             key = tuple(id(parameter) for parameter in holder.parameters)
             holders.setdefault(key, []).append(holder)

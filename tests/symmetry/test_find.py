@@ -164,7 +164,7 @@ class _Images(nn.Module):
 
     def __init__(self, edge: int) -> None:
         super().__init__()
-        self.pretrained_cfg = {"input_size": (3, 128, 128) if edge == 64 else (3, edge, edge)}
+        self.image_size = 128 if edge == 64 else edge
         self.edge = edge
         self.stem = nn.Conv2d(3, 6, 8, stride=8)
         self.fill = nn.Linear(6, 5)

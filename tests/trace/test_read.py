@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_initpolicy import plan_policy
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import Axes
@@ -431,3 +433,91 @@ def test_torchscript_is_not_followed(compiled, inputs):
 def test_what_was_read_is_not_untraced():
     """Attempts that failed before one that did not are no reason to doubt it."""
     assert reading(nn.Linear(3, 3)).untraced is None
+
+
+class _Nested(nn.Module):
+    """A module that holds the next one."""
+
+    def __init__(self, inner: nn.Module | None) -> None:
+        super().__init__()
+        self.inner, self.linear = inner, nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.linear(x))
+        return x if self.inner is None else self.inner(x)
+
+
+def test_modules_that_nest_deeper_than_python_recurses():
+    """A thousand modules, one in the other, are walked and traced; the limit is as it was."""
+    model, limit = None, sys.getrecursionlimit()
+    for _ in range(1000):
+        model = _Nested(model)
+
+    plan = plan_policy(model, example_inputs=torch.zeros(2, 2))
+
+    assert {step.meets for step in plan if step.role == "weight"} == {"relu"}
+    assert sys.getrecursionlimit() == limit
+
+
+class _Optional(nn.Module):
+    """An encoder for each of two arguments that default to None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.text, self.head = nn.Embedding(20, 4), nn.Linear(4, 4)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> list[Tensor]:
+        seen = [] if image is None else [self.image(image)]
+        return seen + ([] if text is None else [torch.tanh(self.head(self.text(text)))])
+
+
+def test_arguments_with_defaults_are_given_until_all_is_used():
+    """A call with nothing runs and says nothing; others are tried while parameters are unused."""
+    model = _Optional()
+    found = read(model, sites(model))
+
+    assert (found.evidence, found.unused) == ("traced", set())
+    assert found.facts["image.0.weight"].meets.name == "relu"
+    assert found.facts["head.weight"].meets.name == "tanh"
+
+
+def test_a_search_in_vain_ends():
+    """What a forward can take before it refuses everything is bounded by the budget."""
+    ran = []
+
+    class Refusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(5000):
+                x = x + 1
+            ran.append(1)
+            raise ValueError("never")
+
+    model = Refusing()
+    found = read(model, sites(model))
+
+    assert found.evidence == "order"
+    assert ran == []
+
+
+def test_experts_that_few_draws_reach_are_read():
+    """A router sends every draw elsewhere: all experts are seen, whatever weights it holds."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(4, 6)
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            best = self.gate(x).argmax(-1)
+            return sum(torch.tanh(self.experts[k](x)) for k in best.unique().tolist())
+
+    found = [read(model, sites(model)) for model in (Routed(), Routed())]
+
+    assert [reading.unused for reading in found] == [set(), set()]
+    assert found[0].facts == found[1].facts

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.locks import BORROWING
+from torch_initpolicy.sites import borrowing
 from torch_initpolicy.trace.hooks import takes_part
 from torch_initpolicy.trace.reach import Reach, Slot, Undo
+from torch_initpolicy.trace.stand_ins import copied
 
 
 class Lent:
@@ -26,12 +27,17 @@ class Lent:
     def __init__(self, model: nn.Module, reach: Reach) -> None:
         self.undo = reach.undo
         self._slots = reach.slots
-        self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
+        own = ((vars(m)["_parameters"], vars(m)["_buffers"]) for m in model.modules())
+        self._own = {id(holder) for holders in own for holder in holders}
 
     def use_copies(self) -> None:
-        """Put copies in place of the tensors that are neither parameters nor buffers."""
-        others = {id(slot.tensor): slot.tensor for slot in self._slots}
-        self.swap({key: _copy(t) for key, t in others.items() if key not in self._own})
+        """Put copies in place of all tensors but the parameters and buffers under their names."""
+        copies: dict[int, Tensor] = {}
+        for slot in self._slots:
+            if id(slot.holder) not in self._own:
+                if id(slot.tensor) not in copies:
+                    copies[id(slot.tensor)] = _copy(slot.tensor)
+                _put(slot, copies[id(slot.tensor)])
 
     def swap(self, stand_ins: Mapping[int, Tensor]) -> None:
         """Put tensors in place of those of the model, wherever they are held.
@@ -52,7 +58,7 @@ def _put(slot: Slot, tensor: Tensor) -> None:
 def _copy(tensor: Tensor) -> Tensor:
     """Return a copy that shares no storage, or the tensor where its kind cannot be copied."""
     try:
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return copied(tensor)
     except (RuntimeError, NotImplementedError, TypeError):
         return tensor
 
@@ -69,14 +75,14 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
         reach: What the model was found to reach, by who borrows it several times in a row and holds
             `BORROWING` all the while.
     """
-    with BORROWING, warnings.catch_warnings(), _same_process(model):
+    with borrowing(model), warnings.catch_warnings(), _same_process(model):
         lent = Lent(model, Reach(model) if reach is None else reach)
         try:
             for module in model.modules():
                 _drop_hooks(module)
                 _drop_compilation(module)
             lent.use_copies()
-            with torch.compiler.set_stance("force_eager"):
+            with _nothing_compiled():
                 yield lent
         finally:
             _to_the_end(list(lent.undo))
@@ -101,6 +107,12 @@ def _drop_hooks(module: nn.Module) -> None:
                 del hooks[key]
 
 
+def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
+    """Run plainly what `torch.compile` has wrapped; else import nothing of it."""
+    compiles = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+
+
 def _drop_compilation(module: nn.Module) -> None:
     """Run plainly what `torch.compile` would compile: for tensors without numbers, at that."""
     vars(module)["_compiled_call_impl"] = None  # what `module.compile()` sets
@@ -112,22 +124,24 @@ def _drop_compilation(module: nn.Module) -> None:
 @contextlib.contextmanager
 def _same_process(model: nn.Module) -> Iterator[None]:
     """Put back the random states and settings of the process."""
-    settings = [(write, read()) for read, write in (*_SETTINGS, *_numpy())]
-    environment, depth = dict(os.environ), sys.getrecursionlimit()
+    settings = [(read, write, read()) for read, write in _SETTINGS]
+    states = [(write, read()) for read, write in _generators()]
+    environment = dict(os.environ)
     try:
         with torch.random.fork_rng(devices=cuda_devices(model)):
             yield
     finally:
-        for write, before in settings:
-            write(before)
+        for write, state in states:
+            write(state)
+        for read, write, before in settings:
+            if read() != before:  # some import a compiler to be written
+                write(before)
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)
-        sys.setrecursionlimit(depth)
 
 
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (random.getstate, random.setstate),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
@@ -137,7 +151,9 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 """How to read and write what a forward pass may set for the whole process."""
 
 
-def _numpy() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """Yield how to read and write the generators that are not torch's."""
+    yield random.getstate, random.setstate
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         yield numpy.random.get_state, numpy.random.set_state

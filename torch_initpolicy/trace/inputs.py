@@ -266,7 +266,7 @@ def _indices(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.int64, device="meta")
 
 
-def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0) -> Call:
+def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0, times: int = 1) -> Call:
     """Return real inputs like those of `call`: images at most `edge` pixels wide.
 
     Args:
@@ -275,15 +275,16 @@ def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0) -> Cal
         edge: The most pixels of an image.
         indices: How many indices are valid.
         seed: Which numbers to draw.
+        times: How many times as many samples to draw.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def real(argument: Tensor) -> Tensor:
         spatial = argument.dim() == 4 and argument.shape[1] <= 4
-        shape = list(argument.shape)
+        shape = [n * times for n in argument.shape[:1]] + list(argument.shape[1:])
         shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
         if argument.is_floating_point() or argument.is_complex():
-            return torch.rand(shape, generator=generator).to(argument.dtype)
+            return torch.randn(shape, generator=generator).to(argument.dtype)
         if not argument.is_meta:
             return argument.clone()
         if argument.dtype == torch.bool:

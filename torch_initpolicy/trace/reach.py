@@ -37,7 +37,8 @@ class Reach:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.undo: list[Undo] = []
+        self._empty: list[Any] = []  # most containers: those of a module's hooks above all
+        self.undo: list[Undo] = [self._clear]
         self.slots: list[Slot] = []
         self._seen: dict[int, object] = {}  # keeps what it has seen alive: an id names it
         self._waiting: list[object] = []
@@ -50,6 +51,11 @@ class Reach:
             visit = self._visitor(type(thing))
             if visit is not None:
                 visit(thing)
+
+    def _clear(self) -> None:
+        """Empty the containers that were empty."""
+        for container in filter(None, self._empty):
+            container.clear()
 
     def _push(self, thing: object) -> None:
         if type(thing) not in _LEAVES and id(thing) not in self._seen:
@@ -134,7 +140,12 @@ class Reach:
 
     def _hold(self, holder: Any, entries: Iterable[tuple[Any, Any]]) -> None:
         for key, value in entries:
-            if isinstance(value, Tensor):
+            kind = type(value)
+            if kind in _LEAVES:
+                continue
+            if kind in _CONTAINERS and not value:
+                self._empty.append(value)
+            elif isinstance(value, Tensor):
                 self.slots.append(Slot(holder, key, value))
             else:
                 self._push(value)
@@ -278,6 +289,8 @@ _LEAVES = frozenset({
     torch.layout, torch.memory_format, types.BuiltinFunctionType, types.ModuleType, frozenset,
 })  # fmt: skip
 """Types of what cannot change, or is not looked into."""
+
+_CONTAINERS = frozenset({dict, collections.OrderedDict, list, set})
 
 _CODE = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
 

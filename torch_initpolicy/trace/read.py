@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_initpolicy.locks import BORROWING
-from torch_initpolicy.sites import Site, canonical_modules
+from torch_initpolicy.sites import Site, borrowing, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
@@ -81,7 +80,7 @@ def read(
     inner = next(module for _, module in canonical_modules(model))
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
-    with BORROWING:
+    with borrowing(inner):
         attempt = _Attempt(inner, sites)
         if example_inputs is not None:
             return attempt.given(as_call(example_inputs))
@@ -112,8 +111,8 @@ _EDGES = (64, 128, 224)
 _REAL = 4
 """Inputs to try for real, each with all image sizes."""
 
-_DRAWS = 8
-"""Draws of real inputs: a router sends each of them elsewhere."""
+_DRAWS, _TIMES = 8, 8
+"""Draws of real inputs, and how many times larger the later are: a router sends each elsewhere."""
 
 _BASE, _SHARE = 20_000, 50
 """Operators that a search may run, and how many more for each parameter."""
@@ -202,7 +201,7 @@ class _Attempt:
         for seed in range(1, _DRAWS):
             if reading is None or not reading.unused:
                 break
-            other = small_and_real(call, edge=edge, indices=rows, seed=seed)
+            other = small_and_real(call, edge=edge, indices=rows, seed=seed, times=_TIMES)
             again = self._record(other, "ran")
             reading = reading if again is None else _joined(reading, again)
         return reading

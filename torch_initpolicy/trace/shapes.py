@@ -49,6 +49,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
 
 
+def _elementwise(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002 - torch's
+    del inplace
+    return _like(input)
+
+
 def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor:  # noqa: A002 - torch's name
     del approximate
     return _like(input)
@@ -137,6 +142,7 @@ SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
     "add": _add,
     "linear": _linear,
     "gelu": _gelu,
+    **dict.fromkeys(("relu", "silu", "tanh", "sigmoid"), _elementwise),
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
