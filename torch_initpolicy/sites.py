@@ -22,6 +22,7 @@ from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
 
+
 @contextlib.contextmanager
 def borrowing(model: nn.Module) -> Iterator[None]:
     """Hold `BORROWING`, and let Python recurse as deep as the modules of a model nest.
