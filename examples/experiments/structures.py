@@ -15,8 +15,6 @@ from common import digits
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy import InitPolicy, Rule, initializers, match
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -37,7 +35,7 @@ class Structure:
         data: Loads the data.
         loss: What is trained and reported.
         rates: Learning rates to choose from.
-        recipe: The published start: a preset's name, a policy, or None.
+        recipe: The published start, a preset's name, or None.
         optimizer: Which one trains it.
         is_default: Whether the constructor's own start is torch's default.
     """
@@ -46,7 +44,7 @@ class Structure:
     data: Callable[[], Split]
     loss: Loss = F.cross_entropy
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    recipe: str | InitPolicy | None = None
+    recipe: str | None = None
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
     is_default: bool = False
 
@@ -448,12 +446,6 @@ def language(name: str) -> nn.Module:
     return Logits(hf.MambaForCausalLM(config))
 
 
-ORTHOGONAL = InitPolicy([
-    Rule(match.name("actor.weight"), initializers.Orthogonal(0.01)),
-    Rule(match.name("critic.weight"), initializers.Orthogonal(1.0)),
-    Rule(match.role("weight"), initializers.Orthogonal(math.sqrt(2))),
-]).otherwise(initializers.Zeros())  # fmt: skip
-
 LETTERS = functools.partial(Structure, data=text, loss=of_letters, rates=(3e-3, 1e-2, 3e-2))
 SGD = functools.partial(Structure, optimizer=torch.optim.SGD, rates=(1e-2, 3e-2, 1e-1))
 
@@ -478,10 +470,10 @@ STRUCTURES: dict[str, Structure] = {
     "Llama (transformers)": LETTERS(lambda: language("llama"), recipe="normal"),
     "Mamba (transformers)": LETTERS(lambda: language("mamba")),
     "LSTM language model": LETTERS(Recurrent, is_default=True),
-    "SIREN": Structure(siren, picture, F.mse_loss),
+    "SIREN": Structure(siren, picture, F.mse_loss, recipe="siren"),
     "detector head": Structure(Detector, scenes, focal),
     "matrix factorisation": Structure(Factors, ratings, F.mse_loss, (1e-2, 3e-2, 1e-1)),
     "graph convolutions": Structure(Graph, nodes, rates=(3e-3, 1e-2, 3e-2)),
-    "actor and critic": Structure(ActorCritic, images, clipped, recipe=ORTHOGONAL, is_default=True),
+    "actor and critic": Structure(ActorCritic, images, clipped, recipe="ppo", is_default=True),
 }
 """By the name that the table has for it."""

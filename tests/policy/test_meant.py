@@ -200,6 +200,19 @@ class TestBiases:
             model.bias_ih_l0[8:16] = 3.0
         assert kept(model) == {"bias_ih_l0"}
 
+    def test_constants_of_a_layer_of_ones_own(self):
+        """A raw bias is filled with a constant by its own layer's default: no purpose is known."""
+
+        class Shifted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.bias = nn.Linear(16, 8), nn.Parameter(torch.ones(8))
+
+            def forward(self, x):
+                return F.relu(self.layer(x) + self.bias)
+
+        assert kept(Shifted()) == set()
+
     def test_beside_a_constant_weight(self):
         """A constant bias of a layer that is repaired is no prior."""
         assert kept(presets_applied("ones")) == set()

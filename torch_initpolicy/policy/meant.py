@@ -14,6 +14,7 @@ from torch_initpolicy.policy.recipes import default_of
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.initializers import (
     Initializer,
+    Keep,
     Normal,
     Orthogonal,
     TruncatedNormal,
@@ -124,7 +125,8 @@ class _Judge:
         if seen.values is None or id(seen.site.owner) in repaired or not self.is_random:
             return None
         if role in ("bias", "norm_bias"):
-            return purpose_in(seen.values, _reach(seen.site))
+            own = name in self.constants and _is_unknown(seen.site)
+            return None if own else purpose_in(seen.values, _reach(seen.site))
         if role == "norm_weight":
             scale = self.constants.get(name)
             is_unit = scale is None or scale + seen.facts.offset == 1
@@ -202,6 +204,11 @@ def _loaded(site: Site) -> str | None:
     """Say whether `transformers` marks a parameter as loaded from a checkpoint."""
     marked = any(getattr(part, "_is_hf_initialized", False) for part in site.parameters)
     return "loaded from a checkpoint" if marked else None
+
+
+def _is_unknown(site: Site) -> bool:
+    """Say whether no default is known of a parameter: a constant there is its layer's own."""
+    return isinstance(default_of(site.owner, site.attribute), Keep)
 
 
 def _reach(site: Site) -> float:
