@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from torch_initpolicy import audit_signal, lsuv_, operators, plan_policy
 from torch_initpolicy.errors import ArgumentError, UnknownOperatorWarning
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.gains import Activation, gain
-from torch_initpolicy.trace.operators import OPS, OpRole, activation_of, slots_of
+from torch_initpolicy.trace.operators import OPS, OpRole, activation_of, attention_scale, slots_of
 from torch_initpolicy.trace.read import Reading, read
 from torch_initpolicy.trace.record import Call, capture
 
@@ -322,3 +323,26 @@ def test_signatures_name_the_table():
     """The table is a default argument of public functions, whose help has to stay readable."""
     assert "OPS" in repr(OPS)
     assert len(repr(OPS)) < 30
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_flex_attention_is_attention(scale):
+    """Queries and keys meet its softmax, values go on; its scale is read where it stands."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(64, 192)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+            return flex_attention(q, k, v, scale=scale)
+
+    found = reading(Block(), 2, 128, 64)
+    nodes = found.flow.uses.graph.nodes
+    scales = {attention_scale(node) for node in nodes if node.op == "flex_attention"}
+    facts = found.facts["qkv.weight"]
+
+    assert facts.axes.blocks == (64, 64, 64)
+    assert [block.meets and block.meets.name for block in facts.blocks] == ["softmax"] * 2 + [None]
+    assert scales == {scale or 0.25}

@@ -11,7 +11,7 @@ from torch_initpolicy.moments.state import Drawn, Following, Known, Rows, Rules,
 from torch_initpolicy.moments.weight_rules import attention_rows, averaged
 from torch_initpolicy.tensors.gains import KNOWN, Activation
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole, activation_of, argument
+from torch_initpolicy.trace.operators import OpRole, activation_of, argument, attention_scale
 
 
 def _lost(following: Following, node: Node) -> Known:
@@ -232,7 +232,7 @@ def _scaled_attention(following: Following, node: Node) -> Known:
     if isinstance(query, Unknown) or isinstance(key, Unknown):
         return query if isinstance(query, Unknown) else key
     width = following.shape(given["query"])[-1]
-    scale = argument(node, 6, "scale", None) or width**-0.5
+    scale = attention_scale(node) or width**-0.5
     power = query.second * (key.second - key.shared) * width * scale**2
     count = following.shape(given["key"])[-2]
     causal = argument(node, 5, "is_causal", default=False)

@@ -30,7 +30,7 @@ import torch
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Graph, Node, Ref
-from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument
+from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument, attention_scale
 
 Source = Literal["weight", "product", "activation", "input", "data", "other"]
 """What made a signal: a weight, linearly; products of two such; an activation; the model's input,
@@ -159,7 +159,7 @@ class Constants:
             return 1.0
         other = given["key"] if value == given["query"] else given["query"]
         width = self.uses.graph.values[given["query"]].shape[-1]
-        scale = argument(node, 6, "scale", None) or width**-0.5
+        scale = attention_scale(node) or width**-0.5
         return self._share(value, (other,), scale * math.sqrt(width))
 
     def _shared(

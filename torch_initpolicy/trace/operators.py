@@ -221,6 +221,12 @@ def activation_of(node: Node) -> Activation:
     return Activation(name, None if standard else float(parameter))
 
 
+def attention_scale(node: Node) -> float | None:
+    """Return what attention multiplies its logits by; None for one over the root of the width."""
+    scale: float | None = argument(node, 5 if node.op == "flex_attention" else 6, "scale", None)
+    return scale
+
+
 def argument(node: Node, position: int, keyword: str, default: Any) -> Any:
     """Return an argument of a call, however it was passed."""
     positional = node.args[position] if len(node.args) > position else default

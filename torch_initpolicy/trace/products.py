@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node, Value
-from torch_initpolicy.trace.operators import OpRole, argument
+from torch_initpolicy.trace.operators import OpRole, argument, attention_scale
 
 _KEEPS = frozenset({OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES, OpRole.JOINS})
 
@@ -78,7 +78,7 @@ def _products(uses: Uses) -> Iterator[_Product]:
         role, slots = uses.role(node), dict(uses.slots(node))
         if role is OpRole.ATTENDS and {"query", "key"} <= slots.keys():
             length = uses.graph.values[slots["query"]].shape[-1]
-            scale = argument(node, 6, "scale", None)
+            scale = attention_scale(node)
             size = length * (length**-0.5 if scale is None else scale)
             yield _Product(node, slots["query"], slots["key"], float(size))
         elif role is OpRole.CONTRACTS and node.index not in uses.weighers:
