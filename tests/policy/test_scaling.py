@@ -246,6 +246,28 @@ class TestBases:
         with pytest.raises(PolicyError, match="base"):
             presets.mup(base=base)
 
+    def test_another_number_of_axes(self):
+        """A counterpart of another number of axes is none."""
+        base = {"weight": (4, 4, 3), "bias": (4,)}
+
+        with pytest.raises(PlanError, match=r"shape \(8, 8\), in the base \(4, 4, 3\)"):
+            plan_policy(nn.Linear(8, 8), presets.mup(base=base))
+
+    def test_axes_that_are_not_known(self):
+        """Where two axes grow and nothing tells which faces inputs, the plan says so."""
+
+        class Table(nn.Module):
+            def __init__(self, width):
+                super().__init__()
+                self.table = nn.Parameter(torch.zeros(width, width))
+                self.example_input_array = torch.zeros(2, width, width)
+
+            def forward(self, x):
+                return torch.relu(x + self.table)
+
+        plan = plan_policy(Table(8), presets.mup(base=Table(4)))
+        assert "which of its axes faces inputs is not known" in plan["table"].reason
+
     def test_meta(self, expected):
         """A base needs no memory."""
         with torch.device("meta"):

@@ -71,6 +71,9 @@ def scaled_steps(
     cases: list[str] = []
     for step, part in zip(steps, parts, strict=True):
         member = members.get(part.name)
+        if member is not None and len(member.shape) != len(part.shape):
+            cases.append(f"{part.name!r} has shape {part.shape}, in the base {member.shape}")
+            continue
         found = scaling.of(part, member)
         cases += obstacles(scaling, part, found)
         try:

@@ -136,8 +136,15 @@ def _by_width(part: Part, member: Member) -> Multipliers:
         fan_in=max(inputs),
         width=min(units),
         base=member.shape,
-        reason=_reason(like, max(inputs), stds),
+        reason=_reason(like, max(inputs), stds) + _unknown(part.shape, member.shape, axes),
     )
+
+
+def _unknown(shape: Sequence[int], base: Sequence[int], axes: Axes | None) -> str:
+    """Say where several axes grow and nothing tells which of them faces inputs."""
+    growing = sum(now != then for now, then in zip(shape, base, strict=True))
+    is_open = axes is None and growing > 1
+    return ", though which of its axes faces inputs is not known" if is_open else ""
 
 
 _EXPONENT: Mapping[Like, float] = MappingProxyType({"hidden": -0.5, "output": -1.0})
