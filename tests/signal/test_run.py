@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.errors import TraceError
+from torch_initpolicy.errors import TraceError, UnknownNameError
 from torch_initpolicy.signal.run import audit_signal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -546,3 +546,159 @@ def test_where_nothing_can_be_measured_nothing_is_praised():
     assert signal.points == ()
     assert "keeps its size" not in str(signal)
     assert "there is no signal to follow" in str(signal)
+
+
+def kinds_and_places(model: nn.Module, x: Tensor, **options: object) -> dict[str, str]:
+    """Return where an audit finds what."""
+    verdicts = audit_signal(model, x, **options).verdicts
+    return {verdict.kind: verdict.where for verdict in verdicts}
+
+
+def test_heads_are_judged_in_any_order():
+    """A head that runs first, and is far too large, is named; small priors beside it are not."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.large = nn.Linear(32, 64), nn.Linear(64, 10)
+            self.prior, self.last = nn.Linear(64, 20), nn.Linear(64, 4)
+
+        def forward(self, x):
+            h = torch.relu(self.trunk(x))
+            return self.large(h), self.prior(h).sigmoid(), self.last(h)
+
+    net = fill(Heads(), HE)
+    with torch.no_grad():
+        net.large.weight.mul_(100)
+        net.prior.weight.normal_(std=1e-3)
+        net.prior.bias.fill_(-4.6)
+
+    assert kinds_and_places(net, batch(64, 32)) == {"output too large": "large.weight"}
+
+
+def test_generated_weights_are_judged_by_what_they_make():
+    """Behind a hypernetwork the output is judged, not only weights that are parameters."""
+
+    class Hyper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.code, self.make = nn.Linear(16, 16), nn.Linear(16, 16 * 4)
+
+        def forward(self, x):
+            weight = self.make(torch.relu(self.code(x.mean(0)))).view(4, 16)
+            return nn.functional.linear(x, 1e4 * weight)
+
+    assert "output too large" in kinds_and_places(fill(Hyper(), HE), batch(32, 16))
+
+
+def test_a_loss_is_compared_with_that_of_zeros():
+    """With a loss the output is judged by it: `ln(10)` is what zeros cost."""
+    net, x = fill(plain(2, 32), HE), batch(64, 32)
+    labels = torch.randint(10, (64,), generator=torch.Generator().manual_seed(0))
+
+    def loss(out: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(out, labels)
+
+    assert audit_signal(net, x, loss_fn=loss).ok
+    with torch.no_grad():
+        net[-1].weight.mul_(50)
+    signal = audit_signal(net, x, loss_fn=loss)
+    assert signal.loss_of_zeros == pytest.approx(2.302585, rel=1e-5)
+    assert [verdict.kind for verdict in signal.verdicts] == ["output too large"]
+
+
+@pytest.mark.parametrize(
+    ("last", "what"), [(nn.Softmax(dim=1), "softmax"), (nn.LayerNorm(1), "layer_norm")]
+)
+def test_a_gradient_that_stops(last, what):
+    """Behind one class, or one feature, nothing is learnt: no start changes that."""
+    net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1), last)
+    verdict = audit_signal(net, batch(64, 32)).verdicts[0]
+    assert (verdict.kind, verdict.where) == ("gradient stops", f"3:{what}")
+    assert verdict.structural
+
+
+@pytest.mark.parametrize(("activation", "factor"), [(nn.Tanh, 25.0), (nn.Sigmoid, 60.0)])
+def test_saturated_activations(activation, factor):
+    """Weights that push a bounded activation to its ends are told at that activation."""
+    net = fill(plain(2, 64, activation), 1.0)
+    assert "saturates" not in kinds(net, batch(64, 64))
+    with torch.no_grad():
+        net[2].weight.mul_(factor)
+    assert kinds_and_places(net, batch(64, 64))["saturates"].startswith("3:")
+
+
+def test_values_that_are_not_finite_are_told_of_the_weight():
+    """A nan in a weight is said of it, and not of the sum in which it is seen first."""
+    net = fill(plain(3, 16), HE)
+    with torch.no_grad():
+        net[2].weight[0, 0] = torch.nan
+    assert kinds_and_places(net, batch(8, 16)) == {"not finite": "2.weight"}
+
+
+def test_a_functional_activation_has_an_address():
+    """Its module, which call it is, and the line of code that makes it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = torch.relu(layer(x))
+            return x
+
+    net = fill(Net(), HE)
+    with torch.no_grad():
+        net.layers[2].bias.fill_(-100.0)
+    verdict = next(v for v in audit_signal(net, batch(64, 64)).verdicts if v.kind == "dies")
+    assert verdict.where == "relu#3"
+    assert verdict.line.startswith("test_run.py:")
+
+
+def test_memory_that_nobody_has_written_is_no_signal():
+    """A result assembled in fresh memory is judged when it is whole."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 4), nn.Linear(16, 4)
+
+        def forward(self, x):
+            out = x.new_full((len(x), 8), torch.nan)
+            out[:, :4] = self.first(x)
+            out[:, 4:] = self.second(x)
+            return out
+
+    assert audit_signal(Parts(), batch(8, 16)).ok
+
+
+def test_small_scales_open_in_training():
+    """A LayerScale of 1e-5 keeps gradients small on purpose; a bias of 1e-2 excuses nothing."""
+
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((128,), scale))
+
+        def forward(self, x):
+            return x * self.scale
+
+    scaled = nn.Sequential(*(nn.Sequential(nn.Linear(128, 128), Scaled(1e-4)) for _ in range(4)))
+    assert "gradient vanishes" not in kinds(scaled, batch(32, 128))
+    biased = fill(plain(30), 1.0)
+    nn.init.constant_(biased[0].bias, 1e-2)
+    assert "gradient vanishes" in kinds(biased, batch(32, 128))
+
+
+def test_the_first_step_of_an_optimizer():
+    """Adam moves each element by the learning rate; gradient descent by that times the gradient."""
+    net, x = fill(plain(2, 16), HE), batch(32, 16)
+    signal = audit_signal(net, x, optimizer="adamw", lr=1e-3)
+    for update in signal.updates:
+        if update.second and update.gradient:
+            assert update.step == pytest.approx(1e-3 / update.second**0.5)
+    assert "step too large" in kinds_and_places(net, x, optimizer="adamw", lr=1.0)
+    with pytest.raises(UnknownNameError, match="adam"):
+        audit_signal(net, x, optimizer="atom", lr=1e-3)

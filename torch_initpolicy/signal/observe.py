@@ -109,6 +109,7 @@ class SignalObserver:
     returned: list[_Returned] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    ajar: set[str] = field(default_factory=set)
     loss: Tensor | None = None
     loss_of_zeros: Tensor | None = None
     one_way: str = ""
@@ -203,6 +204,16 @@ class SignalObserver:
         with torch.no_grad():
             for name, pairs in self.stand_ins.items():
                 self.moved[name] = _moments(pairs, taken)
+                if self._multiplies(name) and _is_small_constant(pairs[0][0]):
+                    self.ajar.add(name)
+
+    def _multiplies(self, site: str) -> bool:
+        """Say whether a parameter is a factor of the signal, as a LayerScale is."""
+        found = () if self.uses is None else self.uses.found
+        factors = (use for use in found if use.source.site == site)
+        return self.uses is not None and any(
+            self.uses.role(use.node) is OpRole.MULTIPLIES for use in factors
+        )
 
     def _returned(self, results: Sequence[Tensor]) -> Iterator[_Returned]:
         for tensor in results:
@@ -359,7 +370,7 @@ class SignalObserver:
     def _update(self, site: str, second: Tensor, gradient: Tensor | None) -> Update:
         size, arrived = float(second.item()), number(gradient)
         ratio = (arrived / size) ** 0.5 if arrived is not None and size > 0 else None
-        return Update(site, size, arrived, ratio, self._step(size, ratio))
+        return Update(site, size, arrived, ratio, self._step(size, ratio), site in self.ajar)
 
     def _step(self, second: float, ratio: float | None) -> float | None:
         """Return the first step's length over that of the values."""
@@ -435,6 +446,17 @@ def _moments(
     values = [alias for alias, _ in pairs]
     arrived = [g for pair in pairs for t in pair if (g := taken.get(id(t))) is not None]
     return second_moment(*values), second_moment(*arrived) if arrived else None
+
+
+AJAR = 1e-2
+"""The largest constant that counts as a scale which is to open in training."""
+
+
+def _is_small_constant(values: Tensor) -> bool:
+    if values.ndim > 1 or not values.numel() or not _has_gradient(values):
+        return False
+    low, high = values.detach().abs().aminmax()
+    return bool(low == high) and 0 < float(high) <= AJAR
 
 
 _HERE = str(Path(__file__).parent.parent)

@@ -85,6 +85,8 @@ class Update:
         gradient: Second moment of the loss' gradient by it; None where none arrives.
         ratio: Root mean square of the gradient over that of the values; None where either is
             missing or the values are all zero.
+        ajar: Whether it is one small number all over, as a LayerScale of 1e-5 is, which opens its
+            branch in training.
         step: Root mean square of the first step over that of the values, for the optimizer and the
             learning rate that were given; None without them.
     """
@@ -94,6 +96,7 @@ class Update:
     gradient: float | None
     ratio: float | None
     step: float | None = None
+    ajar: bool = False
 
 
 @dataclass(frozen=True, slots=True)

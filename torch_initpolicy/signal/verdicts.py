@@ -161,16 +161,15 @@ def verdicts(measured: Measured) -> tuple[Verdict, ...]:
     if overflow is not None:
         return (_overflow(points, overflow),)
     body = body_of(points)
-    ahead = [
-        verdict
-        for judge in (_size, _saturation, _dying, _likeness, _tokens)
-        for verdict in judge(body, points)
-    ]
+    # What scales of 1e-5 nearly close is neither lost nor the same for all inputs: it opens.
+    opens = any(update.ajar for update in measured.updates)
+    judges = (_size, _saturation, _dying, *(() if opens else (_likeness, _tokens)))
+    ahead = [verdict for judge in judges for verdict in judge(body, points)]
     places = {point.name: place for place, point in reversed(list(enumerate(points)))}
     ahead.sort(key=lambda verdict: places[verdict.where])
     grave = {verdict.kind for verdict in ahead if not verdict.mild}
     # A gradient stops, and an output grows, with the signal: that is said once.
-    behind = [*(_stop(points) if not grave else ()), *_gradient(body)]
+    behind = [*(_stop(points) if not grave else ()), *(() if opens else _gradient(body))]
     behind += [] if "explodes" in grave else _output(measured)
     behind += _steps(measured.updates)
     return tuple(sorted([*ahead, *behind], key=lambda verdict: verdict.mild))
