@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.writing.helpers import pairs, same, state, usual
+from torch_initpolicy import apply_policy
 from torch_initpolicy.errors import ApplyError, InitPolicyWarning, PlanError, PolicyError
 from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.planning.versions import Versions
@@ -196,3 +197,22 @@ class TestReproduce:
     def test_versions(self):
         """The versions of this process are those of its torch."""
         assert Versions.here().torch == torch.__version__
+
+
+def test_other_ties():
+    """A model whose parameters are tied otherwise is not reproduced, even where the names agree."""
+
+    def model(*ties):
+        made = nn.ModuleList(nn.Linear(3, 3, bias=False) for _ in range(4))
+        for first, second in ties:
+            made[second].weight = made[first].weight
+        return made
+
+    receipt = apply_policy(model((0, 2), (1, 3)), "he", seed=0)
+    receipt.reproduce(model((0, 2), (1, 3)))
+    other = model((0, 3), (1, 2))
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(PlanError, match=r"'0\.weight' is tied as"):
+        receipt.reproduce(other)
+
+    assert all(map(torch.equal, before, other.parameters()))

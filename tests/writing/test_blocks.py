@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch_initpolicy.tensors.initializers import (
     TruncatedNormal,
     he_normal,
 )
+from torch_initpolicy.writing import apply as applying
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.shards import _piece
 from torch_initpolicy.writing.streams import BLOCK, keys, seeker
 
 
@@ -34,6 +37,39 @@ class TestContract:
         second = torch.randn(300 * 400 - BLOCK, generator=seek(key(1)))
 
         assert torch.equal(torch.cat([first, second]), model.weight.detach().flatten())
+
+    @pytest.mark.parametrize(
+        ("initializer", "shape"),
+        [
+            (Normal(1.0), (300, 700)),
+            (TruncatedNormal(1.0), (7, 90, 400)),
+            (he_normal(), (70, 50, 6, 6)),
+            (Orthogonal(), (300, 700)),
+        ],
+        ids=str,
+    )
+    def test_parts(self, monkeypatch, initializer, shape):
+        """Whatever box of a tensor a process holds, it draws what the whole has there."""
+        rng = random.Random(0)
+        expected, held = nn.Module(), nn.Module()
+        expected.weight = nn.Parameter(torch.empty(shape))
+        held.weight = nn.Parameter(torch.empty(shape))
+        fill(expected, initializer)
+        for _ in range(6):
+            cuts = [sorted(rng.sample(range(size + 1), 2)) for size in shape]
+            axis = rng.randrange(len(shape))
+            box = tuple(
+                range(*cut) if number in (axis, 0) else range(size)
+                for number, (cut, size) in enumerate(zip(cuts, shape, strict=True))
+            )
+            local = torch.empty([len(side) for side in box])
+            part = _piece(local, shape, box)
+            monkeypatch.setattr(applying, "pieces", lambda _, part=part: (part,))
+            fill(held, initializer)
+
+            assert torch.equal(
+                local, expected.weight.detach()[tuple(slice(s.start, s.stop) for s in box)]
+            )
 
     @EACH
     @pytest.mark.parametrize("threads", [2, 3, 7])

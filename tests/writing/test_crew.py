@@ -1,11 +1,13 @@
 """Threads that share work: all of it is done, in few places at once, and to the end."""
 
-import threading
+import _thread
+import time
 
 import pytest
 import torch
 
 from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.writing import crew as module
 from torch_initpolicy.writing.crew import check_threads, crew
 
 
@@ -47,13 +49,30 @@ def test_one_core_each():
 
 def test_threads_end():
     """No thread is left when the block ends, also where it raises."""
+    before = _thread._count()
     with pytest.raises(KeyError), crew(range(3)):
         raise KeyError
-    for thread in threading.enumerate():
-        if thread.name == "torch-initpolicy":
-            thread.join(5)
+    ends = time.monotonic() + 5
+    while _thread._count() > before and time.monotonic() < ends:
+        time.sleep(0.001)
 
-    assert not [t for t in threading.enumerate() if t.name == "torch-initpolicy"]
+    assert _thread._count() <= before
+
+
+def test_a_thread_that_dies_at_birth(monkeypatch):
+    """A thread that is killed before it begins is not waited for."""
+    start, left = _thread.start_new_thread, iter(range(1))
+    monkeypatch.setattr(module, "_BIRTH", 0.2)
+
+    def starts(function, arguments):
+        return start((lambda: None) if next(left, None) == 0 else function, arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", starts)
+    done = []
+    with crew(range(2)) as workers:
+        workers.finish(lambda: workers.share([done.append] * 3))
+
+    assert done == [1, 1, 1]
 
 
 @pytest.mark.parametrize("threads", [0, -1, 2.0, "1", False], ids=repr)

@@ -6,6 +6,7 @@ crew, which nobody knows, while the caller waits: what is raised in the caller m
 there once the work is done.
 """
 
+import _thread
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,20 +61,35 @@ class Work:
             raise interrupt
 
 
-class _Worker(threading.Thread, Generic[Tool]):
+class _Worker(Generic[Tool]):
     """A thread that does what it is given, on one core, with a tool of its own."""
 
     def __init__(self, tool: Tool) -> None:
-        super().__init__(name="torch-initpolicy", daemon=True)
         self.tool = tool
         self.inbox: SimpleQueue[Work | None] = SimpleQueue()
 
-    def run(self) -> None:
+    def start(self) -> bool:
+        """Start the thread, and say whether it lives.
+
+        An exception that is thrown at this thread while the other is born may hit that one
+        instead, in which case `threading.Thread.start` would wait for it for ever.
+        """
+        lives = threading.Lock()
+        lives.acquire()
+        self.inbox.put(Work(lives.release))
+        _thread.start_new_thread(self._serve, ())
+        return lives.acquire(timeout=_BIRTH)
+
+    def _serve(self) -> None:
         # Linear algebra gives other bits on several cores, and the threads share them already.
         torch.set_num_threads(1)
         with torch.no_grad():
             for work in iter(self.inbox.get, None):
                 work.run()
+
+
+_BIRTH = 5.0
+"""Seconds after which a thread that has not begun counts as one that does not start."""
 
 
 class Crew(Generic[Tool]):
@@ -164,20 +180,27 @@ def crew(tools: Iterable[Tool]) -> Iterator[Crew[Tool]]:
     """
     workers: list[_Worker[Tool]] = [_Worker(tool) for tool in tools]
     with cores_restored():
-        started = 0
         try:
-            for worker in workers:
-                worker.start()
-                started += 1
-        except (RuntimeError, MemoryError) as error:
-            if not started:
-                _dismiss(workers)
-                raise ApplyError(f"nothing was written: no thread starts ({error})") from error
-        torch.set_num_threads(1)
-        try:
-            yield Crew(workers[:started])
+            started = _started(workers)
+            torch.set_num_threads(1)
+            yield Crew(started)
         finally:
             _dismiss(workers)
+
+
+def _started(workers: Iterable[_Worker[Tool]]) -> list[_Worker[Tool]]:
+    """Start workers, and return those that live."""
+    started: list[_Worker[Tool]] = []
+    reason = "none has begun"
+    try:
+        for worker in workers:
+            if worker.start():
+                started.append(worker)  # noqa: PERF401 - keeps those before a failure
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error)
+    if not started:
+        raise ApplyError(f"nothing was written: no thread starts ({reason})")
+    return started
 
 
 def _dismiss(workers: Iterable[_Worker[Tool]]) -> None:
