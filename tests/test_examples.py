@@ -126,14 +126,16 @@ def losses(ranks):
 def test_fsdp2():
     """One, two and four processes start from the same loss, but for the order of a sum.
 
-    Each averages 128 terms near 4.6 in float32, where 2e-7 is a few of the last bits; weights of
+    Each averages 128 terms near 5 in float32, where 2e-7 is a few of the last bits; weights of
     another seed change it by about 1e-3.
     """
     alone, two, four = (losses(ranks) for ranks in (1, 2, 4))
 
     assert two == pytest.approx(alone, rel=2e-7)
     assert four == pytest.approx(alone, rel=2e-7)
-    assert alone[1] < alone[0] == pytest.approx(4.6, abs=0.1)
+    assert (
+        alone[1] < alone[0] == pytest.approx(5.1, abs=0.1)
+    )  # log(100) + 1/2: logits of variance 1
 
 
 @pytest.mark.distributed
