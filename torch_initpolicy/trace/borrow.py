@@ -109,7 +109,7 @@ def _drop_hooks(module: nn.Module) -> None:
 
 def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
     """Run plainly what `torch.compile` has wrapped; else import nothing of it."""
-    compiles = "torch._dynamo" in sys.modules
+    compiles = not {"torch._dynamo", "torch.nn.attention.flex_attention"}.isdisjoint(sys.modules)
     return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
 
 
