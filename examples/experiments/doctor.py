@@ -399,9 +399,10 @@ def post_mortem(net: nn.Module, task: Task, steps: int) -> tuple[float, bool]:
     net = copy.deepcopy(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
     with (
-        warnings.catch_warnings(action="ignore"),
+        warnings.catch_warnings(),
         Autopsy(net, optimizer=optimizer, sampling="fast") as autopsy,
     ):
+        warnings.simplefilter("ignore")
         skill = train(net, task, steps, after=lambda loss: autopsy.step(loss=loss))
     found = autopsy.get_report().findings
     return skill, any(finding.severity == Severity.CRITICAL for finding in found)
