@@ -23,7 +23,7 @@ from common import Data, digits, options, report, table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy import InitPolicy, apply_policy, check_scaling, presets, skip_init
+from torch_initpolicy import InitPolicy, apply_policy, check_scaling, presets
 
 LENGTH = 16
 Build = Callable[[int], nn.Module]
@@ -187,8 +187,7 @@ def sweep(
     for size in sizes:
         for rate in rates:
             torch.manual_seed(0)
-            with skip_init():
-                model = task.build(size)
+            model = task.build(size)
             receipt = apply_policy(model, policy, seed=0, example_inputs=task.data.inputs[:2])
             found[size][rate] = train(model, task, receipt.param_groups(lr=rate), steps)
     return found
@@ -246,18 +245,16 @@ def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Los
     results, rows = {}, []
     for name, task in tasks().items():
         rates = task.rates[::7] if smoke else task.rates
-        with skip_init():
-            scaled = presets.mup(base=task.build(widths[0]))
+        scaled = presets.mup(base=task.build(widths[0]))
         pair = (
             sweep(task, widths, "auto", rates, steps),
             sweep(task, widths, scaled, rates, steps),
         )
-        share = flat(task, widths if smoke else (64, 128, 256), scaled)
+        share = "" if smoke else flat(task, (64, 128, 256), scaled)
         results[name] = pair
         rows.append((name, *map(drift, pair), *(min(p[widths[-1]].values()) for p in pair), share))
     task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-10, -3))
-    with skip_init():
-        deep = [kind(base=task.build(depths[0])) for kind in (presets.mup, presets.complete_p)]
+    deep = [kind(base=task.build(depths[0])) for kind in (presets.mup, presets.complete_p)]
     rates = task.rates[::7] if smoke else task.rates
     pair = tuple(sweep(task, depths, policy, rates, steps) for policy in deep)
     results["Mixer by depth"] = pair
