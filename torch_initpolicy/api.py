@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from torch_initpolicy.calibrate.lsuv import scale
 from torch_initpolicy.deferred.skip import opened
-from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
+from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import (
     UnknownOperatorWarning,
     UnusedRuleWarning,
     listing,
     warn,
 )
+from torch_initpolicy.materialize.constructor import constructor_steps
 from torch_initpolicy.materialize.materialize import materialize_steps
 from torch_initpolicy.materialize.restore import Build
 from torch_initpolicy.planning.decide import make_plan
@@ -114,7 +115,7 @@ def _plan(model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: 
         )
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
-    return replace(plan, model=model, steps=tuple(_with_skipped(plan, found)))
+    return replace(plan, model=model, steps=constructor_steps(plan.steps, found, model))
 
 
 def _meant(found: Sequence[Site], facts: Mapping[str, Facts]) -> dict[str, str]:
@@ -149,13 +150,6 @@ def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Re
     if not found or any(site.lazy for site in found):
         return Reading({}, "type")
     return read(model, found, example_inputs)
-
-
-def _with_skipped(plan: Plan, found: Sequence[Site]) -> Iterator[Step]:
-    """Where a kept site was skipped by `skip_init`, plan what its constructor would have drawn."""
-    for site, step in zip(found, plan, strict=True):
-        skipped = pending_of(site.parameters[0]) if step.keeps else None
-        yield step if skipped is None else as_constructed(step, skipped)
 
 
 def apply_policy(

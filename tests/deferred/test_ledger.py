@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from torch_initpolicy.deferred.ledger import (
-    Bell,
-    Flat,
     Ledger,
-    Thinned,
-    Turned,
+    NormalDraw,
+    OrthogonalDraw,
+    SparseDraw,
+    UniformDraw,
     covers_storage,
     same_storage,
 )
@@ -26,16 +26,16 @@ class TestAlgebra:
     @pytest.mark.parametrize(
         ("found", "expected"),
         [
-            (Flat(-1.0, 3.0).scaled(-0.5), Flat(-1.5, 0.5)),
-            (Flat(-1.0, 3.0).shifted(1.0), Flat(0.0, 4.0)),
-            (Bell(1.0, 2.0, -1.0, 3.0).scaled(-1.0), Bell(-1.0, 2.0, -3.0, 1.0)),
-            (Bell(1.0, 2.0, -1.0, 3.0).shifted(-1.0), Bell(0.0, 2.0, -2.0, 2.0)),
-            (Bell(0.0, 1.0).rejected(-2.0, 3.0), Bell(0.0, 1.0, -2.0, 3.0)),
-            (Bell(0.0, 1.0, -2.0, 2.0).clamped(-2.0, 2.0), Bell(0.0, 1.0, -2.0, 2.0)),
-            (Bell(0.0, 0.02).clamped(-2.0, 2.0), Bell(0.0, 0.02, -2.0, 2.0)),
-            (Flat(-1.0, 1.0).erfinv(), Bell(0.0, math.sqrt(0.5))),
-            (Turned(2.0).scaled(-0.5), Turned(1.0)),
-            (Thinned(0.1, 2.0).scaled(-0.5), Thinned(0.1, 1.0)),
+            (UniformDraw(-1.0, 3.0).scaled(-0.5), UniformDraw(-1.5, 0.5)),
+            (UniformDraw(-1.0, 3.0).shifted(1.0), UniformDraw(0.0, 4.0)),
+            (NormalDraw(1.0, 2.0, -1.0, 3.0).scaled(-1.0), NormalDraw(-1.0, 2.0, -3.0, 1.0)),
+            (NormalDraw(1.0, 2.0, -1.0, 3.0).shifted(-1.0), NormalDraw(0.0, 2.0, -2.0, 2.0)),
+            (NormalDraw(0.0, 1.0).rejected(-2.0, 3.0), NormalDraw(0.0, 1.0, -2.0, 3.0)),
+            (NormalDraw(0.0, 1.0, -2.0, 2.0).clamped(-2.0, 2.0), NormalDraw(0.0, 1.0, -2.0, 2.0)),
+            (NormalDraw(0.0, 0.02).clamped(-2.0, 2.0), NormalDraw(0.0, 0.02, -2.0, 2.0)),
+            (UniformDraw(-1.0, 1.0).erfinv(), NormalDraw(0.0, math.sqrt(0.5))),
+            (OrthogonalDraw(2.0).scaled(-0.5), OrthogonalDraw(1.0)),
+            (SparseDraw(0.1, 2.0).scaled(-0.5), SparseDraw(0.1, 1.0)),
         ],
     )
     def test_expressible(self, found, expected):
@@ -45,14 +45,14 @@ class TestAlgebra:
     @pytest.mark.parametrize(
         "found",
         [
-            Bell(0.0, 1.0).clamped(-2.0, 2.0),  # heaps up what lies beyond
-            Bell(0.0, 1.0, -2.0, 2.0).clamped(-INFINITE, 1.0),
-            Bell(0.0, 1.0).scaled(0.0),
-            Bell(0.0, 1.0).erfinv(),
-            Flat(-2.0, 1.0).erfinv(),
-            Flat(0.0, 1.0).clamped(0.0, 0.5),
-            Turned().shifted(1.0),
-            Thinned(0.1, 1.0).clamped(0.0, 1.0),
+            NormalDraw(0.0, 1.0).clamped(-2.0, 2.0),  # heaps up what lies beyond
+            NormalDraw(0.0, 1.0, -2.0, 2.0).clamped(-INFINITE, 1.0),
+            NormalDraw(0.0, 1.0).scaled(0.0),
+            NormalDraw(0.0, 1.0).erfinv(),
+            UniformDraw(-2.0, 1.0).erfinv(),
+            UniformDraw(0.0, 1.0).clamped(0.0, 0.5),
+            OrthogonalDraw().shifted(1.0),
+            SparseDraw(0.1, 1.0).clamped(0.0, 1.0),
         ],
     )
     def test_not_expressible(self, found):
@@ -61,18 +61,18 @@ class TestAlgebra:
 
     def test_erfinv_of_a_part(self):
         """The image of the quartiles of a uniform draw: 0.4769 is erfinv(1/2)."""
-        draw = Flat(-0.5, 0.5).erfinv()
+        draw = UniformDraw(-0.5, 0.5).erfinv()
 
         assert (draw.low, draw.high) == pytest.approx((-0.4769362762, 0.4769362762))
 
     @pytest.mark.parametrize(
         ("draw", "expected"),
         [
-            (Bell(0.1 + 0.2, 0.1 * 0.2), Normal(0.02, 0.3)),
-            (Bell(0.0, 1.0, -8.5, 9.0), Normal(1.0)),
-            (Bell(0.0, 0.5, -1.0, 1.0), TruncatedNormal(0.439812830517, cut=2.0)),
-            (Bell(0.0, 1.0, -1.0, 2.0), None),
-            (Bell(0.0, 1.0, -INFINITE, 2.0), None),
+            (NormalDraw(0.1 + 0.2, 0.1 * 0.2), Normal(0.02, 0.3)),
+            (NormalDraw(0.0, 1.0, -8.5, 9.0), Normal(1.0)),
+            (NormalDraw(0.0, 0.5, -1.0, 1.0), TruncatedNormal(0.439812830517, cut=2.0)),
+            (NormalDraw(0.0, 1.0, -1.0, 2.0), None),
+            (NormalDraw(0.0, 1.0, -INFINITE, 2.0), None),
         ],
         ids=["digits", "wide", "truncated", "lopsided", "one-sided"],
     )
@@ -83,7 +83,7 @@ class TestAlgebra:
     def test_lopsided_draw(self):
         """What no initializer expresses is drawn by torch, within its bounds."""
         tensor = torch.empty(10_000)
-        Bell(0.0, 1.0, -1.0, INFINITE).draw_(tensor, None)
+        NormalDraw(0.0, 1.0, -1.0, INFINITE).draw_(tensor, None)
 
         assert tensor.min() >= -1.0
         assert tensor.max() > 2.5
@@ -96,7 +96,7 @@ class TestLedger:
     def test_aliases_share(self):
         """Views find the entry of what they are a view of; copies find none."""
         ledger, tensor = Ledger(), torch.empty(4, 3)
-        ledger.put_off(tensor, Bell())
+        ledger.put_off(tensor, NormalDraw())
 
         assert ledger.find(tensor.t()[1:]) is ledger.find(tensor)
         assert ledger.find(tensor.clone()) is None
@@ -104,7 +104,7 @@ class TestLedger:
     def test_settle(self):
         """Settling draws once, with the generator that was passed."""
         ledger, tensor = Ledger(), torch.zeros(4, 3)
-        ledger.put_off(tensor, Flat(), torch.Generator().manual_seed(1))
+        ledger.put_off(tensor, UniformDraw(), torch.Generator().manual_seed(1))
         ledger.settle(tensor[2])
 
         assert torch.equal(
@@ -116,7 +116,7 @@ class TestLedger:
         """Nothing is drawn for bytes that nobody holds, and the book keeps none alive."""
         ledger = Ledger()
         tensor = torch.empty(4)
-        ledger.put_off(tensor, Bell())
+        ledger.put_off(tensor, NormalDraw())
         del tensor
         before = torch.get_rng_state()
         (entry,) = ledger.close()
@@ -130,7 +130,7 @@ class TestLedger:
         first, second = nn.Parameter(tensor), nn.Parameter(tensor)
         for parameter in (first, second):
             ledger.see(parameter)
-        ledger.put_off(tensor, Bell())
+        ledger.put_off(tensor, NormalDraw())
         second.data = torch.ones(4)
 
         (entry,) = ledger.close()
@@ -142,7 +142,7 @@ class TestLedger:
     def test_row(self, index, row):
         """A view that is a row says which."""
         ledger, tensor = Ledger(), torch.empty(4, 3)
-        ledger.put_off(tensor, Bell())
+        ledger.put_off(tensor, NormalDraw())
 
         assert ledger.find(tensor).row(tensor[index]) == row
 

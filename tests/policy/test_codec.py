@@ -30,6 +30,7 @@ from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import (
     ICNR,
+    AsConstructed,
     BranchScaled,
     Constant,
     DeltaOrthogonal,
@@ -67,6 +68,7 @@ EVERY = [
     BranchScaled(Normal(0.02), "fixup"),
     BranchScaled(Normal(0.02), -0.5),
     Keep(),
+    AsConstructed(),
     initializers.From(nn.init.trunc_normal_, std=0.02, a=-2.0, b=2.0),
     UnitScale(),
     TorchDefault(),

@@ -65,7 +65,7 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True)
-class Flat(Draw):
+class UniformDraw(Draw):
     """A uniform draw from `[low, high)`."""
 
     low: float = 0.0
@@ -75,19 +75,19 @@ class Flat(Draw):
         """Call `uniform_`."""
         tensor.uniform_(self.low, self.high, generator=generator)
 
-    def scaled(self, factor: float) -> "Flat":
+    def scaled(self, factor: float) -> "UniformDraw":
         """Scale both bounds."""
-        return Flat(*sorted((self.low * factor, self.high * factor)))
+        return UniformDraw(*sorted((self.low * factor, self.high * factor)))
 
-    def shifted(self, offset: float) -> "Flat":
+    def shifted(self, offset: float) -> "UniformDraw":
         """Shift both bounds."""
-        return Flat(self.low + offset, self.high + offset)
+        return UniformDraw(self.low + offset, self.high + offset)
 
-    def erfinv(self) -> "Bell | None":
+    def erfinv(self) -> "NormalDraw | None":
         """Turn into the normal of variance 1/2 between the images of the bounds."""
         if self.low < -1 or self.high > 1:
             return None
-        return Bell(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
+        return NormalDraw(0.0, math.sqrt(0.5), _erfinv(self.low), _erfinv(self.high))
 
     @property
     def initializer(self) -> Initializer:
@@ -96,7 +96,7 @@ class Flat(Draw):
 
 
 @dataclass(frozen=True)
-class Bell(Draw):
+class NormalDraw(Draw):
     """A normal draw of `mean` and `std`, redrawn until it lies within `[low, high]`."""
 
     mean: float = 0.0
@@ -113,24 +113,24 @@ class Bell(Draw):
         low, high = max(self.low, self.mean - reach), min(self.high, self.mean + reach)
         nn.init.trunc_normal_(tensor, self.mean, self.std, low, high, generator=generator)
 
-    def scaled(self, factor: float) -> "Bell | None":
+    def scaled(self, factor: float) -> "NormalDraw | None":
         """Scale mean, standard deviation and bounds."""
         if factor == 0:
             return None
         low, high = sorted((self.low * factor, self.high * factor))
-        return Bell(self.mean * factor, self.std * abs(factor), low, high)
+        return NormalDraw(self.mean * factor, self.std * abs(factor), low, high)
 
-    def shifted(self, offset: float) -> "Bell":
+    def shifted(self, offset: float) -> "NormalDraw":
         """Shift mean and bounds."""
-        return Bell(self.mean + offset, self.std, self.low + offset, self.high + offset)
+        return NormalDraw(self.mean + offset, self.std, self.low + offset, self.high + offset)
 
-    def clamped(self, low: float, high: float) -> "Bell | None":
+    def clamped(self, low: float, high: float) -> "NormalDraw | None":
         """Take over bounds that only repeat those of the draw, as timm's truncated normal does."""
         below, above = NormalDist(self.mean, self.std).cdf, NormalDist(-self.mean, self.std).cdf
         lost = max(below(low) - below(self.low), above(-high) - above(-self.high))
         return self.rejected(low, high) if lost <= NEGLIGIBLE else None
 
-    def rejected(self, low: float, high: float) -> "Bell":
+    def rejected(self, low: float, high: float) -> "NormalDraw":
         """Tighten the bounds."""
         return replace(self, low=max(low, self.low), high=min(high, self.high))
 
@@ -152,7 +152,7 @@ class Bell(Draw):
 
 
 @dataclass(frozen=True)
-class Turned(Draw):
+class OrthogonalDraw(Draw):
     """A random orthogonal matrix in torch's layout, times `gain`."""
 
     gain: float = 1.0
@@ -161,9 +161,9 @@ class Turned(Draw):
         """Call `orthogonal_`."""
         nn.init.orthogonal_(tensor, self.gain, generator=generator)
 
-    def scaled(self, factor: float) -> "Turned":
+    def scaled(self, factor: float) -> "OrthogonalDraw":
         """Scale the gain; a random orthogonal matrix and its negative are alike."""
-        return Turned(self.gain * abs(factor))
+        return OrthogonalDraw(self.gain * abs(factor))
 
     @property
     def initializer(self) -> Initializer:
@@ -172,7 +172,7 @@ class Turned(Draw):
 
 
 @dataclass(frozen=True)
-class Thinned(Draw):
+class SparseDraw(Draw):
     """A normal draw with a share of zeros in each column."""
 
     sparsity: float
@@ -182,9 +182,9 @@ class Thinned(Draw):
         """Call `sparse_`."""
         nn.init.sparse_(tensor, self.sparsity, self.std, generator=generator)
 
-    def scaled(self, factor: float) -> "Thinned":
+    def scaled(self, factor: float) -> "SparseDraw":
         """Scale the standard deviation."""
-        return Thinned(self.sparsity, self.std * abs(factor))
+        return SparseDraw(self.sparsity, self.std * abs(factor))
 
     @property
     def initializer(self) -> Initializer:
@@ -239,7 +239,9 @@ class Entry:
 
     def fits(self, parameter: nn.Parameter) -> bool:
         """Say whether `parameter` is just what the draw was meant to fill."""
-        rows_agree = parameter.shape[:1] == self.shape[:1] or isinstance(self.draw, (Flat, Bell))
+        rows_agree = parameter.shape[:1] == self.shape[:1] or isinstance(
+            self.draw, (UniformDraw, NormalDraw)
+        )
         return type(parameter) is nn.Parameter and covers_storage(parameter) and rows_agree
 
     def row(self, view: Tensor) -> int | None:
@@ -263,9 +265,14 @@ class Entry:
 
 
 class Ledger:
-    """All fills that have been put off and not yet been drawn or overwritten."""
+    """All fills that have been put off and not yet been drawn or overwritten.
+
+    Attributes:
+        modules: The modules that were built meanwhile.
+    """
 
     def __init__(self) -> None:
+        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._entries: dict[int, Entry] = {}
         self._homes: dict[int, list[weakref.ref[nn.Parameter]]] = {}
 

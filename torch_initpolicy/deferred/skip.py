@@ -13,15 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.overrides import TorchFunctionMode
 
 from torch_initpolicy.deferred.ledger import (
-    Bell,
     Draw,
-    Flat,
     Ledger,
-    Thinned,
-    Turned,
+    NormalDraw,
+    OrthogonalDraw,
+    SparseDraw,
+    UniformDraw,
     covers_storage,
     same_storage,
 )
@@ -81,10 +85,29 @@ def skip_init() -> Iterator[None]:
         return
     ledger = Ledger()
     try:
-        with recording(ledger):
+        with recording(ledger), _noting_modules(ledger):
             yield
     finally:
-        guard(ledger.close())
+        guard(ledger.close(), ledger.modules)
+
+
+@contextmanager
+def _noting_modules(ledger: Ledger) -> Iterator[None]:
+    """Note the modules that this thread builds, by torch's hooks for what is registered in one."""
+
+    def note(module: nn.Module, name: str, registered: object) -> None:
+        if any(mode.ledger is ledger for mode in _active_modes()):
+            ledger.modules.add(module)
+
+    handles = (
+        register_module_parameter_registration_hook(note),
+        register_module_module_registration_hook(note),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -102,7 +125,10 @@ def opened(held: nn.Module | Iterable[Tensor]) -> Iterator[None]:
         mode.paused = True
     try:
         for mode in modes:
-            guard(mode.ledger.take(p for p in parameters if pending_of(p) is None))
+            guard(
+                mode.ledger.take(p for p in parameters if pending_of(p) is None),
+                mode.ledger.modules,
+            )
         with unguarded(parameters):
             yield
     finally:
@@ -128,8 +154,26 @@ class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like tor
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        call = Call(func, args, dict(kwargs or {}))
-        return call.run() if self.paused else RULES.get(func, _read)(self.ledger, call)
+        arguments = args, dict(kwargs or {})
+        if self.paused:
+            return Call(func, *arguments).run()
+        call = Call(_original(func), *arguments)
+        return RULES.get(call.func, _read)(self.ledger, call)
+
+
+def _original(func: Function) -> Function:
+    """Return the function of `torch.nn.init` in whose place a library has put one of its own.
+
+    Transformers does so while it builds a model; torch then passes on what it finds under the name.
+    """
+    name = getattr(func, "__name__", "")
+    replaced = name in _FILLERS and getattr(nn.init, name) is func
+    return _FILLERS[name] if replaced else func
+
+
+_FILLERS: Mapping[str, Function] = {
+    name: function for name, function in vars(nn.init).items() if name.endswith("_")
+}
 
 
 def _active_modes() -> list[recording]:
@@ -234,9 +278,9 @@ def _set_item(ledger: Ledger, call: Call) -> Any:
     entry = ledger.find(target)
     if entry is None or isinstance(value, Tensor):
         return _read(ledger, call)
-    if isinstance(entry.draw, Bell) and (sparse := _locals_of("sparse_")) is not None:
-        entry.draw = Thinned(sparse["sparsity"], entry.draw.std)
-    if isinstance(entry.draw, Thinned):
+    if isinstance(entry.draw, NormalDraw) and (sparse := _locals_of("sparse_")) is not None:
+        entry.draw = SparseDraw(sparse["sparsity"], entry.draw.std)
+    if isinstance(entry.draw, SparseDraw):
         return None
     view = target[index]
     if not same_storage(view, target):
@@ -253,7 +297,7 @@ def _transform(ledger: Ledger, call: Call) -> Any:
     if entry is None or entry.padding is not None or not covers_storage(target):
         return _read(ledger, call)
     if (
-        isinstance(entry.draw, Turned)
+        isinstance(entry.draw, OrthogonalDraw)
         and isinstance(operands[0], Tensor)
         and _locals_of("orthogonal_")
     ):
@@ -295,7 +339,7 @@ def _factorise(ledger: Ledger, call: Call) -> Any:
         return _read(ledger, call)
     ledger.forget(matrix)
     factor = matrix.new_empty(matrix.shape)
-    ledger.put_off(factor, Turned())
+    ledger.put_off(factor, OrthogonalDraw())
     return factor, matrix.new_zeros(()).expand(matrix.shape[1], matrix.shape[1])
 
 
@@ -326,21 +370,21 @@ _ARGUMENTS = {"from": "a", "to": "b"}
 
 
 def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Draw | None:
-    return Flat(float(a), float(b)) if a <= b else None
+    return UniformDraw(float(a), float(b)) if a <= b else None
 
 
 def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Draw | None:
-    return Bell(float(mean), float(std)) if std > 0 else None
+    return NormalDraw(float(mean), float(std)) if std > 0 else None
 
 
 def _kaiming_uniform(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
-    return Flat(-math.sqrt(3.0) * std, math.sqrt(3.0) * std) if std else None
+    return UniformDraw(-math.sqrt(3.0) * std, math.sqrt(3.0) * std) if std else None
 
 
 def _kaiming_normal(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
-    return Bell(0.0, std) if std else None
+    return NormalDraw(0.0, std) if std else None
 
 
 def _kaiming_std(
@@ -365,7 +409,7 @@ FILLS: Mapping[Function, Callable[..., Draw | None]] = {
 timm arrive here."""
 
 
-DRAWN: Mapping[Function, Draw] = {torch.randn: Bell(), torch.rand: Flat()}
+DRAWN: Mapping[Function, Draw] = {torch.randn: NormalDraw(), torch.rand: UniformDraw()}
 """What a tensor that is allocated and filled in one is filled with."""
 
 

@@ -6,9 +6,8 @@ read a value raises. Once filled it is a plain `nn.Parameter` again. Knows no ru
 constructor does; that is `deferred.skip`.
 """
 
-import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -172,10 +171,12 @@ class Skipped:
 
     Attributes:
         pending: What the constructor would have drawn.
+        modules: The modules that were built in the same block: an error looks there for names.
         holders: Everything guarded because it lives on this storage.
     """
 
     pending: Pending
+    modules: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     holders: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     @property
@@ -240,7 +241,8 @@ class SkippedParameter(nn.Parameter):
         """Copy what is known; the copy is to be filled on its own."""
         copy = nn.Parameter(torch.empty_like(self), requires_grad=self.requires_grad)
         memo[id(self)] = copy
-        Skipped(vars(self)["_skipped"].pending).hold(copy)
+        skipped: Skipped = vars(self)["_skipped"]
+        Skipped(skipped.pending, skipped.modules).hold(copy)
         return copy
 
 
@@ -282,7 +284,7 @@ def _viewed(result: Any, target: Tensor, skipped: Skipped) -> Any:
         if tensor is target:
             continue
         shared = same_storage(tensor, target)
-        (skipped if shared else Skipped(skipped.pending)).hold(tensor)
+        (skipped if shared else Skipped(skipped.pending, skipped.modules)).hold(tensor)
     return result
 
 
@@ -304,7 +306,7 @@ def _description(tensor: Tensor) -> str:
 
 def _refuse(tensor: Tensor) -> NoReturn:
     """Raise the error that lists every parameter of the model that has no values yet."""
-    model = _model_of(vars(tensor)["_skipped"].living)
+    model = _model_of(vars(tensor)["_skipped"])
     undrawn = (site for site in sites(model) if _skipped(site.parameters[0]) is not None)
     cases = [f"{site.name}: {_description(site.parameters[0])}" for site in undrawn]
     raise SkippedInitError(
@@ -315,14 +317,10 @@ def _refuse(tensor: Tensor) -> NoReturn:
     )
 
 
-def _model_of(wanted: Sequence[Tensor]) -> nn.Module:
-    """Return the largest module that holds one of the given tensors, or an empty one.
-
-    A tensor does not know its module, and nothing but the error above wants to know.
-    """
-    ids = {id(tensor) for tensor in wanted}
-    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
-    holding = [m for m in modules if not ids.isdisjoint(map(id, m.parameters()))]
+def _model_of(skipped: Skipped) -> nn.Module:
+    """Return the largest module of a block that holds a skipped tensor, or an empty one."""
+    ids = {id(tensor) for tensor in skipped.living}
+    holding = [m for m in skipped.modules if not ids.isdisjoint(map(id, m.parameters()))]
     return max(holding, key=lambda m: sum(1 for _ in m.modules()), default=nn.Module())
 
 
@@ -331,14 +329,19 @@ def _model_of(wanted: Sequence[Tensor]) -> nn.Module:
 #
 
 
-def guard(entries: Iterable[Entry]) -> None:
-    """Guard the parameters of the given entries; fill at once what is no plain parameter."""
+def guard(entries: Iterable[Entry], modules: weakref.WeakSet[nn.Module]) -> None:
+    """Guard the parameters of the given entries; fill at once what is no plain parameter.
+
+    Args:
+        entries: What has been put off.
+        modules: The modules that were built meanwhile.
+    """
     for entry in entries:
         initializer, parameters = entry.draw.initializer, entry.living
         if initializer is None or not parameters or not all(map(entry.fits, parameters)):
             entry.settle()
             continue
-        skipped = Skipped(Pending(initializer, entry.padding))
+        skipped = Skipped(Pending(initializer, entry.padding), modules)
         for parameter in parameters:
             skipped.hold(parameter)
 

@@ -417,7 +417,8 @@ def _rerun(
             function(copied)
         for child in copied.modules():
             _drop_undefined(child, ledger)
-        guard(entry for entry in ledger.close() if not isinstance(entry.draw, _Undefined))
+        drawn = (entry for entry in ledger.close() if not isinstance(entry.draw, _Undefined))
+        guard(drawn, ledger.modules)
     return copied
 
 

@@ -82,6 +82,7 @@ from torch_initpolicy.tensors.structured import (
 
 __all__ = [
     "ICNR",
+    "AsConstructed",
     "Blocks",
     "BranchScaled",
     "Constant",
@@ -351,6 +352,26 @@ class Keep(Initializer):
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> ByFunction:
         """Do nothing to the tensor."""
+        return ByFunction(lambda *_: None)
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class AsConstructed(Initializer):
+    """Draw what the model's own constructor draws, from the random streams of this package.
+
+    A plan puts the constructor's distribution in its place: what `skip_init` has recorded, or what
+    building the model once more tells.
+
+    Examples:
+        >>> AsConstructed()
+        AsConstructed()
+    """
+
+    is_opaque: ClassVar[bool] = True
+
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> ByFunction:
+        """Leave the tensor alone: only a plan knows the constructor."""
         return ByFunction(lambda *_: None)
 
 

@@ -1,8 +1,8 @@
 """Presets: named policies, each one expression, and the one place where a name becomes a policy.
 
 Presets keep what the author of a model meant, but for those that are about overwriting it: `zeros`,
-`ones`, `constant` and `torch_default` fill what they name, and the rules that close residual
-branches close them.
+`ones`, `constant`, `constructor` and `torch_default` fill what they name, and the rules that close
+residual branches close them.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ from typing import TypeAlias
 from torch_initpolicy.policy.presets.critical import critical, delta_orthogonal
 from torch_initpolicy.policy.presets.everywhere import (
     constant,
+    constructor,
     normal,
     ones,
     torch_default,
@@ -35,6 +36,7 @@ __all__ = [
     "auto",
     "complete_p",
     "constant",
+    "constructor",
     "critical",
     "deepnorm",
     "delta_orthogonal",

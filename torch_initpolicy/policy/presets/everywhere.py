@@ -3,8 +3,31 @@
 from torch_initpolicy.policy.match import anything
 from torch_initpolicy.policy.presets.parts import everywhere, rule, to_the_letter
 from torch_initpolicy.policy.recipes import TorchDefault
-from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import Constant, Normal, Ones, Uniform, Zeros
+from torch_initpolicy.policy.rules import InitPolicy, Rule, preset
+from torch_initpolicy.tensors.initializers import (
+    AsConstructed,
+    Constant,
+    Normal,
+    Ones,
+    Uniform,
+    Zeros,
+)
+
+
+@preset
+def constructor() -> InitPolicy:
+    """Draw what the model's own constructor draws, from the streams of this package.
+
+    The distributions stay the author's; the values depend on the seed and the name alone, are the
+    same in every sharding, and on meta nothing is drawn twice. A model that was not built under
+    `skip_init` is built once more, without drawing, to learn what its constructor does: by its
+    class where it keeps its arguments, from its config in transformers, by its name in timm.
+
+    Examples:
+        >>> constructor().rules[0].initializer
+        AsConstructed()
+    """
+    return InitPolicy([Rule(anything(), AsConstructed())])
 
 
 @preset

@@ -1,0 +1,89 @@
+"""What a model's own constructor draws, as steps: recorded by `skip_init` or found by a rebuild."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
+from torch_initpolicy.errors import InitPolicyWarning, counted, listing, warn
+from torch_initpolicy.materialize.restore import Lost, Origin, origins
+from torch_initpolicy.sites import Site
+from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.initializers import AsConstructed, Constant, Keep, Ones, Zeros
+
+
+def constructor_steps(
+    steps: Sequence[Step], found: Sequence[Site], model: nn.Module
+) -> tuple[Step, ...]:
+    """Put the constructor's distributions where steps ask for them, or keep what was skipped.
+
+    Args:
+        steps: The steps of a plan.
+        found: Their sites.
+        model: The model; it is only looked at.
+
+    Warns:
+        InitPolicyWarning: A constructor computes values from what it draws; those stay as they
+            are.
+    """
+    pairs = list(zip(found, steps, strict=True))
+    asked = [site for site, step in pairs if step.initializer == AsConstructed()]
+    unknown = [site for site in asked if pending_of(site.parameters[0]) is None]
+    rebuilt = origins(model, map(_lost, unknown)) if unknown else {}
+    made = tuple(_made(site, step, rebuilt) for site, step in pairs)
+    _warn_of_kept(
+        site
+        for site, step in zip(found, made, strict=True)
+        if site in asked and step.keeps and step.reason == _UNKNOWN
+    )
+    return made
+
+
+def _lost(site: Site) -> Lost:
+    module = site.name.rpartition(".")[0]
+    return Lost(module, site.owner, site.attribute, torch.Size(site.shape))
+
+
+def _made(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
+    wanted = step.initializer == AsConstructed()
+    pending = pending_of(site.parameters[0]) if step.keeps or wanted else None
+    if pending is not None:
+        return as_constructed(step, pending)
+    if not wanted:
+        return step
+    origin = rebuilt.get(site.name)
+    if origin is None:
+        return replace(step, initializer=Keep(), reason=_UNKNOWN)
+    if origin.pending is not None:
+        return as_constructed(step, origin.pending, origin.source)
+    return _with_value(site, step, origin)
+
+
+_UNKNOWN = "kept: building the model once more does not tell what its constructor draws here"
+
+
+def _with_value(site: Site, step: Step, origin: Origin) -> Step:
+    """Return the step for values that the constructor computes: a constant, or what is there."""
+    value = origin.value
+    if value is not None and value.numel() and bool((value == value.flatten()[0]).all()):
+        number = float(value.flatten()[0])
+        constant = {0.0: Zeros(), 1.0: Ones()}.get(number, Constant(number))
+        return replace(step, initializer=constant, std=0.0, reason=f"as {origin.source} has it")
+    own = site.parameters[0]
+    same = value is not None and (own.is_meta or torch.equal(own.detach().cpu(), value))
+    return replace(
+        step, initializer=Keep(), reason=f"kept: {origin.source} computes it" if same else _UNKNOWN
+    )
+
+
+def _warn_of_kept(kept: Iterator[Site]) -> None:
+    cases = [f"{site.name!r} ({site.kind}, shape {site.shape})" for site in kept]
+    if cases:
+        warn(
+            f"{counted(len(cases), 'parameter')} stay as they are: their constructor computes them "
+            f"from what it draws, or cannot be called again:\n{listing(cases)}\n"
+            "build the model under skip_init(), or on the meta device and materialize it",
+            InitPolicyWarning,
+        )
