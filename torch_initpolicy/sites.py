@@ -105,6 +105,24 @@ class Site:
         """Class name of the owner: `"Conv2d"`."""
         return type(self.owner).__name__
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parameters behind it, within the owner: `"weight_g"`, `"weight_v"`."""
+        suffixes = {"weight_norm": ("_g", "_v"), "spectral_norm": ("_orig",)}.get(self.storage)
+        if suffixes is not None:
+            return tuple(self.attribute + suffix for suffix in suffixes)
+        if self.storage == "plain":
+            return (self.attribute,)
+        path = f"parametrizations.{self.attribute}"
+        held = self.owner.get_submodule(path).named_parameters(recurse=False)
+        return tuple(f"{path}.{name}" for name, _ in held if name.startswith("original"))
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Those of the parts that are not trained."""
+        parts = zip(self.parts, self.parameters, strict=True)
+        return tuple(name for name, parameter in parts if not parameter.requires_grad)
+
 
 class Holder(NamedTuple):
     """One place where a tensor hangs: the parameters behind `owner.attribute`, and how."""

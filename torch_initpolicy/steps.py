@@ -46,6 +46,8 @@ class Step:
         torch_axes: Whether the initializer takes the axes to be torch's own, `(out, in, *kernel)`,
             whatever the facts say: a draw that a constructor of torch left out is made up for.
         multipliers: What a parametrisation such as `presets.mup` makes of it; None without one.
+        frozen: Names, within the owner, of the parameters behind a parametrised site that stay as
+            they are: a frozen gain, say, of which only the direction is drawn.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Step:
     factors: tuple[float, ...] = ()
     torch_axes: bool = False
     multipliers: Multipliers | None = None
+    frozen: tuple[str, ...] = ()
 
     @property
     def role(self) -> Role:

@@ -49,6 +49,20 @@ class Tokens(nn.Module):
         return self.head(x)
 
 
+class Normalised(nn.Module):
+    """A head whose weight has a frozen gain of ones, as in DINO."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.width = width
+        self.head = parametrizations.weight_norm(nn.Linear(width, 8, bias=False))
+        self.head.parametrizations.weight.original0.data.fill_(1.0)
+        self.head.parametrizations.weight.original0.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        return self.head(x)
+
+
 def images():
     """Convolutions with two kinds of norms, one of them without weights."""
     return nn.Sequential(
@@ -207,6 +221,15 @@ class TestDetails:
 
         assert model.gamma.tolist() == [3.0] * 6
         assert not model.ramp.any()
+
+    def test_frozen_gain(self):
+        """A frozen gain has what its constructor gives it, and only the direction is drawn."""
+        model, real = on_meta(Normalised), Normalised()
+        apply_policy(real, seed=0)
+        materialize(model)
+
+        assert same(real, model)
+        assert (model.head.parametrizations.weight.original0 == 1).all()
 
     def test_frozen(self):
         """A frozen parameter has what its constructor draws, and stays frozen."""

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from tests.writing.helpers import fill, same, state
-from torch_initpolicy.errors import ApplyError
+from torch_initpolicy import Plan, Rule, apply_policy, lsuv_, match, plan_policy, presets
+from torch_initpolicy.errors import ApplyError, VerifyError
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.initializers import Normal, Orthogonal, Zeros
 from torch_initpolicy.writing.parametrized import reading
@@ -113,3 +114,104 @@ class TestParametrised:
 
         assert same(before, state(model))
         torch.testing.assert_close(found @ torch.ones(9), model(torch.ones(9)) - model.bias)
+
+
+def normalised(register=parametrizations.weight_norm):
+    """Two layers, of which the second is parametrised and its first part frozen at three."""
+    model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 60, bias=False))
+    register(model[2])
+    gain = next(model[2].parameters())
+    gain.data.fill_(3.0)
+    gain.requires_grad_(requires_grad=False)
+    return model, gain
+
+
+class Centred(nn.Module):
+    """A weight made of its mean and what is left without it."""
+
+    def forward(self, mean, rest):
+        return mean + rest
+
+    def right_inverse(self, weight):
+        return weight.mean(1, keepdim=True), weight - weight.mean(1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+class TestFrozenParts:
+    """What is frozen behind a parametrised weight stays, and only the rest is drawn."""
+
+    @pytest.mark.parametrize(
+        "register", [parametrizations.weight_norm, nn.utils.weight_norm], ids=["new", "legacy"]
+    )
+    def test_gain(self, register):
+        """A frozen gain keeps its bits; the direction is that of the plain layer's weight."""
+        model, gain = normalised(register)
+        plain = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 60, bias=False))
+        apply_policy(plain, seed=1)
+        receipt = apply_policy(model, seed=1)
+        step = receipt.plan["2.weight"]
+
+        assert (gain == 3).all()
+        torch.testing.assert_close(model[2].weight.norm(dim=1), torch.full((60,), 3.0))
+        torch.testing.assert_close(
+            nn.functional.normalize(model[2].weight), nn.functional.normalize(plain[2].weight)
+        )
+        assert len(step.frozen) == 1
+        assert step.frozen[0] in dict(model[2].named_parameters())
+        assert f"{step.frozen[0]} stays: frozen" in step.reason
+        assert "2.weight" in receipt.verify(model).measured
+
+    def test_found_by_verify(self):
+        """A direction of another scale than the plan's is found, whatever the gain hides."""
+        model, _ = normalised()
+        receipt = apply_policy(model, seed=1)
+        with torch.no_grad():
+            model[2].parametrizations.weight.original1.mul_(2)
+
+        with pytest.raises(VerifyError, match=r"2\.weight"):
+            receipt.verify(model)
+
+    def test_both(self):
+        """With `frozen=True` both are written, and the weight reads as planned."""
+        model, gain = normalised()
+        receipt = apply_policy(model, seed=1, frozen=True)
+
+        assert receipt.plan["2.weight"].frozen == ()
+        assert not (gain == 3).any()
+        assert "2.weight" in receipt.verify(model).measured
+
+    def test_own_parametrisation(self):
+        """A frozen part of another kind stays; what no part holds as it was drawn is unmeasured."""
+        model, mean = normalised(
+            lambda layer: parametrize.register_parametrization(layer, "weight", Centred())
+        )
+        receipt = apply_policy(model, seed=1)
+
+        assert (mean == 3).all()
+        torch.testing.assert_close(model[2].weight.mean(1), torch.full((60,), 3.0))
+        assert "2.weight" in receipt.verify(model).unmeasured
+
+    def test_zeros(self):
+        """Zeros that a frozen gain does not allow are refused, and the model stays."""
+        model, _ = normalised(nn.utils.weight_norm)
+        before = state(model)
+
+        with pytest.raises(ApplyError, match="zeros need another weight_g, which is frozen"):
+            apply_policy(model, [Rule(match.name("2.weight"), Zeros()), *presets.auto()])
+        assert same(before, state(model))
+
+    def test_plan_from_file(self):
+        """A plan that was saved keeps it as well."""
+        model, gain = normalised()
+        plan = Plan.from_json(plan_policy(model).to_json())
+        plan.apply(model, seed=1)
+
+        assert (gain == 3).all()
+
+    def test_calibration(self):
+        """A calibration leaves what it cannot scale, and says why."""
+        model, gain = normalised()
+        report = lsuv_(model, torch.randn(32, 40))
+
+        assert (gain == 3).all()
+        assert {left.site: "is frozen" in left.reason for left in report.left} == {"2.weight": True}

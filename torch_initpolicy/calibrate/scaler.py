@@ -343,6 +343,8 @@ class Scaler:
         kept = self.wishes.selection.kept(site)
         if kept is not None:
             return kept[1].removeprefix("kept: ")
+        if site.frozen_parts and not self.wishes.selection.frozen:
+            return f"{', '.join(site.frozen_parts)} is frozen (requires_grad=False)"
         if site.name in self.left:
             return self.left[site.name]
         if not grows and site.storage == "plain":

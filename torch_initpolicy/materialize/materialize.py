@@ -76,7 +76,7 @@ def materialize_steps(
 
 def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost]:
     """Yield the tensors on meta that no step fills, each under its first name."""
-    filled = {id(p) for site, step in pairs if not step.keeps for p in site.parameters}
+    filled = {id(p) for site, step in pairs if not step.keeps for p in _drawn(site, step)}
     for name, module in _modules(model):
         known = buffers_of(module)
         for attribute, tensor in tensors_of(module):
@@ -84,6 +84,14 @@ def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost
             if tensor.is_meta and not seen:
                 filled.add(id(tensor))
                 yield Lost(name, module, attribute, tensor.shape)
+
+
+def _drawn(site: Site, step: Step) -> list[nn.Parameter]:
+    """Return the parameters behind a site that a step writes."""
+    if not step.frozen:
+        return list(site.parameters)
+    parts = zip(site.parts, site.parameters, strict=True)
+    return [parameter for name, parameter in parts if name not in step.frozen]
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

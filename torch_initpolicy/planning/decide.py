@@ -5,6 +5,7 @@ Everything that can be wrong is found here, before a tensor is touched, and rais
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from torch import nn
@@ -103,6 +104,8 @@ def make_plan(
     choices = [sparing(choice, meant) for choice in choices]
     idle = list(idle_rules(policy, choices))
     made, failed = _steps(choices, flow)
+    if not selection.frozen:
+        made = list(_thawed(made, found))
     steps, unscaled = scaled_steps(made, policy.scaling, found, frozenset(by_recipe(choices)))
     unmatched = [choice for choice in choices if not choice.is_settled]
     _raise_all([
@@ -208,6 +211,15 @@ def _step(choice: Choice, around: Surroundings) -> Step:
     if site.storage != "plain":
         check_reachable(site, step)
     return step
+
+
+def _thawed(steps: Iterable[Step], found: Sequence[Site]) -> Iterator[Step]:
+    """Yield steps that leave alone what is frozen behind a parametrised site."""
+    frozen = {site.name: site.frozen_parts for site in found if site.storage != "plain"}
+    for step in steps:
+        names = () if step.keeps else frozen.get(step.name, ())
+        reason = f"{step.reason}; {', '.join(names)} stays: frozen (requires_grad=False)"
+        yield replace(step, frozen=names, reason=reason) if names else step
 
 
 def _described(choice: Choice, filling: Filling, spreads: Sequence[Spread] = ()) -> Step:

@@ -304,20 +304,20 @@ def _prepare(job: Job, hand: Hand) -> Write:
 
 def _behind(job: Job, target: Tensor) -> Behind:
     """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
-    found = _reached(job.site, target)
+    found = _reached(job, target)
     if not job.step.factors:
         return found
     multiplied = found.reading.clone()
     multiply_([whole(multiplied)], job.step.factors)
-    return _reached(job.site, multiplied)
+    return _reached(job, multiplied)
 
 
-def _reached(site: Site, target: Tensor) -> Behind:
+def _reached(job: Job, target: Tensor) -> Behind:
     """Find what lies behind a site, or raise in its name."""
     try:
-        return behind(site, target)
+        return behind(job.site, target, job.step.frozen)
     except ApplyError as error:
-        raise ApplyError(f"{_title(site)}: {error}") from error
+        raise ApplyError(f"{_title(job.site)}: {error}") from error
 
 
 def _own(part: Tensor) -> Tensor:

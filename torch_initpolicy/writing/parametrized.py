@@ -5,8 +5,8 @@ initializers or of random numbers.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -40,7 +40,7 @@ class Behind:
     buffers: tuple[tuple[nn.Module, str, Tensor], ...] = ()
 
 
-def behind(site: Site, target: Tensor) -> Behind:
+def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     """Find what must be written behind a parametrised site for it to read as `target`.
 
     Nothing of the model is touched: inverses run on copies of its parametrisations.
@@ -48,10 +48,13 @@ def behind(site: Site, target: Tensor) -> Behind:
     Args:
         site: A site whose storage is not plain.
         target: The whole logical tensor that reading the site must give.
+        frozen: Names of the parameters that stay as they are, so that the site reads as something
+            else in the end: of a frozen gain it takes the target's direction alone.
 
     Raises:
         ApplyError: The parametrisation has no inverse, or reading it back gives something else
-            than the target, rounding apart. The message leaves it to the caller to name the site.
+            than the target, rounding apart; or what is frozen makes numbers of its zeros. The
+            message leaves it to the caller to name the site.
     """
     found = _SOLVERS[site.storage](site, target)
     if [value.shape for value in found.values] != [held.shape for held in site.parameters]:
@@ -59,7 +62,33 @@ def behind(site: Site, target: Tensor) -> Behind:
     error, scale = (_largest(tensor) for tensor in (found.reading - target, target))
     if not error <= ROUNDING * torch.finfo(target.dtype).eps * scale:
         raise _unreachable(site, f"it would read back with an error of {error:.3g}")
-    return found
+    return _around(site, found, target, frozen) if frozen else found
+
+
+def _around(site: Site, found: Behind, target: Tensor, frozen: Collection[str]) -> Behind:
+    """Put what is frozen in the place of what was found for it."""
+    each = zip(site.parts, site.parameters, found.values, strict=True)
+    values = tuple(full(held) if name in frozen else value for name, held, value in each)
+    read = _READERS[site.storage](site, values)
+    if bool(((target == 0) & (read != 0)).any()):
+        raise _unreachable(site, f"zeros need another {', '.join(frozen)}, which is frozen")
+    return replace(found, values=values, reading=read)
+
+
+def direction(site: Site, frozen: Collection[str]) -> Tensor | None:
+    """Return the trained part of a partly frozen site that holds what was drawn; None if none does.
+
+    It is the part that the inverse hands on as it is: of `g * v / |v|` the `v`.
+    """
+    parts = [p for name, p in zip(site.parts, site.parameters, strict=True) if name not in frozen]
+    for part in (full(p) for p in parts if p.shape == site.shape):
+        try:
+            values = behind(site, 2 * part).values
+        except ApplyError:
+            continue
+        if any(value.shape == part.shape and torch.equal(value, 2 * part) for value in values):
+            return part
+    return None
 
 
 def store(site: Site, found: Behind, journal: Journal) -> None:

@@ -35,7 +35,7 @@ from torch_initpolicy.tensors.initializers import (
 )
 from torch_initpolicy.tensors.maps import Maps, maps
 from torch_initpolicy.tensors.samplers import Joint, Sampler, build
-from torch_initpolicy.writing.parametrized import ROUNDING, reading
+from torch_initpolicy.writing.parametrized import ROUNDING, direction, reading
 from torch_initpolicy.writing.shards import Piece, along, full, pieces, whole
 
 FALSE_ALARM = 1e-6
@@ -99,7 +99,7 @@ def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
         What was measured and what was found.
     """
     known = [(site, calibrated(step)) for site, step in pairs]
-    checked = [(site, step) for site, step in known if not _is_silent(step)]
+    checked = [(site, step) for site, step in known if not _is_unmeasured(site, step)]
     tests = 3 * sum(max(len(step.axes.blocks) if step.axes else 1, 1) for _, step in checked)
     z = -NormalDist().inv_cdf(FALSE_ALARM / (2 * max(tests, 1)))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
         )
     return Verification(
         measured=tuple(step.name for _, step in checked),
-        unmeasured=tuple(step.name for _, step in known if _is_silent(step)),
+        unmeasured=tuple(step.name for site, step in known if _is_unmeasured(site, step)),
         findings=findings,
     )
 
@@ -130,6 +130,10 @@ def verify_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
 def _is_silent(step: Step) -> bool:
     """Tell whether nothing is known of the values that a step leaves behind."""
     return step.initializer.is_opaque
+
+
+def _is_unmeasured(site: Site, step: Step) -> bool:
+    return _is_silent(step) or (bool(step.frozen) and direction(site, step.frozen) is None)
 
 
 def calibrated(step: Step) -> Step:
@@ -157,7 +161,7 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
         yield f"has shape {site.shape} on {site.device}, expected values of shape {step.shape}"
         return
     is_plain = site.storage == "plain"
-    held = pieces(site.parameters[0]) if is_plain else (whole(reading(site)),)
+    held = pieces(site.parameters[0]) if is_plain else (whole(_drawn(site, step)),)
     once = is_plain and not step.factors
     rounding = torch.finfo(site.dtype).eps * (1 if once else ROUNDING)
     if step.padding is not None and any(map(Tensor.any, _rows(held, step.padding))):
@@ -166,6 +170,12 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
         yield from (title + reason for reason in _off(parts, spread, Allowance(z, rounding)))
     if step.padding is None and isinstance(_sampler(step), Joint):
         yield from structure(step.initializer, _gathered(site, held), step.axes)
+
+
+def _drawn(site: Site, step: Step) -> Tensor:
+    """Return what holds the values of a parametrised site: what it reads as, or its direction."""
+    trained = direction(site, step.frozen) if step.frozen else None
+    return reading(site) if trained is None else trained
 
 
 def _sampler(step: Step) -> Sampler:
