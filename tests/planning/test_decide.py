@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from torch_initpolicy import plan_policy
+from torch_initpolicy import plan_policy, skip_init
 from torch_initpolicy.errors import PlanError, PolicyError, UnusedRuleWarning
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.selection import Selection
@@ -726,6 +726,27 @@ def test_what_nobody_has_written_is_not_kept(value, what):
 
     with pytest.raises(PlanError, match=f"'scores'.*12 of its 12 elements are {what}"):
         plan_policy(Net(), example_inputs=torch.zeros(3, 4))
+
+
+def test_skipped_draws_are_kept():
+    """What fills the memory of a skipped draw is never read, so it is nothing to refuse."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.full((3, 4), math.nan))
+            nn.init.trunc_normal_(self.scores, std=0.02)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.scores)
+
+    with skip_init():
+        model = Net()
+
+    step = plan_policy(model, example_inputs=torch.zeros(3, 4))["scores"]
+
+    assert "what the constructor would have drawn" in step.reason
 
 
 def test_masks_of_minus_infinity_are_kept():

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import ApplyError, PlanError, PolicyError, listing, nearest
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, misfit
@@ -34,12 +35,16 @@ _ABSURD = 1e30
 def check_kept(site: Site) -> None:
     """Raise where a policy would keep values that nobody has written.
 
+    A parameter whose draw was skipped is drawn before it is kept, and holds nothing that counts.
+
     Raises:
         PolicyError: The parameter holds NaN, or numbers of memory that was never filled. Infinite
             values are let pass: they are masks.
     """
     parameter = site.parameters[0] if len(site.parameters) == 1 else None
     if type(parameter) is not nn.Parameter or parameter.is_meta or not site.dtype.is_floating_point:
+        return
+    if pending_of(parameter) is not None:
         return
     with torch.no_grad():
         values = parameter.detach()

@@ -51,7 +51,7 @@ class OutOfBudgetError(Exception):
 
 
 class Budget:
-    """How much a search may take: one for each operator, more where it runs for real."""
+    """How much a search may take: one for each operator, more for large outputs of real runs."""
 
     def __init__(self, left: float) -> None:
         self.left = left
@@ -154,7 +154,7 @@ class Recorder(TorchFunctionMode):
             self.varying.update(made)
         node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
         self.nodes.append(node)
-        self.budget.spend(1 if self.on_meta else 1 + sum(t.numel() for t in outputs) / 1024)
+        self.budget.spend(1 if self.on_meta else 1 + sum(t.numel() for t in outputs) / _PER_UNIT)
         if self.see is not None:
             # What is looked at is not recorded; the bridge below is.
             with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
@@ -355,6 +355,9 @@ def _index_like(tensor: Tensor) -> Tensor:
         return torch.ones(tensor.shape, dtype=tensor.dtype)
     return torch.arange(tensor.shape[-1]).to(tensor.dtype).expand(tensor.shape).clone()
 
+
+_PER_UNIT = 2**17
+"""Elements made for real that cost as much as an operator: about a millisecond of a convolution."""
 
 _SMALL = 2**20
 """Elements of a tensor up to which it may hold numbers while others are on meta."""
