@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import PlanError, PolicyError, UnknownNameError, VerifyError
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.plan import Plan, Receipt
@@ -522,3 +523,12 @@ class TestSymmetric:
             plan("zeros")
         )
         assert "identical" not in str(plan("he"))
+
+
+def test_a_prompt_is_not_flooded():
+    """What a Python prompt echoes of a plan or a receipt fits a line, however large the model."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(30)))
+    receipt = apply_policy(model, seed=0)
+
+    assert repr(receipt.plan) == "<Plan of 60 parameters by 'auto': print it>"
+    assert repr(receipt) == f"<Receipt: {receipt}>"

@@ -1,17 +1,15 @@
-"""transformers: its `Conv1D` layout, what its models take, and new heads on pretrained models."""
+"""transformers: its `Conv1D` layout and what its models take."""
 
 import inspect
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.planning.plan import Receipt
-from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.integrations.checkpoints import initialize_missing
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import axes_of
 from torch_initpolicy.trace.inputs import BATCH
@@ -167,46 +165,3 @@ def _floats(*shape: int) -> Tensor:
 
 def _indices(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.int64, device="meta")
-
-
-#
-# New heads
-#
-
-
-def initialize_missing(
-    model: nn.Module,
-    loading_info: Mapping[str, Collection[str]],
-    policy: Policyish = "auto",
-    *,
-    seed: int | None = None,
-    example_inputs: Any = None,
-) -> Receipt:
-    """Initialise what a checkpoint did not hold, and leave what was loaded.
-
-    Args:
-        model: What `from_pretrained(..., output_loading_info=True)` returned first.
-        loading_info: What it returned second.
-        policy: As for `apply_policy`, like all that follow.
-        seed: Seed of the random streams.
-        example_inputs: What the forward pass takes.
-
-    Returns:
-        The receipt; its plan keeps everything that was loaded.
-
-    Examples:
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> model = BertForSequenceClassification(BertConfig(hidden_size=8, num_hidden_layers=1,
-        ...     num_attention_heads=2, intermediate_size=8, vocab_size=16))
-        >>> info = {"missing_keys": ["classifier.weight", "classifier.bias"]}
-        >>> initialize_missing(model, info, seed=0).written
-        2
-    """
-    missing = {*loading_info.get("missing_keys", ()), *_names(loading_info.get("mismatched_keys"))}
-    absent = [name for name, _ in model.named_parameters() if name in missing]
-    return apply_policy(model, policy, seed=seed, example_inputs=example_inputs, only=absent)
-
-
-def _names(mismatched: Collection[Any] | None) -> set[str]:
-    """Collect the names of mismatched keys, which stand alone or before their two shapes."""
-    return {key if isinstance(key, str) else key[0] for key in mismatched or ()}

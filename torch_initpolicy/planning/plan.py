@@ -94,6 +94,9 @@ class Plan:
             raise UnknownNameError(f"the plan has no step for {name!r}{nearest(name, known)}")
         return step
 
+    def __repr__(self) -> str:
+        return f"<Plan of {counted(len(self), 'parameter')} by {self.policy!r}: print it>"
+
     def __str__(self) -> str:
         head = header(self.steps, self.policy, dict(self.unknown_operators), self.untraced)
         return f"{head}\n\n{table(self.steps)}"
@@ -428,6 +431,9 @@ class Receipt:
         receipt = self.plan.apply(model, seed=self.seed, threads=threads, draw_on=where)
         _warn_of_kept(self.plan)
         return receipt
+
+    def __repr__(self) -> str:
+        return f"<Receipt: {self}>"
 
     def __str__(self) -> str:
         drawn = f" on {', '.join(self.devices)}" if self.devices else ""
