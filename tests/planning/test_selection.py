@@ -21,7 +21,7 @@ MODEL = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
         ({"only": ("0.*",), "skip": "*.bias"}, ["0.weight"]),
         ({"only": (glob for glob in ["1.bias"])}, ["1.bias"]),
     ],
-    ids=str,
+    ids=["all", "one glob", "none", "several", "both", "a generator"],
 )
 def test_kept(arguments, written):
     """Globs are one or several, in anything that can be iterated."""

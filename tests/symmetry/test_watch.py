@@ -16,7 +16,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from tests.symmetry.cases import CASES, Case, constant, fill, mlp
 from torch_initpolicy.errors import InitPolicyWarning, SymmetricInitError, SymmetricInitWarning
-from torch_initpolicy.symmetry.watch import _Followed, warn_on_symmetry
+from torch_initpolicy.symmetry.followed import Followed
+from torch_initpolicy.symmetry.watch import warn_on_symmetry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -323,7 +324,7 @@ class TestEnd:
         """What goes wrong while looking ends the watch with a warning, and the step is taken."""
         model = tied()
         before = model[0].weight.detach().clone()
-        monkeypatch.setattr(_Followed, "look", lambda *_: 1 / 0)
+        monkeypatch.setattr(Followed, "look", lambda *_: 1 / 0)
         handle = warn_on_symmetry(model)
         with pytest.warns(InitPolicyWarning, match="ended: ZeroDivisionError"):
             _train_loudly(model)
@@ -335,10 +336,17 @@ class TestEnd:
     def test_several_threads(self):
         """Models that are trained in several threads are all judged, each once."""
         models = [tied() if n % 2 else healthy() for n in range(6)]
+        x, y = torch.randn(8, 5), torch.randn(8, 3)  # drawn once: a draw elsewhere counts as noise
+
+        def train_on_fixed_data(model: nn.Module) -> None:
+            optimizer = sgd(model)
+            for _ in range(4):
+                plain_step(model, optimizer, x, y)
+
         with warnings.catch_warnings(record=True) as given, warn_on_symmetry():
             warnings.simplefilter("always")
             with ThreadPoolExecutor(3) as pool:
-                list(pool.map(_train_loudly, models))
+                list(pool.map(train_on_fixed_data, models))
 
         assert len([w for w in given if w.category is SymmetricInitWarning]) == 3
 

@@ -3,7 +3,7 @@
 Random units differ in their first numbers already, so nearly all weights are never read. Many
 matrices go through at once: what is done to each alone would cost more than reading it.
 
-Knows rows of numbers; has never heard of parameters.
+Knows rows of numbers, and no parameters.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Runs a model on copies of its parameters, to see what gradients they get.
 
-Knows how to run a model without touching it and which part of a gradient is rounding; has never
-heard of units or verdicts.
+Knows how to run a model without touching it and which part of a gradient is rounding;
+neither units nor verdicts.
 """
 
 import contextlib

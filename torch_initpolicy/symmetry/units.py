@@ -1,6 +1,6 @@
 """Where the units of a parameter lie, and which of them are equal.
 
-Knows tensors and axes; has never heard of models, gradients or verdicts.
+Knows tensors and axes; neither models nor gradients nor verdicts.
 """
 
 import math
@@ -97,7 +97,7 @@ def views(shape: Sequence[int], axes: Axes | None) -> tuple[View, ...]:
 
     Args:
         shape: Its shape.
-        axes: What its axes mean; None where nobody knows, and any axis may number units.
+        axes: What its axes mean; None where unknown, and any axis may number units.
 
     Examples:
         >>> [(view.along, view.count) for view in views((8, 5), Axes(inputs=(1,), outputs=(0,)))]
