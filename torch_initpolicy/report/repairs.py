@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch_initpolicy.signal.points import Point
+from torch_initpolicy.signal.points import Point, arriving, body_of
 from torch_initpolicy.signal.signal import Signal
-from torch_initpolicy.signal.verdicts import Verdict, arriving, body_of
+from torch_initpolicy.signal.verdicts import Verdict
 
 Outcome = Literal["repairs", "nearly", "fails", "refused"]
 """What became of an attempt.
@@ -202,11 +202,7 @@ def span_back(points: Sequence[Point]) -> float | None:
     Returns:
         The factor, at least 1; None where there are too few weights, or no gradient.
     """
-    lengths = [
-        point.gradient * math.prod(point.shape)
-        for point in body_of(points)
-        if point.site is not None and point.gradient
-    ]
+    lengths = [point.length for point in body_of(points) if point.site is not None and point.length]
     return _factor([lengths[0], max(lengths), lengths[-1]]) if lengths else None
 
 

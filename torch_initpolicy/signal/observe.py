@@ -20,10 +20,10 @@ from torch_initpolicy.errors import UnknownNameError
 from torch_initpolicy.signal import statistics
 from torch_initpolicy.signal.closed import closed
 from torch_initpolicy.signal.hidden import flat_gates, scores
+from torch_initpolicy.signal.judges import judge
 from torch_initpolicy.signal.points import Output, Point, Update
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.statistics import Sketch, as_real, number, second_moment
-from torch_initpolicy.signal.verdicts import Measured, verdicts
 from torch_initpolicy.symmetry.replica import Loss, scalar
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.consumers import Uses, advance
@@ -287,9 +287,7 @@ class SignalObserver:
             loss_of_zeros=number(self.loss_of_zeros),
             one_way=self.one_way,
         )
-        loss = None if self.training.loss_fn is None else unjudged.loss
-        judged = Measured(points, updates, unjudged.outputs, loss, unjudged.loss_of_zeros)
-        return dataclasses.replace(unjudged, verdicts=verdicts(judged))
+        return dataclasses.replace(unjudged, verdicts=judge(unjudged))
 
     def _points(self) -> Iterator[Point]:
         leading = self._leading()

@@ -3,6 +3,8 @@
 A complex number counts as one: all moments are those of absolute values.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -74,6 +76,11 @@ class Point:
         number = f"#{self.call}" if self.call else ""
         return self.site or f"{self.module}:{self.op}{number}".lstrip(":")
 
+    @property
+    def length(self) -> float | None:
+        """Squared length of the gradient; its mean square would count positions."""
+        return None if self.gradient is None else self.gradient * math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -121,3 +128,34 @@ class Output:
     varies: float
     classes: int = 0
     excess: float | None = None
+
+
+PLAIN = 3
+"""Weights on the way before a course over the depth can be told."""
+
+
+def body_of(points: Sequence[Point]) -> Sequence[Point]:
+    """Return the points from the first weight on that come to another weight: no heads.
+
+    Args:
+        points: What was measured, in order of execution.
+
+    Returns:
+        Some of them; none where there are too few weights to tell a course by.
+    """
+    if sum(point.site is not None for point in points) < PLAIN:
+        return ()
+    return [point for point in points if point.source is not None and point.leads_on]
+
+
+def arriving(body: Sequence[Point]) -> float:
+    """Return the second moment that comes out at the end of a body, whichever way it comes.
+
+    The largest from the last weight on: behind a residual branch that starts small it is the sum
+    that carries the signal.
+
+    Args:
+        body: Points from a weight on.
+    """
+    last = max(place for place, point in enumerate(body) if point.site is not None)
+    return max(point.second for point in body[last:])

@@ -29,11 +29,7 @@ def forward(points: Sequence[Point]) -> Profile:
 def backward(points: Sequence[Point]) -> Profile:
     """Return the squared length of the gradient by each weight's output."""
     weighted = [point for point in points if point.site is not None]
-    lengths = (
-        None if point.gradient is None else point.gradient * math.prod(point.shape)
-        for point in weighted
-    )
-    return Profile(_names(weighted), tuple(map(_drawable, lengths)))
+    return Profile(_names(weighted), tuple(_drawable(point.length) for point in weighted))
 
 
 def _names(points: Sequence[Point]) -> tuple[str, ...]:
