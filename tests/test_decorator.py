@@ -245,6 +245,11 @@ class TestForms:
         with pytest.raises(LookupError, match="xavier"):
             init_policy("xaiver")
 
+    def test_unknown_option(self):
+        """An option that does not exist is refused where the class is defined."""
+        with pytest.raises(TypeError, match="takes no sead"):
+            init_policy("he", sead=0)
+
 
 class TestIdentity:
     """The class stays what it was."""

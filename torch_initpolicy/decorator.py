@@ -12,7 +12,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["init_policy"]
 
@@ -179,6 +182,21 @@ def _decorate(cls: ModuleClass, apply: Callable[[nn.Module], object]) -> ModuleC
     return cls
 
 
+class Options(TypedDict, total=False):
+    """The options of `apply_policy` that `init_policy` takes."""
+
+    seed: int | None
+    example_inputs: Any
+    only: Sequence[str] | str | None
+    skip: Sequence[str] | str | None
+    frozen: bool
+    keep: Keeping
+    strict: bool
+    calibrate: Any
+    threads: int | None
+    draw_on: torch.device | str | None
+
+
 # A class could also be taken for a function that fills a tensor; a module's class never is one.
 @overload
 def init_policy(policy: ModuleClass, /) -> ModuleClass: ...  # type: ignore[overload-overlap]
@@ -186,36 +204,12 @@ def init_policy(policy: ModuleClass, /) -> ModuleClass: ...  # type: ignore[over
 
 @overload
 def init_policy(
-    policy: Policyish = "auto",
-    /,
-    *,
-    seed: int | None = None,
-    example_inputs: Any = None,
-    only: Sequence[str] | str | None = None,
-    skip: Sequence[str] | str | None = None,
-    frozen: bool = False,
-    keep: Keeping = "meant",
-    strict: bool = True,
-    calibrate: Any = None,
-    threads: int | None = None,
-    draw_on: torch.device | str | None = None,
+    policy: Policyish = "auto", /, **options: "Unpack[Options]"
 ) -> Callable[[ModuleClass], ModuleClass]: ...
 
 
 def init_policy(
-    policy: ModuleClass | Policyish = "auto",
-    /,
-    *,
-    seed: int | None = None,
-    example_inputs: Any = None,
-    only: Sequence[str] | str | None = None,
-    skip: Sequence[str] | str | None = None,
-    frozen: bool = False,
-    keep: Keeping = "meant",
-    strict: bool = True,
-    calibrate: Any = None,
-    threads: int | None = None,
-    draw_on: torch.device | str | None = None,
+    policy: ModuleClass | Policyish = "auto", /, **options: "Unpack[Options]"
 ) -> ModuleClass | Callable[[ModuleClass], ModuleClass]:
     """Initialise every object of a model class by a policy, at the end of its construction.
 
@@ -242,17 +236,9 @@ def init_policy(
     Args:
         policy: Name of a preset or a policy. Alone, without parentheses, the class itself:
             `@init_policy` is `@init_policy("auto")`.
-        seed: Seed of the random streams, the same for every object; None takes a new one from
-            torch's global generator for each object, so that `torch.manual_seed` governs.
-        example_inputs: As in `apply_policy`, like all that follow.
-        only: Names of the sites to write; globs.
-        skip: Names of the sites to leave; globs.
-        frozen: Whether parameters that require no gradient are written too.
-        keep: `"nothing"` overwrites what the constructor meant, too.
-        strict: Whether a rule that matches nothing is an error.
-        calibrate: A batch to scale the weights with afterwards.
-        threads: Number of threads to draw with.
-        draw_on: Device type to draw on.
+        options: Those of `apply_policy`, with the same defaults. A `seed` is the same for every
+            object; without one each object takes a new one from torch's global generator, so that
+            `torch.manual_seed` governs.
 
     Returns:
         The class that was given, or a decorator for it.
@@ -260,6 +246,7 @@ def init_policy(
     Raises:
         NotAModuleError: What is decorated is no class derived from `torch.nn.Module`.
         UnknownNameError: There is no preset of that name; raised where the class is defined.
+        TypeError: There is no option of that name; likewise.
 
     Examples:
         >>> import torch
@@ -275,18 +262,8 @@ def init_policy(
     """
     if isinstance(policy, type):
         return _decorate(policy, functools.partial(apply_policy, policy="auto"))
-    apply = functools.partial(
-        apply_policy,
-        policy=policy_of(policy),
-        seed=seed,
-        example_inputs=example_inputs,
-        only=only,
-        skip=skip,
-        frozen=frozen,
-        keep=keep,
-        strict=strict,
-        calibrate=calibrate,
-        threads=threads,
-        draw_on=draw_on,
-    )
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"init_policy() takes no {', '.join(sorted(unknown))}")
+    apply = functools.partial(apply_policy, policy=policy_of(policy), **options)
     return lambda cls: _decorate(cls, apply)

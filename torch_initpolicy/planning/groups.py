@@ -3,6 +3,7 @@
 Knows the steps of a plan and the parameters they are about; builds no optimizer.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,23 +80,74 @@ class Settings:
                 raise PolicyError(f"param_groups: {name} must be a number from 0 on, got {value!r}")
 
 
-def groups_of(pairs: Iterable[tuple[Site, Step]], settings: Settings) -> list[Group]:
-    """Put parameters that are to be treated the same into one group.
+class Grouped(ABC):
+    """Base of what holds a step for each site of a model: plans and receipts."""
 
-    Args:
-        pairs: The sites of a model, each with its step.
-        settings: The optimizer and its numbers.
+    __slots__ = ()
 
-    Returns:
-        The groups, in the order of their first parameters; see `Plan.param_groups`.
-    """
-    together: dict[tuple[object, ...], list[tuple[Site, Assignment]]] = {}
-    for site, step in pairs:
-        if any(parameter.requires_grad for parameter in site.parameters):
-            found = _assigned(site, step, settings)
-            key = (found.algorithm.name, found.lr, found.decay, found.eps)
-            together.setdefault(key, []).append((site, found))
-    return [_group(members, settings) for members in together.values()]
+    @abstractmethod
+    def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
+        """Return each site of the model with its step."""
+
+    def param_groups(
+        self,
+        optimizer: str = "adamw",
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        eps: float | None = None,
+        adamw_lr: float | None = None,
+        model: nn.Module | None = None,
+    ) -> list[Group]:
+        """Put the trained parameters into groups, as `torch.optim` takes them.
+
+        Matrices and kernels of layers are decayed; norms, biases, gains, positions, tokens and
+        embeddings are not, whatever they are called and whatever their shape. A parametrisation
+        (`presets.mup`) multiplies learning rate, decay and `eps` of each parameter.
+
+        For `"muon"` and `"dion"` each group says under `"algorithm"` whose it is: hidden matrices
+        are orthogonalised, all else is left to `"adamw"`. `torch.optim.Muon` takes tensors of two
+        axes; `"dion"` stacked experts too, each a matrix of its own.
+
+        Args:
+            optimizer: `"adamw"`, `"adam"`, `"nadam"`, `"radam"`, `"adamax"`, `"rmsprop"`,
+                `"adagrad"`, `"lion"`, `"sgd"`, `"muon"` or `"dion"`.
+            lr: Learning rate, under a parametrisation that of the base model.
+            weight_decay: Weight decay of what is decayed, likewise.
+            eps: What Adam and its like add to the size of a gradient, likewise; None for torch's
+                default.
+            adamw_lr: Learning rate of what Muon and Dion leave to AdamW; None for `lr`.
+            model: A model with the same sites; None for the plan's own.
+
+        Returns:
+            Groups with `params`, `lr` and `weight_decay`, with `eps` where it is not the default,
+            and, for people, the canonical `names` of the parameters and the `reason`. A frozen
+            parameter is in none of them, a tied one in one.
+
+        Raises:
+            UnknownNameError: Nothing is known of an optimizer of that name.
+            PolicyError: A number is negative.
+            PlanError: The plan is for no model, or the model has other sites.
+
+        Examples:
+            >>> import torch
+            >>> from torch_initpolicy import plan_policy
+            >>> model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
+            >>> groups = plan_policy(model).param_groups("adamw", lr=1e-3, weight_decay=0.1)
+            >>> [(group["names"], group["weight_decay"]) for group in groups]
+            [(['0.weight', '2.weight'], 0.1), (['0.bias', '1.weight', '1.bias', '2.bias'], 0.0)]
+            >>> groups[1]["reason"]
+            'bias: not decayed; norm weight: not decayed; norm bias: not decayed'
+            >>> optimizer = torch.optim.AdamW(groups)
+        """
+        settings = Settings(optimizer, lr, weight_decay, eps, adamw_lr)
+        together: dict[tuple[object, ...], list[tuple[Site, Assignment]]] = {}
+        for site, step in self.pairs(model):
+            if any(parameter.requires_grad for parameter in site.parameters):
+                found = _assigned(site, step, settings)
+                key = (found.algorithm.name, found.lr, found.decay, found.eps)
+                together.setdefault(key, []).append((site, found))
+        return [_group(members, settings) for members in together.values()]
 
 
 def _group(members: Sequence[tuple[Site, Assignment]], settings: Settings) -> Group:

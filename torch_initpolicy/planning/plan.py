@@ -28,7 +28,7 @@ from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.checks import check_fit
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
-from torch_initpolicy.planning.groups import Group, Settings, groups_of
+from torch_initpolicy.planning.groups import Grouped
 from torch_initpolicy.planning.serialize import (
     FORMAT,
     Types,
@@ -50,7 +50,7 @@ from torch_initpolicy.writing.verify import Verification, verify_steps
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Grouped):
     """What a policy would write to each parameter of a model, and why.
 
     Iterating yields the steps; `plan[name]` is the step of a site, by any of its names; `print`
@@ -202,59 +202,6 @@ class Plan:
         with together(process_groups(self.model if model is None else model)):
             return verify_steps(self.pairs(model))
 
-    def param_groups(
-        self,
-        optimizer: str = "adamw",
-        *,
-        lr: float,
-        weight_decay: float = 0.0,
-        eps: float | None = None,
-        adamw_lr: float | None = None,
-        model: nn.Module | None = None,
-    ) -> list[Group]:
-        """Put the trained parameters into groups, as `torch.optim` takes them.
-
-        Matrices and kernels of layers are decayed; norms, biases, gains, positions, tokens and
-        embeddings are not, whatever they are called and whatever their shape. A parametrisation
-        (`presets.mup`) multiplies learning rate, decay and `eps` of each parameter.
-
-        For `"muon"` and `"dion"` each group says under `"algorithm"` whose it is: hidden matrices
-        are orthogonalised, all else is left to `"adamw"`. `torch.optim.Muon` takes tensors of two
-        axes; `"dion"` stacked experts too, each a matrix of its own.
-
-        Args:
-            optimizer: `"adamw"`, `"adam"`, `"nadam"`, `"radam"`, `"adamax"`, `"rmsprop"`,
-                `"adagrad"`, `"lion"`, `"sgd"`, `"muon"` or `"dion"`.
-            lr: Learning rate, under a parametrisation that of the base model.
-            weight_decay: Weight decay of what is decayed, likewise.
-            eps: What Adam and its like add to the size of a gradient, likewise; None for torch's
-                default.
-            adamw_lr: Learning rate of what Muon and Dion leave to AdamW; None for `lr`.
-            model: A model with the same sites; None for the plan's own.
-
-        Returns:
-            Groups with `params`, `lr` and `weight_decay`, with `eps` where it is not the default,
-            and, for people, the canonical `names` of the parameters and the `reason`. A frozen
-            parameter is in none of them, a tied one in one.
-
-        Raises:
-            UnknownNameError: Nothing is known of an optimizer of that name.
-            PolicyError: A number is negative.
-            PlanError: The plan is for no model, or the model has other sites.
-
-        Examples:
-            >>> from torch_initpolicy import plan_policy
-            >>> model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
-            >>> groups = plan_policy(model).param_groups("adamw", lr=1e-3, weight_decay=0.1)
-            >>> [(group["names"], group["weight_decay"]) for group in groups]
-            [(['0.weight', '2.weight'], 0.1), (['0.bias', '1.weight', '1.bias', '2.bias'], 0.0)]
-            >>> groups[1]["reason"]
-            'bias: not decayed; norm weight: not decayed; norm bias: not decayed'
-            >>> optimizer = torch.optim.AdamW(groups)
-        """
-        settings = Settings(optimizer, lr, weight_decay, eps, adamw_lr)
-        return groups_of(self.pairs(model), settings)
-
     def to_json(self) -> str:
         """Write the plan as JSON; functions of the user's are kept as their names."""
         return codec.write_json(_plan_data(self))
@@ -282,7 +229,7 @@ def warn_of_symmetry(plan: Plan) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Grouped):
     """What was written to a model.
 
     Examples:
@@ -364,6 +311,10 @@ class Receipt:
         """
         return {step.name: step.factors for step in self.plan if step.factors}
 
+    def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
+        """Return each site of the model with the step that was carried out; see `Plan.pairs`."""
+        return self.plan.pairs(model)
+
     def verify(self, model: nn.Module | None = None) -> Verification:
         """Measure every tensor of a model against what was written; see `Plan.verify`.
 
@@ -371,30 +322,6 @@ class Receipt:
             model: A model with the same sites; None for the one that was written.
         """
         return self.plan.verify(model)
-
-    def param_groups(
-        self,
-        optimizer: str = "adamw",
-        *,
-        lr: float,
-        weight_decay: float = 0.0,
-        eps: float | None = None,
-        adamw_lr: float | None = None,
-        model: nn.Module | None = None,
-    ) -> list[Group]:
-        """Put the trained parameters into groups; see `Plan.param_groups`.
-
-        Args:
-            optimizer: Its name.
-            lr: Learning rate.
-            weight_decay: Weight decay of what is decayed.
-            eps: What Adam and its like add to the size of a gradient.
-            adamw_lr: Learning rate of what Muon and Dion leave to AdamW.
-            model: A model with the same sites; None for the one that was written.
-        """
-        return self.plan.param_groups(
-            optimizer, lr=lr, weight_decay=weight_decay, eps=eps, adamw_lr=adamw_lr, model=model
-        )
 
     def reproduce(
         self,
