@@ -84,7 +84,9 @@ class MissingExtraError(InitPolicyError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an extra: pip install 'torch-initpolicy[{extra}]'")
+        super().__init__(
+            f"{feature} needs the extra {extra!r}: in a clone, pip install -e '.[{extra}]'"
+        )
 
 
 class InitPolicyWarning(UserWarning):

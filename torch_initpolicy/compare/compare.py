@@ -97,7 +97,8 @@ class Comparison:
 
     def to_json(self) -> str:
         """Write the rows as JSON, with `ok`."""
-        return json.dumps({"ok": self.ok, "rows": [asdict(row) for row in self.rows]}, indent=2)
+        rows = [asdict(row) for row in self.rows]
+        return json.dumps({"format": 1, "ok": self.ok, "rows": rows}, indent=2)
 
 
 _VERDICTS: tuple[Verdict, ...] = ("same", "differs", "not compared")

@@ -223,12 +223,16 @@ def ranges(values: Sequence[int]) -> str:
     """Write whole numbers as ranges; a single one stands for itself.
 
     Examples:
-        >>> ranges([0, 1, 2, 5]), ranges([7])
-        ('{0-2,5}', '7')
+        >>> ranges([0, 1, 2, 5]), ranges([7]), ranges([0, 2, 4, 6])
+        ('{0-2,5}', '7', '{0,2,...,6}')
     """
     if len(values) == 1:
         return str(values[0])
-    runs = itertools.groupby(enumerate(sorted(values)), key=lambda pair: pair[1] - pair[0])
+    first, *_, last = series = sorted(values)
+    step = series[1] - first
+    if len(series) > 3 and step > 1 and series == list(range(first, last + 1, step)):
+        return f"{{{first},{first + step},...,{last}}}"
+    runs = itertools.groupby(enumerate(series), key=lambda pair: pair[1] - pair[0])
     ends = [[value for _, value in run] for _, run in runs]
     return "{" + ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ends) + "}"
 

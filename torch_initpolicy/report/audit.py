@@ -112,6 +112,7 @@ class Audit:
         best = self.recommended
         data = {
             **self.signal.as_data(),
+            "format": 1,
             "ok": self.ok,
             "headline": self.headline,
             "recommended": None if best is None else best.call,

@@ -4,7 +4,7 @@ Computes nothing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from torch_initpolicy.planning.describe import HEADINGS, figure, folded, header, rows
 from torch_initpolicy.planning.plan import Plan, Receipt
+from torch_initpolicy.steps import Step
 from torch_initpolicy.symmetry.findings import Report, describe
 
 __all__ = ["groups_json", "groups_table", "plan_table", "receipt_table", "symmetry_table"]
@@ -20,7 +21,7 @@ __all__ = ["groups_json", "groups_table", "plan_table", "receipt_table", "symmet
 _STYLES = {"parameter": "bold", "std": "cyan", "from": "dim"}
 
 
-def plan_table(plan: Plan) -> RenderableType:
+def plan_table(plan: Plan, names: Collection[str] | None = None) -> RenderableType:
     """Lay out a plan: what it is about, then what happens to each parameter, and why.
 
     Parameters of numbered modules to which the same happens share a line. Where the terminal is
@@ -28,6 +29,7 @@ def plan_table(plan: Plan) -> RenderableType:
 
     Args:
         plan: The plan.
+        names: Names of the parameters to show; None for all.
 
     Returns:
         What rich can print.
@@ -46,7 +48,7 @@ def plan_table(plan: Plan) -> RenderableType:
         bias      8     0      bias: zeros
     """
     heading = header(plan.steps, plan.policy, dict(plan.unknown_operators), plan.untraced)
-    return Group(Text(heading), "", _steps(plan))
+    return Group(Text(heading), "", _steps([s for s in plan if names is None or s.name in names]))
 
 
 def groups_table(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -99,15 +101,18 @@ def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
         groups: The groups, as `plan.param_groups` returns them.
 
     Examples:
-        >>> groups_json([])
-        '[]'
+        >>> print(groups_json([]))
+        {
+          "format": 1,
+          "groups": []
+        }
     """
     kept = [{key: value for key, value in g.items() if key != "params"} for g in groups]
-    return json.dumps(kept, indent=2)
+    return json.dumps({"format": 1, "groups": kept}, indent=2)
 
 
-def _steps(plan: Plan) -> Table:
-    cells = rows(plan)
+def _steps(steps: Sequence[Step]) -> Table:
+    cells = rows(steps)
     shown = [at for at, _ in enumerate(HEADINGS) if _says_something(cells, at)]
     table = Table(box=None, pad_edge=False, header_style="underline")
     for name in (HEADINGS[at] for at in shown):
@@ -122,11 +127,12 @@ def _says_something(cells: list[tuple[str, ...]], at: int) -> bool:
     return HEADINGS[at] != "from" or len({row[at] for row in cells}) > 1
 
 
-def receipt_table(receipt: Receipt) -> RenderableType:
+def receipt_table(receipt: Receipt, names: Collection[str] | None = None) -> RenderableType:
     """Lay out a receipt: the plan that was carried out, then with which seed and by what.
 
     Args:
         receipt: The receipt.
+        names: Names of the parameters to show; None for all.
 
     Returns:
         What rich can print.
@@ -141,7 +147,7 @@ def receipt_table(receipt: Receipt) -> RenderableType:
         >>> print(printed.get().splitlines()[-1])  # doctest: +ELLIPSIS
         2 tensors written, 0 kept: policy 'auto', seed 0, drawn on cpu by torch ...
     """
-    return Group(plan_table(receipt.plan), "", Text(str(receipt)))
+    return Group(plan_table(receipt.plan, names), "", Text(str(receipt)))
 
 
 _VERDICTS = {"tied": "bold red", "dead": "bold red", "diverged": "bold red", "suspect": "yellow"}

@@ -134,7 +134,7 @@ class ScalingCheck:
     def to_json(self) -> str:
         """Write the check as JSON."""
         layers = [{**asdict(layer), "verdict": layer.verdict} for layer in self.layers]
-        return json.dumps({**asdict(self), "ok": self.ok, "layers": layers}, indent=2)
+        return json.dumps({"format": 1, **asdict(self), "ok": self.ok, "layers": layers}, indent=2)
 
     def plot(self) -> Figure:
         """Draw the sizes against width, before the first step and what the steps change.

@@ -95,6 +95,7 @@ class Report:
         """Write everything as JSON."""
         return json.dumps(
             {
+                "format": 1,
                 "ok": self.ok,
                 "method": self.method,
                 "note": self.note,

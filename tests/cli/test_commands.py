@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_model
 
-from torch_initpolicy import InitPolicy, Plan, Receipt, apply_policy, presets
+from torch_initpolicy import InitPolicy, Plan, Receipt, apply_policy, match, presets
 from torch_initpolicy.cli import main
+from torch_initpolicy.cli.commands import app
 from torch_initpolicy.integrations.models import build
 from torch_initpolicy.integrations.safetensors import receipt_in
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = "timm:test_resnet"
 
 
@@ -193,7 +195,7 @@ ERRORS = {
     "model": (["plan", "timm:resnet05"], 2, "did you mean 'resnet50"),
     "address": (["plan", "resnet50"], 2, "write timm:resnet50"),
     "preset": (["plan", SMALL, "-p", "hee"], 2, "did you mean 'he'"),
-    "policy file": (["plan", SMALL, "-p", "none.toml"], 2, "none.toml cannot be read"),
+    "policy file": (["plan", SMALL, "-p", "none.toml"], 2, "'none.toml' cannot be read"),
     "glob": (["plan", SMALL, "--only", "fx.*"], 2, "did you mean 'fc.*'"),
     "globs": (
         ["apply", SMALL, "--only", "nope*", "--skip", "none*"],
@@ -299,7 +301,9 @@ class TestCheck:
 
     def test_two_kinds_of_weights(self, run, tmp_path, monkeypatch):
         """Weights of a file and those of a policy exclude each other, before anything is built."""
-        monkeypatch.setattr("torch_initpolicy.cli.build", lambda _: pytest.fail("was built"))
+        monkeypatch.setattr(
+            "torch_initpolicy.cli.commands.build", lambda _: pytest.fail("was built")
+        )
         file = tmp_path / "weights.safetensors"
         file.touch()
         code, out, err = run(
@@ -460,7 +464,9 @@ class TestBeforeTheWork:
     )
     def test_no_model_is_built(self, run, monkeypatch, options):
         """The command ends before it asks for the model."""
-        monkeypatch.setattr("torch_initpolicy.cli.build", lambda _: pytest.fail("was built"))
+        monkeypatch.setattr(
+            "torch_initpolicy.cli.commands.build", lambda _: pytest.fail("was built")
+        )
 
         assert run(options[0], SMALL, *options[1:])[0] == 2
 
@@ -541,9 +547,9 @@ class TestEntry:
         finished = in_a_process("-c", code)
 
         assert finished.returncode == 1
-        assert finished.stderr.splitlines() == [
-            "the command torch-initpolicy needs an extra: pip install 'torch-initpolicy[cli]'"
-        ]
+        (line,) = finished.stderr.splitlines()
+        assert line.startswith("the command torch-initpolicy needs the extra 'cli'")
+        assert "pip install -e '.[cli]'" in line
 
 
 class TestCompare:
@@ -596,7 +602,9 @@ class TestGroups:
         """From a base, be it a model or the file of a plan, learning rates go with width."""
         (family / "base.json").write_text(run("plan", "own_family:base", "--json")[1])
         code, out, _ = run("groups", "own_family:net", "--base", base, "--lr", "1", "--json")
-        rates = {name: group["lr"] for group in json.loads(out) for name in group["names"]}
+        rates = {
+            name: group["lr"] for group in json.loads(out)["groups"] for name in group["names"]
+        }
 
         assert code == 0
         assert (rates["0.weight"], rates["2.weight"]) == (1.0, 0.25)
@@ -625,3 +633,105 @@ class TestScaling:
     def test_widths(self, run):
         """Widths are numbers."""
         assert run("scaling", "own_family:net", "--widths", "small,large")[0] == 2
+
+
+class TestPresets:
+    """`presets` lists the words of policies."""
+
+    def test_table(self, run):
+        """Every kind of word is there, with what it is."""
+        code, out, err = run("presets")
+
+        assert (code, err) == (0, "")
+        assert {"auto", "meets", "Orthogonal"} <= {line.split(" ")[0] for line in out.splitlines()}
+        assert "norm_weight" in out
+
+    def test_json(self, run):
+        """The words are by kind, and all of them are there."""
+        words = json.loads(run("presets", "--json")[1])
+
+        assert words["presets"].keys() == set(presets.__all__) - {"policy"}
+        assert words["matchers"].keys() == set(dir(match))
+        assert "weight" in words["roles"]
+        assert words["initializers"]["he_normal"].endswith(".")
+
+
+class TestManners:
+    """What is printed fits where it goes."""
+
+    def test_only_what_was_asked_for(self, run):
+        """With `--only` the table has the rows of these parameters and no others."""
+        _, out, _ = run("plan", SMALL, "--only", "fc.*")
+        _, left, _ = run("plan", SMALL, "--skip", "fc.*")
+
+        assert [line.split()[0] for line in out.splitlines()[4:]] == ["fc.weight", "fc.bias"]
+        assert "fc.weight" not in left
+        assert "conv1.0.weight" in left
+
+    @pytest.mark.parametrize("columns", [60, 200])
+    def test_width_of_a_pipe(self, run, monkeypatch, columns):
+        """`COLUMNS` is respected where the output is no terminal, and no line ends with blanks."""
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = run("plan", SMALL)[1].splitlines()
+
+        assert max(map(len, lines)) <= columns
+        assert all(line == line.rstrip() for line in lines)
+
+    @pytest.mark.filterwarnings("default")
+    @pytest.mark.usefixtures("family")
+    def test_quiet(self, run):
+        """`--quiet` leaves results and errors, for this run alone."""
+        command = ("apply", "own_family:base", "--policy", "ones")
+        loud, quiet, again = (run(*command, *more) for more in ((), ("--quiet",), ()))
+
+        assert "leaves hidden units that are identical" in " ".join(loud[2].split())
+        assert quiet[2] == ""
+        assert "policy ones" in quiet[1]
+        assert again[2] == loud[2]
+
+    def test_no_colour(self, run, monkeypatch):
+        """With `NO_COLOR` even a forced terminal gets no colours."""
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+        colours = re.findall(r"\x1b\[[\d;]*3\dm", run("plan", SMALL)[1])
+
+        assert colours == []
+
+    def test_page_of_another_name(self, run, tmp_path):
+        """A page that no browser would open is refused before a model is built."""
+        code, _, err = run("audit", SMALL, "--html", str(tmp_path / "x.txt"))
+
+        assert code == 2
+        assert "does not end with .html" in " ".join(err.replace("│", "").split())
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("plan", SMALL),
+            ("apply", SMALL),
+            ("check", "own_family:base"),
+            ("audit", "own_family:base"),
+            ("compare", "own_family:base", "own_family:base"),
+            ("groups", "own_family:base"),
+            ("scaling", "own_family:net", "--widths", "16,32"),
+            ("presets",),
+        ],
+        ids=lambda arguments: arguments[0],
+    )
+    @pytest.mark.usefixtures("family")
+    def test_format(self, run, arguments):
+        """Each command's JSON is an object that says its format."""
+        assert json.loads(run(*arguments, "--json")[1])["format"] >= 1
+
+    @pytest.mark.parametrize(
+        "command", [c.name or c.callback.__name__ for c in app.registered_commands]
+    )
+    def test_help_has_an_example(self, run, command):
+        """Every command shows a line that can be typed."""
+        assert f"torch-initpolicy {command}" in " ".join(
+            run(command, "--help")[1].split("Example")[1:]
+        )
+
+    def test_completion(self, run):
+        """The shell can be taught the names."""
+        assert "--install-completion" in run("--help")[1]

@@ -1,0 +1,367 @@
+"""The commands: each parses, calls one verb of the package, and prints its result."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.cli.console import advise, progress, show
+from torch_initpolicy.cli.options import (
+    AsJson,
+    Base,
+    Budget,
+    Calibrate,
+    Decay,
+    Frozen,
+    Html,
+    Inputs,
+    Keep,
+    Model,
+    Only,
+    Optimizer,
+    Out,
+    Policy,
+    Quiet,
+    Rate,
+    Seed,
+    Skip,
+    Start,
+    StartSeed,
+    Strict,
+    Suggest,
+    Weights,
+)
+from torch_initpolicy.cli.vocabulary import vocabulary, words_table
+from torch_initpolicy.compare.compare import compare_inits
+from torch_initpolicy.deferred.skip import skip_init
+from torch_initpolicy.errors import PolicyError, TraceError, listing
+from torch_initpolicy.integrations.inputs import Input, batches, drawn
+from torch_initpolicy.integrations.models import build, builder
+from torch_initpolicy.integrations.safetensors import load, save
+from torch_initpolicy.planning.plan import Receipt
+from torch_initpolicy.planning.selection import Selection
+from torch_initpolicy.planning.versions import Versions
+from torch_initpolicy.policy import presets
+from torch_initpolicy.policy.presets import Policyish
+from torch_initpolicy.policy.presets import policy as policy_of
+from torch_initpolicy.policy.rules import preset_named
+from torch_initpolicy.report import tables
+from torch_initpolicy.report.audit import BUDGET, audit_model
+from torch_initpolicy.scaling.check import check_scaling
+from torch_initpolicy.sites import sites
+from torch_initpolicy.symmetry.find import find_symmetry
+from torch_initpolicy.trace.trees import Call
+
+FAILED = 1
+"""Exit code where something failed or was found."""
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(asked: bool) -> None:
+    """Print what the bits depend on, the version of the package first."""
+    if asked:
+        here = Versions.here()
+        show(
+            f"torch-initpolicy {here.torch_initpolicy} "
+            f"(random streams v{here.streams}, {here.kernels}, Python {here.python})"
+        )
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Print the version and exit.", is_eager=True, callback=_show_version
+    ),
+]
+
+
+@app.callback()
+def _group(*, version: Version = False) -> None:
+    """Initialise PyTorch models by a policy, chosen by what each layer meets in the data flow."""
+
+
+@app.command(epilog="Example: torch-initpolicy plan timm:resnet50 --policy he --only 'layer4.*'")
+def plan(
+    model: Model,
+    *,
+    policy: Policy = "auto",
+    inputs: Inputs = None,
+    only: Only = None,
+    skip: Skip = None,
+    frozen: Frozen = False,
+    keep: Keep = "meant",
+    strict: Strict = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a policy would write to each parameter, and why; write nothing."""
+    built = _built(model)
+    _require_matches(built, only, skip)
+    with progress("reading the data flow"):
+        result = plan_policy(
+            built,
+            policy,
+            example_inputs=drawn(inputs, built),
+            only=only,
+            skip=skip,
+            frozen=frozen,
+            keep=keep,
+            strict=strict,
+        )
+    advise(guessed=any(step.evidence == "order" for step in result))
+    show(result.to_json() if as_json else tables.plan_table(result, _shown(built, only, skip)))
+
+
+@app.command(
+    epilog="Example: torch-initpolicy apply timm:resnet50 --seed 0 --out resnet50.safetensors"
+)
+def apply(
+    model: Model,
+    *,
+    policy: Policy = "auto",
+    inputs: Inputs = None,
+    seed: Seed = 0,
+    out: Out = None,
+    only: Only = None,
+    skip: Skip = None,
+    frozen: Frozen = False,
+    keep: Keep = "meant",
+    strict: Strict = True,
+    calibrate: Calibrate = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Initialise a model by a policy; save its weights with the receipt in their metadata."""
+    built = _built(model)
+    _require_matches(built, only, skip)
+    write = partial(
+        apply_policy,
+        built,
+        policy,
+        seed=seed,
+        example_inputs=drawn(inputs, built),
+        only=only,
+        skip=skip,
+        frozen=frozen,
+        keep=keep,
+        strict=strict,
+    )
+    with progress("initialising"):
+        receipt = _calibrated(write, batches(inputs, built)) if calibrate else write()
+    if out is not None:
+        with progress(f"writing {out}"):
+            save(built, receipt, out)
+    advise(guessed=any(step.evidence == "order" for step in receipt.plan))
+    show(receipt.to_json() if as_json else tables.receipt_table(receipt, _shown(built, only, skip)))
+
+
+@app.command(epilog="Example: torch-initpolicy audit package.module:build --html report.html")
+def audit(
+    model: Model,
+    *,
+    policy: Start = None,
+    seed: StartSeed = None,
+    inputs: Inputs = None,
+    html: Html = None,
+    suggest: Suggest = None,
+    budget: Budget = BUDGET,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follow the signal through a model at its start; find out what repairs it."""
+    built, receipt = _started(model, policy, seed, inputs)
+    with progress("following the signal") as say:
+        found = audit_model(
+            built,
+            drawn(inputs, built),
+            suggest=suggest,
+            title=f"Audit of {model}" + (f" under {policy}" if policy else ""),
+            budget=budget,
+            receipt=receipt,
+            tell=lambda call: say(f"trying {call} on a copy"),
+        )
+    if html is not None:
+        found.write(html)
+    show(found.to_json() if as_json else str(found))
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog="Example: torch-initpolicy check package.module:build --input 8,3,64,64")
+def check(
+    model: Model,
+    *,
+    policy: Start = None,
+    seed: StartSeed = None,
+    inputs: Inputs = None,
+    weights: Weights = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find units that start equal and stay equal, and parameters that can never move."""
+    if weights is not None and policy is not None:
+        raise typer.BadParameter("--weights and --policy both say what the weights are, give one")
+    built, _ = _started(model, policy, seed, inputs)
+    if weights is not None:
+        load(built, weights)
+    with progress("looking for symmetric starts"):
+        report = find_symmetry(built, drawn(inputs, built))
+    advise(guessed=not inputs and bool(report.of("suspect")))
+    show(report.to_json() if as_json else tables.symmetry_table(report))
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog="Example: torch-initpolicy compare package.module:mine timm:resnet50")
+def compare(
+    model: Model,
+    reference: Annotated[
+        str, typer.Argument(help="What it is to start like; written as the model is.")
+    ],
+    *,
+    seed: StartSeed = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare how two models start, as distributions: which tensors are drawn differently."""
+    with progress(f"building {model} and {reference}"), _seeded(seed):
+        built = build(model), build(reference)
+    with progress("comparing"):
+        comparison = compare_inits(*built)
+    show(comparison.to_json() if as_json else str(comparison))
+    if not comparison.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog="Example: torch-initpolicy groups timm:resnet50 --optimizer muon --lr 0.02")
+def groups(
+    model: Model,
+    *,
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="As for plan.")] = None,
+    base: Base = None,
+    inputs: Inputs = None,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 1e-3,
+    weight_decay: Decay = 0.1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which parameters share a learning rate and a weight decay, and why."""
+    built = _built(model)
+    with progress("reading the data flow"):
+        result = plan_policy(built, _scaling(policy, base), example_inputs=drawn(inputs, built))
+        found = result.param_groups(optimizer, lr=lr, weight_decay=weight_decay)
+    advise(guessed=any(step.evidence == "order" for step in result))
+    show(tables.groups_json(found) if as_json else tables.groups_table(found))
+
+
+@app.command(epilog="Example: torch-initpolicy scaling package.module:build --widths 32,64,128")
+def scaling(
+    model: Annotated[str, typer.Argument(help="package.module:callable that takes a width.")],
+    *,
+    widths: Annotated[str, typer.Option(help="Widths, with commas between.")] = "64,128,256,512",
+    policy: Annotated[str, typer.Option("--policy", "-p", help="As for plan, or mup.")] = "mup",
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 1e-2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 5,
+    inputs: Inputs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train at several widths for a few steps: do activations change as much at each of them?"""
+    sizes = [int(width) for width in widths.split(",") if width.strip().isdigit()]
+    if len(sizes) != widths.count(",") + 1:
+        raise typer.BadParameter(f"widths are whole numbers with commas between, got {widths!r}")
+    maker = builder(model)
+    with progress("training at each width"):
+        found = check_scaling(
+            maker,
+            sizes,
+            policy=policy,
+            optimizer=optimizer,
+            lr=lr,
+            steps=steps,
+            example_inputs=drawn(inputs, maker(sizes[0])) if inputs else None,
+        )
+    show(found.to_json() if as_json else str(found))
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command("presets", epilog="Example: torch-initpolicy presets --json")
+def words(*, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the words of policies: presets, matchers, initializers and roles."""
+    found = vocabulary()
+    show(json.dumps({"format": 1, **found}, indent=2) if as_json else words_table(found))
+
+
+def _scaling(policy: str | None, base: str | None) -> Policyish:
+    """Return the policy of a name, or one that scales from a base model."""
+    if base is None:
+        return policy_of(policy or "auto")
+    start: Any = Path(base) if Path(base).suffix == ".json" else _built(base)
+    name = policy or "mup"
+    if name in ("mup", "complete_p"):
+        return preset_named(name, {"base": start})
+    return presets.mup(base=start, policy=name)
+
+
+def _built(source: str) -> nn.Module:
+    """Build the model; its constructor's own draws would be thrown away, so they are skipped."""
+    with progress(f"building {source}"), skip_init():
+        return build(source)
+
+
+def _started(
+    source: str, policy: str | None, seed: int | None, inputs: list[Input] | None
+) -> tuple[nn.Module, Receipt | None]:
+    """Build a model as it is to be looked at: as its constructor starts it, or as a policy does."""
+    if policy is None:
+        with progress(f"building {source}"), _seeded(seed):
+            return build(source), None
+    built = _built(source)
+    with progress("initialising"):
+        return built, apply_policy(
+            built, policy, seed=seed or 0, example_inputs=drawn(inputs, built)
+        )
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Let constructors draw from a seed, and put torch's global generator back afterwards."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _calibrated(write: Callable[..., Receipt], calls: Iterator[Call]) -> Receipt:
+    """Calibrate on the first inputs that fit; those that do not are found out before a write."""
+    *others, last = calls
+    for call in others:
+        with suppress(TraceError):
+            return write(calibrate=call)
+    return write(calibrate=last)
+
+
+def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
+    """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
+    if idle := list(Selection.of(only, skip).idle(sites(model))):
+        raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
+
+
+def _shown(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> set[str] | None:
+    """Collect the names that the options ask for; None where they ask for all."""
+    if not (only or skip):
+        return None
+    asked = Selection.of(only, skip, frozen=True)
+    return {site.name for site in sites(model) if asked.kept(site) is None}
