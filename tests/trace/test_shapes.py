@@ -17,6 +17,10 @@ CALLS = {
     "linear": (F.linear, (tensor(2, 3, 4), tensor(5, 4), tensor(5))),
     "linear_vector": (F.linear, (tensor(2, 4), tensor(4))),
     "gelu": (F.gelu, (tensor(2, 3),)),
+    "softmax": (F.softmax, (tensor(2, 3), -1)),
+    "softmax_of_a_scalar": (torch.softmax, (tensor(), 0)),
+    "softmax_in_double": (torch.softmax, (tensor(2, 3), 1, torch.float64)),
+    "softmax_in_half": (F.softmax, (tensor(2, 3), 1, 3, torch.float16)),
     "layer_norm": (F.layer_norm, (tensor(2, 3, 4), (3, 4), tensor(3, 4))),
     "batch_norm": (F.batch_norm, (tensor(2, 3, 4), tensor(3), tensor(3), tensor(3), tensor(3))),
     "attention": (
@@ -28,6 +32,7 @@ CALLS = {
 MISFITS = {
     "linear": (F.linear, (tensor(2, 3), tensor(5, 4))),
     "layer_norm": (F.layer_norm, (tensor(2, 3), (4,))),
+    "softmax": (F.softmax, (tensor(2, 3), 2)),
     "batch_norm": (F.batch_norm, (tensor(2, 3, 4), tensor(4), tensor(4))),
     "attention": (
         F.scaled_dot_product_attention, (tensor(2, 3, 8), tensor(2, 5, 6), tensor(2, 5, 6)),
@@ -49,7 +54,7 @@ def test_shapes_are_those_of_the_operator(name):
 def test_misfits_are_refused(name):
     """What the operator refuses, its rule refuses: a search for inputs depends on it."""
     function, args = MISFITS[name]
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
         function(*args)
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
@@ -66,6 +71,13 @@ SUMS = {
     "of_one_image": (on_meta(1, 5, 1), on_meta(1, 5, 1)),
     "scalars": (on_meta(), on_meta()),
     "broadcast": (on_meta(2, 3), on_meta(3)),
+    "broadcast_to_the_right": (on_meta(3, 1), on_meta(2, 3, 4)),
+    "broadcast_both_ways": (on_meta(2, 1, 4), on_meta(3, 1)),
+    "nothing": (on_meta(0, 3), on_meta(3)),
+    "an_integer": (on_meta(2, 3, dtype=torch.float16), 2),
+    "integers": (on_meta(2, 3, dtype=torch.int64), on_meta(2, 3, dtype=torch.int64)),
+    "integers_and_a_number": (on_meta(2, 3, dtype=torch.int64), 1.5),
+    "integers_and_a_truth": (on_meta(2, 3, dtype=torch.int64), True),
     "promoted": (on_meta(2, 3), on_meta(2, 3, dtype=torch.float64)),
     "a_number": (on_meta(2, 3), 1.5),
     "transposed": (on_meta(3, 2).T, on_meta(3, 2).T),
@@ -74,14 +86,17 @@ SUMS = {
     "channels_last": (on_meta(2, 4, 4, 3).permute(0, 3, 1, 2),) * 2,
     "strides_that_two_layouts_share": (on_meta(2, 5, 1, 1).permute(0, 2, 3, 1),) * 2,
 }
-"""Two summands, those that a rule answers for and those that it leaves to torch."""
+"""Two operands, those that a rule answers for and those that it leaves to torch."""
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("operator", [torch.add, torch.sub, torch.mul, torch.div])
 @pytest.mark.parametrize("case", SUMS)
-def test_sums_are_those_of_the_operator(case):
-    """The rule of a sum returns what torch returns, strides and dtype included."""
-    by_rule, own = SHAPE_RULES["add"](*SUMS[case]), torch.add(*SUMS[case])
+def test_arithmetic_is_that_of_the_operator(case, operator):
+    """The rule of a sum or product returns what torch returns, strides and dtype included."""
+    if case == "integers_and_a_truth" and operator is torch.sub:
+        pytest.skip("torch subtracts no truth values")
+    by_rule, own = SHAPE_RULES[operator.__name__](*SUMS[case]), operator(*SUMS[case])
 
     assert (by_rule.shape, by_rule.dtype) == (own.shape, own.dtype)
     assert by_rule.stride() == own.stride()

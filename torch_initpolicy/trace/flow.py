@@ -262,8 +262,10 @@ def _composition(use: Use, flow: Flow) -> Composition | None:
     """Say how a weight in use is made of several parameters; None where it is one of them alone."""
     terms = flow.composed.terms(use.value.index, use.source.site)
     mine = next((term for term in terms if use.source.site in term.sites), None)
+    if mine is None or len(mine.sites) < 2 or math.isnan(mine.constant):
+        return None
     faced = facing(flow.uses, use.node, use.slot, use.value)
-    if mine is None or len(mine.sites) < 2 or math.isnan(mine.constant) or faced is None:
+    if faced is None:
         return None
     count = full_fans(faced)
     return Composition(len(mine.sites), mine.constant, len(terms), count.fan_in, count.fan_out)

@@ -21,6 +21,7 @@ __all__ = ["register"]
 class OpRole(enum.Enum):
     """What an operator does to the signal that goes through it."""
 
+    __hash__ = object.__hash__  # members are single; `Enum` hashes their names, in Python
     WEIGHS = "a linear map of its input by a weight"
     CONTRACTS = "a product summed over an axis: by a weight, or of two signals"
     RECURS = "a recurrent layer"

@@ -163,9 +163,14 @@ def tied_heads(uses: Uses) -> Iterator[tuple[str, float]]:
     With each goes the number that the products are multiplied by.
     """
     looked_up = {use.source.site for use in uses.found if uses.role(use.node) is OpRole.LOOKS_UP}
-    made = dict(_made(uses))
-    for use in uses.found:
-        weighs = use.node.index in uses.weighers and uses.role(use.node) is not OpRole.LOOKS_UP
-        if use.source.site in looked_up and weighs:
-            read = made.get(use.partner, _Made()) if use.partner is not None else _Made()
-            yield use.source.site, read.factor * _factor_behind(uses, use.node)
+    heads = [
+        use
+        for use in uses.found
+        if use.source.site in looked_up
+        and use.node.index in uses.weighers
+        and uses.role(use.node) is not OpRole.LOOKS_UP
+    ]
+    made = dict(_made(uses)) if heads else {}
+    for use in heads:
+        read = made.get(use.partner, _Made()) if use.partner is not None else _Made()
+        yield use.source.site, read.factor * _factor_behind(uses, use.node)

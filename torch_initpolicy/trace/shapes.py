@@ -8,7 +8,7 @@ import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,22 +25,47 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.stride() == tuple(inner)[::-1]
 
 
-def _add(*args: Any, **others: Any) -> Any:
-    """Add two that are alike, as in a residual stream; leave all other sums to torch."""
-    return _like(args[0]) if not others and _alike(*args) else torch.add(*args, **others)
+def _arithmetic(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the rule of an element-wise operator; most of it is left to torch."""
+
+    def rule(*args: Any, **others: Any) -> Tensor:
+        like = None if others else _larger(*args)
+        return function(*args, **others) if like is None else like.new_empty(like.shape)
+
+    return rule
 
 
-def _alike(left: Tensor, right: Any, *rest: Any) -> bool:
+def _larger(left: Any, right: Any, *rest: Any) -> Tensor | None:
+    """Return the operand that the result is like; None where that takes thought."""
+    if rest or not _is_plain(left):
+        return None
+    if type(right) in (int, float):
+        return left
+    if not _is_plain(right) or left.dtype is not right.dtype:
+        return None
+    larger, other = (left, right) if left.dim() >= right.dim() else (right, left)
+    inner = larger.shape[larger.dim() - other.dim() :]
+    fits = all(a in (1, b) for a, b in zip(other.shape, inner, strict=True))
+    return larger if fits else None
+
+
+def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
     return (
-        not rest
-        and type(left) is type(right) is Tensor
-        and right.is_meta
-        and left.layout is right.layout is torch.strided
-        and left.dtype is right.dtype
-        and left.shape == right.shape
-        and _is_dense(left)
-        and _is_dense(right)
+        type(tensor) is Tensor
+        and tensor.is_meta
+        and tensor.layout is torch.strided
+        and tensor.is_floating_point()
+        and _is_dense(tensor)
     )
+
+
+def _softmax(input: Tensor, dim: int | None = None, *rest: Any, **others: Any) -> Tensor:  # noqa: A002 - torch's name
+    """Return what a softmax does along one axis of numbers that keep their dtype."""
+    dtype = others.get("dtype") or next((it for it in rest if type(it) is torch.dtype), None)
+    if dtype is None and dim is not None and input.is_floating_point() and _is_dense(input):
+        _check(-max(input.dim(), 1) <= dim < max(input.dim(), 1), input, dim)
+        return input.new_empty(input.shape)
+    return torch.nn.functional.softmax(input, dim, dtype=dtype)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 - torch's name
@@ -139,7 +164,8 @@ def _check(fits: bool, *what: Any) -> None:  # noqa: FBT001 - the condition, as 
 
 
 SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
-    "add": _add,
+    **{op.__name__: _arithmetic(op) for op in (torch.add, torch.sub, torch.mul, torch.div)},
+    "softmax": _softmax,
     "linear": _linear,
     "gelu": _gelu,
     **dict.fromkeys(("relu", "silu", "tanh", "sigmoid"), _elementwise),

@@ -4,7 +4,6 @@ Both are computed for all values at once, in one pass over the nodes each.
 """
 
 import math
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,7 +132,7 @@ class Ahead:
                 the first of these is the output itself.
             found: What whole values meet, by value.
         """
-        narrowed: ChainMap[int, Walk] = ChainMap({}, dict(found))
+        narrowed = dict(found)
         for value in sorted(layouts, reverse=True):
             part = Part(units, layouts[value])
             shows = part.is_among(part.layout.units(self.uses.graph.values[value]))
