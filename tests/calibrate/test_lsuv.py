@@ -6,6 +6,7 @@ The networks return what their weights make, so that a plain forward pass is the
 import copy
 import itertools
 import math
+import weakref
 
 import pytest
 import timm
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torch_initpolicy.api import apply_policy
 from torch_initpolicy.calibrate.lsuv import Calibration, lsuv_
+from torch_initpolicy.calibrate.scaler import _sums
 from torch_initpolicy.errors import ApplyError, TraceError
 from torch_initpolicy.policy.presets import he
 
@@ -781,3 +785,62 @@ def test_complex_weights_calibrated_by_a_policy():
     assert spread(model(x)["last.weight"]) == pytest.approx(1, rel=TOLERANCE)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of the tensors that were made under it and live, and the most ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, object] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operator, and count what it makes; a lazy clone has no memory of its own."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cpu":
+                storage = tensor.untyped_storage()
+                if not (func is torch.ops.aten._lazy_clone.default or storage._cdata in given):
+                    self.count(storage)
+        return result
+
+    def count(self, storage):
+        """Count a storage until it dies."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.storages:
+            self.now += size
+            self.most = max(self.most, self.now)
+            self.storages[key] = weakref.ref(storage, lambda _: self.drop(key, size))
+
+    def drop(self, key, size):
+        """Take off a storage that has died."""
+        del self.storages[key]
+        self.now -= size
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_memory_is_that_of_a_forward_pass(orthogonal):
+    """No activation outlives its use: all that is added are the weights, and pieces of outputs."""
+    model = nn.Sequential(*(f() for _ in range(8) for f in (lambda: nn.Linear(32, 32), nn.ReLU)))
+    x = batch(2**15, 32)
+    with Living() as plain, torch.no_grad():
+        model(x)
+    with Living() as calibrating:
+        lsuv_(model, x, orthogonal=orthogonal)
+
+    assert plain.most >= 2 * x.nbytes
+    assert calibrating.most <= 1.3 * plain.most
+
+
+@pytest.mark.parametrize("shape", [(2**19 + 3,), (3, 2**18 + 1), (1, 2, 5, 2**16), (7,), (2, 0)])
+def test_sums_of_pieces_are_those_of_the_whole(shape):
+    """However long its axes are, every number of an output counts once."""
+    x, offset = batch(*shape).double(), batch(*shape[-1:]).double()
+    sums = _sums(x, offset)
+    b = offset.expand_as(x)
+
+    expected = [x.numel(), x.sum(), x.square().sum(), b.sum(), b.square().sum(), (x * b).sum()]
+    assert sums.tolist() == pytest.approx([float(total) for total in expected])

@@ -225,6 +225,16 @@ class TestGraph:
         assert 2.0 in {value.constant for value in graph.values}
 
 
+def test_what_dies_leaves_its_number_to_nobody():
+    """In a real run, memory is used again; tensors that never met in it are no views of another."""
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(32)))
+    graph = record(model, Call((torch.zeros(16, 64),)), on_meta=False)
+    made = [graph.values[output].storage for node in graph.nodes for output in node.outputs]
+
+    assert len(made) == 32
+    assert len(set(made)) == 32
+
+
 class Pair(NamedTuple):
     """A tuple with names."""
 

@@ -45,18 +45,23 @@ def _weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[
 
 
 def _settle(scaler: Scaler, target: Target, output: Tensor, bias: Operand | None, ran: Ran) -> None:
-    """Scale a target and its output, and centre the output's units where that is wanted."""
+    """Scale a target and its output in place, and centre the output's units where that is wanted.
+
+    A second tensor of the output's size would be most of what calibration adds to a forward pass.
+    """
     behind = _dims_behind_units(ran)
     offset = None if bias is None else _offset(bias.tensor, behind, ran)
-    weighted = output if offset is None else output - offset
+    weighted = output if offset is None else output.sub_(offset)
     shift = None
     if bias is not None and scaler.may_shift(bias):
         shift = scaler.unit_means(weighted, axis=-1 - behind)
-        weighted, offset = weighted - shift, None
+        weighted, offset = weighted.sub_(shift), None
     scale = scaler.settle(target, scaler.line(weighted, offset))
     if bias is not None and shift is not None:
         scaler.set_bias(bias, -scale * shift)
-    output.copy_(weighted.mul_(scale) if offset is None else weighted.mul_(scale) + offset)
+    weighted.mul_(scale)
+    if offset is not None:
+        weighted.add_(offset)
 
 
 def _dims_behind_units(ran: Ran) -> int:

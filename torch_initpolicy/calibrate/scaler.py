@@ -17,7 +17,6 @@ from torch_initpolicy.calibrate.search import Search
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.norms import norm, wide
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses, advance
@@ -443,8 +442,7 @@ class Scaler:
         if weighted.is_complex():
             real, imaginary = (None, None) if offset is None else _parts(offset)
             return self.line(weighted.real, real) + self.line(weighted.imag, imaginary)
-        w = wide(weighted)
-        sums = _sums(w) if offset is None else _joint_sums(w, offset)
+        sums = _sums(weighted, offset)
         self._reduce(sums)
         return Line.of(*sums.tolist())
 
@@ -558,24 +556,26 @@ def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor.real, tensor.imag if tensor.is_complex() else torch.zeros_like(tensor)
 
 
-def _sums(tensor: Tensor) -> Tensor:
-    """Return count, sum, sum of squares, and zeros in place of what an offset would add."""
-    if not tensor.numel():
-        return tensor.new_zeros(6, dtype=torch.float64)
-    mean = tensor.mean()
-    square = norm(tensor).square()
-    count = float(tensor.numel())
-    total = mean.double() * count
-    if square < 10 * count * mean.double().square():  # cancellation would eat the digits
-        centred = tensor - mean
-        rest = centred.mean().double()
-        total = total + rest * count
-        square = norm(centred).square() - count * rest.square() + total.square() / count
-    return torch.stack((square.new_tensor(count), total, square, *[square * 0] * 3))
+def _sums(tensor: Tensor, offset: Tensor | None) -> Tensor:
+    """Return count, sums of both, of their squares and of their products, in float64.
+
+    They are taken piece by piece: a copy of a large output would take as much memory as the output.
+    """
+    offset = tensor.new_zeros(()) if offset is None else offset
+    wide = offset.double().expand_as(tensor)
+    sums = tensor.new_zeros(6, dtype=torch.float64)
+    for part, b in zip(_cut(tensor), _cut(wide), strict=True):
+        a = part.double()
+        products = a.sum(), (a * a).sum(), b.sum(), (b * b).sum(), (a * b).sum()
+        sums += torch.stack((a.new_tensor(a.numel()), *products))
+    return sums
 
 
-def _joint_sums(tensor: Tensor, offset: Tensor) -> Tensor:
-    """Return count, sums of both and of all their products."""
-    a, b = tensor.double(), offset.double().expand_as(tensor)
-    count = a.new_tensor(float(a.numel()))
-    return torch.stack((count, a.sum(), (a * a).sum(), b.sum(), (b * b).sum(), (a * b).sum()))
+_PIECE = 2**16
+"""Elements that are summed at a time."""
+
+
+def _cut(tensor: Tensor) -> Sequence[Tensor]:
+    """Cut a tensor along its longest axis into pieces of at most about `_PIECE` elements."""
+    axis = max(range(tensor.ndim), key=lambda dim: tensor.shape[dim], default=None)
+    return (tensor,) if axis is None else tensor.chunk(tensor.numel() // _PIECE + 1, dim=axis)

@@ -21,7 +21,7 @@ from torch_initpolicy.trace.functorch import bare, inside, is_transforming, is_w
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 from torch_initpolicy.trace.names import op_name
 from torch_initpolicy.trace.operators import reference
-from torch_initpolicy.trace.stand_ins import leaf_like, plain_meta
+from torch_initpolicy.trace.stand_ins import copied, plain_meta
 from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
 
 ShapeRule = Callable[..., Any]
@@ -86,7 +86,8 @@ class Recorder(TorchFunctionMode):
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.current: dict[int, int] = {}
-        self.alive: list[Tensor] = []  # an id names a tensor only while the tensor lives
+        self.alive: dict[int, object] = {}  # by id, which names a tensor only while that lives
+        self.storages: dict[int, int] = {}  # serial numbers: an address is used again and again
         self.wrapped: dict[int, Tensor] = {}  # the last wrapper of each storage
         self.varying: set[int] = set()  # values that depend on the model's inputs
         self.moved: dict[int, Tensor] = {}  # what has become of real tensors written to on meta
@@ -236,11 +237,11 @@ class Recorder(TorchFunctionMode):
             return tensor
         on_meta = plain_meta(tensor)
         self.current[id(on_meta)] = self._value_of(tensor)
-        self.alive.append(on_meta)
+        self.alive[id(on_meta)] = on_meta
         return on_meta
 
     def _enter_input(self, tensor: Tensor) -> Tensor:
-        stand_in = _index_like(tensor) if self.on_meta else leaf_like(tensor, tensor.clone())
+        stand_in = _index_like(tensor) if self.on_meta else copied(tensor)
         self.varying.add(self._new_value(stand_in, is_input=True))
         return stand_in
 
@@ -301,13 +302,12 @@ class Recorder(TorchFunctionMode):
 
     def _new_value(self, tensor: Tensor, **known: Any) -> int:
         strided = tensor.layout is torch.strided
-        storage = _storage_of(tensor)
         value = Value(
             index=len(self.values),
             shape=tuple(tensor.shape),
             stride=tensor.stride() if strided else (),
             offset=int(tensor.storage_offset()) if strided else 0,
-            storage=storage or -1 - len(self.values),
+            storage=self._serial(tensor),
             dtype=tensor.dtype,
             **known,
         )
@@ -315,18 +315,42 @@ class Recorder(TorchFunctionMode):
         self.current[id(tensor)] = value.index
         self._keep(tensor)
         if is_wrapped(tensor):
-            self.wrapped[storage] = tensor
+            self.wrapped[_storage_of(tensor)] = tensor
         return value.index
 
     def _keep(self, tensor: Tensor) -> None:
-        """Keep a tensor alive while its id stands for it; one that is looked at has real memory.
+        """Keep a tensor alive while its id stands for it; one with memory only as the model does.
 
-        That is given back as soon as the model lets go of it, and its id is forgotten.
+        The id of what the model lets go of is forgotten, for another tensor may get it.
         """
-        if self.see is None or is_wrapped(tensor):
-            self.alive.append(tensor)
+        key = id(tensor)
+        if self.on_meta or is_wrapped(tensor):
+            self.alive[key] = tensor
         else:
-            weakref.finalize(tensor, self.current.pop, id(tensor), None).atexit = False
+            self.alive[key] = weakref.ref(tensor, _forget(key, self.alive, self.current))
+
+    def _serial(self, tensor: Tensor) -> int:
+        """Number the storage behind a tensor; no two have one number, living or dead."""
+        key, new = _storage_of(tensor), len(self.values)
+        if not key:
+            return new
+        if key not in self.storages:
+            self.storages[key] = new
+            if not self.on_meta:  # there, every tensor stays alive, and its storage with it
+                storage = bare(tensor).untyped_storage()
+                self.alive[key] = weakref.ref(storage, _forget(key, self.alive, self.storages))
+        return self.storages[key]
+
+
+def _forget(key: int, *records: dict[int, Any]) -> Callable[[object], None]:
+    """Return what drops a key from some records once what it stands for has died."""
+
+    def forget(dead: object) -> None:
+        del dead
+        for record in records:
+            record.pop(key, None)
+
+    return forget
 
 
 def _storage_of(tensor: Tensor) -> int:
