@@ -134,3 +134,51 @@ def test_packed_projections_of_attention_close_nothing():
     plan = plan_policy(Attending(), example_inputs=torch.zeros(2, 5, 8))
     ends = {step.name for step in plan if step.facts.ends_residual and step.role == "weight"}
     assert ends == {"layer.out_proj.weight"}
+
+
+class Ending(nn.Module):
+    """A layer whose output is the model's, by way of a function."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.hidden, self.head, self.end = nn.Linear(8, 8), nn.Linear(8, 8), end
+
+    def forward(self, x):
+        return self.end(self.head(torch.relu(self.hidden(x))), x)
+
+
+ENDS = {
+    "head": (lambda y, x: y, math.sqrt(1 / 24)),
+    "scaled head": (lambda y, x: 4 * y, math.sqrt(1 / 24) / 4),
+    "branch of a stream": (lambda y, x: x + y, math.sqrt(1 / 8)),
+    "before a norm": (lambda y, x: F.layer_norm(y, (8,)), math.sqrt(1 / 8)),
+    "sigmoid": (lambda y, x: torch.sigmoid(y), math.sqrt(1 / 8)),
+}
+
+
+@pytest.mark.parametrize(("end", "std"), ENDS.values(), ids=ENDS)
+def test_heads_start_small(end, std):
+    """What comes out of the model at first has a third of the variance of what heads read."""
+    plan = plan_policy(Ending(end), example_inputs=torch.zeros(2, 8))
+    assert plan["head.weight"].std == pytest.approx(std)
+    assert plan["hidden.weight"].std == pytest.approx(math.sqrt(2 / 8))
+
+
+@pytest.mark.parametrize("frequency", [1.0, 30.0])
+def test_sines_start_with_half_their_power(frequency):
+    """Whatever the inputs: constant ones, too, since the phases are spread over one period."""
+
+    class Sines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.next = nn.Linear(2, 4096), nn.Linear(4096, 1)
+
+        def forward(self, x):
+            return self.next(self.features(x))
+
+        def features(self, x):
+            return torch.sin(frequency * self.layer(x))
+
+    net, inputs = Sines(), torch.zeros(2, 2)
+    apply_policy(net, seed=0, example_inputs=inputs)
+    assert net.features(inputs).square().mean().item() == pytest.approx(0.5, abs=0.02)

@@ -22,6 +22,7 @@ from torch_initpolicy.policy.recipes import (
 from torch_initpolicy.policy.rules import PRESETS, InitPolicy, Rule, preset_named
 from torch_initpolicy.tensors.gains import KNOWN, Activation, Moments
 from torch_initpolicy.tensors.initializers import (
+    AsConstructed,
     BranchScaled,
     Constant,
     DeltaOrthogonal,
@@ -180,6 +181,7 @@ EXPECTED = {
     "uniform": {None: Uniform(-0.05, 0.05)},
     "normal": {None: Normal(0.02)},
     "torch_default": {"relu": TorchDefault(), None: TorchDefault()},
+    "constructor": {"relu": AsConstructed(), None: AsConstructed()},
     "gpt2": {"gelu": Normal(0.02), None: Normal(0.02)},
     "timm_vit": {"gelu": Normal(0.02), None: Normal(0.02)},
     "depth_scaled": {"gelu": HE, None: XAVIER},

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.policy.hand import facts, site
-from torch_initpolicy.policy.recipes import Frequencies, Recipe, TorchDefault, UnitScale
+from torch_initpolicy.policy.recipes import Frequencies, Phases, Recipe, TorchDefault, UnitScale
 from torch_initpolicy.tensors.initializers import (
     Constant,
     Keep,
@@ -167,6 +167,18 @@ class TestFrequencies:
         expected = VarianceScaling(2.0, "fan_in", "uniform")
 
         assert Frequencies().for_site(where, facts(where)) == expected
+
+
+class TestPhases:
+    """What the biases of sines are."""
+
+    def test_one_period_in_total(self):
+        """Behind `sin(30 * (W x + b))` a bias has a thirtieth of the period."""
+        where = site(nn.Linear(4, 8), "bias")
+        known = facts(where, multiplier=ForwardMultiplier(output=30.0))
+
+        assert Phases().for_site(where, known) == Uniform(-math.pi / 30, math.pi / 30)
+        assert Phases().for_site(where, facts(where)) == Uniform(-math.pi, math.pi)
 
 
 class TestUnitScale:

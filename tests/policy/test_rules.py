@@ -18,6 +18,7 @@ from torch_initpolicy.policy.recipes import (
     AspectScale,
     EmbeddingScale,
     Frequencies,
+    Phases,
     SirenScale,
     TorchDefault,
     UnitScale,
@@ -50,7 +51,7 @@ CUSTOM = InitPolicy(
     name="mine",
 ).otherwise(presets.auto())
 
-RECIPES = (AspectScale, EmbeddingScale, Frequencies, SirenScale, TorchDefault, UnitScale)
+RECIPES = (AspectScale, EmbeddingScale, Frequencies, Phases, SirenScale, TorchDefault, UnitScale)
 
 POLICIES = {"custom": CUSTOM, "empty": InitPolicy()} | {
     name: preset_named(name, {"value": 0.1} if name == "constant" else None)

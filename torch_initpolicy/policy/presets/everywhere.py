@@ -3,7 +3,7 @@
 from torch_initpolicy.policy.match import anything
 from torch_initpolicy.policy.presets.parts import everywhere, rule, to_the_letter
 from torch_initpolicy.policy.recipes import TorchDefault
-from torch_initpolicy.policy.rules import InitPolicy, Rule, preset
+from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
     AsConstructed,
     Constant,
@@ -27,7 +27,7 @@ def constructor() -> InitPolicy:
         >>> constructor().rules[0].initializer
         AsConstructed()
     """
-    return InitPolicy([Rule(anything(), AsConstructed())])
+    return InitPolicy([rule(anything(), AsConstructed(), keeps_meant=False)])
 
 
 @preset

@@ -3,7 +3,9 @@
 from torch_initpolicy.policy.match import (
     closes_residual,
     ends_in_norm,
+    feeds_output,
     in_batch_norm,
+    in_residual,
     is_summand,
     meets,
     op,
@@ -21,7 +23,7 @@ from torch_initpolicy.policy.presets.parts import (
     layers,
     rule,
 )
-from torch_initpolicy.policy.recipes import Frequencies
+from torch_initpolicy.policy.recipes import Frequencies, Phases
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
     BranchScaled,
@@ -43,8 +45,10 @@ def auto() -> InitPolicy:
     He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
     where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
     there is none; the halves of a gated layer that are packed into one weight each have their own.
+    Heads, whose output is the model's: variance 1 / (3 fan_in), so that first outputs are small.
     Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate. Sines: uniform of
-    variance 2 / fan_in, and where coordinates are multiplied by a frequency, SIREN's first layer.
+    variance 2 / fan_in, and where coordinates are multiplied by a frequency, SIREN's first layer;
+    their biases spread the phases over one period.
 
     Rows of embeddings are as large as what reads them asks for: `N(0, 1 / width)` where the table
     is the head, too, `N(0, 1)` before a recurrent layer or on a residual stream that normalisations
@@ -62,14 +66,16 @@ def auto() -> InitPolicy:
         Representations with Periodic Activation Functions*, 2020, arXiv:2006.09661, section 3.2.
 
     Examples:
-        >>> [rule.matcher for rule in auto().rules[-3:]]
-        [role('weight') & meets('rectifier'), role('weight') & meets('selu'), role('weight')]
+        >>> [rule.matcher for rule in auto().rules[-4:-2]]
+        [role('weight') & meets('rectifier'), role('weight') & meets('selu')]
     """
     closing, note = closes_residual() & in_batch_norm(), "closes a branch"
     bare = closes_residual() & ~ends_in_norm()
-    closed = (
+    head = WEIGHT & feeds_output() & ~in_residual() & ~ends_in_norm()
+    first = (
         rule(role("norm_weight") & op("batch_norm") & closing, Zeros(), note),
         rule(WEIGHT & closing & is_summand(), Zeros(), note),
+        rule(role("bias") & meets("sin", biases=True), Phases()),
     )
     return layers(
         rule(WEIGHT & meets("sin") & reads_input(), Frequencies()),
@@ -78,8 +84,9 @@ def auto() -> InitPolicy:
         rule(WEIGHT & bare, BranchScaled(xavier_normal())),
         rule(RECTIFIED, he_normal("meets")),
         rule(WEIGHT & meets("selu"), lecun_normal()),
+        rule(head, VarianceScaling(1 / 3, "fan_in"), "a head"),
         rule(WEIGHT, xavier_normal()),
-    ).override(InitPolicy(closed))
+    ).override(InitPolicy(first))
 
 
 @preset
