@@ -93,3 +93,17 @@ def test_a_checkpoint_has_the_last_word(fit, callback, tmp_path):
     fit(resumed, callback, checkpoint=str(tmp_path / "trained.ckpt"))
 
     assert is_same(resumed, trained)
+
+
+def test_groups_of_the_optimizer(fit, callback):
+    """The receipt is there, with its groups, when a module is asked for its optimizers."""
+
+    class Grouped(Module):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(callback.receipt.param_groups(lr=0.1, weight_decay=0.5))
+
+    module = Grouped()
+    trainer = fit(module, callback)
+
+    decays = [group["weight_decay"] for group in trainer.optimizers[0].param_groups]
+    assert decays == [0.5, 0.0]

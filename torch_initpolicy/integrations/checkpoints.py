@@ -9,7 +9,7 @@ from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import UnknownNameError, listing
 from torch_initpolicy.planning.plan import Receipt
 from torch_initpolicy.policy.presets import Policyish
-from torch_initpolicy.sites import sites
+from torch_initpolicy.sites import Site, require_module, sites
 
 __all__ = ["initialize_missing"]
 
@@ -49,12 +49,20 @@ def initialize_missing(
         (2, 2)
     """
     names = _names(missing)
-    found = sites(model)
-    known = {name for site in found for name in site.names} | set(model.state_dict())
-    if unknown := sorted(names - known):
+    places = dict(require_module(model).named_parameters(remove_duplicate=False))
+    if unknown := sorted(names - places.keys() - model.state_dict().keys()):
         raise UnknownNameError(f"{type(model).__name__} has no tensors named:\n{listing(unknown)}")
-    absent = [site.name for site in found if names.issuperset(site.names)]
+    lacks = any if isinstance(missing, Mapping) else all  # transformers leaves out ties
+    absent = [
+        site.name
+        for site in sites(model)
+        if lacks(name in names for name, held in places.items() if _is_part(held, site))
+    ]
     return apply_policy(model, policy, seed=seed, example_inputs=example_inputs, only=absent)
+
+
+def _is_part(tensor: nn.Parameter, site: Site) -> bool:
+    return any(tensor is part for part in site.parameters)
 
 
 def _names(missing: Collection[str] | Mapping[str, Collection[Any]]) -> set[str]:
