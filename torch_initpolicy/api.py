@@ -17,7 +17,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.materialize.constructor import constructor_steps
-from torch_initpolicy.materialize.materialize import materialize_steps
+from torch_initpolicy.materialize.materialize import materialize_steps, revealed
 from torch_initpolicy.materialize.restore import Build
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.describe import figure
@@ -348,13 +348,14 @@ def materialize(
     selection = Selection.of(frozen=frozen, keep=keep, strict=strict)
     with opened(require_module(model)):
         given = policy_of(policy)
-        plan = _plan(model, given, example_inputs, selection)
+        with revealed(model, seed=seed, rebuild=rebuild) as found:
+            plan = _plan(model, given, example_inputs, selection)
         steps, written = materialize_steps(
             plan.pairs(),
             model,
+            found,
             device=device,
             seed=seed,
-            rebuild=rebuild,
             threads=threads,
             draw_on=draw_on,
         )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy import apply_policy, plan_policy, presets
 from torch_initpolicy.deferred.skip import opened, skip_init
-from torch_initpolicy.deferred.undrawn import SkippedParameter, mark_filled, pending_of
+from torch_initpolicy.deferred.undrawn import Pending, SkippedParameter, mark_filled, pending_of
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.tensors.initializers import (
     Normal,
@@ -105,7 +105,7 @@ class TestRemembered:
             weight = Holder(fill).weight
 
         assert type(weight) is SkippedParameter
-        assert (expected, None) == pending_of(weight)
+        assert Pending(expected, None) == pending_of(weight)
 
     def test_distribution(self, fill, expected):
         """What the initializer draws is what the fill draws, in shape and width.
@@ -239,7 +239,7 @@ class TestOverwriting:
             nn.init.normal_(one.weight, std=0.02)
             two.load_state_dict({"weight": torch.ones(4, 4), "bias": torch.ones(4)})
 
-        assert (Normal(0.02), None) == pending_of(one.weight)
+        assert Pending(Normal(0.02), None) == pending_of(one.weight)
         assert torch.equal(torch.ones(4, 4), two.weight)
 
     @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ class TestOverwriting:
             weight = Holder(lambda w: (nn.init.normal_(w), zero(w)), (5, 3)).weight
             read = Holder(lambda w: (nn.init.normal_(w), zero(w), w.norm()), (5, 3)).weight
 
-        assert (Normal(1.0), 2) == pending_of(embedding.weight) == pending_of(weight)
+        assert Pending(Normal(1.0), 2) == pending_of(embedding.weight) == pending_of(weight)
         assert read.any(dim=1).tolist() == [True, True, False, True, True]
 
     def test_whole_of_one_row(self):
@@ -282,8 +282,8 @@ class TestWhatIsSkipped:
             module.second = nn.Parameter(torch.randn(4, 4))
             module.third = nn.Parameter(module.first.data)
 
-        assert (Normal(0.5), None) == pending_of(module.first) == pending_of(module.third)
-        assert (Normal(1.0), None) == pending_of(module.second)
+        assert Pending(Normal(0.5), None) == pending_of(module.first) == pending_of(module.third)
+        assert Pending(Normal(1.0), None) == pending_of(module.second)
         mark_filled(module.third)
         assert type(module.first) is nn.Parameter
 
@@ -443,7 +443,7 @@ class TestSurroundings:
         with skip_init():
             layer = nn.Linear(100, 100)
             with opened(layer):
-                assert (Uniform(-0.1, 0.1), None) == pending_of(layer.weight)
+                assert Pending(Uniform(-0.1, 0.1), None) == pending_of(layer.weight)
                 layer.weight.data.normal_()
                 mark_filled(layer.weight)
                 assert layer.weight.std().item() == pytest.approx(1.0, rel=0.05)

@@ -159,10 +159,12 @@ class Pending(NamedTuple):
     Attributes:
         initializer: The distribution.
         padding: The row that it set to zero, or None.
+        source: Who says so.
     """
 
     initializer: Initializer
     padding: int | None = None
+    source: str = "the constructor"
 
 
 @dataclass(eq=False)
@@ -352,7 +354,20 @@ def pending_of(tensor: Tensor) -> Pending | None:
     return None if skipped is None else skipped.pending
 
 
-def as_constructed(step: Step, pending: Pending, source: str = "the constructor") -> Step:
+@contextmanager
+def remembered(draws: Iterable[tuple[Tensor, Pending]]) -> Iterator[None]:
+    """Let `pending_of` tell of tensors without memory how they would be drawn, within the block."""
+    known = list(draws)
+    for tensor, pending in known:
+        vars(tensor)["_skipped"] = Skipped(pending)
+    try:
+        yield
+    finally:
+        for tensor, _ in known:
+            del vars(tensor)["_skipped"]
+
+
+def as_constructed(step: Step, pending: Pending) -> Step:
     """Return the step that draws what a constructor would have drawn, where a policy says `Keep()`.
 
     Its axes are torch's own, which is what the constructor went by.
@@ -360,7 +375,6 @@ def as_constructed(step: Step, pending: Pending, source: str = "the constructor"
     Args:
         step: The step of a kept site.
         pending: What was to be drawn.
-        source: Who says so.
     """
     spread = pending.initializer.spread(step.shape, None)
     return replace(
@@ -369,7 +383,7 @@ def as_constructed(step: Step, pending: Pending, source: str = "the constructor"
         std=spread.std if isinstance(spread, Spread) else None,
         torch_axes=True,
         facts=replace(step.facts, padding=pending.padding),
-        reason=f"kept: what {source} would have drawn, from a stream of its own",
+        reason=f"kept: what {pending.source} would have drawn, from a stream of its own",
     )
 
 

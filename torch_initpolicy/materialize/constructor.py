@@ -57,7 +57,7 @@ def _made(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
     if origin is None:
         return replace(step, initializer=Keep(), reason=_UNKNOWN)
     if origin.pending is not None:
-        return as_constructed(step, origin.pending, origin.source)
+        return as_constructed(step, origin.pending)
     return _with_value(site, step, origin)
 
 

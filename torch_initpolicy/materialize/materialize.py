@@ -6,14 +6,14 @@ parameters get what their constructor computes; and the steps of a plan are appl
 and steps; has never heard of policies or traces.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.deferred.undrawn import as_constructed
+from torch_initpolicy.deferred.undrawn import remembered
 from torch_initpolicy.errors import MaterializeError, counted, listing
 from torch_initpolicy.materialize.restore import Build, Lost, Origin, class_of, origins, tensors_of
 from torch_initpolicy.sites import Site, canonical_modules, sites
@@ -24,13 +24,73 @@ from torch_initpolicy.writing.shards import is_sharded, pieces
 from torch_initpolicy.writing.streams import as_seed
 
 
+@contextmanager
+def revealed(
+    model: nn.Module, *, seed: int | None = None, rebuild: Build | None = None
+) -> Iterator[dict[str, Origin]]:
+    """Let a meta-built model be planned with what its constructor computes in its place.
+
+    Within the block buffers, plain tensors and constant parameters hold their values, and of
+    parameters that are drawn `pending_of` tells how; what nothing tells stays on meta. A plan is
+    then the same as that of a model that was built for real.
+
+    Args:
+        model: The model. It is as it was when the block ends.
+        seed: Seeds what constructors draw otherwise than by filling a parameter.
+        rebuild: Builds the model once more; asked before anything else.
+
+    Yields:
+        What was found out, by canonical name.
+
+    Raises:
+        MaterializeError: A function of the caller raised.
+    """
+    lost = list(_lost(model, ()))
+    found = origins(model, lost, rebuild=rebuild, seed=0 if seed is None else as_seed(seed))
+    known = [(_held(t.owner, t.attribute), found[t.name]) for t in lost if t.name in found]
+    values = {id(tensor): _like(tensor, o.value) for tensor, o in known if o.value is not None}
+    pending = [(tensor, o.pending) for tensor, o in known if o.pending is not None]
+    with remembered(pending), _replaced(model, values):
+        yield found
+
+
+def _like(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return a value as a tensor of the kind that it stands in for."""
+    cast = value.to(tensor.dtype)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(cast, requires_grad=tensor.requires_grad) if is_parameter else cast
+
+
+@contextmanager
+def _replaced(model: nn.Module, values: Mapping[int, Tensor]) -> Iterator[None]:
+    """Let a model hold other tensors for some, which are given by their identities.
+
+    Sharded tensors stay, and so do those of recurrent layers, which keep lists of them.
+    """
+    places = [
+        (held, name, tensor)
+        for module in model.modules()
+        if not isinstance(module, nn.RNNBase)
+        for held in (vars(module)["_parameters"], vars(module)["_buffers"], vars(module))
+        for name, tensor in held.items()
+        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and id(tensor) in values
+    ]
+    for held, name, tensor in places:
+        held[name] = values[id(tensor)]
+    try:
+        yield
+    finally:
+        for held, name, tensor in places:
+            held[name] = tensor
+
+
 def materialize_steps(
     pairs: Sequence[tuple[Site, Step]],
     model: nn.Module,
+    found: Mapping[str, Origin],
     *,
     device: torch.device | str | None = None,
     seed: int | None = None,
-    rebuild: Build | None = None,
     threads: int | None = None,
     draw_on: torch.device | str | None = None,
 ) -> tuple[tuple[Step, ...], Written]:
@@ -39,10 +99,10 @@ def materialize_steps(
     Args:
         pairs: Each site with its step.
         model: The model that the sites are of. What of it is not on meta keeps its values.
+        found: What `revealed` has found out.
         device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
             CPU.
         seed: Seed of the random streams; None as for `apply_steps`.
-        rebuild: Builds the model once more; asked for what cannot be found out otherwise.
         threads: As for `apply_steps`.
         draw_on: As for `apply_steps`.
 
@@ -56,8 +116,7 @@ def materialize_steps(
         ApplyError: A step cannot be carried out. The model is as it was.
     """
     lost = list(_lost(model, pairs))
-    found = origins(model, lost, rebuild=rebuild, seed=0 if seed is None else as_seed(seed))
-    _check(lost, found)
+    _check(lost, found, {step.name for _, step in pairs})
     constants = list(_constants(model))
     steps = tuple(_settled(step, found) for _, step in pairs)
     with _undone_on_error(model):
@@ -105,12 +164,13 @@ def _is_derived(module: nn.Module, attribute: str) -> bool:
     return any(f"{attribute}_{part}" in vars(module)["_parameters"] for part in ("g", "orig"))
 
 
-def _check(lost: Iterable[Lost], found: Mapping[str, Origin]) -> None:
-    """Raise one error for all that is lost for good."""
+def _check(lost: Iterable[Lost], found: Mapping[str, Origin], names: Collection[str]) -> None:
+    """Raise one error for all that is lost for good; a draw is made up for at sites alone."""
+    drawn = {name for name, origin in found.items() if origin.value is None}
     cases = [
         f"{tensor.name!r} ({class_of(tensor.owner).__name__}, shape {tuple(tensor.shape)})"
         for tensor in lost
-        if tensor.name not in found
+        if tensor.name not in found or (tensor.name in drawn and tensor.name not in names)
     ]
     if cases:
         raise MaterializeError(
@@ -135,9 +195,7 @@ def _settled(step: Step, found: Mapping[str, Origin]) -> Step:
     origin = found.get(step.name)
     if origin is None or not step.keeps:
         return step
-    if origin.pending is not None:
-        return as_constructed(step, origin.pending, origin.source)
-    return replace(step, reason=f"kept: the value given by {origin.source}")
+    return replace(step, reason=f"{step.reason}; the value given by {origin.source}")
 
 
 #

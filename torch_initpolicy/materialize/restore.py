@@ -11,10 +11,11 @@ import copy
 import functools
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,54 +121,70 @@ def origins(
     Raises:
         MaterializeError: A function of the caller raised.
     """
-    search = _Search(model, {tensor.name: tensor for tensor in lost}, rebuild, seed)
+    search = _Search(model, rebuild, seed)
+    search.add(lost)
     found: dict[str, Origin] = {}
     for source in (_registered, _given, _library, _classes, _conventions):
         for reference in source(search):
-            for name, origin in _read_off(reference, list(search.left.values())):
-                found[name] = origin
-                del search.left[name]
+            for tensor, origin in _read_off(reference, search):
+                found[tensor.name] = origin
+                search.remove(tensor)
     return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Search:
-    """What is looked for; `left` shrinks as it is found."""
+    """What is looked for; `left` shrinks as it is found.
+
+    Attributes:
+        model: The model.
+        rebuild: As for `origins`.
+        seed: As for `origins`.
+        left: What is still looked for, by the name of its module.
+        within: How many tensors are still looked for within each module, by name.
+    """
 
     model: nn.Module
-    left: dict[str, Lost]
     rebuild: Build | None
     seed: int
+    left: dict[str, list[Lost]] = field(default_factory=dict)
+    within: Counter[str] = field(default_factory=Counter)
 
-    def owners(self) -> dict[str, nn.Module]:
-        """Return the modules whose tensors are still looked for, by name."""
-        return {tensor.module: tensor.owner for tensor in self.left.values()}
+    def add(self, lost: Iterable[Lost]) -> None:
+        """Look for some tensors."""
+        for tensor in lost:
+            self.left.setdefault(tensor.module, []).append(tensor)
+            self.within.update(_around(tensor.module))
 
-    def misses(self, prefix: str) -> bool:
-        """Say whether something within a module is still looked for."""
-        return any(_within(owner, prefix) for owner in self.owners())
+    def remove(self, found: Lost) -> None:
+        """Look for a tensor no longer."""
+        self.left[found.module].remove(found)
+        self.within.subtract(_around(found.module))
+
+    def owners(self) -> list[tuple[str, nn.Module]]:
+        """Return the modules whose tensors are still looked for, with their names."""
+        return [(name, tensors[0].owner) for name, tensors in self.left.items() if tensors]
 
 
-def _within(name: str, prefix: str) -> bool:
-    return not prefix or name == prefix or name.startswith(f"{prefix}.")
+def _around(name: str) -> Iterator[str]:
+    """Yield the names of a module and of all around it; the empty one is the model's."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
 
 
-def _read_off(reference: Reference, lost: Iterable[Lost]) -> Iterator[tuple[str, Origin]]:
+def _read_off(reference: Reference, search: _Search) -> Iterator[tuple[Lost, Origin]]:
     """Yield what a reference says about tensors within it."""
-    modules = dict(canonical_modules(reference.module, reference.prefix))
-    for tensor in lost:
-        value = _member(modules.get(tensor.module), tensor.attribute)
-        if value is not None and value.shape == tensor.shape and not value.is_meta:
-            pending = pending_of(value)
-            known = None if pending else value.detach()
-            yield tensor.name, Origin(known, pending, reference.source)
-
-
-def _member(module: nn.Module | None, attribute: str) -> Tensor | None:
-    """Return a parameter, buffer or plain tensor that a module holds."""
-    if module is None:
-        return None
-    return dict(tensors_of(module)).get(attribute)
+    for name, module in canonical_modules(reference.module, reference.prefix):
+        held = dict(tensors_of(module)) if search.left.get(name) else {}
+        for tensor in list(search.left.get(name, ())):
+            value = held.get(tensor.attribute)
+            if value is not None and value.shape == tensor.shape and not value.is_meta:
+                pending = pending_of(value)
+                known = None if pending else value.detach()
+                drawn = pending and pending._replace(source=reference.source)
+                yield tensor, Origin(known, drawn, reference.source)
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -184,7 +201,7 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _registered(search: _Search) -> Iterator[Reference]:
     """Ask the functions registered with `restore`."""
     unknown = restore.dispatch(nn.Module)
-    for name, module in search.owners().items():
+    for name, module in search.owners():
         function = restore.dispatch(class_of(module))
         if function is not unknown:
             source = f"the function registered for {type(module).__name__}"
@@ -194,7 +211,7 @@ def _registered(search: _Search) -> Iterator[Reference]:
 
 def _given(search: _Search) -> Iterator[Reference]:
     """Build the model as the caller says."""
-    if search.rebuild is not None and search.left:
+    if search.rebuild is not None and search.within[""]:
         with _told("rebuild"):
             yield Reference("", _built(search, "", search.rebuild), "rebuild")
 
@@ -215,16 +232,16 @@ def _told(source: str) -> Iterator[None]:
 
 def _library(search: _Search) -> Iterator[Reference]:
     """Build the whole model once more."""
-    builders = (_own_constructor, _transformers, _timm, _torchvision)
+    builders = (_own_constructor, _transformers, _diffusers, _timm, _torchvision)
     for source, build in (pair for builder in builders for pair in builder(search.model)):
-        if search.left:
+        if search.within[""]:
             yield from _same(search, "", search.model, build, source)
 
 
 def _classes(search: _Search) -> Iterator[Reference]:
     """Build modules once more, the outermost that can be."""
     for name, module in canonical_modules(search.model):
-        if search.misses(name):
+        if search.within[name]:
             for source, build in _own_constructor(module):
                 yield from _same(search, name, module, build, source)
 
@@ -287,6 +304,15 @@ def _transformers(model: nn.Module) -> Iterator[tuple[str, Build]]:
     if library is not None and isinstance(model, library.PreTrainedModel):
         kind, config = class_of(model), copy.deepcopy(model.config)
         yield f"{kind.__name__} built again from its config", lambda: kind(config)
+
+
+def _diffusers(model: nn.Module) -> Iterator[tuple[str, Build]]:
+    """Build a model of diffusers from its config."""
+    library = sys.modules.get("diffusers")
+    if library is not None and isinstance(model, library.ConfigMixin):
+        kind: Any = class_of(model)
+        config = dict(model.config)
+        yield f"{kind.__name__} built again from its config", lambda: kind.from_config(config)
 
 
 def _timm(model: nn.Module) -> Iterator[tuple[str, Build]]:
@@ -382,9 +408,9 @@ and the names most used elsewhere."""
 
 def _conventions(search: _Search) -> Iterator[Reference]:
     """Call those methods on copies of the modules."""
-    for name, module in search.owners().items():
+    for name, module in search.owners():
         for method in filter(None, (getattr(class_of(module), m, None) for m in CONVENTIONS)):
-            if name in search.owners():
+            if search.left[name]:
                 yield from _called(search, name, module, method)
 
 

@@ -218,6 +218,7 @@ def _for_layer_of_one(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         yield _indices(BATCH, _SEQUENCE)
         yield _indices(BATCH)
+        yield from (_indices(BATCH, length) for length in _lengths(model))
     elif isinstance(module, nn.Linear):
         yield from _features(module.in_features)
     elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 - torch names no public base
@@ -235,6 +236,12 @@ def _features(size: int) -> Iterator[Tensor]:
     yield _floats(BATCH, _SEQUENCE, size)
     yield _floats(BATCH, 1, 28, 28)
     yield _floats(BATCH, 3, 32, 32)
+
+
+def _lengths(model: nn.Module) -> Iterator[int]:
+    """Yield how long sequences may have to be: raw parameters `(1, length, width)` are added."""
+    shapes = dict.fromkeys(tuple(p.shape) for p in model.parameters() if p.dim() == 3)
+    yield from (shape[1] for shape in itertools.islice(shapes, _SHAPES) if shape[0] == 1)
 
 
 def _grids(module: nn.modules.conv._ConvNd, model: nn.Module) -> Iterator[Tensor]:
