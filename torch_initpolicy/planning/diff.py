@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch_initpolicy.planning.describe import Row, extent, folded, summary
-from torch_initpolicy.planning.serialize import outcome
+from torch_initpolicy.policy.serialize import outcome
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import dtype_name
 

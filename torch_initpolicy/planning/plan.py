@@ -29,17 +29,17 @@ from torch_initpolicy.planning.checks import check_fit
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Grouped
-from torch_initpolicy.planning.serialize import (
+from torch_initpolicy.planning.versions import Versions
+from torch_initpolicy.policy import codec
+from torch_initpolicy.policy.serialize import (
     FORMAT,
     Types,
     current,
     outcome,
     read_fields,
     step_data,
-    step_of,
+    steps_of,
 )
-from torch_initpolicy.planning.versions import Versions
-from torch_initpolicy.policy import codec
 from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
@@ -396,7 +396,7 @@ class Receipt(Grouped):
             PolicyError: The text is no receipt.
         """
         data = current(codec.read_json(text, longest=None), "receipt")
-        return cls(_plan(data.get("plan")), **read_fields(data, "receipt", _OF_RECEIPTS))
+        return cls(_plan(data.get("plan")), **read_fields(data, "receipt", _OF_RECEIPTS, _CLASSES))
 
 
 def _warn_of_kept(steps: Iterable[Step]) -> None:
@@ -444,13 +444,11 @@ def _plan_data(plan: Plan) -> codec.Data:
 
 def _plan(data: codec.Data) -> Plan:
     known = current(data, "plan")
-    steps, counts = known.get("steps"), known.get("unknown_operators", {})
-    if not isinstance(steps, list) or not isinstance(counts, dict):
-        raise PolicyError(
-            f"steps is an array, unknown_operators an object: {brief(steps)}, {brief(counts)}"
-        )
+    counts = known.get("unknown_operators", {})
+    if not isinstance(counts, dict):
+        raise PolicyError(f"unknown_operators is an object, got {brief(counts)}")
     return Plan(
-        steps=tuple(step_of(step, f"plan.steps[{i}]") for i, step in enumerate(steps)),
+        steps=steps_of(known, "plan"),
         unknown_operators=tuple(
             read_fields(counts, "unknown_operators", dict.fromkeys(counts, int)).items()
         ),

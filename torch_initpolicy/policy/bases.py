@@ -3,9 +3,8 @@
 Knows how to read a model, its plan, a table of shapes, and files of these.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeAlias, cast
 
 from torch import nn
@@ -14,14 +13,14 @@ from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.errors import PolicyError, listing
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.policy import codec
-from torch_initpolicy.policy.family import MARKS, Family, Member, part_of
+from torch_initpolicy.policy.family import Family, Member, part_of
 from torch_initpolicy.policy.recipes import Recipe
-from torch_initpolicy.policy.rules import CLASSES, InitPolicy
+from torch_initpolicy.policy.rules import InitPolicy
+from torch_initpolicy.policy.serialize import Opaque, current, steps_of
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.steps import Step
-from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializers import Initializer
-from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
+from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.read import read
 
 Base: TypeAlias = nn.Module | Iterable[Step] | Mapping[str, Sequence[int]] | str | Path | Family
@@ -30,12 +29,7 @@ JSON file of a plan, a receipt or such shapes."""
 
 
 def family(base: Base, policy: InitPolicy) -> Family:
-    """Return what a parametrisation needs to know of a base model.
-
-    Args:
-        base: The model, its plan, the shapes of its parameters by name, or a JSON file of a plan,
-            a receipt, or such shapes.
-        policy: What fills the base model.
+    """Return what a parametrisation needs to know of a base model that a policy fills.
 
     Raises:
         PolicyError: This is no base model.
@@ -54,10 +48,17 @@ def family(base: Base, policy: InitPolicy) -> Family:
             f"base is a model, its plan, shapes by name, or the path of a JSON file of these, "
             f"got {base!r}"
         )
-    return Family(
-        tuple(_member(step.name, step.shape, step.facts, step.initializer) for step in steps),
-        steps[0].facts.residual_branches,
-    )
+    return _of_steps(steps)
+
+
+def _of_steps(steps: Sequence[Step]) -> Family:
+    members = (_member(s.name, s.shape, s.facts, _stored(s.initializer)) for s in steps)
+    return Family(tuple(members), steps[0].facts.residual_branches if steps else 0)
+
+
+def _stored(initializer: Initializer) -> Initializer | None:
+    """Return an initializer, but for a function of the user's of which a file has the name only."""
+    return None if isinstance(initializer, Opaque) else initializer
 
 
 def _member(
@@ -120,63 +121,6 @@ def _of_file(path: Path) -> Family:
     held = data.get("plan", data) if isinstance(data, dict) else data
     if not isinstance(held, dict):
         raise PolicyError(f"base {path} holds neither a plan nor shapes by name")
-    steps = held.get("steps")
-    if not isinstance(steps, list):
+    if "steps" not in held:
         return _of_shapes(held, str(path))
-    members = tuple(_of_step(step, f"{path}: steps[{i}]") for i, step in enumerate(steps))
-    return Family(members, _branches(steps))
-
-
-def _branches(steps: Sequence[codec.Data]) -> int:
-    """Read how many residual branches the model of a plan has; a file leaves out zero."""
-    counts = (step.get("residual_branches") for step in steps if isinstance(step, dict))
-    return next((count for count in counts if isinstance(count, int)), 0)
-
-
-def _of_step(step: codec.Data, where: str) -> Member:
-    """Read from a step of a plan what matters here, and nothing else of it."""
-    if not isinstance(step, dict) or not isinstance(step.get("name"), str):
-        raise PolicyError(f"{where}: a step is an object with a name, got {step!r}")
-    shape = step.get("shape")
-    if not _is_shape(shape):
-        raise PolicyError(f"{where}: a step has a shape, got {shape!r}")
-    words = (step.get(key) for key in ("role", "op", "meets", "fed_by"))
-    marks = (mark if step.get(key) else "" for key, mark in MARKS.items())
-    return Member(
-        name=str(step["name"]),
-        shape=tuple(cast("Sequence[int]", shape)),
-        axes=codec.decode(step.get("axes"), _AXES, where),
-        part=(*map(_word, words), *marks),
-        multipliers=tuple(_constants(step, where)),
-        dot_product=_number(step.get("dot_product")),
-        tied_head=_number(step.get("tied_head")),
-        drawn=_initializer(step.get("initializer"), where),
-    )
-
-
-_AXES: codec.Classes = MappingProxyType({"Axes": Axes, "ForwardMultiplier": ForwardMultiplier})
-
-
-def _constants(step: Mapping[str, codec.Data], where: str) -> Iterator[ForwardMultiplier]:
-    """Read the constants of a parameter and of its packed blocks; a file leaves out ones."""
-    blocks = step.get("blocks")
-    for known in (step, *(blocks if isinstance(blocks, list) else ())):
-        held = known.get("multiplier") if isinstance(known, dict) else None
-        yield ForwardMultiplier() if held is None else codec.decode(held, _AXES, where)
-
-
-def _number(value: codec.Data) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _word(value: codec.Data) -> str:
-    """Read a word; of an activation with parameters, its name."""
-    held = value.get("name") if isinstance(value, dict) else value
-    return held if isinstance(held, str) else ""
-
-
-def _initializer(data: codec.Data, where: str) -> Initializer | None:
-    """Read an initializer; a function of the user's is in no file."""
-    if isinstance(data, dict) and data.get("class") in CLASSES:
-        return cast("Initializer", codec.decode(data, CLASSES, where))
-    return None
+    return _of_steps(steps_of(current(held, "plan"), str(path)))

@@ -101,7 +101,7 @@ def _numbers(name: str) -> list[int]:
     return [int(number) for number in _NUMBER.findall(name)]
 
 
-MARKS: Mapping[str, str] = MappingProxyType({
+_MARKS: Mapping[str, str] = MappingProxyType({
     "reads_input": "reads the input",
     "feeds_output": "makes the output",
     "ends_residual": "ends a residual branch",
@@ -121,5 +121,5 @@ def part_of(facts: Facts) -> tuple[str, ...]:
         facts.op or "",
         facts.meets.name if facts.meets else "",
         facts.fed_by.name if facts.fed_by else "",
-        *(mark if getattr(facts, key) else "" for key, mark in MARKS.items()),
+        *(mark if getattr(facts, key) else "" for key, mark in _MARKS.items()),
     )

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NoReturn, cast
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, nearest
 from torch_initpolicy.multipliers import Multipliers
-from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.rules import CLASSES
 from torch_initpolicy.steps import Step
@@ -29,6 +28,8 @@ READABLE = (1, 2)
 """Versions that can be read: the first has fewer facts in each step."""
 
 Types = Mapping[str, Any]  # annotations, which have no type of their own
+
+NO_CLASSES: codec.Classes = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,6 @@ _OWN: dict[str, type] = {
         Multipliers,
         Opaque,
         Step,
-        Versions,
     )
 }
 _CLASSES: codec.Classes = ChainMap(_OWN, CLASSES)
@@ -125,13 +125,21 @@ def _activation_data(activation: Activation | None) -> codec.Data:
     return _encoded(activation)
 
 
-def step_of(data: codec.Data, where: str) -> Step:
-    """Read the object that `step_data` writes.
+def steps_of(plan: Mapping[str, codec.Data], where: str) -> tuple[Step, ...]:
+    """Read the steps of a plan.
 
     Raises:
         UnknownNameError: A class or field does not exist.
-        PolicyError: The object is no step.
+        PolicyError: There are no steps, or something among them is none.
     """
+    steps = plan.get("steps")
+    if not isinstance(steps, list):
+        raise PolicyError(f"{where}: steps is an array, got {brief(steps)}")
+    return tuple(_step(step, f"{where}.steps[{i}]") for i, step in enumerate(steps))
+
+
+def _step(data: codec.Data, where: str) -> Step:
+    """Read the object that `step_data` writes."""
     if not isinstance(data, dict):
         raise PolicyError(f"{where}: a step is an object, got {brief(data)}")
     for key in data:
@@ -185,9 +193,11 @@ def current(data: codec.Data, what: str) -> dict[str, codec.Data]:
     return data
 
 
-def read_fields(data: Mapping[str, codec.Data], where: str, types: Types) -> dict[str, Any]:
+def read_fields(
+    data: Mapping[str, codec.Data], where: str, types: Types, classes: codec.Classes = NO_CLASSES
+) -> dict[str, Any]:
     """Decode the fields of an object, each of its type."""
-    values = {name: codec.decode(data.get(name), _CLASSES, f"{where}.{name}") for name in types}
+    values = {name: codec.decode(data.get(name), classes, f"{where}.{name}") for name in types}
     for name, value in values.items():
         if not codec.fits(value, types[name]):
             wanted = codec.spelt(types[name])
