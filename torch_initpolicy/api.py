@@ -172,7 +172,7 @@ def apply_policy(
     Everything that can be wrong is found before the first write, and raised once. The values
     depend on the seed, the canonical names, the logical shapes, the initializers and the type of
     the device that draws, and on nothing else: not on the order of modules, threads or sharding,
-    nor on the dtype beyond rounding (float64 apart, which is drawn in float64).
+    nor on the dtype beyond rounding (but for float64, which is drawn in float64).
 
     Args:
         model: Any module, sharded or wrapped too, whose parameters have memory or were skipped.

@@ -71,9 +71,6 @@ _OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType({
 def optimizer_named(name: str) -> Optimizer:
     """Return what matters about an optimizer.
 
-    Args:
-        name: Its name: `"adamw"`; upper and lower case are the same.
-
     Raises:
         UnknownNameError: Nothing is known of an optimizer of that name.
 
@@ -161,9 +158,6 @@ class Multipliers:
         Reference:
             Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers*,
             2025, arXiv:2505.01618, table 1.
-
-        Args:
-            optimizer: Its name.
 
         Raises:
             UnknownNameError: Nothing is known of an optimizer of that name.

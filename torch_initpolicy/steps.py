@@ -139,13 +139,6 @@ _FARTHEST = 6.0
 def misfit(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
     """Say how values are lost in a dtype, beyond its largest number or among its smallest ones.
 
-    Args:
-        spreads: Distributions of the values.
-        dtype: A floating-point or complex dtype.
-
-    Returns:
-        A sentence, or None where the dtype can hold the values.
-
     Examples:
         >>> misfit([Spread(1e6, 0.0)], torch.float16)
         'values up to 1e+06 do not fit into float16, which ends at 65504'
@@ -180,9 +173,6 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
     zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
     residual branch, is no such case: its units differ after the first steps of training. Where too
     many weights are next to tell, as on a residual stream, nothing is said.
-
-    Args:
-        steps: The steps of a whole model, in order.
 
     Examples:
         >>> symmetric([])

@@ -33,7 +33,7 @@ _ABSURD = 1e30
 
 
 def check_kept(site: Site) -> None:
-    """Raise where a policy would keep values that nobody has written.
+    """Raise where a policy would keep values that were never written.
 
     A parameter whose draw was skipped is drawn before it is kept, and holds nothing that counts.
 

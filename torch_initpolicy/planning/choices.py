@@ -60,15 +60,7 @@ def choose(
     selection: Selection,
     member: Member | None = None,
 ) -> Choice:
-    """Find the rule that decides about a site, and about each of its packed blocks.
-
-    Args:
-        site: The site.
-        facts: What the trace says about it; None for nothing.
-        policy: The policy.
-        selection: Which sites may be written.
-        member: What stands for the site in the base model of the policy; None without one.
-    """
+    """Find the rule that decides about a site, and about each of its packed blocks."""
     known = _completed(facts or Facts(site.role), site)
     reckoned = known if policy.scaling is None else policy.scaling.in_base(known, member)
     blocks = tuple(

@@ -151,7 +151,17 @@ def table(steps: Iterable[Step]) -> str:
         >>> print(table([]))
         parameter  shape  std  from  why
     """
-    lines = [HEADINGS, *rows(steps)]
+    return aligned([HEADINGS, *rows(steps)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Write lines of cells as columns.
+
+    Examples:
+        >>> print(aligned([("a", "std"), ("weight", "1")]))
+        a       std
+        weight  1
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -172,12 +182,6 @@ _SLOT = "\N{NULL}"
 
 def folded(rows: Iterable[Row]) -> list[Row]:
     """Fold rows whose names differ in one number, and whose cells do not differ, into one.
-
-    Args:
-        rows: Names, each with its cells.
-
-    Returns:
-        The rows in the order in which they were first seen.
 
     Examples:
         >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
@@ -243,14 +247,7 @@ def header(
     unknown_operators: Mapping[str, int],
     untraced: str | None = None,
 ) -> str:
-    """Say what a plan is about, and what it does not know.
-
-    Args:
-        steps: The steps.
-        policy: Name of the policy.
-        unknown_operators: Operators of unknown role, with their number.
-        untraced: Why the forward pass could not be read, with what helps, or None.
-    """
+    """Say what a plan is about, and what it does not know."""
     elements = sum(step.elements for step in steps)
     kept = sum(step.keeps for step in steps)
     known = Counter(step.evidence for step in steps)

@@ -41,10 +41,6 @@ class Difference:
 def difference(before: Iterable[Step], after: Iterable[Step]) -> Difference:
     """Compare what steps would leave behind, whatever their reasons.
 
-    Args:
-        before: Steps, one per site.
-        after: Other steps.
-
     Examples:
         >>> print(difference([], []))
         no difference

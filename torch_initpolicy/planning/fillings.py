@@ -84,12 +84,7 @@ UNREAD = Reads(None)
 
 
 def surroundings(choices: Sequence[Choice], flow: Flow | None) -> Surroundings:
-    """Find what the numbers of a model's sites depend on.
-
-    Args:
-        choices: All sites of the model, with the rules that decide about them.
-        flow: The recorded forward pass, or None where there is none.
-    """
+    """Find what the numbers of a model's sites depend on."""
     known = Surroundings(dict(_gains(choice.facts for choice in choices)))
     if flow is None or not any(_asks_anywhere(choice, known) for choice in choices):
         return known

@@ -51,14 +51,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user asks of the groups.
-
-    Attributes:
-        optimizer: The optimizer.
-        lr: Learning rate at the size of the base model.
-        weight_decay: Weight decay of what is decayed, at the size of the base model.
-        eps: `eps` at the size of the base model; None for the optimizer's default.
-        adamw_lr: Learning rate of what Muon and Dion leave to AdamW; None for `lr`.
+    """What the user asks of the groups; see `Grouped.param_groups`.
 
     Raises:
         UnknownNameError: Nothing is known of an optimizer of that name.

@@ -26,11 +26,6 @@ def members_of(
 ) -> Mapping[str, Member]:
     """Return what stands for each site in the base model; nothing without one.
 
-    Args:
-        scaling: The parametrisation, or None.
-        sites: The sites.
-        facts: What the trace says about each.
-
     Raises:
         PlanError: A parameter has no counterpart in the base model; lists every case.
     """

@@ -117,7 +117,7 @@ def decode(data: Data, classes: Classes, where: str = "file") -> Any:
     """Turn data back into the value it stands for.
 
     Args:
-        data: What `encode` has returned, or somebody has written by hand.
+        data: What `encode` returns, or a file holds.
         classes: The classes that may occur.
         where: What errors call the place.
 
@@ -223,7 +223,7 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def spelt(hint: Any) -> str:
-    """Write an annotation as somebody would.
+    """Write an annotation as source code has it.
 
     Examples:
         >>> spelt(float), spelt(tuple[int, ...]), spelt(str | None)
@@ -275,10 +275,7 @@ _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.Mapping
 
 
 def digest(data: Data) -> str:
-    """Hash data: equal values have equal hashes, in every process and on every machine.
-
-    Returns:
-        32 hexadecimal digits of a blake2b over the data's one canonical text.
+    """Hash data: 32 hex digits, equal for equal values in every process and on every machine.
 
     Examples:
         >>> digest({"b": 1, "a": 2.0}) == digest({"a": 2, "b": 1.0})
@@ -311,11 +308,7 @@ LONGEST = 2_000_000
 
 
 def read_json(text: str, *, longest: int | None = LONGEST) -> Data:
-    """Read JSON.
-
-    Args:
-        text: The text.
-        longest: How many characters it may have; None for any number.
+    """Read JSON of at most `longest` characters; None for any number.
 
     Raises:
         PolicyError: The text is no JSON, is too long, or nested too deep.

@@ -60,9 +60,6 @@ class Family:
         others: there a parameter of the same name but for its numbers stands for it, one that does
         the same if there is one, and of these the nearest.
 
-        Args:
-            names: The model's parameters, with what is known of them.
-
         Raises:
             PlanError: A parameter has no counterpart; lists every case.
         """
@@ -83,8 +80,8 @@ class Family:
 
         def distance(member: Member) -> tuple[int, list[int]]:
             differs = sum(a != b for a, b in zip(part, member.part, strict=False))
-            apart = (abs(a - b) for a, b in zip(numbers, _numbers(member.name), strict=True))
-            return differs, list(apart)
+            distances = (abs(a - b) for a, b in zip(numbers, _numbers(member.name), strict=True))
+            return differs, list(distances)
 
         candidates = (member for member in self.members if _template(member.name) == template)
         return min(candidates, key=distance, default=None)

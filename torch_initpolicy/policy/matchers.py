@@ -42,13 +42,7 @@ Question = Callable[[Site, Facts], bool]
 
 @dataclass(frozen=True, slots=True)
 class Name(Matcher):
-    """Match a name of the site, its ties included.
-
-    Attributes:
-        globs: Names, or patterns: `*` stands for anything, dots included, `?` for one character,
-            `[ab]` for one of these.
-        regex: A regular expression that must match the whole name, or None.
-    """
+    """Match a name of the site, its ties included; see `match.name`."""
 
     globs: tuple[str, ...] = ()
     regex: str | None = None
@@ -85,10 +79,8 @@ def _check_glob(glob: object) -> None:
 class Kind(Matcher):
     """Match the class of the module that holds the site, subclasses included.
 
-    Classes are kept by name, so that a policy file names classes without importing them.
-
-    Attributes:
-        classes: Names: bare (`"Conv2d"`) or with a package they live under (`"torch.nn.Conv2d"`).
+    Classes are kept by name, bare or with a package they live under, so that a policy file names
+    classes without importing them.
     """
 
     classes: tuple[str, ...]
@@ -162,12 +154,7 @@ MAPS: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
 
 @dataclass(frozen=True, slots=True)
 class Meets(Matcher):
-    """Match the weights whose output meets an activation first.
-
-    Attributes:
-        activations: Names (`"gelu"`), families (`"rectifier"`, `"saturating"`) or `"nothing"`.
-        biases: Whether to match the biases that are added to such outputs too.
-    """
+    """Match the weights whose output meets an activation first; see `match.meets`."""
 
     activations: tuple[str, ...]
     biases: bool = False
@@ -186,12 +173,7 @@ class Meets(Matcher):
 
 @dataclass(frozen=True, slots=True)
 class FedBy(Matcher):
-    """Match the weights whose input comes from an activation; their biases are not matched.
-
-    Attributes:
-        activations: Names, families, `"nothing"` (the plain output of another weight) or `"input"`
-            (the model's own input).
-    """
+    """Match the weights, not the biases, whose input comes from an activation: `match.fed_by`."""
 
     activations: tuple[str, ...]
 
@@ -288,7 +270,7 @@ class Offset(Matcher):
 class Fan(Matcher):
     """Match weights whose fans lie within bounds, in each packed block.
 
-    What is no linear map has no fans and is not matched.
+    Parameters that are no linear map have no fans, and are not matched.
     """
 
     fan_in: Bounds = (None, None)
@@ -330,12 +312,7 @@ def _within(value: float, bounds: Bounds) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shape(Matcher):
-    """Match the shape, or the number of dimensions.
-
-    Attributes:
-        sizes: One entry per dimension, None for any size; or None for any shape.
-        ndim: The number of dimensions, or None for any.
-    """
+    """Match the shape, or the number of dimensions; see `match.shape`."""
 
     sizes: tuple[int | None, ...] | None = None
     ndim: int | None = None

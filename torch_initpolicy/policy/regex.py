@@ -43,10 +43,6 @@ def check(regex: str) -> None:
 def fullmatch(regex: str, text: str) -> bool:
     """Say whether a regular expression matches all of a text.
 
-    Args:
-        regex: The expression, as for `re`.
-        text: The text.
-
     Raises:
         PolicyError: It is no regular expression, or none that can be matched in bounded time.
 

@@ -331,10 +331,6 @@ def preset(function: Callable[Arguments, InitPolicy]) -> Callable[Arguments, Ini
 def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> InitPolicy:
     """Make the policy of a preset.
 
-    Args:
-        name: Name of the preset.
-        arguments: What it is called with.
-
     Raises:
         UnknownNameError: There is no such preset.
         PolicyError: It does not take these arguments.

@@ -61,12 +61,7 @@ class Scaling:
         return self.family.counterparts({p.name: p.facts for p in parts})
 
     def in_base(self, facts: Facts, member: Member | None) -> Facts:
-        """Return facts with the constants that the policy reckons with: those of the base model.
-
-        Args:
-            facts: What is known about a parameter.
-            member: That of the base model; None without a base.
-        """
+        """Return facts with the constants that the policy reckons with: those of the base model."""
         branches = self.branches(facts.residual_branches)
         if member is None or self._leaves_constants(facts):
             return replace(facts, residual_branches=branches)
@@ -87,21 +82,12 @@ class Scaling:
         return other and facts.ends_residual
 
     def branches(self, own: int) -> int:
-        """Return the residual branches that initializers reckon with: the base's, under CompleteP.
-
-        Args:
-            own: How many residual branches the model itself has.
-        """
+        """Return the residual branches that initializers reckon with: the base's, under CompleteP."""
         base = None if self.family is None else self.family.residual_branches
         return base if self.kind == "complete_p" and base else own
 
     def of(self, part: Part, member: Member | None) -> Multipliers:
-        """Return what is multiplied at one parameter.
-
-        Args:
-            part: The parameter.
-            member: That of the base model; None without a base.
-        """
+        """Return what is multiplied at one parameter."""
         if member is None:
             return _spectral(part)
         width = _by_width(part, member)
@@ -299,13 +285,7 @@ def _with_forward(found: Multipliers, part: Part, member: Member) -> Multipliers
 
 
 def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]:
-    """Yield what is in the way of a multiplier that cannot be folded, and the ways out.
-
-    Args:
-        scaling: The parametrisation.
-        part: The parameter.
-        found: What is multiplied there.
-    """
+    """Yield what is in the way of a multiplier that cannot be folded, and the ways out."""
     if found.forward == 1.0:
         return
     tied = part.facts.tied_head is not None

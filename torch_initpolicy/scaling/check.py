@@ -180,12 +180,7 @@ def _mean(numbers: Iterator[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one module puts out in one model.
-
-    Attributes:
-        start: Root mean square of its output before the first step.
-        change: That of the difference after the last.
-    """
+    """Root mean squares of a module's output before the first step, and of its change after."""
 
     start: float
     change: float

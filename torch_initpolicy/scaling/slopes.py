@@ -1,6 +1,6 @@
 """Slopes of activations against width, and what they say.
 
-Knows numbers by layer and width; runs nothing.
+Knows numbers by layer and width; runs nothing. Pictures need the extra `torch-initpolicy[plots]`.
 """
 
 import json
@@ -8,8 +8,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from torch_initpolicy.scaling.plots import Course, Figure, plot_check
+from torch_initpolicy.errors import MissingExtraError
+from torch_initpolicy.planning.describe import aligned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Sizes = tuple[float, ...]
 """A root mean square at each width, the geometric mean over seeds."""
@@ -17,14 +22,7 @@ Sizes = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one module puts out, at each width.
-
-    Attributes:
-        name: Canonical name of the module.
-        start: Size of its output before the first step.
-        change: Size of what the steps have changed its output by, on the same inputs.
-        tolerance: How far from 0 a slope may be.
-    """
+    """What one module puts out before the first step, and its change by the last, at each width."""
 
     name: str
     start: Sizes
@@ -103,8 +101,7 @@ class ScalingCheck:
         return next(layer for layer in self.layers if layer.name == name)
 
     def __str__(self) -> str:
-        lines = [self.verdict, "", *self._table()]
-        return "\n".join(lines)
+        return f"{self.verdict}\n\n{self._table()}"
 
     @property
     def verdict(self) -> str:
@@ -116,7 +113,7 @@ class ScalingCheck:
         count = f"{len(self.findings)} of {len(self.layers)} layers go with width:"
         return "\n".join((over, count, *(f"  - {case}" for case in wrong)))
 
-    def _table(self) -> list[str]:
+    def _table(self) -> str:
         rows = [("layer", "start", "slope", "change", "slope")]
         rows += [
             (
@@ -128,29 +125,52 @@ class ScalingCheck:
             )
             for layer in self.layers
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return aligned(rows)
 
     def to_json(self) -> str:
         """Write the check as JSON."""
         layers = [{**asdict(layer), "verdict": layer.verdict} for layer in self.layers]
         return json.dumps({"format": 1, **asdict(self), "ok": self.ok, "layers": layers}, indent=2)
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """Draw the sizes against width, before the first step and what the steps change.
 
         Returns:
-            The figure, with one axes for each; `figure.savefig("check.png")` writes it.
+            The figure, with one axes for each; `figure.savefig("check.png")` writes it. A layer
+            that is well is a flat line on the right.
 
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        courses = [
-            Course(layer.name, layer.start, layer.change, is_well=layer.verdict is None)
-            for layer in self.layers
-        ]
-        return plot_check(courses, self.widths, self.steps)
+        return _drawn(self)
 
 
 def _numbers(sizes: Sequence[float]) -> str:
     return " ".join(f"{size:.3g}" for size in sizes)
+
+
+_NAMED = 12
+"""Layers up to which a legend is of help."""
+
+
+def _drawn(check: ScalingCheck) -> "Figure":
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError("plot()", "plots") from error
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for layer in check.layers:
+        style = "--" if layer.verdict else "-"
+        left.plot(check.widths, layer.start, style, marker=".", label=layer.name)
+        right.plot(check.widths, layer.change, style, marker=".", label=layer.name)
+    titles = ("output at the start", f"change of it after {check.steps} steps")
+    for axes, title in zip((left, right), titles, strict=True):
+        axes.set_title(f"root mean square of the {title}", loc="left", fontsize="medium")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("width")
+        axes.grid(visible=True, alpha=0.3)
+    if len(check.layers) <= _NAMED:
+        right.legend(frameon=False, fontsize="small")
+    return figure

@@ -92,10 +92,7 @@ class Axes:
 
 
 def conventional(shape: Sequence[int]) -> Axes:
-    """Return torch's own layout of a weight, `(out, in, *kernel)`.
-
-    Args:
-        shape: Shape of the weight, of two or more dimensions.
+    """Return torch's own layout of a weight of two or more dimensions, `(out, in, *kernel)`.
 
     Raises:
         ValueError: If there are fewer than two dimensions, so that nothing is connected.
@@ -136,11 +133,6 @@ def check(shape: Sequence[int], axes: Axes) -> None:
 def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...], Axes]:
     """Return one packed block as a weight of its own: its shape and its axes.
 
-    Args:
-        shape: Shape of the weight, as stored.
-        axes: What its axes mean, with blocks.
-        block: Number of the block, from 0.
-
     Raises:
         ValueError: If the axes do not fit the shape, or groups and blocks cut one another.
 
@@ -173,17 +165,12 @@ def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...],
 
 
 def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
-    """Count a weight's connections from its shape alone.
+    """Count the connections of a weight, or of one of its packed blocks, from the shape alone.
 
     An interior unit is counted: padding is not (a 3x3 kernel sees fewer inputs at the rim). The
     stride of a convolution divides `fan_out`, because an input meets one in `stride` taps; that of
     a transposed convolution divides `fan_in`. torch keeps the whole kernel in both, and so gives a
     ViT's patches of 16x16 pixels a `fan_out` 256 times too large.
-
-    Args:
-        shape: Shape of the weight, as stored.
-        axes: What its axes mean.
-        block: Which packed matrix to count; None where all are equal, or nothing is packed.
 
     Returns:
         Connections into one output unit and out of one input unit; 0 where there are none.
@@ -268,10 +255,6 @@ def _share(taps: int, stride: int) -> float:
 def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], ...]:
     """List the positions along the packed axis that each block takes.
 
-    Args:
-        shape: Shape of the weight, as stored.
-        axes: What its axes mean.
-
     Returns:
         For each block its ranges, `repeats` of them; nothing where nothing is packed.
 
@@ -296,10 +279,6 @@ def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], .
 
 def block_index(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     """Say for each position of the packed axis which block it belongs to.
-
-    Args:
-        shape: Shape of the weight, as stored.
-        axes: What its axes mean.
 
     Returns:
         One number per position; nothing where nothing is packed.

@@ -138,9 +138,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which numbers are drawn before they are rounded to `dtype`.
 
-    Args:
-        dtype: A floating-point or complex dtype.
-
     Raises:
         PolicyError: If nothing can be drawn for that dtype.
 

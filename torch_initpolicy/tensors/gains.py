@@ -179,9 +179,6 @@ def _look_up(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
 def family(activation: Activation | str) -> Family:
     """Say which initialisation an activation asks for.
 
-    Args:
-        activation: The activation or its name.
-
     Returns:
         Its family; `"rectifier"` for one that is known by its moments alone, because He's rule
         with its own gain keeps the signal whatever its shape.
@@ -348,18 +345,6 @@ def moments(
 #
 
 
-def _inverse_root(activation: Activation | str, moment: Literal["second", "slope"]) -> float:
-    name = activation if isinstance(activation, str) else activation.name
-    if name in ("softmax", "log_softmax"):
-        return 1.0
-    power: float = getattr(moments(activation), moment)
-    if not 0 < power < math.inf:
-        raise ValueError(
-            f"{name} has no gain: its {moment} moment under a standard normal is {power}"
-        )
-    return 1 / math.sqrt(power)
-
-
 def gain(activation: Activation | str) -> float:
     """Return the factor of the standard deviation that keeps the signal's second moment.
 
@@ -367,9 +352,6 @@ def gain(activation: Activation | str) -> float:
     function `1 / sqrt(E f(z)^2)`. They differ from `torch.nn.init.calculate_gain` for tanh (there
     5/3), sigmoid (there 1) and selu (there 3/4, which is not self-normalising). A softmax has no
     moments of its own; its gain is 1.
-
-    Args:
-        activation: The activation or its name.
 
     Raises:
         UnknownNameError: If no activation has that name.
@@ -383,29 +365,15 @@ def gain(activation: Activation | str) -> float:
         >>> [round(gain(name), 6) for name in ("relu", "gelu", "tanh", "softmax")]
         [1.414214, 1.53353, 1.592537, 1.0]
     """
-    return _inverse_root(activation, "second")
-
-
-def backward_gain(activation: Activation | str) -> float:
-    """Return the factor of the standard deviation that keeps the gradient's second moment.
-
-    Used with `fan_out`; it is `1 / sqrt(E f'(z)^2)`, and 1 for a softmax.
-
-    Args:
-        activation: The activation or its name.
-
-    Raises:
-        UnknownNameError: If no activation has that name.
-        ValueError: If its slope's second moment is zero or not finite.
-
-    Reference:
-        He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 14.
-
-    Examples:
-        >>> round(backward_gain("gelu"), 6)
-        1.481114
-    """
-    return _inverse_root(activation, "slope")
+    name = activation if isinstance(activation, str) else activation.name
+    if name in ("softmax", "log_softmax"):
+        return 1.0
+    power = moments(activation).second
+    if not 0 < power < math.inf:
+        raise ValueError(
+            f"{name} has no gain: its second moment under a standard normal is {power}"
+        )
+    return 1 / math.sqrt(power)
 
 
 #

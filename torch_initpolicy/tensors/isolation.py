@@ -87,10 +87,7 @@ def drawing_from(generators: Mapping[str, torch.Generator]) -> Iterator[None]:
     """Let code that draws from torch's global generators draw from others.
 
     What this thread draws in the block comes from these; a global generator of the CPU that the
-    block seeds is put back.
-
-    Args:
-        generators: A generator for each type of device; other devices keep their own.
+    block seeds is put back. Types of devices without a generator keep their own.
 
     Examples:
         >>> with drawing_from({"cpu": torch.Generator().manual_seed(3)}):

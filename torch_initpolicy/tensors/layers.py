@@ -92,10 +92,6 @@ def _foreign(module: nn.Module) -> Callable[[nn.Module, str], Axes | None] | Non
 def axes_of(module: nn.Module, name: str) -> Axes | None:
     """Say what the axes of parameter `name` mean, or None where it is no linear map.
 
-    Args:
-        module: The parameter's owner.
-        name: The parameter's name there, e.g. `"weight"`.
-
     Returns:
         The axes; None for vectors, for layers without a linear map, for layers of unknown type,
         and for lazy layers before their first forward pass. Packed vectors (the biases of
@@ -238,10 +234,6 @@ _ATTENTION: Mapping[str, Role] = MappingProxyType(
 def role_of(module: nn.Module, name: str) -> Role:
     """Say what parameter `name` does; `"unknown"` where the type cannot tell.
 
-    Args:
-        module: The parameter's owner.
-        name: The parameter's name there.
-
     Examples:
         >>> role_of(nn.LSTM(8, 16), "weight_hh_l0")
         'recurrent'
@@ -298,10 +290,6 @@ def _(module: nn.PReLU, name: str) -> Role:
 def padding_of(module: nn.Module, name: str) -> int | None:
     """Return the row of parameter `name` that must stay zero, or None.
 
-    Args:
-        module: The parameter's owner.
-        name: The parameter's name there.
-
     Examples:
         >>> padding_of(nn.Embedding(10, 4, padding_idx=-1), "weight")
         9
@@ -321,9 +309,6 @@ def buffers_of(module: nn.Module) -> Mapping[str, float]:
 
     Running statistics belong to the weights they were measured under; new weights with old
     statistics are wrong in evaluation mode.
-
-    Args:
-        module: Any layer; only the buffers it really holds are named.
 
     Examples:
         >>> dict(buffers_of(nn.BatchNorm2d(8)))

@@ -51,12 +51,7 @@ class Maps(NamedTuple):
 
 
 def maps(tensor: Tensor, axes: Axes) -> Maps:
-    """View a weight as a batch of linear maps; writing to the view writes to the weight.
-
-    Args:
-        tensor: The weight, or one packed block of it; contiguous.
-        axes: What its axes mean, without blocks.
-    """
+    """View a contiguous block as a batch of linear maps; what is written to it reaches the block."""
     tensor = tensor.view(axes.view or tensor.shape)
     kinds = dict.fromkeys(range(tensor.ndim), 3)  # kernel
     kinds |= dict.fromkeys(axes.inputs, 2) | dict.fromkeys(axes.outputs, 1)

@@ -35,9 +35,6 @@ def norm(tensor: Tensor) -> Tensor:
     finding that out would wait for the device; beyond about `1e-19` and `1e19` the result is there
     zero and infinite.
 
-    Args:
-        tensor: Floating-point or complex numbers.
-
     Examples:
         >>> f"{norm(torch.tensor([3e-30, 4e-30])).item():.3g}"
         '5e-30'

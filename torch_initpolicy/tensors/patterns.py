@@ -40,10 +40,7 @@ def constant_in(tensor: Tensor) -> float | None:
 def structure_in(tensor: Tensor, *, out: int | None = 0, groups: int = 1) -> str | None:
     """Say which pattern a weight holds that was computed, not drawn; None where there is none.
 
-    Args:
-        tensor: The weight.
-        out: The axis along which its output units lie; None where there is no such axis.
-        groups: How many groups of inputs and outputs it has: 1 but for grouped convolutions.
+    Output units lie along axis `out`; `groups` is that of a grouped convolution.
 
     Examples:
         >>> structure_in(torch.eye(8))
@@ -181,9 +178,7 @@ def _lagged(lines: Tensor) -> float:
 def purpose_in(bias: Tensor, scale: float = 0.0) -> str | None:
     """Say what a bias is for that no zero-mean random draw is; None where it may be one.
 
-    Args:
-        bias: The bias; gates may be packed in it.
-        scale: The farthest that the layer's own default could have drawn, or 0.
+    Gates may be packed in it; the layer's own default could have drawn numbers up to `scale`.
 
     Examples:
         >>> purpose_in(torch.full((90,), -4.595))

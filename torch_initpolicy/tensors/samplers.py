@@ -127,13 +127,7 @@ Sampler: TypeAlias = Independent | Joint | ByFunction
 
 
 def build(sampler: Sampler, shape: Sequence[int], normal: Normals) -> Tensor:
-    """Return a whole tensor, out of standard normals even where its elements are independent.
-
-    Args:
-        sampler: Independent elements of one distribution, or a joint draw.
-        shape: The tensor's shape.
-        normal: Hands out standard normals.
-    """
+    """Return a whole tensor, out of standard normals even where its elements are independent."""
     if isinstance(sampler, Joint):
         return sampler.build(normal)
     (draw,) = cast("Independent", sampler).draws

@@ -35,11 +35,7 @@ class Standard(Protocol):
         """Its fourth moment over its squared variance."""
 
     def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
+        self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
         """Fill a contiguous real tensor with `loc + scale * x`, and return it."""
 
@@ -56,11 +52,7 @@ class Zero:
     kurtosis = 1.0
 
     def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
+        self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
         """Fill with one value."""
         return flat.fill_(loc)
@@ -79,11 +71,7 @@ class StandardUniform:
     kurtosis = 9 / 5
 
     def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
+        self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
         """Fill with uniform numbers."""
         return flat.uniform_(loc - scale, loc + scale, generator=generator)
@@ -95,9 +83,6 @@ class StandardUniform:
 
 def truncation(cut: float) -> float:
     """Return the standard deviation of a standard normal that is cut at `-cut` and `cut`.
-
-    Args:
-        cut: Where it is cut, positive.
 
     Examples:
         >>> round(truncation(2.0), 12)
@@ -140,11 +125,7 @@ class StandardNormal:
         return 3.0
 
     def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
+        self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
         """Fill with numbers that lie less than `cut * scale` from `loc`."""
         if self.cut >= UNCUT:
@@ -203,11 +184,7 @@ class Transformed:
     reach: float = math.inf
 
     def fill_(
-        self,
-        flat: Tensor,
-        generator: torch.Generator | None,
-        loc: float = 0.0,
-        scale: float = 1.0,
+        self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
         """Fill with the function of standard normals, scaled and shifted."""
         flat.normal_(generator=generator)
