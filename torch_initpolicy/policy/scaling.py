@@ -82,7 +82,7 @@ class Scaling:
         return other and facts.ends_residual
 
     def branches(self, own: int) -> int:
-        """Return the residual branches that initializers reckon with: the base's, under CompleteP."""
+        """Return the residual branches to reckon with: under CompleteP, those of the base."""
         base = None if self.family is None else self.family.residual_branches
         return base if self.kind == "complete_p" and base else own
 

@@ -51,7 +51,7 @@ class Maps(NamedTuple):
 
 
 def maps(tensor: Tensor, axes: Axes) -> Maps:
-    """View a contiguous block as a batch of linear maps; what is written to it reaches the block."""
+    """View a contiguous block as a batch of linear maps, which can be written to."""
     tensor = tensor.view(axes.view or tensor.shape)
     kinds = dict.fromkeys(range(tensor.ndim), 3)  # kernel
     kinds |= dict.fromkeys(axes.inputs, 2) | dict.fromkeys(axes.outputs, 1)
