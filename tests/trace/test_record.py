@@ -4,6 +4,8 @@ import collections
 import copy
 import dataclasses
 import random
+import subprocess
+import sys
 import types
 import warnings
 from typing import NamedTuple
@@ -319,3 +321,17 @@ class TestContainers:
 def test_spellings_of_an_operator_are_one_name(function, name):
     """In-place, reflected and property spellings fold into one name."""
     assert op_name(function) == name
+
+
+def test_the_first_plan_of_a_process_imports_no_compiler():
+    """`torch._dynamo` takes seconds to import, and nothing is compiled where it is not there."""
+    code = """
+import sys
+from torch import nn
+from torch_initpolicy import plan_policy
+plan_policy(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Softmax(-1)))
+print("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+
+    assert subprocess.check_output(command, text=True) == "False\n"

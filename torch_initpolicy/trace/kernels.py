@@ -10,31 +10,21 @@ Reference:
     weights of the right variance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.layouts import Layout, of_axis
+from torch_initpolicy.trace.layouts import Layout
 from torch_initpolicy.trace.operators import OpRole
 
-_CARRIES = frozenset({
-    OpRole.MOVES, OpRole.CASTS, OpRole.PICKS, OpRole.ADDS, OpRole.MULTIPLIES, OpRole.ACTIVATES,
-    OpRole.COMPUTES, OpRole.NORMALISES,
-})  # fmt: skip
-"""Roles of operators behind which the units of a weight can still be told apart."""
 
-_RESHAPES = frozenset(
-    {"reshape", "view", "flatten", "unflatten", "ravel", "contiguous", "reshape_as", "view_as"}
-)
-
-
-def kernels(uses: Uses) -> dict[int, int]:
+def kernels(uses: Uses, layouts: Mapping[int, Sequence[Layout]]) -> dict[int, int]:
     """Return the generated weight that each node applies, by node.
 
     Args:
         uses: The data flow.
+        layouts: Where the units of weights lie, by value.
     """
-    layouts: dict[int, Layout] = {}
     found: dict[int, int] = {}
     for node in uses.graph.nodes:
         applied = [
@@ -42,7 +32,6 @@ def kernels(uses: Uses) -> dict[int, int]:
         ]
         if len(applied) == 1:
             found[node.index] = applied[0]
-        layouts.update(_followed(uses, node, layouts))
     return found
 
 
@@ -56,15 +45,13 @@ def _applied(uses: Uses, node: Node) -> Iterator[int]:
         yield from dict.fromkeys(uses.carried(node))
 
 
-def _is_matrix(uses: Uses, node: Node, value: int, layouts: dict[int, Layout]) -> bool:
+def _is_matrix(uses: Uses, node: Node, value: int, layouts: Mapping[int, Sequence[Layout]]) -> bool:
     """Say whether one layer makes a whole matrix: what it sums over, and what it brings along."""
-    if value not in layouts:
-        return False
-    along = layouts[value].along(uses.graph.values[value])
+    each = [layout.along(uses.graph.values[value]) for layout in layouts.get(value, ())]
     if uses.role(node) is OpRole.WEIGHS:
-        return along[0] and any(along[1:])
-    matrix = _matrix(node, value, len(along))
-    return len(matrix) > 1 and all(along[dim] for dim in matrix)
+        return any(along[0] and any(along[1:]) for along in each)
+    matrix = _matrix(node, value, len(uses.graph.values[value].shape))
+    return len(matrix) > 1 and any(all(along[dim] for dim in matrix) for along in each)
 
 
 def _matrix(node: Node, value: int, ndim: int) -> Sequence[int]:
@@ -75,21 +62,3 @@ def _matrix(node: Node, value: int, ndim: int) -> Sequence[int]:
         shared = [x for x in mine if terms.count(x) > 1 and x in result]
         return [dim - len(mine) for dim, letter in enumerate(mine) if letter not in shared]
     return range(-min(ndim, 2), 0)
-
-
-def _followed(uses: Uses, node: Node, layouts: dict[int, Layout]) -> Iterator[tuple[int, Layout]]:
-    """Yield where the units of a weight lie in what a node makes."""
-    values, carried = uses.graph.values, uses.carried(node)
-    for output in node.outputs:
-        made = values[output]
-        if node.index in uses.weighers and made.shape:
-            convolves = node.op.startswith("conv") and len(made.shape) > 1
-            layout = of_axis(node.index, made, 1 if convolves else len(made.shape) - 1)
-        elif uses.role(node) in _CARRIES and carried and carried[0] in layouts:
-            before = values[carried[0]]
-            reshaped = node.op in _RESHAPES
-            layout = layouts[carried[0]].after(before, made, reshaped=reshaped)
-        else:
-            layout = None
-        if layout is not None:
-            yield output, layout

@@ -72,11 +72,8 @@ _MOST_SUMMANDS = 3
 of residual streams are longer."""
 
 
-def packs(uses: Uses) -> Mapping[int, Pack]:
+def packs(follower: "Follower") -> Mapping[int, Pack]:
     """Find the weights that are several matrices packed into one, by their node."""
-    follower = _Follower(uses)
-    for node in uses.graph.nodes:
-        follower.enter(node)
     found = {
         node: _pattern(tuple(_divided(whole, follower.pieces[node], meetings)))
         for node, meetings in follower.met.items()
@@ -88,7 +85,7 @@ def packs(uses: Uses) -> Mapping[int, Pack]:
     }
 
 
-class _Follower:
+class Follower:
     """Follows the outputs of weights, to the pieces they are cut into and to where these meet."""
 
     def __init__(self, uses: Uses) -> None:
@@ -99,6 +96,14 @@ class _Follower:
         self.scales: dict[int, Origin] = {}  # by value: what has scaled a signal on the way to it
         self.pieces: dict[int, set[Units]] = {}  # by weight: what views of its output show
         self.met: dict[int, set[Meeting]] = {}  # by weight
+
+    @classmethod
+    def through(cls, uses: Uses) -> "Follower":
+        """Follow all weights of a graph."""
+        follower = cls(uses)
+        for node in uses.graph.nodes:
+            follower.enter(node)
+        return follower
 
     def enter(self, node: Node) -> None:
         """Follow one node."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch_initpolicy.sites import Site, borrowing, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
-from torch_initpolicy.trace.flow import Flow, facts, flow, unknown_operators
+from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
 from torch_initpolicy.trace.inputs import (
     as_call,
     candidates,
@@ -26,6 +26,7 @@ from torch_initpolicy.trace.record import capture, with_grad_if_asked
 from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.registration_order import ordered_facts
 from torch_initpolicy.trace.shapes import SHAPE_RULES
+from torch_initpolicy.trace.site_facts import facts
 from torch_initpolicy.trace.stand_ins import drawn_for, is_readable
 from torch_initpolicy.trace.trees import Call
 
