@@ -45,7 +45,7 @@ def test_idle():
         *({"frozen": "yes"}, {"frozen": None}, {"strict": 1}, {"keep": "all"}, {"keep": None}),
         {"keep": ["meant"]},
     ],
-    ids=str,
+    ids=range(15),
 )
 def test_odd_arguments(arguments):
     """What is no glob and no truth value is refused, and the error names the argument."""

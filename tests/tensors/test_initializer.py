@@ -177,7 +177,9 @@ class TestRegister:
             register(dataclasses.make_dataclass("Laplace", [], bases=(Unregistered,), frozen=True))
 
     @pytest.mark.parametrize(
-        "wrong", [Initializer, Normal(1.0), int, nn.Linear, lambda: None], ids=str
+        "wrong",
+        [Initializer, Normal(1.0), int, nn.Linear, lambda: None],
+        ids=["base", "value", "int", "module", "function"],
     )
     def test_not_a_class_of_initializers(self, wrong):
         """Only final classes of initializers are taken."""
@@ -191,7 +193,11 @@ def test_abstract():
         Initializer()
 
 
-@pytest.mark.parametrize("opaque", [Keep(), From(nn.init.zeros_), nn.init.zeros_, 3], ids=str)
+@pytest.mark.parametrize(
+    "opaque",
+    [Keep(), From(nn.init.zeros_), nn.init.zeros_, 3],
+    ids=lambda value: type(value).__name__,
+)
 def test_nothing_is_built_on_what_says_nothing(opaque):
     """A function or `Keep` cannot be scaled."""
     with pytest.raises(PolicyError, match="initializers that say what they draw"):
