@@ -29,6 +29,10 @@ class Difference:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
 
+    def __repr__(self) -> str:
+        counts = (len(self.added), len(self.removed), len(self.changed))
+        return "<Difference: {} added, {} removed, {} changed: print it>".format(*counts)
+
     def __str__(self) -> str:
         lines = [
             *(f"+ {name}  {what}" for name, (what,) in folded(map(_row, self.added))),
@@ -59,9 +63,21 @@ def _row(step: Step) -> Row:
 
 
 def _rows(pairs: Iterable[tuple[Step, Step]]) -> Iterable[Row]:
-    return ((old.name, (f"{_what(old)} -> {_what(new)}",)) for old, new in pairs)
+    return ((old.name, (_change(old, new),)) for old, new in pairs)
+
+
+def _change(old: Step, new: Step) -> str:
+    """Say what becomes what; in full where few digits say the same of both."""
+    if (before := _what(old)) != (after := _what(new)):
+        return f"{before} -> {after}"
+    return f"{_full(old)} -> {_full(new)}"
 
 
 def _what(step: Step) -> str:
     filling = summary(step.initializer, step.fan_in, step.fan_out)
     return f"{extent(step.shape)} {dtype_name(step.dtype)}: {filling}"
+
+
+def _full(step: Step) -> str:
+    parts = (step.initializer, step.axes, f"padding {step.padding}", f"factors {step.factors}")
+    return ", ".join(map(str, parts))

@@ -99,6 +99,9 @@ class Audit:
             f"{counted(self.signal.inputs, 'input')} forward and back, {took:.1f} s{left}"
         )
 
+    def __repr__(self) -> str:
+        return f"<Audit: {self.headline} Print it for more>"
+
     def __str__(self) -> str:
         repairs = [filled(str(repair), "  ") for repair in self.repairs]
         tried = [filled(self.cost + ":"), *repairs, ""] if repairs else []

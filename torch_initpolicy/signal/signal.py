@@ -133,6 +133,10 @@ class Signal:
             if update.ratio is not None:
                 writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
 
+    def __repr__(self) -> str:
+        found = ", ".join(verdict.kind for verdict in self.verdicts) or "nothing wrong"
+        return f"<Signal at {len(self.points)} points: {found}: print it>"
+
     def __str__(self) -> str:
         words = [str(verdict) for verdict in self.verdicts] or [self.all_well]
         return "\n".join((self.table, "", *map(filled, filter(None, (*words, self.note)))))
