@@ -111,7 +111,12 @@ def report(name: str, text: str, out: Path | None, figure: object = None) -> Non
 
 def options(description: str | None) -> argparse.Namespace:
     """Read the command line that all experiments have."""
+    return parser_of(description).parse_args()
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of what all experiments understand."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for tables and pictures")
-    return parser.parse_args()
+    return parser
