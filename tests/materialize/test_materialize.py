@@ -63,6 +63,27 @@ class Normalised(nn.Module):
         return self.head(x)
 
 
+class Helper:
+    """An object that is no module and holds a tensor."""
+
+    def __init__(self, width):
+        self.mask = torch.arange(float(width))
+
+
+class Tables(nn.Module):
+    """Tensors that are neither parameters nor buffers."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.width = width
+        self.lin = nn.Linear(width, width)
+        self.tables = {"shift": torch.ones(width), "more": [None, torch.full((width,), 2.0)]}
+        self.helper = Helper(width)
+
+    def forward(self, x):
+        return self.lin(x) + self.tables["shift"] + self.tables["more"][1] + self.helper.mask
+
+
 class Scaled(nn.Module):
     """A table whose lookups are multiplied by a buffer, slopes of PReLU, and a closed branch."""
 
@@ -241,6 +262,43 @@ class TestDetails:
 
         assert model.gamma.tolist() == [3.0] * 6
         assert not model.ramp.any()
+
+    def test_nested_tensors(self):
+        """Tensors in dictionaries, lists and helper objects are restored."""
+        model = on_meta(Tables)
+        materialize(model)
+
+        assert model.tables["shift"].tolist() == [1.0] * 4
+        assert model.tables["more"][1].tolist() == [2.0] * 4
+        assert model.helper.mask.tolist() == [0.0, 1.0, 2.0, 3.0]
+        assert model(torch.ones(1, 4)).device.type == "cpu"
+
+    def test_nested_unknown(self):
+        """What cannot be restored is named, and the model stays as it was."""
+        with torch.device("meta"):
+            model = Tables(4)
+            del model.width
+            model.pair = (torch.ones(2), 1)
+        before = [model.tables["shift"], model.helper.mask]
+
+        with pytest.raises(MaterializeError) as error:
+            materialize(model)
+        for name in ("tables['shift']", "tables['more'][1]", "helper.mask", "pair[0]"):
+            assert f"{name}" in str(error.value).replace("\\", "")
+        assert before[0] is model.tables["shift"]
+        assert before[1] is model.helper.mask
+
+    def test_nested_undone(self):
+        """Where writing fails they are on meta again."""
+
+        def fail(tensor):
+            raise RuntimeError("no")
+
+        model = on_meta(Tables)
+        with pytest.raises(ApplyError):
+            materialize(model, initializers.From(fail))
+        assert model.tables["shift"].is_meta
+        assert model.helper.mask.is_meta
 
     def test_values_decide(self):
         """Buffers, slopes and what was meant decide as they do where the model is real."""

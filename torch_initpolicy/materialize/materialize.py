@@ -6,6 +6,7 @@ parameters get what their constructor computes; and the steps of a plan are appl
 and steps; has never heard of policies or traces.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from torch_initpolicy.deferred.undrawn import remembered
 from torch_initpolicy.errors import MaterializeError, counted, listing
-from torch_initpolicy.materialize.restore import Build, Lost, Origin, class_of, origins, tensors_of
+from torch_initpolicy.materialize.restore import (
+    Build,
+    Lost,
+    Origin,
+    class_of,
+    nested_of,
+    origins,
+    tensors_of,
+)
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.layers import buffers_of
@@ -170,7 +179,9 @@ def _check(lost: Iterable[Lost], found: Mapping[str, Origin], names: Collection[
     cases = [
         f"{tensor.name!r} ({class_of(tensor.owner).__name__}, shape {tuple(tensor.shape)})"
         for tensor in lost
-        if tensor.name not in found or (tensor.name in drawn and tensor.name not in names)
+        if tensor.name not in found
+        or _is_fixed(tensor)
+        or (tensor.name in drawn and tensor.name not in names)
     ]
     if cases:
         raise MaterializeError(
@@ -180,6 +191,13 @@ def _check(lost: Iterable[Lost], found: Mapping[str, Origin], names: Collection[
             "draws no weights), or register a function that computes them with "
             "torch_initpolicy.restore.register; a parameter may also get a Rule"
         )
+
+
+def _is_fixed(lost: Lost) -> bool:
+    """Say whether a tensor is in a tuple, which cannot be given another."""
+    nested = dict(nested_of(lost.owner)) if lost.attribute.endswith("]") else {}
+    place = nested.get(lost.attribute)
+    return place is not None and isinstance(place.holder, tuple)
 
 
 def _constants(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
@@ -268,7 +286,9 @@ def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]
 
 
 def _held(module: nn.Module, name: str) -> Tensor:
-    return dict(tensors_of(module))[name]
+    held = ChainMap(vars(module)["_parameters"], vars(module)["_buffers"], vars(module))
+    tensor: Tensor = held[name] if name in held else dict(tensors_of(module))[name]
+    return tensor
 
 
 @torch.no_grad()
@@ -289,7 +309,9 @@ def _restore(
 def _write(lost: Lost, value: Tensor) -> None:
     tensor = _held(lost.owner, lost.attribute)
     if tensor.is_meta:  # a plain attribute, which `Module._apply` does not know
-        setattr(lost.owner, lost.attribute, value.to(dtype=tensor.dtype))
+        place = dict(nested_of(lost.owner)).get(lost.attribute)
+        holder, key = (vars(lost.owner), lost.attribute) if place is None else place[:2]
+        holder[key] = value.to(dtype=tensor.dtype)
         return
     for piece in pieces(tensor):
         piece.tensor.copy_(piece.part_of(value))
@@ -299,12 +321,16 @@ def _write(lost: Lost, value: Tensor) -> None:
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
     """Put every tensor of a model back if something goes wrong."""
     before = [(module, _copied(module)) for module in model.modules()]
+    nested = [place for module in model.modules() for _, place in nested_of(module)]
     try:
         yield
     except BaseException:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+        for holder, key, tensor in nested:
+            if not isinstance(holder, tuple):
+                holder[key] = tensor
         _each_tensor(model, lambda tensor: tensor)  # modules look at their tensors again
         raise
 

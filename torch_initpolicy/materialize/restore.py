@@ -188,9 +188,55 @@ def _read_off(reference: Reference, search: _Search) -> Iterator[tuple[Lost, Ori
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters, buffers and plain tensors that a module holds itself."""
+    """Yield the parameters, buffers and plain tensors that a module holds itself.
+
+    Those in its dictionaries, lists and helper objects come last: `tables['shift']`, `cache.mask`.
+    """
     held = {**vars(module), **module._parameters, **module._buffers}  # noqa: SLF001 - duplicates too
-    return ((name, value) for name, value in held.items() if isinstance(value, Tensor))
+    yield from ((name, value) for name, value in held.items() if isinstance(value, Tensor))
+    yield from ((name, place.tensor) for name, place in nested_of(module))
+
+
+class Nested(NamedTuple):
+    """A tensor within a container: `holder[key]`."""
+
+    holder: Any
+    key: Any
+    tensor: Tensor
+
+
+def nested_of(module: nn.Module) -> Iterator[tuple[str, Nested]]:
+    """Yield the tensors within the containers and helper objects of a module."""
+    for name, value in vars(module).items():
+        if name not in _OF_TORCH:
+            yield from _nested(name, value, _DEPTH)
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module, which hold parameters, submodules and hooks."""
+
+_DEPTH = 3
+"""Containers within containers that are looked into."""
+
+
+def _nested(name: str, value: object, depth: int) -> Iterator[tuple[str, Nested]]:
+    holder, title = _opened(value)
+    items = holder.items() if isinstance(holder, dict) else enumerate(holder)
+    for index, item in list(items):
+        inner = title.format(name, index)
+        if isinstance(item, Tensor):
+            yield inner, Nested(holder, index, item)
+        elif depth > 1:
+            yield from _nested(inner, item, depth - 1)
+
+
+def _opened(value: object) -> tuple[dict[Any, Any] | list[Any] | tuple[Any, ...], str]:
+    """Return what a container holds, and how what is in it is called."""
+    if isinstance(value, (dict, list, tuple)):
+        return value, "{}[{!r}]"
+    if isinstance(value, (nn.Module, Tensor, type)) or callable(value):
+        return (), ""
+    return getattr(value, "__dict__", ()), "{}.{}"
 
 
 #
