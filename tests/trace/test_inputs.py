@@ -161,3 +161,44 @@ class TestShapesOfInputs:
         assert shapes(small) == [(2, 3, 64, 64), (4, 8), (2,)]
         assert set(small.kwargs["i"].flatten().tolist()) == set(range(7))
         assert small.kwargs["grid"].tolist() == [1, 4]
+
+
+class Masked(nn.Module):
+    """Asks a mask of its own whether anything is hidden, wherever the mask and its buffer lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("kinds", torch.zeros(1, 2, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Ask a mask made on the device of `x`, after it was moved there once more."""
+        mask = torch.ones(x.shape[:1], device=x.device).to(device=x.device, dtype=torch.bool)
+        kinds = self.kinds.to(torch.arange(2).device).expand(2, -1)
+        return self.linear(x) + kinds.sum() if mask.all() else x
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_masks_of_ones_hold_numbers(device):
+    """A forward pass may ask a mask that it makes; a buffer without numbers cannot be moved."""
+    with torch.device(device):
+        model = Masked()
+    found = read(model, sites(model))
+
+    assert (found.evidence, found.unused) == ("traced", set())
+
+
+def test_texts_hold_a_token_for_each_feature_of_their_images():
+    """Vision towers are reached: texts and images that belong together are tried first."""
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        text_config=transformers.LlamaConfig(**WORDS),
+        image_token_index=49,
+    )
+    with torch.device("meta"):
+        model = transformers.LlavaModel(config)
+    found = read(model, sites(model))
+
+    assert found.evidence == "traced"
+    assert not {name for name in found.unused if "post_layernorm" not in name}

@@ -2,7 +2,8 @@
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +43,12 @@ def declared_inputs(model: nn.Module) -> Iterator[Call]:
     taken = inspect.signature(model.forward).parameters
     required = [n for n, p in taken.items() if p.default is p.empty and p.kind in _NAMED]
     main = str(model.main_input_name)
-    for names in ((main,), (main, "decoder_input_ids"), (), *(("input_ids", n) for n in _OTHER)):
-        wanted = dict.fromkeys((*required, *(name for name in names if name in taken)))
-        if wanted and known.keys() >= wanted.keys():
+    choices = ((main,), (main, "decoder_input_ids"), (), *(("input_ids", n) for n in _OTHER))
+    all_wanted = (tuple(dict.fromkeys((*required, *(n for n in c if n in taken)))) for c in choices)
+    if {"input_ids", "pixel_values"} <= taken.keys():
+        yield from _texts_with_images(model.config, known, taken)
+    for wanted in dict.fromkeys(all_wanted):
+        if wanted and known.keys() >= set(wanted):
             combined = itertools.product(*(known[name] for name in wanted))
             for tensors in itertools.islice(combined, _VARIANTS):
                 yield Call((), dict(zip(wanted, tensors, strict=True)))
@@ -76,6 +80,34 @@ def known_arguments(model: nn.Module) -> Mapping[str, Sequence[Tensor]]:
         return {}
     sound = _part(config, "audio_config", "encoder_config", "speech_config")
     return {**_text(_part(config, "text_config")), **_images(config), **_sound(sound)}
+
+
+def _texts_with_images(
+    config: Any, known: Mapping[str, Sequence[Tensor]], taken: Collection[str]
+) -> Iterator[Call]:
+    """Yield images, with texts that have a token for each of the features that they may become."""
+    token = _number(config, -1, "image_token_id", "image_token_index")
+    grids = {"image_grid_thw": known["image_grid_thw"][0]} if "image_grid_thw" in taken else {}
+    images = known["pixel_values"][0]
+    for count in _image_tokens(config) if token >= 0 else ():
+        ids = torch.tensor([[*[token] * count, *range(_LENGTH)]] * BATCH)
+        kinds = {"mm_token_type_ids": (ids == token).long()} if "mm_token_type_ids" in taken else {}
+        yield Call((), {"input_ids": ids, "pixel_values": images, **grids, **kinds})
+
+
+def _image_tokens(config: Any) -> Sequence[int]:
+    """Return how many features an image may become: all patches, or those that are merged."""
+    vision = _part(config, "vision_config", "vision_tower_config", "backbone_config")
+    if "spatial_merge_size" in dir(vision):
+        return (2,)  # the patches of one small image, over both texts
+    patches = math.prod(edge // _number(vision, 14, "patch_size") for edge in _edges(vision))
+    declared = (_number(c, 0, "mm_tokens_per_image", "image_seq_length") for c in (config, vision))
+    counts = (*declared, patches, patches // 4, patches // 16, patches + 1)
+    return tuple(count for count in dict.fromkeys(counts) if 0 < count <= _MOST_TOKENS)
+
+
+_MOST_TOKENS = 2048
+"""Tokens of an image up to which a text with as many is tried."""
 
 
 def _part(config: Any, *names: str) -> Any:

@@ -217,6 +217,8 @@ class Recorder(TorchFunctionMode):
             args, kwargs = map_tensors(self._latest, (args, dict(kwargs)))
         if kwargs and "device" in kwargs and _makes_indices(func, kwargs):
             return args, {**kwargs, "device": "cpu"}
+        if func is Tensor.to:
+            args, kwargs = _staying(args, kwargs)
         if len({tensor.is_meta for tensor in tensors_in((args, kwargs))}) < 2:
             return args, kwargs
         if func in _INDEXING and args[0].is_meta:
@@ -396,9 +398,29 @@ def _makes_indices(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     if func not in _FACTORIES or torch.device(kwargs["device"] or "cpu").type != "meta":
         return False
     dtype = kwargs.get("dtype")
+    if func is torch.ones and dtype is None:  # a mask of attention that the forward asks about
+        return True
     if dtype is None:
         return func is torch.arange
     return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _staying(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Let a tensor stay where it is: on meta are no numbers to be moved, and small masks keep them.
+
+    Only what a call of `Tensor.to` says of the device is changed.
+    """
+    device = args[0].device
+    if not args[0].is_meta and args[0].numel() > _SMALL:
+        return args, kwargs
+
+    def here(value: Any) -> Any:
+        names_device = isinstance(value, (torch.device, str, int)) and not isinstance(value, bool)
+        return device if names_device else value
+
+    return tuple(map(here, args)), {name: here(value) for name, value in kwargs.items()}
 
 
 def _numbered(index: Any) -> Any:
