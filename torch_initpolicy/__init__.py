@@ -1,7 +1,8 @@
 """Model-wide weight initialisation policies for PyTorch."""
 
 from torch_initpolicy.api import apply_policy, materialize, plan_policy
-from torch_initpolicy.calibrate.lsuv import Calibration, lsuv_
+from torch_initpolicy.calibrate.calibration import Calibration
+from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.compare.compare import Comparison, compare_inits
 from torch_initpolicy.decorator import init_policy
 from torch_initpolicy.deferred.skip import skip_init

@@ -4,14 +4,16 @@ Products are linear in their weight, so that one measurement settles the scale. 
 products, an average, and one more. Recurrent layers feed back, and are run until they have settled.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.calibrate.recurrent import scale_recurrent
-from torch_initpolicy.calibrate.scaler import Handler, Operand, Scaler, Target
+from torch_initpolicy.calibrate.response import unit_means
+from torch_initpolicy.calibrate.scaler import Operand, Scaler
+from torch_initpolicy.calibrate.scales import Target
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.recorder import Ran
@@ -27,10 +29,10 @@ def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Non
     output = ran.outputs[0]
     if not (output.is_floating_point() or output.is_complex()):
         what = dtype_name(output.dtype)
-        scaler.left[site.name] = f"its operator's output is of {what}, not to be scaled"
+        scaler.leave([site.name], f"its operator's output is of {what}, not to be scaled")
         return
     bias = next((operand for operand in operands if operand.slot == "bias"), None)
-    target = Target((site.name,), ran.node.op, scaler.parts_of(site))
+    target = Target((site.name,), ran.node.op, scaler.copies_of(site))
     _settle(scaler, target, output, bias, ran)
 
 
@@ -52,16 +54,16 @@ def _settle(scaler: Scaler, target: Target, output: Tensor, bias: Operand | None
     behind = _dims_behind_units(ran)
     offset = None if bias is None else _offset(bias.tensor, behind, ran)
     weighted = output if offset is None else output.sub_(offset)
-    shift = None
-    if bias is not None and scaler.may_shift(bias):
-        shift = scaler.unit_means(weighted, axis=-1 - behind)
-        weighted, offset = weighted.sub_(shift), None
-    scale = scaler.settle(target, scaler.line(weighted, offset))
-    if bias is not None and shift is not None:
-        scaler.set_bias(bias, -scale * shift)
+    shifted = scaler.bias_to_shift(bias)
+    if bias is None or shifted is None:
+        weighted.mul_(scaler.settle(target, scaler.measure(weighted, offset)))
+        if offset is not None:
+            weighted.add_(offset)
+        return
+    shift = unit_means(weighted, -1 - behind, scaler.settings.groups)
+    scale = scaler.settle(target, scaler.measure(weighted.sub_(shift)))
+    scaler.set_bias(shifted, bias.tensor, -scale * shift)
     weighted.mul_(scale)
-    if offset is not None:
-        weighted.add_(offset)
 
 
 def _dims_behind_units(ran: Ran) -> int:
@@ -82,43 +84,45 @@ def _scale_attention(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> N
     given = {operand.slot: operand for operand in operands}
     for index, slot in enumerate(("query", "key", "value")):
         _scale_projection(scaler, given, slot, index)
-    for output, again in zip(ran.outputs, tensors_in(_rerun(ran)), strict=False):
+    rerun = ran.node.function(*ran.args, **ran.kwargs)
+    for output, again in zip(ran.outputs, tensors_in(rerun), strict=False):
         output.copy_(again)
     site = scaler.site_behind(given["out_proj_weight"])
     if site is not None:
-        target = Target((site.name,), "output", scaler.parts_of(site))
+        target = Target((site.name,), "output", scaler.copies_of(site))
         _settle(scaler, target, ran.outputs[0], given.get("out_proj_bias"), ran)
 
 
-def _rerun(ran: Ran) -> object:
-    return ran.node.function(*ran.args, **ran.kwargs)
-
-
 def _scale_projection(scaler: Scaler, given: Mapping[str, Operand], slot: str, index: int) -> None:
-    """Scale one of three projections, packed into one weight or apart."""
+    """Scale one of three projections, packed into one weight or with a weight each."""
     packed = given.get("in_proj_weight")
     weight = packed or given[f"{slot[0]}_proj_weight"]
     site = scaler.site_behind(weight)
     if site is None:
         return
     if packed is not None and site.storage != "plain":
-        scaler.left[site.name] = "its parametrisation packs three projections into one weight"
+        scaler.leave([site.name], "its parametrisation packs three projections into one weight")
         return
-    matrix = weight.tensor.chunk(3)[index] if packed is not None else weight.tensor
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor if packed is None else tensor.chunk(3)[index]
+
     bias = given.get("in_proj_bias")
     offset = bias.tensor.chunk(3)[index] if bias is not None else None
-    line = scaler.line(F.linear(given[slot].tensor, matrix), offset)
-    parts = tuple(p.chunk(3)[index] if packed is not None else p for p in scaler.parts_of(site))
+    response = scaler.measure(F.linear(given[slot].tensor, own(weight.tensor)), offset)
+    parts = tuple(map(own, scaler.copies_of(site)))
     block = index if packed is not None else None
-    scaler.settle(Target((site.name,), slot, parts, block), line)
+    scaler.settle(Target((site.name,), slot, parts, block), response)
 
 
 def _note_lookup(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     """Leave the rows of tables alone: nothing is summed."""
     for operand in _weights(scaler, ran, operands):
-        for source in scaler.flow.sources[operand.value]:
-            scaler.left.setdefault(source.site, "a table whose rows are looked up")
+        scaler.leave_operand(operand, "a table whose rows are looked up")
 
+
+Handler = Callable[[Scaler, Ran, Sequence[Operand]], None]
+"""Scales what an operator applies; one for each role."""
 
 HANDLERS: Mapping[OpRole, Handler] = MappingProxyType({
     OpRole.WEIGHS: _scale_product,

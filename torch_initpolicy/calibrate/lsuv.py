@@ -4,22 +4,20 @@ Runs the model on copies of its parameters; the model itself is written to once,
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from torch_initpolicy.calibrate.handlers import HANDLERS
-from torch_initpolicy.calibrate.scaler import Left, Scaled, Scaler, Wishes, factors_of
-from torch_initpolicy.errors import (
-    ApplyError,
-    ArgumentError,
-    InitPolicyError,
-    counted,
-    listing,
-)
+from torch_initpolicy.calibrate.calibration import Calibration, Left, factors_of
+from torch_initpolicy.calibrate.copies import Copies
+from torch_initpolicy.calibrate.observer import ScalingObserver
+from torch_initpolicy.calibrate.response import Groups
+from torch_initpolicy.calibrate.scaler import Settings
+from torch_initpolicy.calibrate.scales import Scales
+from torch_initpolicy.calibrate.unscaled import unscaled
+from torch_initpolicy.errors import ApplyError, ArgumentError, InitPolicyError, listing
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy.match import anything, predicate, role
@@ -40,44 +38,6 @@ from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
 
 ROUNDS = 40
 """Forward passes after which weights used several times that have not settled are left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What was scaled, and what was not.
-
-    Attributes:
-        std: The standard deviation that was wanted.
-        scaled: Weights that were scaled, in order of execution.
-        left: Weights that were left as they were, with the reason.
-        passes: Forward passes that it took: one, unless operators share weights.
-    """
-
-    std: float
-    scaled: tuple[Scaled, ...]
-    left: tuple[Left, ...]
-    passes: int = 1
-
-    @property
-    def worst(self) -> float:
-        """Largest relative deviation from what was wanted; 0 where nothing was scaled."""
-        return max((abs(scaled.after / self.std - 1) for scaled in self.scaled), default=0.0)
-
-    @property
-    def factors(self) -> dict[str, tuple[float, ...]]:
-        """What each weight was multiplied by, by name; three numbers for packed q, k and v."""
-        return factors_of(self.scaled)
-
-    def __str__(self) -> str:
-        names = [*(scaled.site for scaled in self.scaled), *(left.site for left in self.left)]
-        width = max(map(len, names), default=0)
-        rows = [f"{scaled.site:{width}}  {scaled}" for scaled in self.scaled]
-        rows += [f"{left.site:{width}}  left: {left.reason}" for left in self.left]
-        head = (
-            f"{counted(len(self.scaled), 'weight')} scaled to std {self.std:g}, "
-            f"{len(self.left)} left"
-        )
-        return "\n".join((head, *rows))
 
 
 def lsuv_(
@@ -174,7 +134,10 @@ def scale(
     """
     found = sites(require_module(model))
     _require_writable(found, selection)
-    return _scaled(model, inputs, Scaler(found, Wishes(std, per_channel, selection), HANDLERS))
+    copies = Copies(found)
+    groups = _groups(model, found)
+    settings = Settings(Scales(std, copies), copies, selection, per_channel, groups)
+    return _calibrate(model, inputs, settings)
 
 
 _START = InitPolicy([
@@ -204,18 +167,18 @@ def _orthogonalise(
     apply_steps(plan.pairs(), seed)
 
 
-def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
+def _calibrate(model: nn.Module, inputs: Any, settings: Settings) -> Calibration:
     """Run the model until the weights that several operators share have settled too, then write."""
     inner = next(module for _, module in canonical_modules(model))
-    scaler.groups = _groups(model, scaler.sites.values())
-    names = {id(p): site.name for site in scaler.sites.values() for p in site.parameters}
+    scales, copies = settings.scales, settings.copies
     passes = 0
-    while passes == 0 or not scaler.has_settled():
+    while passes == 0 or scales.unsettled():
         if passes and passes % ROUNDS == 0:
-            scaler.give_up()
+            settings.left.update(scales.give_up())
         passes += 1
-        _run(inner, inputs, scaler, names)
-    writes = scaler.writes()
+        observer = _run(inner, inputs, settings)
+    scaled = scales.scaled()
+    writes = copies.writes(factors_of(scaled))
 
     def write(journal: Journal) -> None:
         for each in writes:
@@ -223,25 +186,33 @@ def _scaled(model: nn.Module, inputs: Any, scaler: Scaler) -> Calibration:
 
     with crew([None]) as workers:
         commit(write, process_groups(model), workers)
-    return Calibration(scaler.wishes.std, *scaler.report(), passes)
+    done = {entry.site for entry in scaled}
+    flow = observer.scaler.flow if observer.scaler else None
+    reasons = {**dict(unscaled(flow, copies.sites, done)), **settings.left}
+    left = (Left(name, why) for name, why in reasons.items() if name not in done)
+    return Calibration(scales.std, scaled, tuple(left), passes)
 
 
-def _run(model: nn.Module, inputs: Any, scaler: Scaler, names: Mapping[int, str]) -> None:
+def _run(model: nn.Module, inputs: Any, settings: Settings) -> ScalingObserver:
+    """Run one forward pass, and return what was seen of it."""
     call = as_call(inputs)
+    names = {id(p): site.name for site in settings.copies.sites.values() for p in site.parameters}
 
-    def run(*, with_grad: bool) -> None:
-        scaler.begin()
-        observe(model, call, scaler, names=names, with_grad=with_grad)
+    def run(*, with_grad: bool) -> ScalingObserver:
+        settings.scales.begin()
+        observer = ScalingObserver(settings)
+        observe(model, call, observer, names=names, with_grad=with_grad)
+        return observer
 
     try:
-        with_grad_if_asked(run)
+        return with_grad_if_asked(run)
     except InitPolicyError:
         raise
     except Exception as error:
         raise refusal(model, call, error) from error
 
 
-def _groups(model: nn.Module, found: Iterable[Site]) -> tuple[distributed.ProcessGroup, ...]:
+def _groups(model: nn.Module, found: Iterable[Site]) -> Groups:
     """Return the process groups over which inputs are spread."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return (model.process_group,)

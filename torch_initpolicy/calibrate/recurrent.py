@@ -6,7 +6,7 @@ settled; a few runs of the one layer do, because the state is bounded.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy.calibrate.scaler import TOLERANCE, Operand, Scaler, Target
+from torch_initpolicy.calibrate.scaler import Operand, Scaler
+from torch_initpolicy.calibrate.scales import TOLERANCE, Target
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.shapes import is_packed
 from torch_initpolicy.trace.trees import tensors_in
@@ -116,7 +117,7 @@ class _Call:
 
     @classmethod
     def of(cls, ran: Ran) -> "_Call":
-        """Tell the two forms apart."""
+        """Tell which of the two forms a call has."""
         return cls(ran, 3 if is_packed(ran.args) else 2)
 
     @property
@@ -204,7 +205,7 @@ def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> No
     call = _Call.of(ran)
     # The layer holds its parameters in a list of its own, which stand-ins do not reach.
     held = ((operand, scaler.parameter_of(operand)) for operand in operands)
-    ours = {id(o.tensor): scaler.parts_of(site)[0] for o, site in held if site is not None}
+    ours = {id(o.tensor): scaler.copies_of(site)[0] for o, site in held if site is not None}
     flat = [ours.get(id(weight), weight) for weight in call.weights]
     names = _names(scaler, operands)
     signal = ran.args[0]
@@ -220,11 +221,11 @@ def _names(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
     """Name the sites whose weights may be scaled, by the `id` of what stands in for them."""
     matrices = (o for o in operands if o.tensor.ndim == 2 and scaler.parameter_of(o) is not None)
     found = filter(None, map(scaler.site_behind, matrices))
-    return {id(scaler.parts_of(site)[0]): site.name for site in found if scaler.parts_of(site)}
+    return {id(scaler.copies_of(site)[0]): site.name for site in found if scaler.copies_of(site)}
 
 
 def _layers(call: _Call, flat: Sequence[Tensor]) -> Iterator[list[_Direction]]:
-    """Take a layer apart: its weights come layer by layer, direction by direction."""
+    """Yield the directions of each layer; weights come layer by layer, direction by direction."""
     _, count, _, _, bidirectional, *_ = call.options
     directions = 2 if bidirectional else 1
     each = len(flat) // (count * directions)
@@ -250,25 +251,20 @@ def _scaled(scaler: Scaler, direction: _Direction, signal: Tensor, names: dict[i
     if all(id(part) in names for part in parts):
 
         def measure(scale: float) -> float:
-            return scaler.line(direction.gates(turned, scale), None).std(1.0)
+            return scaler.measure(direction.gates(turned, scale)).std(1.0)
 
         count = float(direction.gates(turned, 1.0).numel())
         target = Target(tuple(names[id(part)] for part in parts), "gates", parts)
         scaler.settle(target, Feedback(count, measure))
     else:
-        _leave(scaler, (names[id(part)] for part in parts if id(part) in names))
+        scaler.leave((names[id(part)] for part in parts if id(part) in names), _ONE_LEFT)
     for projection in direction.weights[2:]:
         if id(projection) in names:
-            scaler.left.setdefault(names[id(projection)], "a projection inside a recurrence")
+            scaler.leave([names[id(projection)]], "a projection inside a recurrence")
     return direction.turned(direction.outputs(turned, direction.weights))
 
 
-def _leave(scaler: Scaler, names: Iterable[str]) -> None:
-    """Leave what cannot be scaled without the other weight of its recurrence."""
-    for name in names:
-        scaler.left.setdefault(
-            name, "the other weight of its recurrence is left, and both are scaled as one"
-        )
+_ONE_LEFT = "the other weight of its recurrence is left, and both are scaled as one"
 
 
 def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
@@ -279,10 +275,10 @@ def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     found = [scaler.site_behind(operand) for operand in weights]
     sites = [site for site in found if site is not None]
     if len(sites) < len(weights):
-        _leave(scaler, (site.name for site in sites))
+        scaler.leave((site.name for site in sites), _ONE_LEFT)
         return
-    parts = tuple(part for site in sites for part in scaler.parts_of(site))
-    line = scaler.line(F.linear(signal, ih) + F.linear(state, hh), None)
+    parts = tuple(part for site in sites for part in scaler.copies_of(site))
+    line = scaler.measure(F.linear(signal, ih) + F.linear(state, hh))
     scaler.settle(Target(tuple(site.name for site in sites), "gates", parts), line)
     results = ran.node.function(*ran.args, **ran.kwargs)
     for output, again in zip(ran.outputs, tensors_in(results), strict=False):

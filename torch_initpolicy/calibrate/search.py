@@ -4,7 +4,8 @@ The standard deviation over all uses of a weight grows with some unknown power o
 for one use and up to `n` where the output of each of `n` uses goes into the next, and with powers
 of the scales of other such weights. On logarithms that is nearly linear, and Broyden's method
 learns the powers as it goes: C. G. Broyden, *A Class of Methods for Solving Nonlinear Simultaneous
-Equations*, 1965. To take each for 1 and apart from the others diverges from three uses on.
+Equations*, 1965. To take each power for 1, and weights for independent, diverges from
+three uses on.
 """
 
 import math

@@ -261,7 +261,7 @@ class Receipt(Grouped):
         """Return the receipt of a plan that was carried out in this process."""
         seconds = written.staging + written.writing
         found = () if plan.model is None else sites(plan.model)
-        prints = tuple(fingerprints(found).items())
+        prints = tuple(fingerprints(found, plan.model).items())
         return cls(plan, written.seed, written.devices, Versions.here(), seconds, prints)
 
     @property

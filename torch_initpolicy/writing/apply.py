@@ -32,12 +32,12 @@ from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.tensors.samplers import Draw, Independent, Joint
 from torch_initpolicy.writing.blocks import (
-    Hand,
     Job,
+    Workspace,
     drawn,
-    hands_for,
     normals,
     tasks_of,
+    workspaces_for,
 )
 from torch_initpolicy.writing.commit import Write, commit, plainly
 from torch_initpolicy.writing.crew import Crew, check_threads, crew
@@ -131,10 +131,10 @@ def apply_steps(
         if seed is None:
             number = same_everywhere(number, groups)
         with together(groups):
-            hands = hands_for(number, jobs, threads or torch.get_num_threads())
-            workers = stack.enter_context(crew(hands))
+            workspaces = workspaces_for(number, jobs, threads or torch.get_num_threads())
+            workers = stack.enter_context(crew(workspaces))
             staged = _resets(model, {site.owner: not step.keeps for site, step in known})
-            staged += _staged(jobs, workers, hands[0])
+            staged += _staged(jobs, workers, workspaces[0])
         staged_at = time.perf_counter()
         commit(partial(_write, jobs, staged, workers), groups, workers, partial(_mark_filled, jobs))
         if model is not None:
@@ -143,7 +143,7 @@ def apply_steps(
         seed=number,
         names=tuple(job.site.name for job in jobs),
         devices=tuple(sorted({job.origin.type for job in jobs})),
-        blocks=sum(hand.drawn for hand in hands),
+        blocks=sum(workspace.drawn for workspace in workspaces),
         staging=staged_at - started,
         writing=time.perf_counter() - staged_at,
     )
@@ -217,7 +217,7 @@ def _draws(step: Step) -> tuple[Draw, ...]:
 #
 
 
-def _staged(jobs: Sequence[Job], workers: Crew[Hand], own: Hand) -> list[Write]:
+def _staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> list[Write]:
     """Compute what is not drawn in place; return what writes it.
 
     Args:
@@ -228,11 +228,11 @@ def _staged(jobs: Sequence[Job], workers: Crew[Hand], own: Hand) -> list[Write]:
     Raises:
         ApplyError: Lists every site whose values could not be computed.
     """
-    threaded, serial = _parted((job for job in jobs if not job.is_direct), _is_own_work)
+    threaded, serial = _split((job for job in jobs if not job.is_direct), _is_own_work)
     found: dict[str, Write | ApplyError] = {}
 
-    def stage(job: Job, hand: Hand) -> None:
-        found[job.site.name] = _attempt(job, hand)
+    def stage(job: Job, workspace: Workspace) -> None:
+        found[job.site.name] = _attempt(job, workspace)
 
     threaded.sort(key=lambda job: -math.prod(job.site.shape))
     workers.finish(lambda: workers.share((partial(stage, job) for job in threaded), stops=True))
@@ -255,7 +255,7 @@ def _remedies(failed: Iterable[Job]) -> Iterator[str]:
         yield WEIGHTS_ONLY
 
 
-def _parted(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
+def _split(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
     """Part the jobs that pass a test from those that do not."""
     parts: tuple[list[Job], list[Job]] = ([], [])
     for job in jobs:
@@ -269,10 +269,10 @@ def _is_own_work(job: Job) -> bool:
     return known and job.site.storage == "plain" and job.origin.type == "cpu"
 
 
-def _attempt(job: Job, hand: Hand) -> Write | ApplyError:
+def _attempt(job: Job, workspace: Workspace) -> Write | ApplyError:
     """Compute a job's values aside, or say why not."""
     try:
-        return _prepared(job, hand)
+        return _prepared(job, workspace)
     except ApplyError as error:
         return error
     except Exception as error:  # noqa: BLE001 - whatever a user's callable may raise
@@ -281,20 +281,20 @@ def _attempt(job: Job, hand: Hand) -> Write | ApplyError:
         return failure
 
 
-def _prepared(job: Job, hand: Hand) -> Write:
+def _prepared(job: Job, workspace: Workspace) -> Write:
     if _is_own_work(job):
-        return _prepare(job, hand)
-    with isolated(job.origin, hand.key(job, _GLOBAL)):
-        return _prepare(job, hand)
+        return _prepare(job, workspace)
+    with isolated(job.origin, workspace.key(job, _GLOBAL)):
+        return _prepare(job, workspace)
 
 
 _GLOBAL = 1 << 63
 """Salt of the stream that stands in for torch's global generators."""
 
 
-def _prepare(job: Job, hand: Hand) -> Write:
+def _prepare(job: Job, workspace: Workspace) -> Write:
     site = job.site
-    target = _target(job, hand).to(site.device, site.dtype)
+    target = _target(job, workspace).to(site.device, site.dtype)
     _check_finite(job, target)
     _zero_padding(job, [whole(target)])
     if site.storage != "plain":
@@ -325,21 +325,21 @@ def _own(part: Tensor) -> Tensor:
     return part if part.numel() * part.itemsize == part.untyped_storage().nbytes() else part.clone()
 
 
-def _target(job: Job, hand: Hand) -> Tensor:
+def _target(job: Job, workspace: Workspace) -> Tensor:
     """Return the whole logical tensor that a job asks for."""
     if job.draws:
-        return drawn(job, hand)
+        return drawn(job, workspace)
     sampler = job.step.initializer.sampler(job.site.shape, job.step.axes)
     if isinstance(sampler, Joint):
-        return sampler.build(partial(normals, job, hand, count()))
-    return _called(job, hand)
+        return sampler.build(partial(normals, job, workspace, count()))
+    return _called(job, workspace)
 
 
-def _called(job: Job, hand: Hand) -> Tensor:
+def _called(job: Job, workspace: Workspace) -> Tensor:
     """Let code of the user fill a copy of what the site holds now."""
     now = reading(job.site).to(job.origin, job.working)
     copy = now.clone(memory_format=torch.contiguous_format)
-    job.step.initializer(copy, job.step.axes, generator=hand.stream(job)(0))
+    job.step.initializer(copy, job.step.axes, generator=workspace.stream(job)(0))
     made, wanted = ((tuple(t.shape), t.dtype, t.device) for t in (copy, now))
     if made != wanted:
         raise _refused(job, f"made {_described(copy)} of a tensor {_described(now)}")
@@ -382,7 +382,9 @@ def _zero_padding(job: Job, held: Iterable[Piece]) -> None:
 #
 
 
-def _write(jobs: Sequence[Job], staged: list[Write], workers: Crew[Hand], journal: Journal) -> None:
+def _write(
+    jobs: Sequence[Job], staged: list[Write], workers: Crew[Workspace], journal: Journal
+) -> None:
     """Write what may fail first, then what is drawn in place."""
     devices = {job.site.device for job in jobs}
     _wait_for(devices)
@@ -407,8 +409,8 @@ def _mark_filled(jobs: Iterable[Job]) -> None:
         mark_filled(parameter)
 
 
-def _draw(direct: Sequence[Job], workers: Crew[Hand]) -> None:
-    threaded, serial = _parted(direct, lambda job: job.origin.type == "cpu")
+def _draw(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
+    threaded, serial = _split(direct, lambda job: job.origin.type == "cpu")
     workers.share(chain.from_iterable(map(tasks_of, threaded)))
     workers.lead(chain.from_iterable(map(tasks_of, serial)))
     for job in direct:

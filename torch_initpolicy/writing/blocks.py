@@ -20,8 +20,8 @@ from torch_initpolicy.tensors.samplers import Draw, fill_with
 from torch_initpolicy.writing.shards import Piece, whole
 from torch_initpolicy.writing.streams import BLOCK, Seek, key, keys, seeker
 
-Task = Callable[["Hand"], None]
-"""A piece of work that draws with the hand of the thread that does it."""
+Task = Callable[["Workspace"], None]
+"""A piece of work that draws with the workspace of the thread that does it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ class Job:
 #
 
 
-class Hand:
+class Workspace:
     """What one thread draws with: a generator and room for one block on each device."""
 
     def __init__(self, seed: int, devices: Iterable[torch.device]) -> None:
@@ -91,13 +91,13 @@ _WORTH = 4
 """Blocks of work that make up for starting a thread."""
 
 
-def hands_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Hand]:
-    """Return one hand per thread that has something to do."""
+def workspaces_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Workspace]:
+    """Return one workspace per thread that has something to do."""
     elements = sum(math.prod(job.site.shape) for job in jobs)
     threads = max(1, min(threads, elements // (BLOCK * _WORTH)))
     devices = {job.origin for job in jobs}
     processor = {device for device in devices if device.type == "cpu"}
-    return [Hand(seed, devices), *(Hand(seed, processor) for _ in range(threads - 1))]
+    return [Workspace(seed, devices), *(Workspace(seed, processor) for _ in range(threads - 1))]
 
 
 #
@@ -113,7 +113,7 @@ def tasks_of(job: Job) -> Iterator[Task]:
     yield from chain.from_iterable(_draws_of(job, piece) for piece in job.held)
 
 
-def _fill(held: Iterable[Piece], value: float, hand: Hand) -> None:
+def _fill(held: Iterable[Piece], value: float, workspace: Workspace) -> None:
     for piece in held:
         piece.tensor.fill_(value)
 
@@ -129,7 +129,7 @@ def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
             first = blocks.start + few.start
             yield partial(_draw, job, first, views[few.start : few.stop])
     outside = (block for block in piece.blocks(BLOCK) if block not in inside)
-    yield from (partial(_draw_apart, job, piece, block) for block in outside)
+    yield from (partial(_draw_aside, job, piece, block) for block in outside)
 
 
 _AT_ONCE = 4
@@ -155,34 +155,34 @@ def _cut(numbers: range, size: int) -> Iterator[range]:
     return (numbers[at : at + size] for at in range(0, len(numbers), size))
 
 
-def _draw(job: Job, first: int, views: Sequence[Tensor], hand: Hand) -> None:
+def _draw(job: Job, first: int, views: Sequence[Tensor], workspace: Workspace) -> None:
     """Draw consecutive blocks, each into its own tensor."""
-    shape, axes, stream = job.site.shape, job.step.axes, hand.stream(job)
+    shape, axes, stream = job.site.shape, job.step.axes, workspace.stream(job)
     for block, values in enumerate(views, first):
         generator = stream(block)
         fill_with(job.draws, values, shape, axes, start=block * BLOCK, generator=generator)
-    hand.drawn += len(views)
+    workspace.drawn += len(views)
 
 
-def _draw_apart(job: Job, piece: Piece, block: int, hand: Hand) -> None:
+def _draw_aside(job: Job, piece: Piece, block: int, workspace: Workspace) -> None:
     """Draw a block aside, and write what the piece holds of it."""
     start = block * BLOCK
-    values = hand.room(job, min(BLOCK, piece.elements - start))
-    _draw(job, block, [values], hand)
+    values = workspace.room(job, min(BLOCK, piece.elements - start))
+    _draw(job, block, [values], workspace)
     piece.put(values, start)
 
 
-def drawn(job: Job, hand: Hand) -> Tensor:
+def drawn(job: Job, workspace: Workspace) -> Tensor:
     """Draw all blocks of a tensor that is written otherwise than in place."""
     target = torch.empty(job.site.shape, dtype=job.working, device=job.origin)
     for task in _draws_of(job, whole(target)):
-        task(hand)
+        task(workspace)
     return target
 
 
-def normals(job: Job, hand: Hand, salts: Iterator[int], shape: Sequence[int]) -> Tensor:
-    """Hand out standard normals, from the next stream of the job at each call."""
-    stream = hand.stream(job, next(salts))
+def normals(job: Job, workspace: Workspace, salts: Iterator[int], shape: Sequence[int]) -> Tensor:
+    """Draw standard normals from the next stream of the job at each call."""
+    stream = workspace.stream(job, next(salts))
     values = torch.empty(shape, dtype=job.working, device=job.origin)
     for block, part in enumerate(torch.split(values.view(-1), BLOCK)):
         part.normal_(generator=stream(block))

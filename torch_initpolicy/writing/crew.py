@@ -1,8 +1,8 @@
 """Threads that draw and write, started before anything is written, and beyond interruption.
 
-Python runs the handlers of signals in its main thread, and other asynchronous exceptions reach
-threads that somebody knows. Whatever must not stop half-way therefore runs in a thread of the
-crew, which nobody knows, while the caller waits: what is raised in the caller meanwhile is raised
+Python runs the handlers of signals in its main thread, and other asynchronous exceptions are thrown
+at threads whose identity is known. Whatever must not stop half-way therefore runs in a private
+thread of the crew while the caller waits, and what is raised in the caller meanwhile is raised
 there once the work is done.
 """
 

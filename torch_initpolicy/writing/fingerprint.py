@@ -12,18 +12,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.base import dtype_name
-from torch_initpolicy.writing.ranks import process_groups
+from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import Piece, is_sharded, pieces
 
 _BLOCK = 1 << 16
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def fingerprints(sites: Iterable[Site]) -> dict[str, str]:
+def fingerprints(sites: Iterable[Site], model: nn.Module | None = None) -> dict[str, str]:
     """Hash each tensor of a model, by canonical name; equal in every layout.
 
     Tensors without memory are left out. All processes of a sharded model must ask; each reads what
@@ -31,14 +31,20 @@ def fingerprints(sites: Iterable[Site]) -> dict[str, str]:
 
     Args:
         sites: The sites of the model.
+        model: The model, where its wrapper (DDP) may spread it over processes.
 
     Returns:
         16 hexadecimal digits for each site.
+
+    Raises:
+        InitPolicyError: Another process of the model could not read its part.
     """
     known = [site for site in sites if not site.lazy and site.device.type != "meta"]
     parameters = [(site, parameter) for site in known for parameter in site.parameters]
-    sums = [_own_sum(parameter) for _, parameter in parameters]
-    totals = _summed([parameter for _, parameter in parameters], sums)
+    held = [parameter for _, parameter in parameters]
+    with together(process_groups(model, held)):
+        sums = list(map(_own_sum, held))
+    totals = _summed(held, sums)
     parts: dict[str, list[str]] = {}
     for (site, parameter), total in zip(parameters, totals, strict=True):
         shape = tuple(parameter.shape)

@@ -2,8 +2,8 @@
 
 Everything is said in boxes of the logical tensor: one `range` per axis. A plain parameter is one
 box, a sharded one what its placements leave to this process, and a run of the flattened tensor is
-a few boxes again. Knows sites and torch's own ways of holding a parameter; has never heard of
-initializers or of random numbers.
+a few boxes again. Knows sites and torch's own ways of holding a parameter, and neither
+initializers nor random numbers.
 """
 
 import itertools
@@ -248,7 +248,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Tell whether a tensor is a DTensor, without importing what nobody has imported yet."""
+    """Tell whether a tensor is a DTensor, without importing its module."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

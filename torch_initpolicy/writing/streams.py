@@ -5,7 +5,7 @@ The logical tensor, flattened in C order, is cut into blocks of 2^16 elements. E
 its own that starts at that key. So the bits of a parameter depend on nothing else: not on other
 parameters, the order of the modules, the threads or the processes that draw them.
 
-Knows seeds, names and generators; has never heard of a distribution or of a model.
+Knows seeds, names and generators, and neither distributions nor models.
 """
 
 import functools
@@ -41,7 +41,7 @@ def keys(seed: int, name: str, *, salt: int = 0) -> Callable[[int], int]:
     Args:
         seed: Seed of the whole application, 64 bits, signed or unsigned (`-1` is `2**64 - 1`).
         name: Canonical name of the parameter.
-        salt: Tells apart several streams of one parameter.
+        salt: Number of the stream, where a parameter has several.
 
     Returns:
         A function that takes a block's number, from 0, and returns an integer in `[0, 2**64)`.

@@ -1,0 +1,58 @@
+"""Scales the weights of each operator of a forward pass right after it has run."""
+
+from typing import Any
+
+from torch import Tensor
+
+from torch_initpolicy.calibrate.handlers import HANDLERS
+from torch_initpolicy.calibrate.scaler import Operand, Scaler, Settings
+from torch_initpolicy.trace.composed import Composed
+from torch_initpolicy.trace.constants import Constants
+from torch_initpolicy.trace.consumers import Uses, advance
+from torch_initpolicy.trace.functorch import is_wrapped
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.trees import tensors_in
+
+
+class ScalingObserver:
+    """Scales what each operator applies, and its output, in one forward pass.
+
+    Attributes:
+        scaler: What the pass has found; None before its first operator.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.scaler: Scaler | None = None
+        self._settings = settings
+
+    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the copy of a parameter that is scaled in its place."""
+        return self._settings.copies.of(parameter)
+
+    def end(self, results: Any) -> None:
+        """Nothing is left to do when the model returns."""
+
+    def see(self, ran: Ran) -> None:
+        """Scale what an operator applies, and its output."""
+        if self.scaler is None:
+            flow = Uses(ran.graph)
+            self.scaler = Scaler(self._settings, flow, Composed(Constants(flow, {})))
+        advance(self.scaler.flow, ran.node)
+        self.scaler.composed.advance(ran.node)
+        if ran.node.index in self.scaler.flow.weighers:
+            _scale(self.scaler, ran)
+
+
+def _scale(scaler: Scaler, ran: Ran) -> None:
+    """Scale by the handler of an operator's role."""
+    handler = HANDLERS.get(scaler.flow.role(ran.node))
+    if handler is None:
+        return
+    tensors = tensors_in((ran.args, ran.kwargs))
+    read = zip(scaler.flow.slots(ran.node), tensors, strict=True)
+    operands = tuple(Operand(*place, tensor) for place, tensor in read)
+    if not any(map(is_wrapped, (*tensors, *ran.outputs))):
+        handler(scaler, ran, operands)
+        return
+    for operand in (operand for operand in operands if operand.slot != "bias"):
+        scaler.leave_operand(operand, "its operator runs inside torch.vmap or torch.func.grad")
