@@ -17,6 +17,7 @@ from torch_initpolicy.cli import main
 from torch_initpolicy.cli.commands import app
 from torch_initpolicy.integrations.models import build
 from torch_initpolicy.integrations.safetensors import receipt_in
+from torch_initpolicy.symmetry.find import find_symmetry
 
 ROOT = Path(__file__).parents[2]
 SMALL = "timm:test_resnet"
@@ -243,6 +244,10 @@ def constant():
     return model
 def random():
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+def silent():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    nn.init.constant_(model[0].bias, -50.0)
+    return model
 """
 
 
@@ -271,7 +276,17 @@ class TestCheck:
         assert (code, err) == (1, "")
         assert "3 tied" in out.splitlines()[0]
         assert "outputs 0-5" in out
-        assert "apply_policy(model, only=['0.weight'])" in out
+        assert out.count("apply_policy(model, only=") == 1
+
+    def test_the_remedy_is_what_has_been_tried(self, run):
+        """What a bias keeps dead is repaired by writing that bias, and the repair is checked."""
+        code, out, _ = run("check", "own_symmetric:silent", "--json")
+        remedy = json.loads(out)["findings"][0]["remedy"]
+        model = build("own_symmetric:silent")
+        eval(remedy, {"apply_policy": apply_policy, "model": model})
+
+        assert code == 1
+        assert find_symmetry(model).ok
 
     def test_json(self, run):
         """With `--json` standard output is the report."""
@@ -348,6 +363,14 @@ def deep():
         monkeypatch.chdir(tmp_path)
         yield
         sys.modules.pop("own_deep", None)
+
+    def test_the_first_step(self, run):
+        """With an optimizer and its learning rate the first step is judged; neither goes alone."""
+        code, out, _ = run("audit", SMALL, "--optimizer", "adam", "--lr", "10", "--budget", "0")
+        assert code == 1
+        assert "the first step is too large" in out
+        assert run("audit", SMALL, "--lr", "10")[0] == 2
+        assert run("audit", SMALL, "--optimizer", "adan", "--lr", "1")[0] == 2
 
     @pytest.mark.parametrize(("policy", "code"), [("he", 0), ("normal", 1)])
     def test_a_policy_starts_the_model(self, run, tmp_path, policy, code):

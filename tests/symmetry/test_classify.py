@@ -68,11 +68,12 @@ class TestWords:
         found = case("gate_zero_at_both_ends")
 
         assert found["gate"].reason == (
-            "1 entry never gets a gradient, unless it or last.weight starts with other values"
+            "1 entry never gets a gradient from this start, but would if it and last.weight "
+            "started with other values"
         )
         assert found["first.weight"].reason == (
-            "6 output units never get a gradient, unless gate or last.weight starts with other "
-            "values"
+            "6 output units never get a gradient from this start, but would if gate and "
+            "last.weight started with other values"
         )
         assert (found["first.weight"].remedy, found["gate"].remedy) == (
             "",

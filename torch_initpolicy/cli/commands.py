@@ -54,6 +54,7 @@ from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.policy.rules import preset_named
 from torch_initpolicy.report import tables
 from torch_initpolicy.report.audit import BUDGET, audit_model
+from torch_initpolicy.report.trial import with_remedy
 from torch_initpolicy.scaling.check import check_scaling
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
@@ -174,16 +175,25 @@ def audit(
     html: Html = None,
     suggest: Suggest = None,
     budget: Budget = BUDGET,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="Also judge the first step of this optimizer: adamw, sgd, lion, ..."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Its learning rate.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Follow the signal through a model at its start; find out what repairs it."""
+    if (optimizer is None) is not (lr is None):
+        raise typer.BadParameter("--optimizer and --lr say together what the first step is")
     built, receipt = _started(model, policy, seed, inputs)
     with progress("following the signal") as say:
         found = audit_model(
             built,
             drawn(inputs, built),
             suggest=suggest,
+            optimizer=optimizer,
+            lr=lr,
             title=f"Audit of {model}" + (f" under {policy}" if policy else ""),
             budget=budget,
             receipt=receipt,
@@ -213,8 +223,15 @@ def check(
     built, _ = _started(model, policy, seed, inputs)
     if weights is not None:
         load(built, weights)
-    with progress("looking for symmetric starts"):
-        report = find_symmetry(built, drawn(inputs, built))
+    call = drawn(inputs, built)
+    with progress("looking for symmetric starts") as say:
+        report = with_remedy(
+            built,
+            call,
+            find_symmetry(built, call),
+            budget=BUDGET,
+            tell=lambda start: say(f"trying {start} on a copy"),
+        )
     advise(guessed=not inputs and bool(report.of("suspect")))
     show(report.to_json() if as_json else tables.symmetry_table(report))
     if not report.ok:

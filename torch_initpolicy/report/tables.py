@@ -179,8 +179,9 @@ def symmetry_table(report: Report) -> RenderableType:
     for heading in ("verdict", "name", "units", "why"):
         table.add_column(heading, overflow="fold")
     for finding in report.findings:
-        why = f"{finding.reason}\n-> {finding.remedy}" if finding.remedy else finding.reason
         units = describe(finding.units, finding.along)
         verdict = Text(finding.verdict, style=_VERDICTS.get(finding.verdict, ""))
-        table.add_row(verdict, Text(finding.name, style="bold"), Text(units), Text(why))
-    return Group(Text(report.headline), "", table) if report.findings else Text(report.headline)
+        table.add_row(verdict, Text(finding.name, style="bold"), Text(units), Text(finding.reason))
+    remedies = dict.fromkeys(f"-> {f.remedy}" for f in report.findings if f.remedy)
+    shown = ("", table) if report.findings else ()
+    return Group(Text(report.headline), *shown, *map(Text, ("", *remedies) if remedies else ()))

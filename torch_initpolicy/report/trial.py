@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.calibrate.lsuv import lsuv_
-from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError
+from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError, counted
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.policy.presets import policy as policy_of
-from torch_initpolicy.report.repairs import Repair, judged, refused
+from torch_initpolicy.report.repairs import Repair, judged, ranked, refused
 from torch_initpolicy.signal.observe import Training
 from torch_initpolicy.signal.run import follow
 from torch_initpolicy.signal.signal import Signal
@@ -62,8 +62,8 @@ class Trials:
 
     Attributes:
         model: The model; it is left untouched.
-        inputs: What it is called with.
-        before: Its signal.
+        inputs: What it is called with; None to draw some.
+        before: Its signal; without points where the symmetry alone is to be repaired.
         symmetry: Its units that start equal.
         training: The loss and the optimizer.
         ends: When to stop, on the clock of `time.perf_counter`.
@@ -71,7 +71,7 @@ class Trials:
     """
 
     model: nn.Module
-    inputs: Call
+    inputs: Call | None
     before: Signal
     symmetry: Report
     training: Training
@@ -92,7 +92,7 @@ class Trials:
             self._narrow()
             for name in () if self._is_repaired() else self._asked():
                 self._policy(name)
-        if self.tried and not any(repair.works for repair in self.tried):
+        if self.before.points and self.tried and not any(r.works for r in self.tried):
             self._calibrations()
 
     def _is_to_be_repaired(self) -> bool:
@@ -237,7 +237,9 @@ class Trials:
         self.tried.append(dataclasses.replace(repair, seconds=seconds, sites=sites))
 
     def _judged(self, name: str, call: str, other: nn.Module) -> Repair:
-        after = follow(other, self.inputs, self.training)[1]
+        after = self.before
+        if after.points:
+            after = follow(other, self.inputs, self.training)[1]
         sick = bool(self.before.verdicts) or not self.symmetry.ok
         same = self._same(call, other, probe=after.ok)
         return judged(name, call, self.before, after, same=same, sick=sick)
@@ -253,6 +255,39 @@ class Trials:
         other = copy.deepcopy(self.model)
         start(other)
         return other
+
+
+def with_remedy(
+    model: nn.Module,
+    inputs: Call | None,
+    report: Report,
+    *,
+    budget: float,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Return a report on symmetric starts whose remedy has been tried on a copy of the model.
+
+    Args:
+        model: The model; it is left untouched.
+        inputs: What it is called with; None to draw some.
+        report: What `find_symmetry` found.
+        budget: Seconds after which nothing further is tried.
+        tell: Called with what is about to be tried.
+    """
+    if report.ok:
+        return report
+    ends = time.perf_counter() + budget
+    trials = Trials(model, inputs, Signal(()), report, Training(), ends, tell)
+    trials.run(None)
+    best = next((repair.call for repair in ranked(trials.tried) if repair.works), "")
+    lasting = for_ever(report)
+    mended = (
+        dataclasses.replace(finding, remedy=best) if finding in lasting else finding
+        for finding in report.findings
+    )  # fmt: skip
+    nothing = "" if best else f"{counted(len(trials.tried), 'start')} tried on copies, none helps"
+    note = "; ".join(filter(None, (report.note, nothing)))
+    return dataclasses.replace(report, findings=tuple(mended), note=note)
 
 
 def for_ever(report: Report) -> tuple[Finding, ...]:

@@ -25,6 +25,13 @@ SATURATED = 0.5
 SAME = 1e-3
 """Different inputs whose mean cosine comes this close to 1 have become one."""
 
+SAME_AND_SMALL = 6e-3
+"""Likewise where the signal shrinks by `WANDERED` as well, as in plain nets that torch starts.
+
+Of 548 small nets 56 reached less than 90 % of what their twins did: 52 are found at 6e-3 and 47 at
+1e-3, with 20 and 16 false alarms; at 12e-3 it is 55 with 28.
+"""
+
 SAME_TOKENS, DEEP = 0.95, 6
 """Mean cosine between the tokens of an input that so many layers of attention may end with."""
 
@@ -186,10 +193,14 @@ def _likeness(body: Sequence[Point]) -> Iterator[Verdict]:
         if point.likeness is not None and point.second > 0
         if point.site is not None or point.activates or point.op == "add"
     ]
-    if not known or not known[-1][1] < min(SAME, 0.05 * known[0][1]):
+    if not known:
+        return
+    shrinks = arriving(body) < min(body[0].second, 1.0) / WANDERED
+    same = SAME_AND_SMALL if shrinks else SAME
+    if known[-1][1] >= min(same, 0.05 * known[0][1]):
         return
     ahead = _largest_ahead([difference for _, difference in known])
-    index = next(i for i, difference in enumerate(ahead) if difference < SAME)
+    index = next(i for i, difference in enumerate(ahead) if difference < same)
     yield Verdict(
         "collapses",
         known[index][0].name,

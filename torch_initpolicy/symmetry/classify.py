@@ -266,11 +266,16 @@ def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ..
         along=along,
         step=outcome.steps,
         reason=(
-            f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient, unless "
-            f"{' or '.join(shown)} starts with other values"
+            f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient from this "
+            f"start, but would if {_enumerated(shown)} started with other values"
         ),
         remedy=remedy(site, outcome.sites) if own else "",
     )
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    """Write names of which all are meant: another start of all of them is what was tried."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _idle_suspects(outcome: Outcome) -> list[str]:
