@@ -156,9 +156,13 @@ class Trials:
         ]  # fmt: skip
 
     def _shortened(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
-        """Write many names as globs, by last parts or by modules, that match no others."""
-        parts = [name.rpartition(".") for name in names]
-        spellings = [{f"*.{last}" for *_, last in parts}, {f"{first}.*" for first, *_ in parts}]
+        """Write many names as globs, by their last parts or by modules, that match no others."""
+        parts = [name.split(".") for name in names]
+        spellings = [
+            {f"*.{part[-1]}" for part in parts},
+            {f"*.{'.'.join(part[-2:])}" for part in parts},
+            {f"{'.'.join(part[:-1])}.*" for part in parts},
+        ]
         for globs in map(sorted, spellings if len(names) > FEW else ()):
             written = {s.name for s in self._plan("auto", globs, keep) if not s.keeps}
             if len(globs) < len(names) and written == set(names):
