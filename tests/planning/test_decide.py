@@ -1,23 +1,21 @@
 """Planning: one step for each site, and everything that is wrong raised once."""
 
 import dataclasses
-import math
-import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
-from torch_initpolicy import plan_policy, skip_init
-from torch_initpolicy.errors import PlanError, PolicyError, UnusedRuleWarning
+from tests.planning.hand import RELU, cases, facts, network, plan
+from torch_initpolicy.errors import PlanError, PolicyError
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.gains import Activation, Moments, gain
+from torch_initpolicy.tensors.gains import Activation, gain
 from torch_initpolicy.tensors.initializers import (
     Blocks,
     BranchScaled,
@@ -35,29 +33,6 @@ from torch_initpolicy.tensors.initializers import (
     xavier_normal,
 )
 from torch_initpolicy.testing import assert_untouched
-from torch_initpolicy.trace.facts import Facts
-
-
-def network():
-    """Three layers of known sizes."""
-    return nn.Sequential(nn.Linear(8, 50), nn.ReLU(), nn.BatchNorm1d(50), nn.Linear(50, 4))
-
-
-def facts(model, **changes):
-    """Say about each site of a model what its type says, and more of the sites that are named."""
-    known = {
-        site.name: Facts(site.role, site.axes, used=True, evidence="traced")
-        for site in sites(model)
-    }
-    named = {name.replace("__", "."): change for name, change in changes.items()}
-    return {
-        name: dataclasses.replace(fact, **named.get(name.replace(".", "_"), {}))
-        for name, fact in known.items()
-    }
-
-
-RELU = {"meets": Activation("relu")}
-
 
 BY_MEETING = (
     Rule(match.meets("relu"), he_normal("meets")),
@@ -72,20 +47,6 @@ def gated():
     first = known["0.weight"]
     blocks = first, dataclasses.replace(first, meets=None)
     return known | {"0.weight": dataclasses.replace(first, blocks=blocks)}
-
-
-def plan(model, *rules, known=None, **options):
-    """Plan for a model by rules; what they do not match is kept."""
-    policy = InitPolicy(rules).otherwise(Keep())
-    known = facts(model) if known is None else known
-    return make_plan(model, known, policy, Selection.of(**options))
-
-
-def cases(model, *rules, **options):
-    """Return what planning has to complain about, one line for each case."""
-    with pytest.raises(PlanError) as caught:
-        plan(model, *rules, **options)
-    return [line for line in str(caught.value).splitlines() if line.startswith("  ")]
 
 
 class TestSteps:
@@ -257,68 +218,11 @@ class TestSteps:
         assert step.padding == 8
         assert step.reason == "embedding: normal, std 0.02, row 8 zero"
 
-    def test_offset(self):
-        """A norm that computes `1 + weight` starts at zero (D29)."""
-        known = facts(network(), **{"2_weight": {"offset": 1.0}})
-        step = make_plan(network(), known, presets.auto())["2.weight"]
-
-        assert step.initializer == Zeros()
-        assert step.reason == "norm weight: zeros, as 1 is added to it"
-
-    @pytest.mark.parametrize(
-        ("activation", "name", "word"),
-        [
-            (Activation("leaky_relu", 0.2), "leaky_relu", "leaky_relu(0.2)"),
-            (Activation("hardtanh", (-2.0, 2.0)), "hardtanh", "hardtanh(-2/2)"),
-            (Activation("product", moments=Moments(0.1, 0.25, 0.3)), "product", "product"),
-            (None, None, "nothing"),
-        ],
-        ids=str,
-    )
-    def test_meets(self, activation, name, word):
-        """The field is the name alone, the reason has the parameter too."""
-        known = facts(network(), **{"0_weight": {"meets": activation}})
-        step = make_plan(network(), known, presets.auto())["0.weight"]
-
-        assert step.meets == name
-        assert step.reason.startswith(f"meets {word}: ")
-
     def test_no_gain(self):
         """An activation of which nobody knows the gain gets 1, and no error."""
         known = facts(network(), **{"0_weight": {"meets": Activation("softmin")}})
 
         assert make_plan(network(), known, presets.auto())["0.weight"].initializer.gain == 1
-
-    def test_what_stopped_the_walk(self):
-        """An operator of unknown role is named where it hides what is met."""
-        known = facts(network(), **{"0_weight": {"stopped_by": "my_op"}})
-        step = make_plan(network(), known, presets.auto())["0.weight"]
-
-        assert step.reason.startswith("meets my_op, of unknown role: Xavier")
-
-    def test_what_is_met_in_spite_of_a_stop(self):
-        """Where one path stops and another leads to an activation, that is what decides."""
-        known = facts(
-            network(), **{"0_weight": {"stopped_by": "my_op", "meets": Activation("relu")}}
-        )
-
-        assert make_plan(network(), known, presets.auto())["0.weight"].reason.startswith(
-            "meets relu: He"
-        )
-
-    def test_what_is_not_used(self):
-        """A weight that took no part in the forward pass is not said to meet nothing."""
-        known = facts(network(), **{"0_weight": {"used": False}})
-
-        assert make_plan(network(), known, presets.auto())["0.weight"].reason.startswith(
-            "not used by the forward pass: Xavier"
-        )
-
-    def test_note(self):
-        """A rule's note ends the reason."""
-        rule = Rule(match.name("0.bias"), Ones(), "an old habit")
-
-        assert plan(network(), rule)["0.bias"].reason == "bias: ones (an old habit)"
 
     def test_function(self):
         """A function of the user's has no deviation, and its name is in the reason."""
@@ -484,48 +388,6 @@ class TestErrors:
 
         assert made["0.weight"].keeps
 
-    def test_idle_rules(self):
-        """A rule that matches nothing is listed, with the name that was probably meant."""
-        found = cases(network(), Rule(match.name("0.wieght"), Zeros()))
-
-        assert len(found) == 1
-        assert found[0].startswith(
-            "  - rule 0, name('0.wieght'), matches nothing; did you mean '0.weight'"
-        )
-
-    def test_late_rules(self):
-        """A rule behind one that takes all its sites is told from one that matches nothing."""
-        found = cases(
-            network(),
-            Rule(match.role("weight"), Zeros()),
-            Rule(match.name("0.weight"), Ones()),
-        )
-
-        assert found == [
-            "  - rule 1, name('0.weight'), comes too late, earlier rules match all of its sites"
-        ]
-
-    def test_a_rule_for_what_is_left_alone(self):
-        """A rule that decides about kept sites alone is in order."""
-        made = plan(network(), Rule(match.name("0.weight"), Zeros()), skip=["0.*"])
-
-        assert made["0.weight"].keeps
-
-    def test_presets_may_idle(self):
-        """Nobody wants to know that a preset's rule for embeddings has no embedding."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            made = make_plan(network(), {}, presets.auto(), Selection.of(strict=False))
-
-        assert not any(step.role == "embedding" for step in made)
-
-    def test_not_strict(self):
-        """Without `strict` an idle rule is one warning, and the plan is made."""
-        with pytest.warns(UnusedRuleWarning, match=r"rule 0, name\('hat'\), matches nothing"):
-            made = plan(network(), Rule(match.name("hat"), Zeros()), strict=False)
-
-        assert len(made) == 6
-
     @pytest.mark.parametrize("argument", ["only", "skip"])
     def test_globs_that_match_nothing(self, argument):
         """They are listed, with the module that was probably meant."""
@@ -549,33 +411,6 @@ class TestErrors:
         """A glob that cannot mean anything is an error of its own."""
         with pytest.raises(PolicyError, match="never closed"):
             plan(network(), only=["head["])
-
-    def test_lazy(self):
-        """A lazy module says what to do (D28)."""
-        found = cases(nn.LazyLinear(4), Rule(match.role("weight", "bias"), Zeros()))
-
-        assert len(found) == 2
-        assert "'weight' (LazyLinear, weight, ())" in found[0]
-        assert "run one forward pass first" in found[0]
-
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool], ids=str)
-    def test_integers(self, dtype):
-        """No numbers are drawn for integers, and the error says how to leave them out."""
-        model = nn.Module()
-        model.codes = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
-        (found,) = cases(model, Rule(match.name("codes"), Uniform(0, 1)), frozen=True)
-
-        assert str(dtype) in found
-        assert "skip=['codes']" in found
-
-    def test_inference_mode(self):
-        """A tensor made under inference_mode can never be written."""
-        with torch.inference_mode():
-            model = nn.Linear(2, 2)
-        found = cases(model, Rule(match.anything(), Zeros()))
-
-        assert len(found) == 2
-        assert all("inference_mode" in case for case in found)
 
     @pytest.mark.parametrize(
         ("initializer", "words"),
@@ -645,119 +480,3 @@ class TestErrors:
         with assert_untouched(model):
             make_plan(model, {}, presets.auto())
             cases(model, Rule(match.role("bias"), Orthogonal()))
-
-
-class Doubled(nn.Module):
-    """A parametrisation without a way back."""
-
-    def forward(self, x):
-        """Double."""
-        return 2 * x
-
-
-class TestParametrised:
-    """Weights behind a parametrisation (D26)."""
-
-    @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
-    @pytest.mark.parametrize(
-        "wrap",
-        [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.orthogonal],
-        ids=["weight_norm", "legacy weight_norm", "orthogonal"],
-    )
-    def test_reachable(self, wrap):
-        """What can be inverted is planned like any weight."""
-        step = plan(wrap(nn.Linear(6, 6)), Rule(match.role("weight"), Orthogonal()))["weight"]
-
-        assert step.initializer == Orthogonal()
-        assert step.shape == (6, 6)
-
-    @pytest.mark.parametrize(
-        ("wrap", "words"),
-        [
-            (parametrizations.spectral_norm, "read back with an error"),
-            (nn.utils.spectral_norm, "read back with an error"),
-            (parametrizations.orthogonal, "orthogonal|read back"),
-            (
-                lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
-                "no right_inverse",
-            ),
-        ],
-        ids=["spectral_norm", "legacy spectral_norm", "orthogonal", "no way back"],
-    )
-    def test_out_of_reach(self, wrap, words):
-        """What cannot take the values is told in planning, with what to write."""
-        (found,) = cases(wrap(nn.Linear(6, 6)), Rule(match.role("weight"), Normal(1.0)))
-
-        assert found.count("'weight'") == 2  # where it fails, and what to write
-        assert any(word in found for word in words.split("|"))
-        assert found.endswith(
-            "initialise the model before applying the parametrisation, "
-            "or leave it out with skip=['weight']"
-        )
-
-    def test_kept(self):
-        """What is kept need not be reached."""
-        assert plan(parametrizations.spectral_norm(nn.Linear(6, 6)))["weight"].keeps
-
-    def test_functions_are_left_to_apply(self):
-        """Code of the user's is not run in planning."""
-        layer = parametrizations.weight_norm(nn.Linear(6, 6))
-
-        def never(tensor):
-            raise AssertionError
-
-        assert plan(layer, Rule(match.role("weight"), never))["weight"].std is None
-
-
-@pytest.mark.parametrize(
-    ("value", "what"), [(math.nan, "NaN"), (3e35, "memory that was never filled")]
-)
-def test_what_nobody_has_written_is_not_kept(value, what):
-    """A table of NaN, as `torch.empty` may leave it, is an error that names it."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Parameter(torch.full((3, 4), value))
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(x + self.scores)
-
-    with pytest.raises(PlanError, match=f"'scores'.*12 of its 12 elements are {what}"):
-        plan_policy(Net(), example_inputs=torch.zeros(3, 4))
-
-
-def test_skipped_draws_are_kept():
-    """What fills the memory of a skipped draw is never read, so it is nothing to refuse."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Parameter(torch.full((3, 4), math.nan))
-            nn.init.trunc_normal_(self.scores, std=0.02)
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(x + self.scores)
-
-    with skip_init():
-        model = Net()
-
-    step = plan_policy(model, example_inputs=torch.zeros(3, 4))["scores"]
-
-    assert "what the constructor would have drawn" in step.reason
-
-
-def test_masks_of_minus_infinity_are_kept():
-    """What is infinite on purpose is a mask."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Parameter(torch.full((4, 4), -math.inf).triu(1))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.softmax(x + self.scores, -1)
-
-    assert plan_policy(Net(), example_inputs=torch.zeros(4, 4))["scores"].keeps

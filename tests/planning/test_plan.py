@@ -16,7 +16,7 @@ from torch_initpolicy.policy import match, presets
 from torch_initpolicy.policy.rules import InitPolicy, Rule
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.gains import Activation, Moments
+from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializers import (
     ICNR,
     Blocks,
@@ -260,49 +260,6 @@ class TestSaving:
         assert step["std"] == 0.5
         assert step["initializer"]["class"] == "VarianceScaling"
 
-    def test_first_format(self):
-        """Files of the first format, which had fewer facts in a step, are still read."""
-        step = {
-            "name": "0.weight", "names": ["0.weight"], "shape": [50, 8], "dtype": "float32",
-            "owner": "Linear", "role": "weight", "op": "linear", "meets": "relu", "fed_by": None,
-            "fan_in": 8, "fan_out": 50, "initializer": {"class": "Zeros"}, "std": 0.0,
-            "rule": "role('weight')", "evidence": "traced", "reason": "zeros",
-            "axes": {"class": "Axes", "inputs": [1], "outputs": [0]}, "feeds_output": True,
-            "ends_residual": False, "neighbours": ["2.weight"], "factors": [],
-        }  # fmt: skip
-        text = json.dumps({"format": 1, "policy": "he", "unknown_operators": {}, "steps": [step]})
-        (read,) = Plan.from_json(text)
-
-        assert (read.meets, read.fan_in, read.evidence) == ("relu", 8, "traced")
-        assert (read.facts.feeds_output, read.facts.neighbours) == (True, ("2.weight",))
-
-    def test_facts(self):
-        """Everything that is known of a site survives, activations with parameters included."""
-        leaky, odd = Activation("leaky_relu", 0.3), Activation("own", moments=Moments(0.0, 0.5, 1))
-        axes = Axes((1,), (0,), blocks=(2, 4))
-        whole = Facts("weight", axes, meets=leaky, fed_by=odd, residual_branches=3, evidence="ran")
-        first = dataclasses.replace(whole, meets=None)
-        known = {"weight": dataclasses.replace(whole, blocks=(first, whole))}
-        made = make_plan(nn.Linear(4, 6), known, presets.he())
-
-        assert Plan.from_json(made.to_json()) == made
-        assert made["weight"].meets == "leaky_relu"
-
-    def test_code_of_the_users(self):
-        """A function of the user's is kept by name, and refused when it is to run."""
-
-        def half(tensor):
-            tensor.fill_(0.5)
-
-        made = plan(InitPolicy([Rule(match.role("weight"), half)]).otherwise(Zeros()))
-        again = Plan.from_json(made.to_json())
-
-        assert "half" in made.to_json()
-        assert again.to_json() == made.to_json()
-        assert again.hash == made.hash
-        with pytest.raises(PolicyError, match="half by name only"):
-            again["0.weight"].initializer(torch.zeros(2))
-
     @pytest.mark.parametrize(
         ("change", "error", "words"),
         [
@@ -321,24 +278,6 @@ class TestSaving:
         data = json.loads(plan().to_json()) | change
 
         with pytest.raises(error, match=words):
-            Plan.from_json(json.dumps(data))
-
-    @pytest.mark.parametrize(
-        ("field", "value", "words"),
-        [
-            ("role", "wieght", r"plan\.steps\[0\]\.role must be"),
-            ("dtype", "float23", "did you mean 'float32'"),
-            ("std", "0.5", "std must be"),
-            ("initializer", {"class": "Popen"}, "no class is called 'Popen'"),
-            ("evidence", "guessed", "evidence must be"),
-        ],
-    )
-    def test_refused_step(self, field, value, words):
-        """What is no step is refused, at its place."""
-        data = json.loads(plan().to_json())
-        data["steps"][0][field] = value
-
-        with pytest.raises(PolicyError, match=words):
             Plan.from_json(json.dumps(data))
 
     def test_pickle(self):
