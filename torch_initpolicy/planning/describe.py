@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_initpolicy.errors import counted
+from torch_initpolicy.policy.family import NUMBER
 from torch_initpolicy.steps import Number, Step, symmetric
 from torch_initpolicy.tensors.initializers import (
     Blocks,
@@ -173,10 +174,9 @@ def _cells(step: Step) -> tuple[str, ...]:
 
 Row = tuple[str, tuple[str, ...]]
 
-Member = tuple[int, tuple[int, ...]]
+Sighting = tuple[int, tuple[int, ...]]
 """Where a row was seen, and the numbers in its name."""
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 _SLOT = "\N{NULL}"
 
 
@@ -187,10 +187,10 @@ def folded(rows: Iterable[Row]) -> list[Row]:
         >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
         [('{0-1}.weight', ('a',)), ('0.bias', ('b',))]
     """
-    equal: dict[Row, list[Member]] = {}
+    equal: dict[Row, list[Sighting]] = {}
     for position, (name, cells) in enumerate(rows):
-        numbers = tuple(map(int, _NUMBER.findall(name)))
-        equal.setdefault((_NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
+        numbers = tuple(map(int, NUMBER.findall(name)))
+        equal.setdefault((NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
     lines = [
         (position, (_filled(template, slots), cells))
         for (template, cells), members in equal.items()
@@ -199,7 +199,7 @@ def folded(rows: Iterable[Row]) -> list[Row]:
     return [row for _, row in sorted(lines)]
 
 
-def _slots(members: Sequence[Member]) -> Iterator[tuple[int, list[str]]]:
+def _slots(members: Sequence[Sighting]) -> Iterator[tuple[int, list[str]]]:
     """Yield what stands for the numbers of some names, those that differ in one place together.
 
     With each goes the position of the first of them.
@@ -207,7 +207,7 @@ def _slots(members: Sequence[Member]) -> Iterator[tuple[int, list[str]]]:
     columns = zip(*(numbers for _, numbers in members), strict=True)
     varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
     place = varying[-1] if varying else 0
-    together: dict[tuple[int, ...], list[Member]] = {}
+    together: dict[tuple[int, ...], list[Sighting]] = {}
     for position, numbers in members:
         kept = numbers[:place] + numbers[place + 1 :]
         together.setdefault(kept, []).append((position, numbers))

@@ -32,7 +32,7 @@ from torch_initpolicy.planning.groups import Grouped
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy import codec
 from torch_initpolicy.policy.serialize import (
-    FORMAT,
+    PLAN_FORMAT,
     Types,
     current,
     outcome,
@@ -378,7 +378,7 @@ class Receipt(Grouped):
         """Write the receipt as JSON."""
         return codec.write_json(
             {
-                "format": FORMAT,
+                "format": PLAN_FORMAT,
                 "policy_hash": self.policy_hash,
                 "written": self.written,
                 "kept": self.kept,
@@ -433,7 +433,7 @@ _OF_PLANS: Types = MappingProxyType(
 
 def _plan_data(plan: Plan) -> codec.Data:
     return {
-        "format": FORMAT,
+        "format": PLAN_FORMAT,
         "policy": plan.policy,
         "policy_hash": plan.policy_hash,
         "unknown_operators": dict(plan.unknown_operators),

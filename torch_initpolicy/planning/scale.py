@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.policy.family import Member
-from torch_initpolicy.policy.scaling import Part, Scaling, layouts, obstacles
+from torch_initpolicy.policy.scaling import Part, Scaling, layouts, unfoldable
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, merged
 from torch_initpolicy.tensors.axes import Axes
@@ -70,7 +70,7 @@ def scaled_steps(
             cases.append(f"{part.name!r} has shape {part.shape}, in the base {member.shape}")
             continue
         found = scaling.of(part, member)
-        cases += obstacles(scaling, part, found)
+        cases += unfoldable(scaling, part, found)
         try:
             carried.append(_scaled(step, found, member, asks=step.name in by_site))
         except PolicyError as error:

@@ -87,15 +87,16 @@ class Family:
         return min(candidates, key=distance, default=None)
 
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+"""A part of a name that is a number: `3` in `blocks.3.weight`."""
 
 
 def _template(name: str) -> str:
-    return _NUMBER.sub("#", name)
+    return NUMBER.sub("#", name)
 
 
 def _numbers(name: str) -> list[int]:
-    return [int(number) for number in _NUMBER.findall(name)]
+    return [int(number) for number in NUMBER.findall(name)]
 
 
 _MARKS: Mapping[str, str] = MappingProxyType({

@@ -14,7 +14,7 @@ from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
 from torch_initpolicy.trace.facts import Facts
 
-Kind = Literal["mup", "complete_p", "spectral"]
+Parametrisation = Literal["mup", "complete_p", "spectral"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Scaling:
             a hook of the forward pass.
     """
 
-    kind: Kind
+    kind: Parametrisation
     family: Family | None = None
     forward_multipliers: bool = False
 
@@ -284,7 +284,7 @@ def _with_forward(found: Multipliers, part: Part, member: Member) -> Multipliers
     return replace(found, forward=forward, reason=f"{found.reason}; {why}")
 
 
-def obstacles(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]:
+def unfoldable(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str]:
     """Yield what is in the way of a multiplier that cannot be folded, and the ways out."""
     if found.forward == 1.0:
         return

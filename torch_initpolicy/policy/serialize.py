@@ -21,7 +21,7 @@ from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.trace.facts import Composition, Facts, ForwardMultiplier
 
-FORMAT = 2
+PLAN_FORMAT = 2
 """Version of the layout of the JSON of plans and receipts."""
 
 READABLE = (1, 2)
