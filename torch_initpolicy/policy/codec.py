@@ -39,11 +39,11 @@ Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | Non
 Classes: TypeAlias = Mapping[str, type]
 """The classes that may occur in a file, by name."""
 
-_Function: TypeAlias = Callable[..., object]
+Function: TypeAlias = Callable[..., object]
 
 Substitute: TypeAlias = Callable[[object], object]
 
-FUNCTIONS: Mapping[str, _Function] = types.MappingProxyType({
+FUNCTIONS: Mapping[str, Function] = types.MappingProxyType({
     f"torch.nn.init.{name}": function
     for name, function in vars(nn.init).items()
     if isinstance(function, types.FunctionType) and name.endswith("_") and name[0] != "_"

@@ -14,7 +14,7 @@ from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
 from torch_initpolicy.trace.facts import Facts
 
-Parametrisation = Literal["mup", "complete_p", "spectral"]
+Kind = Literal["mup", "complete_p", "spectral"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Scaling:
             a hook of the forward pass.
     """
 
-    kind: Parametrisation
+    kind: Kind
     family: Family | None = None
     forward_multipliers: bool = False
 
