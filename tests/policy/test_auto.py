@@ -148,8 +148,8 @@ class Ending(nn.Module):
 
 
 ENDS = {
-    "head": (lambda y, x: y, math.sqrt(1 / 24)),
-    "scaled head": (lambda y, x: 4 * y, math.sqrt(1 / 24) / 4),
+    "head": (lambda y, x: y, math.sqrt(1 / 8)),
+    "scaled head": (lambda y, x: 4 * y, math.sqrt(1 / 8) / 4),
     "branch of a stream": (lambda y, x: x + y, math.sqrt(1 / 8)),
     "before a norm": (lambda y, x: F.layer_norm(y, (8,)), math.sqrt(1 / 8)),
     "sigmoid": (lambda y, x: torch.sigmoid(y), math.sqrt(1 / 8)),
@@ -157,8 +157,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("end", "std"), ENDS.values(), ids=ENDS)
-def test_heads_start_small(end, std):
-    """What comes out of the model at first has a third of the variance of what heads read."""
+def test_heads_are_as_other_layers(end, std):
+    """A head is drawn by Xavier, whatever the model does with what it makes."""
     plan = plan_policy(Ending(end), example_inputs=torch.zeros(2, 8))
     assert plan["head.weight"].std == pytest.approx(std)
     assert plan["hidden.weight"].std == pytest.approx(math.sqrt(2 / 8))

@@ -3,9 +3,7 @@
 from torch_initpolicy.policy.match import (
     closes_residual,
     ends_in_norm,
-    feeds_output,
     in_batch_norm,
-    in_residual,
     is_summand,
     meets,
     op,
@@ -45,7 +43,6 @@ def auto() -> InitPolicy:
     He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
     where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
     there is none; the halves of a gated layer that are packed into one weight each have their own.
-    Heads, whose output is the model's: variance 1 / (3 fan_in), so that first outputs are small.
     Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate. Sines: uniform of
     variance 2 / fan_in, and where coordinates are multiplied by a frequency, SIREN's first layer;
     their biases spread the phases over one period.
@@ -71,7 +68,6 @@ def auto() -> InitPolicy:
     """
     closing, note = closes_residual() & in_batch_norm(), "closes a branch"
     bare = closes_residual() & ~ends_in_norm()
-    head = WEIGHT & feeds_output() & ~in_residual() & ~ends_in_norm()
     first = (
         rule(role("norm_weight") & op("batch_norm") & closing, Zeros(), note),
         rule(WEIGHT & closing & is_summand(), Zeros(), note),
@@ -84,7 +80,6 @@ def auto() -> InitPolicy:
         rule(WEIGHT & bare, BranchScaled(xavier_normal())),
         rule(RECTIFIED, he_normal("meets")),
         rule(WEIGHT & meets("selu"), lecun_normal()),
-        rule(head, VarianceScaling(1 / 3, "fan_in"), "a head"),
         rule(WEIGHT, xavier_normal()),
     ).override(InitPolicy(first))
 
