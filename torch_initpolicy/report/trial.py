@@ -160,7 +160,7 @@ class Trials:
         parts = [name.split(".") for name in names]
         spellings = [
             {f"*.{part[-1]}" for part in parts},
-            {f"*.{'.'.join(part[-2:])}" for part in parts},
+            {".".join(["*", *part[-2:]] if len(part) > 2 else part) for part in parts},
             {f"{'.'.join(part[:-1])}.*" for part in parts},
         ]
         for globs in map(sorted, spellings if len(names) > FEW else ()):
