@@ -108,3 +108,10 @@ def test_gallery_shows_the_golden_plans():
     golden = sorted((ROOT / "tests" / "golden").glob("*.txt"))
 
     assert [p.name for p in golden if f'--8<-- "tests/golden/{p.name}"' not in gallery] == []
+
+
+def test_changelog_can_be_read():
+    """A release is told in at most 30 lines."""
+    releases = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+
+    assert all(len(release.rstrip().splitlines()) <= 30 for release in releases)

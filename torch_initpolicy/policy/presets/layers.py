@@ -63,7 +63,7 @@ def auto() -> InitPolicy:
         Representations with Periodic Activation Functions*, 2020, arXiv:2006.09661, section 3.2.
 
     Examples:
-        >>> [rule.matcher for rule in auto().rules[-4:-2]]
+        >>> [rule.matcher for rule in auto().rules[-3:-1]]
         [role('weight') & meets('rectifier'), role('weight') & meets('selu')]
     """
     closing, note = closes_residual() & in_batch_norm(), "closes a branch"

@@ -111,8 +111,8 @@ def ppo() -> InitPolicy:
         Policy Optimization*, 2022, detail 2.
 
     Examples:
-        >>> [rule.initializer.gain for rule in ppo().rules[-4:-1]]
-        [1.0, 0.01, 1.0]
+        >>> [rule.initializer.gain for rule in ppo().rules[-5:-1]]
+        [1.0, 0.01, 1.0, 0.01]
     """
     head = WEIGHT & feeds_output()
     return InitPolicy(
