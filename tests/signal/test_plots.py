@@ -44,7 +44,7 @@ def test_without_matplotlib(monkeypatch):
     """The error names the extra."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = nn.Linear(2, 2)
-    with pytest.raises(MissingExtraError, match="the extra .plots."):
+    with pytest.raises(MissingExtraError, match="the extra 'plots'"):
         audit_signal(model, torch.eye(2)).plot()
 
 
