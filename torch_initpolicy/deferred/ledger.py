@@ -1,6 +1,6 @@
 """What a constructor would have drawn, written down instead of drawn.
 
-Knows distributions and storages; has never heard of modules or policies. A storage is the bytes
+Knows distributions and storages; neither modules nor policies. A storage is the bytes
 behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) share one entry.
 """
 

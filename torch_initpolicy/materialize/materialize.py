@@ -3,7 +3,7 @@
 Everything that nobody can tell is found before the first byte is allocated, and raised at once.
 Then memory is allocated, sharded parameters their part only; ties are tied again; buffers and kept
 parameters get what their constructor computes; and the steps of a plan are applied. Knows models
-and steps; has never heard of policies or traces.
+and steps; neither policies nor traces.
 """
 
 from collections import ChainMap

@@ -1,6 +1,6 @@
 """Tells gradients that are zero because a weight starts at zero from those that vanish.
 
-Knows the graph and which parameters are zero; has never heard of residual branches.
+Knows the graph and which parameters are zero; no residual branches.
 """
 
 from collections.abc import Collection, Mapping, Sequence

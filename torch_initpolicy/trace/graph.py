@@ -1,6 +1,6 @@
 """A recorded forward pass: values, the nodes that made them, and the modules they ran in.
 
-Knows that tensors go into operators and come out; has never heard what an operator does.
+Knows that tensors go into operators and come out; not what an operator does.
 """
 
 from collections.abc import Callable, Mapping, Sequence

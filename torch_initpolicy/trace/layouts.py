@@ -1,6 +1,6 @@
 """Where the units of a weight's output lie in the memory of the values that follow from it.
 
-Knows shapes and strides; has never heard what an operator does, but for those that only reshape.
+Knows shapes and strides; of operators only those that reshape.
 """
 
 import functools

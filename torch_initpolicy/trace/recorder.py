@@ -1,6 +1,6 @@
 """The recorder: writes down which operator read which tensor while a forward pass runs.
 
-Knows how to name tensors that come and go; has never heard what an operator does.
+Knows how to name tensors that come and go; not what an operator does.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """What lies behind a parametrised weight, found without touching the model.
 
-Knows `torch.nn.utils.parametrize` and the hooks that came before it; has never heard of
-initializers or of random numbers.
+Knows `torch.nn.utils.parametrize` and the hooks that came before it; neither
+initializers nor random numbers.
 """
 
 import copy
