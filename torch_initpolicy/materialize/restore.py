@@ -3,7 +3,8 @@
 A model built under `torch.device("meta")` has shapes and nothing else. Its weights come from the
 policy; its buffers, its constants (layer scales, temperatures) and whatever the policy keeps can
 only come from the code that once computed them. That code is run again, on the CPU and without
-drawing weights, and the values are read off. Knows modules and conventions of libraries; no policies.
+drawing weights, and the values are read off. Knows modules and conventions of libraries, not
+policies.
 """
 
 import copy

@@ -54,7 +54,7 @@ def attempts(model: nn.Module, call: Call) -> Iterator[Attempt]:
     for edge in _EDGES:
         small = _with_small_images(call, edge)
         if small is not None:
-            yield Attempt(small, "fresh", first, confirmed_by=call)
+            yield Attempt(small, "fresh", first, confirmed_by=one or call)
     if one is not None:
         yield Attempt(one, "fresh", torch.float32, clears_only=True)
     if many is not None:

@@ -75,6 +75,12 @@ class Subject:
         keys += [key for track in modules for member in track.keys for key in member]
         return tuple(dict.fromkeys(keys))
 
+    @property
+    def is_mostly_suspect(self) -> bool:
+        """Whether most numbers are in equal units, as in a net of constants."""
+        sizes = {key: p.numel() for key, p in self.model.named_parameters()}
+        return 2 * sum(sizes[key] for key in self.suspected_keys) > sum(sizes.values())
+
     def tracks(self, *, thorough: bool = False) -> tuple[list[UnitTrack], list[ModuleTrack]]:
         """Return fresh tracks of the suspects, or with `thorough` of all that is equal."""
         found = scan(self.sites, thorough=True) if thorough else self.suspects.equal_units
@@ -147,9 +153,12 @@ def _outcome_of(subject: Subject, attempt: Attempt, replica: Replica) -> Outcome
     """Train as little as decides; None where the attempt may not decide what it found."""
     if attempt.clears_only:
         return _in_a_hurry(subject, replica)
-    small = attempt.confirmed_by is not None
-    outcome = _in_a_hurry(subject, replica) if small else _suspects_alone(subject, replica)
-    return outcome or _everything(subject, replica)
+    if attempt.confirmed_by is None:
+        return _suspects_alone(subject, replica) or _everything(subject, replica)
+    outcome = _in_a_hurry(subject, replica)
+    if outcome is None and subject.is_mostly_suspect:
+        return _everything(subject, replica)
+    return outcome
 
 
 def _in_a_hurry(subject: Subject, replica: Replica) -> Outcome | None:
