@@ -197,6 +197,8 @@ def plain_number(value: object) -> float | None:
         >>> plain_number(torch.tensor(0.25)), plain_number(3), plain_number(True)
         (0.25, 3, None)
     """
+    if type(value) is float:  # nearly all are, and asking a protocol is slow
+        return value
     try:
         if isinstance(value, _Scalar) and tuple(value.shape) == ():
             value = value.item()
