@@ -416,7 +416,10 @@ class TestObstacles:
 
     def test_more_heads(self):
         """More heads of the same size are no obstacle."""
-        plan_policy(Heads(32, 8), presets.mup(base=Heads(8, 2)))
+        model = Heads(32, 8)
+        plan = plan_policy(model, presets.mup(base=Heads(8, 2)))
+
+        assert {step.name for step in plan} == {name for name, _ in model.named_parameters()}
 
     def test_no_place_for_a_hook(self):
         """Inside torch's own attention a hook has no place: one way out is left."""

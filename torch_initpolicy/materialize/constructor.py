@@ -33,11 +33,7 @@ def constructor_steps(
     unknown = [site for site in asked if pending_of(site.parameters[0]) is None]
     rebuilt = origins(model, map(_lost, unknown)) if unknown else {}
     made = tuple(_made(site, step, rebuilt) for site, step in pairs)
-    _warn_of_kept(
-        site
-        for site, step in zip(found, made, strict=True)
-        if site in asked and step.keeps and step.reason == _UNKNOWN
-    )
+    _warn_of_kept(site for site, step in zip(found, made, strict=True) if step.reason == _UNKNOWN)
     return made
 
 

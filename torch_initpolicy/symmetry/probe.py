@@ -26,7 +26,33 @@ MOST_STEPS = 60
 """Steps after which a probe ends in any case."""
 
 
-class UnitTrack:
+class _Groups:
+    """What is still equal among units or modules.
+
+    Attributes:
+        labels: For each the number of the first it still equals.
+        alive: Whether a gradient has arrived at it.
+    """
+
+    labels: Tensor
+    alive: Tensor
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether any are still equal."""
+        return bool((self.labels.bincount() > 1).any())
+
+    @property
+    def moves_together(self) -> bool:
+        """Whether any that are still equal have moved."""
+        return any(bool(self.alive[list(group)].any()) for group in self.groups())
+
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """List the positions of those that are still equal, group by group."""
+        return groups(self.labels)
+
+
+class UnitTrack(_Groups):
     """Units of one parameter that were equal or zero at the start, and what became of them.
 
     With `negated_too`, units are also followed that equal another's negative.
@@ -34,7 +60,7 @@ class UnitTrack:
     Attributes:
         start: What was found at the start.
         key: Name of the parameter in the replica.
-        labels: For each of the start' units the number of the first it still equals.
+        labels: For each of these units the number of the first it still equals.
         signs: Their signs relative to one another.
         alive: Whether a gradient has arrived at them.
         first_moved: The first step at which one has.
@@ -59,24 +85,6 @@ class UnitTrack:
         """Whether all units have moved, of a vector any, and none together."""
         moved = self.alive.any() if self.start.is_vector else self.alive.all()
         return bool(moved) and not self.moves_together
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether any units are still equal."""
-        return bool((self.labels.bincount() > 1).any())
-
-    @property
-    def moves_together(self) -> bool:
-        """Whether any units that are still equal have moved."""
-        return any(bool(self.alive[list(group)].any()) for group in self.groups())
-
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """List the positions, among the start' units, of those that are still equal."""
-        return groups(self.labels)
-
-    def snap(self, values: Values) -> None:
-        """Make units that are nearly equal exactly so: a near-tie is a tie for a long while."""
-        self._level(values)
 
     def see(self, gradients: Values, step: int, same: float) -> bool:
         """Compare the gradients of equal units; tell whether anything is new."""
@@ -111,11 +119,8 @@ class UnitTrack:
             self.labels, self.separated = labels, step
         return changed
 
-    def level(self, gradients: Values) -> None:
-        """Make the gradients of equal units exactly equal, so that rounding cannot grow."""
-        self._level(gradients)
-
-    def _level(self, tensors: Values) -> None:
+    def level(self, tensors: Values) -> None:
+        """Make what equal units hold exactly equal, values or gradients: rounding cannot grow."""
         if self.start.shuffled or not self.has_groups:
             return
         tensor = tensors[self.key]
@@ -152,7 +157,7 @@ def _leaders(labels: Tensor) -> Tensor:
     return first[dense]
 
 
-class ModuleTrack:
+class ModuleTrack(_Groups):
     """Modules that were equal at the start, and what became of them.
 
     Attributes:
@@ -177,20 +182,6 @@ class ModuleTrack:
         """Whether all modules are told apart."""
         return not self.has_groups
 
-    @property
-    def has_groups(self) -> bool:
-        """Whether any modules are still equal."""
-        return bool((self.labels.bincount() > 1).any())
-
-    @property
-    def moves_together(self) -> bool:
-        """Whether any modules that are still equal have moved."""
-        return any(bool(self.alive[list(group)].any()) for group in self.groups())
-
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """List the numbers of the modules that are still equal."""
-        return groups(self.labels)
-
     def see(self, gradients: Values, step: int, same: float) -> bool:
         """Compare the gradients of equal modules; tell whether anything is new."""
         labels, newly_moved = self.labels, False
@@ -209,15 +200,11 @@ class ModuleTrack:
             self.labels, self.separated = labels, step
         return changed or newly_moved
 
-    def snap(self, values: Values) -> None:
-        """Make modules that are nearly equal exactly so."""
-        self.level(values)
-
-    def level(self, gradients: Values) -> None:
-        """Make the gradients of equal modules exactly equal, so that rounding cannot grow."""
+    def level(self, tensors: Values) -> None:
+        """Make what equal modules hold exactly equal, values or gradients."""
         for member, leader in enumerate(_leaders(self.labels).tolist()):
             for key, source in zip(self.keys[member], self.keys[leader], strict=True):
-                gradients[key] = gradients[source]
+                tensors[key] = tensors[source]
 
 
 Track = UnitTrack | ModuleTrack
@@ -286,7 +273,7 @@ def follow(replica: Replica, tracks: Sequence[Track], *, patience: int = PATIENC
     """
     snapped = dict(replica.values)
     for track in tracks:
-        track.snap(snapped)
+        track.level(snapped)  # a near-tie is a tie for a long while
     if any(snapped[key] is not replica.values[key] for key in replica.trained):
         replica.values = snapped
     progress, quiet = Progress(), 0
