@@ -257,7 +257,8 @@ def _measured(pair: Pair, mine: Sequence[_Start], reference: Sequence[_Start]) -
     first, second = _joined(sides[0]), _joined(sides[1])
     second = second.mT if pair.transposed else second
     found = tuple(contrasts(first, second))
-    said = (words(first), words(second)) if found else ("", "")
+    doubtful = any(contrast.probability < FALSE_ALARM for contrast in found)
+    said = (words(first), words(second)) if doubtful else ("", "")
     return _Measured(pair, "", found, said)
 
 
@@ -268,7 +269,7 @@ class _Measured(NamedTuple):
         pair: The pair.
         missing: Why nothing was tested, or empty.
         contrasts: The tests; none where both tensors are equal.
-        words: Both distributions in words.
+        words: Both distributions in words; empty where no test is doubtful.
     """
 
     pair: Pair

@@ -251,7 +251,8 @@ def _kolmogorov_smirnov(a: Tensor, b: Tensor) -> Contrast:
     root = math.sqrt(len(a) * len(b) / (len(a) + len(b)))
     statistic = (root + 0.12 + 0.11 / root) * distance
     probability = min(1.0, 2 * math.exp(-2 * statistic**2))
-    return Contrast("shape", probability, words(a), words(b))
+    sides = (words(a), words(b)) if probability < _FIT else ("", "")
+    return Contrast("shape", probability, *sides)
 
 
 def _beyond(a: Tensor, b: Tensor) -> Iterator[Contrast]:
