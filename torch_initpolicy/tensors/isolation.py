@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy.locks import BORROWING
@@ -24,6 +25,13 @@ _SWAPPING = threading.Lock()
 
 class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands random operators a generator, where they are not given one."""
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Let torch not import its compiler (1.5 s) to keep it from compiling this class."""
+        return False
 
     def __init__(self, generators: Mapping[str, torch.Generator]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,6 +45,8 @@ class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
+        if not isinstance(func, OpOverload):  # of higher order: it calls others, which come here
+            return func(*args, **given)
         own = self._generators.get(_device_type(args, given))
         if own is None or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **given)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import borrowing
+from torch_initpolicy.tensors.isolation import drawing_from
 from torch_initpolicy.trace.hooks import takes_part
 from torch_initpolicy.trace.reach import Reach, Slot, Undo
 from torch_initpolicy.trace.stand_ins import copied
@@ -123,12 +124,15 @@ def _drop_compilation(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _same_process(model: nn.Module) -> Iterator[None]:
-    """Put back the random states and settings of the process."""
+    """Put back the random states and settings of the process.
+
+    Torch's generator of the CPU is not even borrowed: other threads may draw from it meanwhile.
+    """
     settings = [(read, write, read()) for read, write in _SETTINGS]
-    states = [(write, read()) for read, write in _generators()]
+    states = [(write, read()) for read, write in _generators(model)]
     environment = dict(os.environ)
     try:
-        with torch.random.fork_rng(devices=cuda_devices(model)):
+        with drawing_from({"cpu": torch.Generator().manual_seed(0)}):
             yield
     finally:
         for write, state in states:
@@ -151,8 +155,10 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 """How to read and write what a forward pass may set for the whole process."""
 
 
-def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """Yield how to read and write the generators that are not torch's."""
+def _generators(model: nn.Module) -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """Yield how to read and write the generators that a forward pass of `model` could move."""
+    for generator in (torch.cuda.default_generators[index] for index in cuda_devices(model)):
+        yield generator.get_state, generator.set_state
     yield random.getstate, random.setstate
     numpy = sys.modules.get("numpy")
     if numpy is not None:

@@ -62,7 +62,7 @@ def observe(
             id(t): observer.stand_in(names[id(t)], t) if id(t) in names else copied(t)
             for t in _tensors_of(model)
         }
-        _seed_everywhere(model)
+        _seed_cuda(model)
         recorder = Recorder({}, on_meta=False, see=observer.see)
         lent.swap(stand_ins)
         observer.end(_recorded(model, call, recorder, names, stand_ins))
@@ -110,7 +110,7 @@ def capture(
         for module in model.modules():
             module.training = training
         if not on_meta:
-            _seed_everywhere(model)
+            _seed_cuda(model)
         answers = on_meta and not with_grad  # shape rules answer without a way back
         recorder = Recorder(shape_rules or {} if answers else {}, on_meta=on_meta, budget=budget)
         stand_ins = _stand_ins(model, drawn or {}, on_meta=on_meta, with_grad=with_grad)
@@ -184,8 +184,7 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.ones(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else copied(tensor)
 
 
-def _seed_everywhere(model: nn.Module) -> None:
-    """Start the forked generators from one fixed state: dropout is the same in every run."""
-    torch.default_generator.manual_seed(0)
+def _seed_cuda(model: nn.Module) -> None:
+    """Start the generators from one fixed state: dropout is the same in every run."""
     for index in cuda_devices(model):
         torch.cuda.default_generators[index].manual_seed(0)
