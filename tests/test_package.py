@@ -178,12 +178,13 @@ class TestPublicNames:
 
     @pytest.mark.parametrize("name", CALLABLES)
     def test_docstring_with_an_example(self, name):
-        """Everything public has a docstring, and what can be called shows a call."""
+        """Everything public has a docstring, and shows a call where it is more than `word()`."""
         docstring = inspect.getdoc(CALLABLES[name])
 
         assert docstring
         assert docstring.splitlines()[0].endswith(".")
-        assert ">>> " in docstring
+        is_word = name.startswith("match.") and not inspect.signature(CALLABLES[name]).parameters
+        assert is_word or ">>> " in docstring
 
 
 class TestText:

@@ -8,7 +8,6 @@ import re
 from torch import nn
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.policy.matcher import Matcher
 from torch_initpolicy.policy.matchers import (
     Anything,
     Bounds,
@@ -17,6 +16,7 @@ from torch_initpolicy.policy.matchers import (
     HasRole,
     Is,
     Kind,
+    Matcher,
     Meets,
     Name,
     Offset,
@@ -156,42 +156,22 @@ def op(*names: str) -> Matcher:
 
 
 def ends_residual() -> Matcher:
-    """Match the last parameters of residual branches.
-
-    Examples:
-        >>> role("weight") & ends_residual()
-        role('weight') & ends_residual()
-    """
+    """Match the last parameters of residual branches."""
     return Is("ends_residual")
 
 
 def in_batch_norm() -> Matcher:
-    """Match what lies in a residual branch with a batch normalisation.
-
-    Examples:
-        >>> role("weight") & in_batch_norm()
-        role('weight') & in_batch_norm()
-    """
+    """Match what lies in a residual branch with a batch normalisation."""
     return Is("in_batch_norm")
 
 
 def ends_in_norm() -> Matcher:
-    """Match what a normalisation reads before the model's output, behind all residual additions.
-
-    Examples:
-        >>> ends_residual() & ~ends_in_norm()
-        ends_residual() & ~ends_in_norm()
-    """
+    """Match what a normalisation reads before the model's output, behind all residual additions."""
     return Is("ends_in_norm")
 
 
 def is_summand() -> Matcher:
-    """Match what is added to another signal, with no normalisation or weight between.
-
-    Examples:
-        >>> role("weight") & is_summand()
-        role('weight') & is_summand()
-    """
+    """Match what is added to another signal, with no normalisation or weight between."""
     return Is("is_summand")
 
 
@@ -199,71 +179,37 @@ def closes_residual() -> Matcher:
     """Match what closes a residual branch when it is zero: its last weight, norm or scale.
 
     Behind it no other parameter scales the branch, so that there is one for each branch.
-
-    Examples:
-        >>> closes_residual() & ~role("scale")
-        closes_residual() & ~role('scale')
     """
     return Is("closes_residual")
 
 
 def in_residual() -> Matcher:
-    """Match what lies inside a residual branch.
-
-    Examples:
-        >>> role("weight") & in_residual()
-        role('weight') & in_residual()
-    """
+    """Match what lies inside a residual branch."""
     return Is("in_residual")
 
 
 def reads_input() -> Matcher:
-    """Match sites whose input is the model's own.
-
-    Examples:
-        >>> role("weight") & reads_input()
-        role('weight') & reads_input()
-    """
+    """Match sites whose input is the model's own."""
     return Is("reads_input")
 
 
 def feeds_output() -> Matcher:
-    """Match sites whose output is the model's own, with no other weight behind them: heads.
-
-    Examples:
-        >>> role("weight") & feeds_output()
-        role('weight') & feeds_output()
-    """
+    """Match sites whose output is the model's own, with no other weight behind them: heads."""
     return Is("feeds_output")
 
 
 def used() -> Matcher:
-    """Match sites that took part in the forward pass.
-
-    Examples:
-        >>> role("weight") & used()
-        role('weight') & used()
-    """
+    """Match sites that took part in the forward pass."""
     return Is("used")
 
 
 def frozen() -> Matcher:
-    """Match sites that are not trained (`requires_grad=False`).
-
-    Examples:
-        >>> role("weight") & frozen()
-        role('weight') & frozen()
-    """
+    """Match sites that are not trained (`requires_grad=False`)."""
     return Is("frozen")
 
 
 def tied() -> Matcher:
-    """Match tensors that the model holds under several names.
-
-    Examples:
-        >>> role("weight") & tied()
-        role('weight') & tied()
-    """
+    """Match tensors that the model holds under several names."""
     return Is("tied")
 
 
@@ -324,10 +270,5 @@ def predicate(function: Question) -> Matcher:
 
 
 def anything() -> Matcher:
-    """Match every site.
-
-    Examples:
-        >>> ~anything()
-        ~anything()
-    """
+    """Match every site."""
     return Anything()

@@ -6,15 +6,14 @@ Knows sites and facts, not initializers. A matcher's repr is the call of
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import MappingProxyType
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.policy import regex
-from torch_initpolicy.policy.matcher import AllOf, AnyOf, Matcher, Not
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.base import plain_number
@@ -23,16 +22,106 @@ from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import OPS, OpRole
 
-Bounds = tuple[float | None, float | None]
-"""Lowest and highest value allowed, both included; None leaves a side open."""
 
-Fact = Literal[
-    "ends_residual", "closes_residual", "in_residual", "reads_input", "feeds_output", "used",
-    "frozen", "tied", "in_batch_norm", "ends_in_norm", "is_summand",
-]  # fmt: skip
-"""What can be said of a site with yes or no."""
+class Matcher(ABC):
+    """A question about a site and its facts, answered with yes or no.
 
-Question = Callable[[Site, Facts], bool]
+    Examples:
+        >>> from torch_initpolicy.policy.match import name, role, tied
+        >>> name("head.*") & ~(role("bias") | tied())
+        name('head.*') & ~(role('bias') | tied())
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether a rule with this matcher is meant for the site."""
+
+    def __and__(self, other: "Matcher") -> "AllOf":
+        if not isinstance(other, Matcher):
+            return NotImplemented
+        return AllOf((*_parts(AllOf, self), *_parts(AllOf, other)))
+
+    def __or__(self, other: "Matcher") -> "AnyOf":
+        if not isinstance(other, Matcher):
+            return NotImplemented
+        return AnyOf((*_parts(AnyOf, self), *_parts(AnyOf, other)))
+
+    def __invert__(self) -> "Matcher":
+        return self.inner if isinstance(self, Not) else Not(self)
+
+    def __bool__(self) -> bool:
+        """Refuse, because Python's `and`, `or` and `not` would silently drop one side."""
+        raise TypeError("a matcher is neither true nor false; combine matchers with &, | and ~")
+
+
+#
+# Combinations
+#
+
+
+def _parts(combination: "type[AllOf | AnyOf]", matcher: Matcher) -> tuple[Matcher, ...]:
+    """Return the parts of a combination of one sort: `&` is associative, and so is `|`."""
+    return matcher.parts if isinstance(matcher, combination) else (matcher,)
+
+
+def _check_parts(parts: tuple[Matcher, ...]) -> None:
+    strangers = [part for part in parts if not isinstance(part, Matcher)]
+    if strangers or not parts:
+        raise PolicyError(f"expected one matcher or more, got {strangers or 'none'}")
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(Matcher):
+    """Match what all parts match; written `a & b`."""
+
+    parts: tuple[Matcher, ...]
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether every part matches."""
+        return all(part.matches(site, facts) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " & ".join(f"({p!r})" if isinstance(p, AnyOf) else repr(p) for p in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(Matcher):
+    """Match what any part matches; written `a | b`."""
+
+    parts: tuple[Matcher, ...]
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts)
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether a part matches."""
+        return any(part.matches(site, facts) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Not(Matcher):
+    """Match what `inner` does not match; written `~a`."""
+
+    inner: Matcher
+
+    def __post_init__(self) -> None:
+        _check_parts((self.inner,))
+
+    def matches(self, site: Site, facts: Facts) -> bool:
+        """Say whether `inner` does not match."""
+        return not self.inner.matches(site, facts)
+
+    def __repr__(self) -> str:
+        combined = isinstance(self.inner, (AllOf, AnyOf))
+        return f"~({self.inner!r})" if combined else f"~{self.inner!r}"
 
 
 #
@@ -42,7 +131,7 @@ Question = Callable[[Site, Facts], bool]
 
 @dataclass(frozen=True, slots=True)
 class Name(Matcher):
-    """Match a name of the site, its ties included; see `match.name`."""
+    """Match a name of the site, its ties included."""
 
     globs: tuple[str, ...] = ()
     regex: str | None = None
@@ -53,14 +142,14 @@ class Name(Matcher):
         for glob in self.globs:
             _check_glob(glob)
         if self.regex is not None:
-            regex.check(self.regex)
+            regex.compiled(self.regex)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether one of the site's names fits."""
-        return any(self._fits(name) for name in site.names)
+        return any(map(self._fits, site.names))
 
     def _fits(self, name: str) -> bool:
-        if self.regex is not None and regex.fullmatch(self.regex, name):
+        if self.regex is not None and regex.compiled(self.regex).fullmatch(name):
             return True
         return any(glob == name or fnmatchcase(name, glob) for glob in self.globs)
 
@@ -77,11 +166,7 @@ def _check_glob(glob: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kind(Matcher):
-    """Match the class of the module that holds the site, subclasses included.
-
-    Classes are kept by name, bare or with a package they live under, so that a policy file names
-    classes without importing them.
-    """
+    """Match the class of the module that holds the site, subclasses included."""
 
     classes: tuple[str, ...]
 
@@ -116,7 +201,7 @@ class HasRole(Matcher):
     roles: tuple[Role, ...]
 
     def __post_init__(self) -> None:
-        _known("role", self.roles, get_args(Role))
+        _check_words("role", self.roles, get_args(Role))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the site has one of the roles."""
@@ -144,23 +229,22 @@ ACTIVATIONS = frozenset({
     CUSTOM,
     NOTHING,
 })  # fmt: skip
-"""Every word that `meets` and `fed_by` understand: activations, those that the trace names after
-the operator that makes them, and families."""
+"""Every word that `meets` and `fed_by` understand: activations, operators that act as one, and
+families."""
 
-
-MAPS: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
+MAPS = ("weight", "recurrent", "embedding")
 """Roles of parameters that have an input and an output of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meets(Matcher):
-    """Match the weights whose output meets an activation first; see `match.meets`."""
+    """Match the weights whose output meets an activation first."""
 
     activations: tuple[str, ...]
     biases: bool = False
 
     def __post_init__(self) -> None:
-        _known("activation", self.activations, ACTIVATIONS)
+        _check_words("activation", self.activations, ACTIVATIONS)
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the nearest activation is one of these."""
@@ -173,12 +257,12 @@ class Meets(Matcher):
 
 @dataclass(frozen=True, slots=True)
 class FedBy(Matcher):
-    """Match the weights, not the biases, whose input comes from an activation: `match.fed_by`."""
+    """Match the weights, not the biases, whose input comes from an activation."""
 
     activations: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _known("activation", self.activations, (*ACTIVATIONS, INPUT))
+        _check_words("activation", self.activations, (*ACTIVATIONS, INPUT))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the input comes from one of these."""
@@ -212,19 +296,11 @@ class Op(Matcher):
         return _call("op", *self.names)
 
 
-_IS: Mapping[Fact, Question] = MappingProxyType({
-    "ends_residual": lambda _, facts: facts.ends_residual,
-    "closes_residual": lambda _, facts: facts.closes_residual,
-    "in_residual": lambda _, facts: facts.branch_depth > 0,
-    "reads_input": lambda _, facts: facts.reads_input,
-    "feeds_output": lambda _, facts: facts.feeds_output,
-    "in_batch_norm": lambda _, facts: facts.in_batch_norm,
-    "ends_in_norm": lambda _, facts: facts.ends_in_norm,
-    "is_summand": lambda _, facts: facts.is_summand,
-    "used": lambda _, facts: facts.used,
-    "frozen": lambda site, _: not site.requires_grad,
-    "tied": lambda site, _: len(site.names) > 1,
-})  # fmt: skip
+Fact = Literal[
+    "ends_residual", "closes_residual", "in_residual", "reads_input", "feeds_output", "used",
+    "frozen", "tied", "in_batch_norm", "ends_in_norm", "is_summand",
+]  # fmt: skip
+"""What can be said of a site with yes or no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +310,17 @@ class Is(Matcher):
     fact: Fact
 
     def __post_init__(self) -> None:
-        _known("fact", (self.fact,), _IS)
+        _check_words("fact", (self.fact,), get_args(Fact))
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the fact holds."""
-        return _IS[self.fact](site, facts)
+        if self.fact == "in_residual":
+            return facts.branch_depth > 0
+        if self.fact == "frozen":
+            return not site.requires_grad
+        if self.fact == "tied":
+            return len(site.names) > 1
+        return bool(getattr(facts, self.fact))
 
     def __repr__(self) -> str:
         return _call(self.fact)
@@ -261,9 +343,10 @@ class Offset(Matcher):
         return _call("offset", self.value)
 
 
-#
-# By shape
-#
+Bounds = tuple[float | None, float | None]
+"""Lowest and highest value allowed, both included; None leaves a side open."""
+
+OPEN: Bounds = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +356,11 @@ class Fan(Matcher):
     Parameters that are no linear map have no fans, and are not matched.
     """
 
-    fan_in: Bounds = (None, None)
-    fan_out: Bounds = (None, None)
+    fan_in: Bounds = OPEN
+    fan_out: Bounds = OPEN
 
     def __post_init__(self) -> None:
-        if self.fan_in == self.fan_out == (None, None):
+        if self.fan_in == self.fan_out == OPEN:
             raise PolicyError("fan() matches nothing: pass fan_in=(low, high) or fan_out=...")
         for side in ("fan_in", "fan_out"):
             object.__setattr__(self, side, _bounds(side, getattr(self, side)))
@@ -291,8 +374,8 @@ class Fan(Matcher):
         )
 
     def __repr__(self) -> str:
-        given = {"fan_in": self.fan_in, "fan_out": self.fan_out}
-        return _call("fan", **{side: b for side, b in given.items() if b != (None, None)})
+        sides = {"fan_in": self.fan_in, "fan_out": self.fan_out}
+        return _call("fan", **{side: b for side, b in sides.items() if b != OPEN})
 
 
 def _bounds(side: str, bounds: object) -> Bounds:
@@ -312,7 +395,7 @@ def _within(value: float, bounds: Bounds) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shape(Matcher):
-    """Match the shape, or the number of dimensions; see `match.shape`."""
+    """Match the shape, or the number of dimensions."""
 
     sizes: tuple[int | None, ...] | None = None
     ndim: int | None = None
@@ -326,7 +409,7 @@ class Shape(Matcher):
 
     def matches(self, site: Site, facts: Facts) -> bool:
         """Say whether the shape fits."""
-        if self.ndim is not None and len(site.shape) != self.ndim:
+        if self.ndim not in (None, len(site.shape)):
             return False
         return self.sizes is None or (
             len(self.sizes) == len(site.shape)
@@ -335,11 +418,6 @@ class Shape(Matcher):
 
     def __repr__(self) -> str:
         return _call("shape", *(self.sizes or ()), ndim=self.ndim)
-
-
-#
-# Anything at all
-#
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +430,9 @@ class Anything(Matcher):
 
     def __repr__(self) -> str:
         return _call("anything")
+
+
+Question = Callable[[Site, Facts], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,23 +465,18 @@ SERIALISABLE: tuple[type[Matcher], ...] = (
 )  # fmt: skip
 """The classes of matchers that a file may hold: all but `Predicate`."""
 
-#
-# What the classes above share
-#
 
-Word = TypeVar("Word", bound=str)
-
-
-def _known(what: str, words: Iterable[Word], known: Iterable[str]) -> None:
+def _check_words(what: str, words: tuple[str, ...], known: Iterable[str]) -> None:
     """Raise unless there is a word and all of them are known."""
-    given, allowed = tuple(words), sorted(known)
-    if not given:
+    if not words:
         raise PolicyError(f"name at least one {what}")
-    for word in given:
+    allowed = sorted(known)
+    every = f"; there are {', '.join(allowed)}" if len(allowed) <= _FEW else ""
+    for word in words:
         if word not in allowed:
-            every = f"; there are {', '.join(allowed)}" if len(allowed) <= _FEW else ""
-            meant = nearest(str(word), allowed) or every
-            raise UnknownNameError(f"no {what} is called {word!r}{meant}")
+            raise UnknownNameError(
+                f"no {what} is called {word!r}{nearest(str(word), allowed) or every}"
+            )
 
 
 _FEW = 16

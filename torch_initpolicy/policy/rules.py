@@ -18,8 +18,7 @@ from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, neares
 from torch_initpolicy.files import write_text
 from torch_initpolicy.policy import codec, matchers
 from torch_initpolicy.policy.family import Family, Member
-from torch_initpolicy.policy.matcher import Matcher
-from torch_initpolicy.policy.matchers import Anything
+from torch_initpolicy.policy.matchers import Anything, Matcher
 from torch_initpolicy.policy.recipes import (
     AspectScale,
     EmbeddingScale,

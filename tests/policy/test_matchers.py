@@ -8,7 +8,7 @@ from torch import nn
 from tests.policy.hand import facts, site
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy import match
-from torch_initpolicy.policy.matcher import AllOf, AnyOf, Not
+from torch_initpolicy.policy.matchers import AllOf, AnyOf, Not
 
 WHERE = site(nn.Linear(2, 3), prefix="fc")
 YES, NO = match.name("fc.*"), match.name("other")
