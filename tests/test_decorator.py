@@ -247,7 +247,7 @@ class TestForms:
 
     def test_unknown_option(self):
         """An option that does not exist is refused where the class is defined."""
-        with pytest.raises(TypeError, match="takes no sead"):
+        with pytest.raises(TypeError, match=r"no argument .sead.; did you mean .seed."):
             init_policy("he", sead=0)
 
 

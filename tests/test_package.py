@@ -29,9 +29,9 @@ FLOORS = (
     {"policy"},
     {"moments"},
     {"writing"},
+    {"materialize"},
     {"planning"},
     {"compare"},
-    {"materialize"},
     {"calibrate"},
     {"symmetry"},
     {"signal"},
@@ -116,6 +116,71 @@ def run_python(code: str) -> str:
     """Run `code` in a fresh interpreter and return what it prints."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+LONGEST = 500
+"""Lines of a module, beyond which it is two."""
+
+MOST_METHODS = 15
+MOST_IMPORTS = 8
+
+CEILINGS = {"long modules": 1, "crowded classes": 8, "busy modules": 31, "doubled names": 250}
+"""How many exceptions there are today. Numbers here are only ever lowered."""
+
+
+def top_level(tree: ast.Module) -> set[str]:
+    """Collect the functions, classes and constants that a module defines; `_` is nobody's name."""
+    named = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in tree.body if isinstance(node, named)}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        parts = (part for target in filter(None, targets) for part in ast.walk(target))
+        names |= {part.id for part in parts if isinstance(part, ast.Name)}
+    return {name for name in names if name != "_" and not name.startswith("__")}
+
+
+TREES = {dotted(path): ast.parse(path.read_text()) for path in MODULES}
+
+
+class TestSize:
+    """What has grown too large to be read at once is split; exceptions are counted, and fall."""
+
+    def test_modules(self):
+        """A module ends after 500 lines."""
+        lengths = {dotted(path): len(path.read_text().splitlines()) for path in MODULES}
+        long = {name: length for name, length in lengths.items() if length > LONGEST}
+
+        assert len(long) <= CEILINGS["long modules"], long
+
+    def test_classes(self):
+        """A class has at most 15 methods."""
+        methods = {
+            node.name: sum(isinstance(part, ast.FunctionDef) for part in node.body)
+            for tree in TREES.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+        }
+        crowded = {name: count for name, count in methods.items() if count > MOST_METHODS}
+
+        assert len(crowded) <= CEILINGS["crowded classes"], crowded
+
+    def test_imports(self):
+        """A module imports from at most 8 others of the package."""
+        known = {dotted(path) for path in MODULES}
+        counts = {dotted(path): len(module_imports(path, known)) for path in MODULES}
+        busy = {name: count for name, count in counts.items() if name and count > MOST_IMPORTS}
+
+        assert len(busy) <= CEILINGS["busy modules"], busy
+
+    def test_names(self):
+        """A name at the top level is defined in one module alone, so that it means one thing."""
+        places = {}
+        for module, tree in TREES.items():
+            for name in top_level(tree):
+                places.setdefault(name, []).append(module)
+        doubled = {name: found for name, found in places.items() if len(found) > 1}
+
+        assert len(doubled) <= CEILINGS["doubled names"], doubled
 
 
 PUBLIC = {name: getattr(torch_initpolicy, name) for name in torch_initpolicy.__all__}

@@ -11,16 +11,16 @@ only where `type(self)` is that class, which is to say in the outermost construc
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import apply_policy
+from torch_initpolicy.api import Options, apply_policy
 from torch_initpolicy.errors import NotAModuleError
-from torch_initpolicy.planning.selection import Keeping
+from torch_initpolicy.planning.selection import require_known
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 
@@ -69,7 +69,7 @@ class _FirstForward:
         with torch.no_grad(), torch.random.fork_rng(cuda), _buffers_kept(module):
             module.forward(*args, **kwargs)
         self.remove()
-        _policy_of(module)(module)
+        getattr(type(module), _POLICY)(module)
 
     def after_load(self, module: nn.Module, incompatible_keys: object) -> None:
         """Leave the loaded weights alone."""
@@ -81,23 +81,15 @@ class _FirstForward:
             handle.remove()
 
 
-def _policy_of(module: nn.Module) -> Callable[[nn.Module], object]:
-    """Find the policy of the most derived decorated class."""
-    policy: Callable[[nn.Module], object] = getattr(type(module), _POLICY)
-    return policy
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
-
-
 def _run_policy(module: nn.Module) -> None:
+    """Apply the policy of the most derived decorated class, as soon as there is what to fill."""
+    tensors = (*module.parameters(), *module.buffers())
     if all(parameter.is_meta for parameter in module.parameters()):
         return
-    if _is_lazy(module):
+    if any(map(is_lazy, tensors)):
         _FirstForward(module)
-        return
-    _policy_of(module)(module)
+    else:
+        getattr(type(module), _POLICY)(module)
 
 
 def _parameters(module: nn.Module) -> set[nn.Parameter]:
@@ -129,10 +121,10 @@ def _ready(cls: type[nn.Module]) -> None:
     """Wrap the constructor of `cls` once; its subclasses are wrapped on their own."""
     with _READYING:
         if _READY not in vars(cls):
-            _set(cls, {"__init__": _ending_with_policy(cls), _READY: True})
+            _set(cls, __init__=_ending_with_policy(cls), **{_READY: True})
 
 
-def _set(cls: type[nn.Module], attributes: dict[str, object]) -> None:
+def _set(cls: type[nn.Module], **attributes: object) -> None:
     for name, value in attributes.items():
         setattr(cls, name, value)
 
@@ -178,23 +170,8 @@ def _decorate(cls: ModuleClass, apply: Callable[[nn.Module], object]) -> ModuleC
         )
     own = vars(cls).get("__new__")
     new = own if isinstance(own, _New) else _New(own)
-    _set(cls, {_POLICY: staticmethod(apply), "__new__": new})
+    _set(cls, __new__=new, **{_POLICY: staticmethod(apply)})
     return cls
-
-
-class Options(TypedDict, total=False):
-    """The options of `apply_policy` that `init_policy` takes."""
-
-    seed: int | None
-    example_inputs: Any
-    only: Sequence[str] | str | None
-    skip: Sequence[str] | str | None
-    frozen: bool
-    keep: Keeping
-    strict: bool
-    calibrate: Any
-    threads: int | None
-    draw_on: torch.device | str | None
 
 
 # A class could also be taken for a function that fills a tensor; a module's class never is one.
@@ -236,7 +213,7 @@ def init_policy(
     Args:
         policy: Name of a preset or a policy. Alone, without parentheses, the class itself:
             `@init_policy` is `@init_policy("auto")`.
-        options: Those of `apply_policy`, with the same defaults. A `seed` is the same for every
+        options: Keyword arguments of `apply_policy`. A `seed` is the same for every
             object; without one each object takes a new one from torch's global generator, so that
             `torch.manual_seed` governs.
 
@@ -262,8 +239,6 @@ def init_policy(
     """
     if isinstance(policy, type):
         return _decorate(policy, functools.partial(apply_policy, policy="auto"))
-    unknown = options.keys() - Options.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"init_policy() takes no {', '.join(sorted(unknown))}")
+    require_known(options, Options.__optional_keys__)
     apply = functools.partial(apply_policy, policy=policy_of(policy), **options)
     return lambda cls: _decorate(cls, apply)

@@ -1,9 +1,9 @@
 """Assertions that a test-suite of your own can call; fixtures are in `pytest_plugin`."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.sites import require_module
 from torch_initpolicy.symmetry.find import find_symmetry
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from torch_initpolicy.planning.selection import Selecting
+
 __all__ = ["assert_initialized", "assert_no_symmetry", "assert_same_init", "assert_untouched"]
 
 
@@ -25,8 +30,7 @@ def assert_initialized(
     policy: Policyish = "auto",
     *,
     example_inputs: Any = None,
-    only: Sequence[str] | str | None = None,
-    skip: Sequence[str] | str | None = None,
+    **selecting: "Unpack[Selecting]",
 ) -> None:
     """Assert that a model's weights look as a policy leaves them, whatever the seed.
 
@@ -37,8 +41,7 @@ def assert_initialized(
         model: The model, not yet trained.
         policy: Name of a preset, or a policy.
         example_inputs: What its forward takes; looked for where None.
-        only: Names of the sites to look at; globs.
-        skip: Names of the sites not to look at; globs.
+        selecting: Which parameters to look at, as `plan_policy` takes it.
 
     Raises:
         VerifyError: Some tensors are not what the policy draws; the message lists them.
@@ -49,7 +52,7 @@ def assert_initialized(
         >>> _ = apply_policy(model, "he", seed=0)
         >>> assert_initialized(model, "he")
     """
-    plan_policy(model, policy, example_inputs=example_inputs, only=only, skip=skip).verify(model)
+    plan_policy(model, policy, example_inputs=example_inputs, **selecting).verify(model)
 
 
 def assert_same_init(mine: nn.Module | Plan, reference: nn.Module | Plan) -> None:

@@ -640,6 +640,54 @@ class TestGroups:
         assert "did you mean 'adam'" in err
 
 
+class TestBase:
+    """`plan` and `apply` scale from a base as `groups` does."""
+
+    def test_plan_and_apply(self, run, family):
+        """At four times the width the numbers are those of muP, in the plan and in the file."""
+        asked = ("own_family:net", "--base", "own_family:base")
+        plan = Plan.from_json(run("plan", *asked, "--policy", "he", "--json")[1])
+        code, _, _ = run("apply", *asked, "--out", str(family / "net.safetensors"))
+
+        assert code == 0
+        assert plan["2.weight"].multipliers.std == 0.5
+        receipt = receipt_in(family / "net.safetensors")
+        assert receipt.plan["2.weight"].multipliers.std == 0.5
+
+    def test_without_a_base(self, run):
+        """Who asks for muP alone reads which option is missing."""
+        code, _, err = run("plan", SMALL, "--policy", "mup")
+
+        assert code == 2
+        assert "give --base" in err
+
+
+class TestInterrupts:
+    """Ctrl-C ends a command with a word about what was done."""
+
+    @pytest.mark.parametrize("command", ["apply", "audit"])
+    def test_while_working(self, run, monkeypatch, tmp_path, command):
+        """What ran is named, no file is touched, and the exit code is a shell's."""
+        (tmp_path / "own_slow.py").write_text(
+            "from torch import nn\n"
+            "class Slow(nn.Linear):\n"
+            "    def forward(self, x):\n"
+            "        raise KeyboardInterrupt\n"
+            "def net():\n"
+            "    return Slow(4, 4)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, "own_slow", raising=False)
+        before = sorted(tmp_path.glob("*.*"))
+
+        code, out, err = run(command, "own_slow:net")
+
+        assert (code, out) == (130, "")
+        assert "stopped while" in err
+        assert "no file was written or changed" in " ".join(err.split())
+        assert sorted(tmp_path.glob("*.*")) == before
+
+
 class TestScaling:
     """`scaling` runs the coordinate check on what builds a model of a width."""
 

@@ -265,7 +265,7 @@ class TestKept:
         """Skipped sites and those that are not asked for are kept, with the reason."""
         model = network()
         skipped = make_plan(model, {}, presets.he(), Selection.of(skip=["0.*", "*.bias"]))
-        chosen = make_plan(model, {}, presets.he(), Selection.of(["0.*"], "*.bias"))
+        chosen = make_plan(model, {}, presets.he(), Selection.of(only=["0.*"], skip="*.bias"))
 
         assert [step.name for step in skipped if not step.keeps] == ["2.weight", "3.weight"]
         assert [step.name for step in chosen if not step.keeps] == ["0.weight"]
@@ -384,7 +384,7 @@ class TestErrors:
     def test_unmatched_but_left_alone(self):
         """A site that is kept anyway needs no rule."""
         policy = InitPolicy([Rule(match.role("bias"), Zeros())])
-        made = make_plan(network(), {}, policy, Selection.of(["*.bias"], ["2.bias"]))
+        made = make_plan(network(), {}, policy, Selection.of(only=["*.bias"], skip=["2.bias"]))
 
         assert made["0.weight"].keeps
 

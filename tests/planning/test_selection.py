@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from torch_initpolicy import plan_policy
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import sites
@@ -51,3 +52,9 @@ def test_odd_arguments(arguments):
     """What is no glob and no truth value is refused, and the error names the argument."""
     with pytest.raises(PolicyError, match=f"{next(iter(arguments))}|glob"):
         Selection.of(**arguments)
+
+
+def test_unknown_argument():
+    """An argument that no verb has is refused with the nearest one, as Python refuses it."""
+    with pytest.raises(TypeError, match="no argument 'onyl'; did you mean 'only'"):
+        plan_policy(MODEL, onyl="0.*")

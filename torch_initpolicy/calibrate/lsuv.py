@@ -107,7 +107,7 @@ def lsuv_(
     for name, given in ("per_channel", per_channel), ("orthogonal", orthogonal):
         if not isinstance(given, bool):
             raise ArgumentError(f"{name} is True or False, got {given!r}")
-    selection = Selection.of(only, skip, frozen=frozen)
+    selection = Selection.of(only=only, skip=skip, frozen=frozen)
     if not orthogonal:
         return scale(model, inputs, selection, std=wanted, per_channel=per_channel)
     found = sites(require_module(model))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,32 +11,8 @@ import typer
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
+from torch_initpolicy.cli import options as opt
 from torch_initpolicy.cli.console import advise, progress, show
-from torch_initpolicy.cli.options import (
-    AsJson,
-    Base,
-    Budget,
-    Calibrate,
-    Decay,
-    Frozen,
-    Html,
-    Inputs,
-    Keep,
-    Model,
-    Only,
-    Optimizer,
-    Out,
-    Policy,
-    Quiet,
-    Rate,
-    Seed,
-    Skip,
-    Start,
-    StartSeed,
-    Strict,
-    Suggest,
-    Weights,
-)
 from torch_initpolicy.cli.vocabulary import vocabulary, words_table
 from torch_initpolicy.compare.compare import compare_inits
 from torch_initpolicy.deferred.skip import skip_init
@@ -45,13 +20,12 @@ from torch_initpolicy.errors import PolicyError, TraceError, listing
 from torch_initpolicy.integrations.inputs import Input, batches, drawn
 from torch_initpolicy.integrations.models import build, builder
 from torch_initpolicy.integrations.safetensors import load, save
-from torch_initpolicy.planning.plan import Receipt
-from torch_initpolicy.planning.selection import Selection
+from torch_initpolicy.planning.plan import Plan, Receipt
+from torch_initpolicy.planning.selection import Selecting, Selection
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.policy import presets
-from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
-from torch_initpolicy.policy.rules import preset_named
+from torch_initpolicy.policy.rules import InitPolicy, preset_named
 from torch_initpolicy.report import tables
 from torch_initpolicy.report.audit import BUDGET, audit_model
 from torch_initpolicy.report.trial import with_remedy
@@ -92,96 +66,86 @@ def _group(*, version: Version = False) -> None:
 
 @app.command(epilog="Example: torch-initpolicy plan timm:resnet50 --policy he --only 'layer4.*'")
 def plan(
-    model: Model,
+    model: opt.Model,
     *,
-    policy: Policy = "auto",
-    inputs: Inputs = None,
-    only: Only = None,
-    skip: Skip = None,
-    frozen: Frozen = False,
-    keep: Keep = "meant",
-    strict: Strict = True,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    policy: opt.Policy = "auto",
+    base: opt.Base = None,
+    inputs: opt.Inputs = None,
+    only: opt.Only = None,
+    skip: opt.Skip = None,
+    frozen: opt.Frozen = False,
+    keep: opt.Keep = "meant",
+    strict: opt.Strict = True,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Show what a policy would write to each parameter, and why; write nothing."""
-    built = _built(model)
-    _require_matches(built, only, skip)
+    selecting = Selecting(only=only, skip=skip, frozen=frozen, keep=keep, strict=strict)
+    wanted, built = _policy(policy, base), _built(model)
+    shown = _shown(built, only, skip)
     with progress("reading the data flow"):
-        result = plan_policy(
-            built,
-            policy,
-            example_inputs=drawn(inputs, built),
-            only=only,
-            skip=skip,
-            frozen=frozen,
-            keep=keep,
-            strict=strict,
-        )
-    advise(guessed=any(step.evidence == "order" for step in result))
-    show(result.to_json() if as_json else tables.plan_table(result, _shown(built, only, skip)))
+        result = plan_policy(built, wanted, example_inputs=drawn(inputs, built), **selecting)
+    advise(guessed=_is_guessed(result))
+    show(result.to_json() if as_json else tables.plan_table(result, shown))
 
 
 @app.command(
     epilog="Example: torch-initpolicy apply timm:resnet50 --seed 0 --out resnet50.safetensors"
 )
 def apply(
-    model: Model,
+    model: opt.Model,
     *,
-    policy: Policy = "auto",
-    inputs: Inputs = None,
-    seed: Seed = 0,
-    out: Out = None,
-    only: Only = None,
-    skip: Skip = None,
-    frozen: Frozen = False,
-    keep: Keep = "meant",
-    strict: Strict = True,
-    calibrate: Calibrate = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    policy: opt.Policy = "auto",
+    base: opt.Base = None,
+    inputs: opt.Inputs = None,
+    seed: opt.Seed = 0,
+    out: opt.Out = None,
+    only: opt.Only = None,
+    skip: opt.Skip = None,
+    frozen: opt.Frozen = False,
+    keep: opt.Keep = "meant",
+    strict: opt.Strict = True,
+    calibrate: opt.Calibrate = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Initialise a model by a policy; save its weights with the receipt in their metadata."""
-    built = _built(model)
-    _require_matches(built, only, skip)
-    write = partial(
-        apply_policy,
-        built,
-        policy,
-        seed=seed,
-        example_inputs=drawn(inputs, built),
-        only=only,
-        skip=skip,
-        frozen=frozen,
-        keep=keep,
-        strict=strict,
-    )
+    selecting = Selecting(only=only, skip=skip, frozen=frozen, keep=keep, strict=strict)
+    wanted, built = _policy(policy, base), _built(model)
+    shown = _shown(built, only, skip)
+    call = drawn(inputs, built)
+
+    def write(batch: Call | None = None) -> Receipt:
+        return apply_policy(
+            built, wanted, seed=seed, example_inputs=call, calibrate=batch, **selecting
+        )
+
     with progress("initialising"):
         receipt = _calibrated(write, batches(inputs, built)) if calibrate else write()
     if out is not None:
         with progress(f"writing {out}"):
             save(built, receipt, out)
-    advise(guessed=any(step.evidence == "order" for step in receipt.plan))
-    show(receipt.to_json() if as_json else tables.receipt_table(receipt, _shown(built, only, skip)))
+    advise(guessed=_is_guessed(receipt.plan))
+    show(receipt.to_json() if as_json else tables.receipt_table(receipt, shown))
 
 
 @app.command(epilog="Example: torch-initpolicy audit package.module:build --html report.html")
 def audit(
-    model: Model,
+    model: opt.Model,
     *,
-    policy: Start = None,
-    seed: StartSeed = None,
-    inputs: Inputs = None,
-    html: Html = None,
-    suggest: Suggest = None,
-    budget: Budget = BUDGET,
+    policy: opt.Start = None,
+    seed: opt.StartSeed = None,
+    inputs: opt.Inputs = None,
+    html: opt.Html = None,
+    suggest: opt.Suggest = None,
+    budget: opt.Budget = BUDGET,
     optimizer: Annotated[
         str | None,
         typer.Option(help="Also judge the first step of this optimizer: adamw, sgd, lion, ..."),
     ] = None,
     lr: Annotated[float | None, typer.Option(min=0, help="Its learning rate.")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Follow the signal through a model at its start; find out what repairs it."""
     if (optimizer is None) is not (lr is None):
@@ -208,14 +172,14 @@ def audit(
 
 @app.command(epilog="Example: torch-initpolicy check package.module:build --input 8,3,64,64")
 def check(
-    model: Model,
+    model: opt.Model,
     *,
-    policy: Start = None,
-    seed: StartSeed = None,
-    inputs: Inputs = None,
-    weights: Weights = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    policy: opt.Start = None,
+    seed: opt.StartSeed = None,
+    inputs: opt.Inputs = None,
+    weights: opt.Weights = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Find units that start equal and stay equal, and parameters that can never move."""
     if weights is not None and policy is not None:
@@ -240,14 +204,14 @@ def check(
 
 @app.command(epilog="Example: torch-initpolicy compare package.module:mine timm:resnet50")
 def compare(
-    model: Model,
+    model: opt.Model,
     reference: Annotated[
         str, typer.Argument(help="What it is to start like; written as the model is.")
     ],
     *,
-    seed: StartSeed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    seed: opt.StartSeed = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Compare how two models start, as distributions: which tensors are drawn differently."""
     with progress(f"building {model} and {reference}"), _seeded(seed):
@@ -261,23 +225,23 @@ def compare(
 
 @app.command(epilog="Example: torch-initpolicy groups timm:resnet50 --optimizer muon --lr 0.02")
 def groups(
-    model: Model,
+    model: opt.Model,
     *,
-    policy: Annotated[str | None, typer.Option("--policy", "-p", help="As for plan.")] = None,
-    base: Base = None,
-    inputs: Inputs = None,
-    optimizer: Optimizer = "adamw",
-    lr: Rate = 1e-3,
-    weight_decay: Decay = 0.1,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    policy: opt.Policy = "auto",
+    base: opt.Base = None,
+    inputs: opt.Inputs = None,
+    optimizer: opt.Optimizer = "adamw",
+    lr: opt.Rate = 1e-3,
+    weight_decay: opt.Decay = 0.1,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Show which parameters share a learning rate and a weight decay, and why."""
-    built = _built(model)
+    wanted, built = _policy(policy, base), _built(model)
     with progress("reading the data flow"):
-        result = plan_policy(built, _scaling(policy, base), example_inputs=drawn(inputs, built))
+        result = plan_policy(built, wanted, example_inputs=drawn(inputs, built))
         found = result.param_groups(optimizer, lr=lr, weight_decay=weight_decay)
-    advise(guessed=any(step.evidence == "order" for step in result))
+    advise(guessed=_is_guessed(result))
     show(tables.groups_json(found) if as_json else tables.groups_table(found))
 
 
@@ -287,21 +251,26 @@ def scaling(
     *,
     widths: Annotated[str, typer.Option(help="Widths, with commas between.")] = "64,128,256,512",
     policy: Annotated[str, typer.Option("--policy", "-p", help="As for plan, or mup.")] = "mup",
-    optimizer: Optimizer = "adamw",
-    lr: Rate = 1e-2,
+    optimizer: opt.Optimizer = "adamw",
+    lr: opt.Rate = 1e-2,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 5,
-    inputs: Inputs = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    inputs: opt.Inputs = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train at several widths for a few steps: do activations change as much at each of them?"""
     sizes = [int(width) for width in widths.split(",") if width.strip().isdigit()]
     if len(sizes) != widths.count(",") + 1:
         raise typer.BadParameter(f"widths are whole numbers with commas between, got {widths!r}")
     maker = builder(model)
-    with progress("training at each width"):
+    with progress("training at each width") as say:
+
+        def build_at(width: int) -> nn.Module:
+            say(f"training at width {width}")
+            return maker(width)
+
         found = check_scaling(
-            maker,
+            build_at,
             sizes,
             policy=policy,
             optimizer=optimizer,
@@ -315,19 +284,21 @@ def scaling(
 
 
 @app.command("presets", epilog="Example: torch-initpolicy presets --json")
-def words(*, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def words(*, as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
     """List the words of policies: presets, matchers, initializers and roles."""
     found = vocabulary()
     show(json.dumps({"format": 1, **found}, indent=2) if as_json else words_table(found))
 
 
-def _scaling(policy: str | None, base: str | None) -> Policyish:
+def _policy(name: str, base: str | None) -> InitPolicy:
     """Return the policy of a name, or one that scales from a base model."""
+    is_scaled = name in ("mup", "complete_p")
+    if base is None and is_scaled:
+        raise typer.BadParameter(f"--policy {name} scales from a base model: give --base")
     if base is None:
-        return policy_of(policy or "auto")
+        return policy_of(name)
     start: Any = Path(base) if Path(base).suffix == ".json" else _built(base)
-    name = policy or "mup"
-    if name in ("mup", "complete_p"):
+    if is_scaled:
         return preset_named(name, {"base": start})
     return presets.mup(base=start, policy=name)
 
@@ -347,9 +318,8 @@ def _started(
             return build(source), None
     built = _built(source)
     with progress("initialising"):
-        return built, apply_policy(
-            built, policy, seed=seed or 0, example_inputs=drawn(inputs, built)
-        )
+        call = drawn(inputs, built)
+        return built, apply_policy(built, policy, seed=seed or 0, example_inputs=call)
 
 
 @contextmanager
@@ -361,24 +331,25 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _calibrated(write: Callable[..., Receipt], calls: Iterator[Call]) -> Receipt:
+def _calibrated(write: Callable[[Call], Receipt], calls: Iterator[Call]) -> Receipt:
     """Calibrate on the first inputs that fit; those that do not are found out before a write."""
     *others, last = calls
     for call in others:
         with suppress(TraceError):
-            return write(calibrate=call)
-    return write(calibrate=last)
+            return write(call)
+    return write(last)
 
 
-def _require_matches(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> None:
-    """Refuse globs that match no site, as a mistake of the command line and not of the plan."""
-    if idle := list(Selection.of(only, skip).idle(sites(model))):
-        raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
+def _is_guessed(plan: Plan) -> bool:
+    return any(step.evidence == "order" for step in plan)
 
 
 def _shown(model: nn.Module, only: list[str] | None, skip: list[str] | None) -> set[str] | None:
-    """Collect the names that the options ask for; None where they ask for all."""
-    if not (only or skip):
-        return None
-    asked = Selection.of(only, skip, frozen=True)
-    return {site.name for site in sites(model) if asked.kept(site) is None}
+    """Collect the names that the options ask for; None where they ask for all.
+
+    Globs that match no parameter are a mistake of the command line and not of the plan.
+    """
+    asked, found = Selection.of(only=only, skip=skip, frozen=True), sites(model)
+    if idle := list(asked.idle(found)):
+        raise PolicyError(f"options that match no parameter:\n{listing(idle)}")
+    return {site.name for site in found if asked.kept(site) is None} if only or skip else None

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +15,9 @@ from torch_initpolicy.integrations.inputs import NOTATION
 
 QUIET = contextvars.ContextVar("QUIET", default=False)
 """Whether nothing but results and errors is shown, in this run of the command."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 WIDE = 160
 """Columns of a table in a file or a pipe, where `COLUMNS` says nothing else."""
@@ -29,13 +33,22 @@ def open_console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Show what is being done and for how long, where somebody watches; yield what says more."""
+    """Show what is being done and for how long, where somebody watches; yield what says more.
+
+    Raises:
+        typer.Exit: Whoever watched has pressed Ctrl-C; files are written whole or not at all.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = open_console(stderr=True)
     silent = QUIET.get() or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(escape(what), total=None)
-        yield lambda more: bar.update(task, description=escape(more))
+        try:
+            yield lambda more: bar.update(task, description=escape(more))
+        except KeyboardInterrupt as error:
+            bar.stop()
+            say("error", "bold red", f"stopped while {what}; no file was written or changed")
+            raise typer.Exit(INTERRUPTED) from error
 
 
 def show(result: RenderableType) -> None:

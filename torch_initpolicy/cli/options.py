@@ -1,9 +1,8 @@
 """The options of the command line: what each is called, what it says, and what it refuses."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,68 +14,48 @@ from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.writing.streams import as_seed
 
 
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Find out before the work, not after it, where its result cannot be put."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}")
-    return path
+def _checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Refuse what `check` raises at, before the work and not after it, naming the option."""
+
+    def callback(value: Any) -> Any:
+        try:
+            if value is not None:
+                check(value)
+        except InitPolicyError as error:
+            raise typer.BadParameter(str(error)) from error
+        return value
+
+    return callback
 
 
-def _writable(path: Path | None) -> Path | None:
-    """Find out likewise where its result would have another format than its name says."""
-    if path is not None and path.suffix != ".safetensors":
-        raise typer.BadParameter(f"{path} does not end with .safetensors")
-    return _in_a_folder(path)
+def _policies(names: list[str]) -> None:
+    for name in names:
+        policy_of(name)
 
 
-def _page(path: Path | None) -> Path | None:
-    """Find out likewise where a page would not open in a browser."""
-    if path is not None and path.suffix not in {".html", ".htm"}:
-        raise typer.BadParameter(f"{path} does not end with .html")
-    return _in_a_folder(path)
+def _file(*suffixes: str) -> Callable[[Path | None], Path | None]:
+    """Find out before the work where its result cannot be put, or would be of another format."""
+
+    def callback(path: Path | None) -> Path | None:
+        if path is not None and path.suffix not in suffixes:
+            raise typer.BadParameter(f"{path} does not end with {suffixes[0]}")
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}")
+        return path
+
+    return callback
 
 
-@contextmanager
-def _as_usage() -> Iterator[None]:
-    """Say which option holds what is refused, before the work and not after it."""
+def _quiet(quiet: bool) -> bool:
+    QUIET.set(quiet)
+    return quiet
+
+
+def _input(word: str) -> Input:
     try:
-        yield
+        return Input.parse(word)
     except InitPolicyError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-@_as_usage()
-def _seed(seed: int) -> int:
-    return as_seed(seed)
-
-
-@_as_usage()
-def _policy(name: str) -> str:
-    policy_of(name)
-    return name
-
-
-def _start(name: str | None) -> str | None:
-    return None if name is None else _policy(name)
-
-
-def _start_seed(seed: int | None) -> int | None:
-    return None if seed is None else _seed(seed)
-
-
-def _policies(names: list[str] | None) -> list[str] | None:
-    return [_policy(name) for name in names] if names else None
-
-
-@_as_usage()
-def _input(word: str) -> Input:
-    return Input.parse(word)
-
-
-@_as_usage()
-def _inputs(inputs: list[Input] | None) -> list[Input] | None:
-    require_distinct(inputs or ())
-    return inputs
 
 
 Model = Annotated[
@@ -85,12 +64,19 @@ Model = Annotated[
 ]
 Policy = Annotated[
     str,
+    typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file."),
+]
+Base = Annotated[
+    str | None,
     typer.Option(
-        "--policy", "-p", help="Name of a preset, or a .json or .toml file.", callback=_policy
+        metavar="MODEL|FILE",
+        help="Scale from this smaller or larger model of the same family, or from the .json file "
+        "of its plan: by --policy complete_p, or by mup with the policy named.",
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_seed)
+    int,
+    typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_checked(as_seed)),
 ]
 Calibrate = Annotated[
     bool,
@@ -107,7 +93,7 @@ Start = Annotated[
         "-p",
         help="Look at the model as this policy starts it, not as its constructor does: a preset, "
         "or a .json or .toml file.",
-        callback=_start,
+        callback=_checked(policy_of),
     ),
 ]
 StartSeed = Annotated[
@@ -115,7 +101,7 @@ StartSeed = Annotated[
     typer.Option(
         "--seed",
         help="Seed of the policy, 0 unless given; without one that of the constructor's own draws.",
-        callback=_start_seed,
+        callback=_checked(as_seed),
     ),
 ]
 Inputs = Annotated[
@@ -124,7 +110,7 @@ Inputs = Annotated[
         "--input",
         "-i",
         parser=_input,
-        callback=_inputs,
+        callback=_checked(require_distinct),
         metavar="[NAME=][KIND:]SHAPE",
         help="An input of the model, else they are looked for: 2,3,224,224 for floats, int:2,16 "
         "for indices, mask=bool:2,8 for a named one. Repeatable.",
@@ -132,10 +118,16 @@ Inputs = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Save the weights here, as FILE.safetensors.", callback=_writable),
+    typer.Option(
+        help="Save the weights here, as FILE.safetensors.", callback=_file(".safetensors")
+    ),
 ]
 Only = Annotated[
-    list[str] | None, typer.Option(help="Only sites of such names: 'head.*'. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="Only sites of such names: 'head.*'; the others are as the constructor draws them. "
+        "Repeatable."
+    ),
 ]
 Skip = Annotated[
     list[str] | None, typer.Option(help="No sites of such names: 'encoder.*'. Repeatable.")
@@ -156,14 +148,14 @@ Html = Annotated[
     typer.Option(
         help="Write the report to this .html file: what the signal does, what repairs it, a plan, "
         "symmetric starts.",
-        callback=_page,
+        callback=_file(".html", ".htm"),
     ),
 ]
 Suggest = Annotated[
     list[str] | None,
     typer.Option(
         help="Policies to try on a copy; else those that the verdicts ask for. Repeatable.",
-        callback=_policies,
+        callback=_checked(_policies),
     ),
 ]
 Budget = Annotated[
@@ -180,25 +172,10 @@ Weights = Annotated[
         dir_okay=False,
     ),
 ]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL|FILE",
-        help="Scale from this smaller or larger model of the same family, or from the .json file "
-        "of its plan, by --policy mup (the default then) or complete_p.",
-    ),
-]
 Optimizer = Annotated[str, typer.Option(help="Name of an optimizer: adamw, sgd, lion, muon, ...")]
 Rate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate, of the base if given.")]
 Decay = Annotated[float, typer.Option("--weight-decay", min=0, help="Likewise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def _quiet(quiet: bool) -> bool:
-    QUIET.set(quiet)
-    return quiet
-
-
 Quiet = Annotated[
     bool,
     typer.Option(

@@ -1,13 +1,15 @@
 """Lightning: a callback that initialises a module before its first fit."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch_initpolicy.api import apply_policy
+from torch_initpolicy.api import Options, apply_policy
 from torch_initpolicy.errors import MissingExtraError
+from torch_initpolicy.planning.selection import require_known
 from torch_initpolicy.policy.presets import Policyish
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from torch_initpolicy.planning.plan import Receipt
 
 try:
@@ -30,33 +32,15 @@ class ApplyPolicy(Callback):  # type: ignore[misc, unused-ignore]
         receipt: The receipt, or None before the first fit.
     """
 
-    def __init__(
-        self,
-        policy: Policyish = "auto",
-        *,
-        seed: int | None = None,
-        example_inputs: Any = None,
-        only: Sequence[str] | str | None = None,
-        skip: Sequence[str] | str | None = None,
-    ) -> None:
+    def __init__(self, policy: Policyish = "auto", **options: "Unpack[Options]") -> None:
         """Take the arguments of `apply_policy`."""
         super().__init__()
+        require_known(options, Options.__optional_keys__)
         self.policy = policy
-        self.seed = seed
-        self.example_inputs = example_inputs
-        self.only = only
-        self.skip = skip
+        self.options = options
         self.receipt: Receipt | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Initialise the module, once."""
-        if stage != "fit" or self.receipt is not None:
-            return
-        self.receipt = apply_policy(
-            pl_module,
-            self.policy,
-            seed=self.seed,
-            example_inputs=self.example_inputs,
-            only=self.only,
-            skip=self.skip,
-        )
+        if stage == "fit" and self.receipt is None:
+            self.receipt = apply_policy(pl_module, self.policy, **self.options)

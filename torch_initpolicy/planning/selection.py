@@ -5,31 +5,51 @@ Knows sites and globs of their names.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.policy.matchers import Name
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.facts import Facts
 
-Globs = Sequence[str] | str | None
-"""One glob of canonical names, or several."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+Globs: TypeAlias = Sequence[str] | str | None
+"""One glob of canonical names, or several."""
 
 Keeping: TypeAlias = Literal["meant", "nothing"]
 """What a policy leaves as the author of a model meant it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A frozen record of which sites may be written, whatever a policy says.
+class Selecting(TypedDict, total=False):
+    """The keyword arguments, shared by all verbs, that say which parameters a policy may write.
 
     Attributes:
-        only: Globs of the sites that may be written; None for all.
-        skip: Globs of the sites that may not.
-        frozen: Whether sites that require no gradient may be written.
-        keep: Whether what the author of a model meant may be overwritten by presets.
-        strict: Whether a rule that decides about no site is an error.
+        only: Globs of canonical names; other parameters are kept. None, the default, for all, an
+            empty sequence for none.
+        skip: Globs of canonical names; these parameters are kept.
+        frozen: Whether parameters that require no gradient are written too; off by default.
+        keep: `"meant"`, the default, lets stay what the layers' own random draws could not have
+            left, under the rules of presets: zeros that close a branch or are one factor of a
+            product, biases with a purpose, computed kernels, what `transformers` has loaded from a
+            checkpoint. Of parameters on the meta device, behind a parametrisation or sharded
+            nothing is known. `"nothing"` lets the policy overwrite them. Rules of your own are
+            obeyed to the letter.
+        strict: Whether a rule that decides about no parameter is an error, as by default, or a
+            warning.
+    """
+
+    only: Globs
+    skip: Globs
+    frozen: bool
+    keep: Keeping
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The values of `Selecting`, complete and checked.
 
     Examples:
         >>> Selection.of(only="head.*")
@@ -43,27 +63,28 @@ class Selection:
     strict: bool = True
 
     @classmethod
-    def of(
-        cls,
-        only: Globs = None,
-        skip: Globs = None,
-        *,
-        frozen: bool = False,
-        keep: Keeping = "meant",
-        strict: bool = True,
-    ) -> "Selection":
-        """Take the arguments as all verbs do.
+    def of(cls, **given: "Unpack[Selecting]") -> "Selection":
+        """Check what a verb was given.
 
         Raises:
+            TypeError: There is no such argument.
             PolicyError: A glob is malformed, or an argument of a wrong kind.
         """
-        for name, given in ("frozen", frozen), ("strict", strict):
-            if not isinstance(given, bool):
-                raise PolicyError(f"{name} is True or False, got {given!r}")
+        require_known(given, Selecting.__optional_keys__)
+        for name in "frozen", "strict":
+            if not isinstance(given.get(name, True), bool):
+                raise PolicyError(f"{name} is True or False, got {given.get(name)!r}")
+        keep = given.get("keep", "meant")
         if not (isinstance(keep, str) and keep in get_args(Keeping)):
             raise PolicyError(f"keep is one of {get_args(Keeping)}, got {keep!r}")
-        chosen = None if only is None else _globs("only", only)
-        return cls(chosen, _globs("skip", skip), frozen, keep, strict)
+        only, skip = given.get("only"), given.get("skip")
+        return cls(
+            only=None if only is None else _globs("only", only),
+            skip=_globs("skip", skip),
+            frozen=given.get("frozen", False),
+            keep=keep,
+            strict=given.get("strict", True),
+        )
 
     def kept(self, site: Site) -> tuple[str, str] | None:
         """Say why a site is left alone: the argument and a sentence; None if it is not."""
@@ -82,6 +103,17 @@ class Selection:
             for glob in globs:
                 if not any(_fits(glob, site) for site in found):
                     yield f"{argument}={glob!r} matches nothing{nearest(glob, patterns(found))}"
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise where a keyword argument is not among those that there are.
+
+    Raises:
+        TypeError: There is no such argument; suggests the nearest.
+    """
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise TypeError(f"there is no argument {unknown!r}{nearest(unknown, known)}")
 
 
 def _globs(argument: str, globs: Globs) -> tuple[str, ...]:

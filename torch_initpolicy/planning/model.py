@@ -1,0 +1,105 @@
+"""Planning for a live model: its data flow is read, and what its author meant is looked at.
+
+Knows models, inputs and policies; what the rules come to is decided in `decide`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.deferred.undrawn import pending_of
+from torch_initpolicy.errors import UnknownOperatorWarning, UnusedRuleWarning, listing, warn
+from torch_initpolicy.materialize.constructor import constructor_steps
+from torch_initpolicy.planning.decide import make_plan
+from torch_initpolicy.planning.plan import Plan
+from torch_initpolicy.planning.selection import Selection
+from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
+from torch_initpolicy.policy.rules import InitPolicy
+from torch_initpolicy.sites import Site, borrowing, sites
+from torch_initpolicy.tensors.initializers import Keep
+from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.operators import remedy
+from torch_initpolicy.trace.read import Reading, is_scripted, read
+from torch_initpolicy.writing.shards import require_shapes
+
+
+def plan_model(
+    model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: Selection
+) -> Plan:
+    """Decide what a policy writes to each parameter of a model; see `plan_policy`."""
+    with borrowing(model):
+        require_shapes(model)
+        found = sites(model)
+        reading = _reading(model, found, example_inputs)
+        plan = make_plan(
+            found,
+            reading.facts,
+            policy,
+            selection,
+            flow=reading.flow,
+            meant=_meant(found, reading.facts) if selection.keep == "meant" else {},
+            unknown_operators=reading.unknown_operators,
+            untraced=reading.untraced,
+        )
+    if reading.unknown_operators:
+        _warn_of_unknown(reading.unknown_operators)
+    return replace(plan, model=model, steps=constructor_steps(plan.steps, found, model))
+
+
+def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:
+    """Read the data flow, unless planning is about to say that there is nothing to plan for."""
+    if not found or any(site.lazy for site in found):
+        return Reading({}, "type")
+    return read(model, found, example_inputs)
+
+
+def _meant(found: Sequence[Site], facts: Mapping[str, Facts]) -> dict[str, str]:
+    """Say what was meant, also where `skip_init` has skipped a draw."""
+    pending = {site.name: pending_of(site.parameters[0]) for site in found if not site.lazy}
+    skipped = {name: draw.initializer for name, draw in pending.items() if draw is not None}
+    plain = {name for name, initializer in skipped.items() if is_plain_draw(initializer)}
+
+    def look(site: Site) -> Tensor | None:
+        if site.name not in skipped:
+            return values_of(site)
+        if site.name in plain:
+            return None
+        sample = torch.empty(site.shape, dtype=site.dtype)
+        skipped[site.name](sample, None, generator=torch.Generator().manual_seed(0))
+        return sample
+
+    return meant(found, facts, look, plain)
+
+
+def _warn_of_unknown(operators: Mapping[str, int]) -> None:
+    cases = [f"{name} ({times}x): {remedy(name)}" for name, times in operators.items()]
+    warn(
+        f"operators of unknown role:\n{listing(cases)}\nwhat lies behind them was not seen; make "
+        "each known where it is defined, by a function of torch's operators that computes the same",
+        UnknownOperatorWarning,
+    )
+
+
+def warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
+    """Warn where a policy that writes leaves every parameter alone, unknown ones among them."""
+    unknown = [step for step in plan if step.role == "unknown" and step.rule not in _ARGUMENTS]
+    wanted = any(rule.initializer != Keep() for rule in policy)
+    if not (unknown and wanted and all(step.keeps and not step.factors for step in plan)):
+        return
+    scripted = plan.model is not None and is_scripted(plan.model)
+    help_ = "initialise the module before torch.jit compiles it" if scripted else _BY_NAME
+    cases = [f"{step.name!r} ({step.owner}, {step.shape})" for step in unknown]
+    warn(
+        f"policy {plan.policy!r} writes nothing, since it is unknown what these parameters do:\n"
+        f"{listing(cases)}\n{help_}",
+        UnusedRuleWarning,
+    )
+
+
+_ARGUMENTS = ("only", "skip", "frozen", "keep")
+"""What stands as the rule of a step that an argument has kept."""
+
+_BY_NAME = "fill them by name: Rule(match.name(...), ...), or keep them by a policy of Keep() alone"
