@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch_initpolicy.tensors.axes import (
     Axes,
     Fans,
-    block_index,
     block_ranges,
     check,
     conventional,
@@ -143,6 +142,12 @@ PACKED = {
 }
 
 
+def owners(axes):
+    """Return the block that each position of the packed axis belongs to."""
+    pattern = [block for block, size in enumerate(axes.blocks) for _ in range(size)]
+    return pattern * axes.repeats
+
+
 @pytest.mark.parametrize(("shape", "axes"), PACKED.values(), ids=PACKED)
 class TestPacked:
     """Blocks are counted as if each stood alone."""
@@ -150,7 +155,7 @@ class TestPacked:
     def test_fans_of_each_block(self, shape, axes):
         """Fans are sums over a dense matrix of connections, restricted to the block's units."""
         connected = dense_connections(shape, axes)
-        of_unit = torch.tensor(block_index(shape, axes))
+        of_unit = torch.tensor(owners(axes))
 
         for block in range(len(axes.blocks)):
             rows = connected[of_unit == block]
@@ -169,7 +174,7 @@ class TestPacked:
 
     def test_ranges_and_index_agree(self, shape, axes):
         """The two ways to say where a block lies say the same."""
-        index = block_index(shape, axes)
+        index = owners(axes)
         positions = [
             sorted(position for positions in ranges for position in positions)
             for ranges in block_ranges(shape, axes)

@@ -127,17 +127,6 @@ def test_subclass_of_a_foreign_layer():
     assert axes_of(Wider(12, 4), "weight") == Axes(inputs=(0,), outputs=(1,))
 
 
-def test_foreign_table_names_existing_classes():
-    """Names in the table of foreign layers are those of today's libraries."""
-    import importlib
-
-    from torch_initpolicy.tensors.layers import FOREIGN
-
-    paths = [name.rpartition(".") for name in FOREIGN]
-
-    assert all(isinstance(getattr(importlib.import_module(m), c), type) for m, _, c in paths)
-
-
 def test_deformable_convolution():
     """Torchvision's deformable convolution has a convolution's layout."""
     from torchvision.ops import DeformConv2d

@@ -1,7 +1,4 @@
-"""Which elements of tensors are one place in memory.
-
-Knows tensors, strides and storages, not parameters.
-"""
+"""Which elements of tensors are one place in memory."""
 
 import bisect
 import math

@@ -1,9 +1,7 @@
-"""What the axes of a weight mean, and the fans that follow.
-
-Knows shapes only: no tensor, no layer, no model.
-"""
+"""What the axes of a weight mean, and the fans that follow."""
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -92,15 +90,7 @@ class Axes:
 
 
 def conventional(shape: Sequence[int]) -> Axes:
-    """Return torch's own layout of a weight of two or more dimensions, `(out, in, *kernel)`.
-
-    Raises:
-        ValueError: If there are fewer than two dimensions, so that nothing is connected.
-
-    Examples:
-        >>> conventional((64, 3, 7, 7))
-        Axes(inputs=(1,), outputs=(0,))
-    """
+    """Return torch's own layout of a weight of two or more dimensions, `(out, in, *kernel)`."""
     if len(shape) < 2:
         raise ValueError(
             f"a tensor of shape {tuple(shape)} has no inputs and outputs by convention; "
@@ -110,12 +100,7 @@ def conventional(shape: Sequence[int]) -> Axes:
 
 
 def check(shape: Sequence[int], axes: Axes) -> None:
-    """Raise where `axes` cannot belong to a weight of `shape`.
-
-    Raises:
-        ValueError: If an axis lies outside the shape, the groups do not divide axis 0, or the
-            blocks do not fill the packed axis, or the view has another number of elements.
-    """
+    """Raise a ValueError where `axes` cannot belong to a weight of `shape`."""
     if axes.view and math.prod(axes.view) != math.prod(shape):
         raise ValueError(f"a tensor of shape {tuple(shape)} cannot be read as {axes.view}")
     shape = axes.view or shape
@@ -133,12 +118,7 @@ def check(shape: Sequence[int], axes: Axes) -> None:
 def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...], Axes]:
     """Return one packed block as a weight of its own: its shape and its axes.
 
-    Raises:
-        ValueError: If the axes do not fit the shape, or groups and blocks cut one another.
-
     Examples:
-        The keys of `[q1 k1 v1 | q2 k2 v2]`, heads of 16 units:
-
         >>> shape, axes = part((96, 32), Axes((1,), (0,), blocks=(16, 16, 16), repeats=2), block=1)
         >>> shape, axes.blocks
         ((32, 32), ())
@@ -172,9 +152,6 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
     a transposed convolution divides `fan_in`. torch keeps the whole kernel in both, and so gives a
     ViT's patches of 16x16 pixels a `fan_out` 256 times too large.
 
-    Returns:
-        Connections into one output unit and out of one input unit; 0 where there are none.
-
     Raises:
         ValueError: If the axes do not fit the shape, or blocks differ and none was named.
 
@@ -183,21 +160,11 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
         (`n_l` and `n_l hat`).
 
     Examples:
-        A depthwise `(32, 1, 3, 3)` kernel joins each channel to nine values:
-
         >>> fans((32, 1, 3, 3), Axes(inputs=(1,), outputs=(0,), groups=32))
         Fans(fan_in=9, fan_out=9)
-
-        A transposed convolution stores `(in, out, *kernel)`; with stride 2 an output pixel meets
-        a quarter of the sixteen taps:
-
         >>> fans((64, 32, 4, 4), Axes(inputs=(0,), outputs=(1,), stride=4, transposed=True))
         Fans(fan_in=256, fan_out=512)
-
-        Grouped queries: q has 256 units, k and v have 64 each:
-
-        >>> gqa = Axes(inputs=(1,), outputs=(0,), blocks=(256, 64, 64))
-        >>> fans((384, 256), gqa, block=1)
+        >>> fans((384, 256), Axes(inputs=(1,), outputs=(0,), blocks=(256, 64, 64)), block=1)
         Fans(fan_in=256, fan_out=64)
     """
     return _fans(tuple(shape), axes, block)
@@ -224,19 +191,11 @@ def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
 
 
 def block_fans(shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
-    """Count the fans of each packed block of a weight; one pair where nothing is packed.
-
-    Returns:
-        The fans; nothing where the axes are unknown or connect nothing.
-
-    Raises:
-        ValueError: If the axes do not fit the shape.
+    """Count the fans of each packed block; nothing where the axes are unknown or connect nothing.
 
     Examples:
         >>> block_fans((384, 256), Axes(inputs=(1,), outputs=(0,), blocks=(256, 128)))
         (Fans(fan_in=256, fan_out=256), Fans(fan_in=256, fan_out=128))
-        >>> block_fans((384,), None)
-        ()
     """
     if axes is None or not (axes.inputs or axes.copies or axes.counted):
         return ()
@@ -253,40 +212,17 @@ def _share(taps: int, stride: int) -> float:
 
 
 def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], ...]:
-    """List the positions along the packed axis that each block takes.
-
-    Returns:
-        For each block its ranges, `repeats` of them; nothing where nothing is packed.
+    """List the positions along the packed axis that each block takes, `repeats` ranges for each.
 
     Examples:
-        Two heads of `[q k v]`, three units each:
-
         >>> heads = Axes(inputs=(1,), outputs=(0,), blocks=(3, 3, 3), repeats=2)
         >>> block_ranges((18, 8), heads)[0]
         (range(0, 3), range(9, 12))
     """
     check(shape, axes)
-    pattern = sum(axes.blocks)
-    starts = [sum(axes.blocks[:block]) for block in range(len(axes.blocks))]
+    turns = range(0, sum(axes.blocks) * axes.repeats, sum(axes.blocks) or 1)
+    starts = itertools.accumulate(axes.blocks, initial=0)
     return tuple(
-        tuple(
-            range(turn * pattern + start, turn * pattern + start + size)
-            for turn in range(axes.repeats)
-        )
-        for start, size in zip(starts, axes.blocks, strict=True)
+        tuple(range(turn + start, turn + start + size) for turn in turns)
+        for start, size in zip(starts, axes.blocks, strict=False)
     )
-
-
-def block_index(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
-    """Say for each position of the packed axis which block it belongs to.
-
-    Returns:
-        One number per position; nothing where nothing is packed.
-
-    Examples:
-        >>> block_index((6, 4), Axes(inputs=(1,), outputs=(0,), blocks=(1, 2), repeats=2))
-        (0, 1, 1, 0, 1, 1)
-    """
-    check(shape, axes)
-    pattern = [block for block, size in enumerate(axes.blocks) for _ in range(size)]
-    return tuple(pattern * axes.repeats)

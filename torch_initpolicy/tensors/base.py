@@ -1,7 +1,4 @@
-"""What initializers share: their words, what they know of a site, and what they say of numbers.
-
-Knows shapes, axes and dtypes; draws nothing.
-"""
+"""What initializers share: their words, what they know of a site, and what they say of numbers."""
 
 import math
 import numbers
@@ -118,33 +115,13 @@ def merged_spreads(spreads: Sequence[Spread]) -> Spreads:
     return spreads[0] if len(set(spreads)) == 1 else tuple(spreads)
 
 
-def scaled_spreads(spreads: Spreads | None, factor: float) -> Spreads | None:
-    """Return the spreads of `factor` times the numbers, `factor` being positive."""
-    if spreads is None or isinstance(spreads, Spread):
-        return None if spreads is None else spreads.scaled(factor)
-    return tuple(spread.scaled(factor) for spread in spreads)
-
-
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the word for a dtype, as it stands in messages and files.
-
-    Examples:
-        >>> dtype_name(torch.bfloat16)
-        'bfloat16'
-    """
+    """Return the word for a dtype, as it stands in messages and files: `"bfloat16"`."""
     return str(dtype).removeprefix("torch.")
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which numbers are drawn before they are rounded to `dtype`.
-
-    Raises:
-        PolicyError: If nothing can be drawn for that dtype.
-
-    Examples:
-        >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
-        (torch.float32, torch.float64)
-    """
+    """Return the dtype in which numbers are drawn before they are rounded to `dtype`, or raise."""
     if str(dtype) in _NO_NUMBERS:
         raise PolicyError(f"cannot initialise {dtype}: {_NO_NUMBERS[str(dtype)]}")
     if dtype.is_complex:
@@ -164,11 +141,7 @@ _NO_NUMBERS: Mapping[str, str] = MappingProxyType(
 
 
 def take_number(owner: object, name: str, low: float = -math.inf) -> None:
-    """Make a field a plain number: numbers of NumPy and tensors of no dimension are numbers too.
-
-    Raises:
-        PolicyError: The field is no finite number from `low` on.
-    """
+    """Make a field a plain number from `low` on: NumPy's, and tensors of no dimension, are such."""
     given = getattr(owner, name)
     number = plain_number(given)
     if number is None or not (math.isfinite(number) and number >= low):
@@ -191,12 +164,7 @@ class _Scalar(Protocol):
 
 
 def plain_number(value: object) -> float | None:
-    """Return a real number as Python's own, an integer as an integer; None for anything else.
-
-    Examples:
-        >>> plain_number(torch.tensor(0.25)), plain_number(3), plain_number(True)
-        (0.25, 3, None)
-    """
+    """Return a real number as Python's own, an integer as an integer; None for anything else."""
     if type(value) is float:  # nearly all are, and asking a protocol is slow
         return value
     try:
@@ -219,11 +187,7 @@ def require_word(owner: object, name: str, value: object, words: Sequence[str]) 
 
 
 def take_gain(owner: object, gain: Gain) -> None:
-    """Make the field `gain` a plain number where it is no word.
-
-    Raises:
-        PolicyError: It is neither a number from 0 on nor a word.
-    """
+    """Make the field `gain` a plain number from 0 on where it is no word."""
     if isinstance(gain, str):
         require_word(owner, "gain", gain, ("meets", "fed_by", "signal"))
     else:
@@ -265,7 +229,6 @@ def joined(shape: Sequence[int], axes: Axes, blocks: Sequence[Tensor]) -> Tensor
         return blocks[0]
     whole = blocks[0].new_empty(tuple(shape))
     for block, ranges in zip(blocks, block_ranges(shape, axes), strict=True):
-        positions = [position for positions in ranges for position in positions]
-        index = torch.tensor(positions, dtype=torch.int64, device=whole.device)
+        index = torch.cat([torch.arange(r.start, r.stop, device=whole.device) for r in ranges])
         whole.index_copy_(axes.packed, index, block)
     return whole

@@ -1,7 +1,4 @@
-"""Initializers whose elements are independent, and the recipes of the papers.
-
-Knows distributions and fans; any piece of a tensor can be drawn alone.
-"""
+"""Initializers whose elements are independent, and the recipes of the papers."""
 
 import functools
 import math
@@ -27,10 +24,6 @@ from torch_initpolicy.tensors.initializer import Initializer, register
 from torch_initpolicy.tensors.samplers import Draw, Independent
 from torch_initpolicy.tensors.standards import Standard, StandardNormal, StandardUniform, Zero
 
-#
-# Distributions
-#
-
 
 @register
 @dataclass(frozen=True, slots=True)
@@ -47,14 +40,12 @@ class Constant(Initializer):
         tensor([0.5000, 0.5000])
     """
 
+    sizes = ("value",)
+
     value: float
 
     def __post_init__(self) -> None:
         take_number(self, "value")
-
-    def scaled(self, factor: float) -> "Constant":
-        """Return the constant `factor` times as large."""
-        return Constant(self.value * factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the one value there is."""
@@ -110,10 +101,6 @@ class Ones(Initializer):
 class Uniform(Initializer):
     """Draw uniformly between `low` and `high`.
 
-    Args:
-        low: The least value.
-        high: The greatest value.
-
     Examples:
         >>> import torch
         >>> weight = torch.empty(10000)
@@ -122,16 +109,14 @@ class Uniform(Initializer):
         (True, True, 1.0)
     """
 
+    sizes = ("low", "high")
+
     low: float
     high: float
 
     def __post_init__(self) -> None:
         take_number(self, "low")
         take_number(self, "high", self.low)
-
-    def scaled(self, factor: float) -> "Uniform":
-        """Return the interval `factor` times as large."""
-        return Uniform(*sorted((self.low * factor, self.high * factor)))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
@@ -142,11 +127,7 @@ class Uniform(Initializer):
 @register
 @dataclass(frozen=True, slots=True)
 class Normal(Initializer):
-    """Draw from a normal distribution.
-
-    Args:
-        std: Its standard deviation.
-        mean: Its mean.
+    """Draw from a normal distribution of standard deviation `std`.
 
     Examples:
         >>> import torch
@@ -156,16 +137,14 @@ class Normal(Initializer):
         0.02
     """
 
+    sizes = ("std", "mean")
+
     std: float
     mean: float = 0.0
 
     def __post_init__(self) -> None:
         take_number(self, "std", 0.0)
         take_number(self, "mean")
-
-    def scaled(self, factor: float) -> "Normal":
-        """Return the normal `factor` times as wide, its mean as much further out."""
-        return Normal(self.std * abs(factor), self.mean * factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
@@ -193,6 +172,8 @@ class TruncatedNormal(Initializer):
         0.045474
     """
 
+    sizes = ("std", "mean")
+
     std: float
     mean: float = 0.0
     cut: float = 2.0
@@ -204,10 +185,6 @@ class TruncatedNormal(Initializer):
         if cut is None or not cut > 0:  # infinity cuts nothing
             raise PolicyError(f"TruncatedNormal: cut must be positive, got {self.cut!r}; try 2.0")
         object.__setattr__(self, "cut", cut)
-
-    def scaled(self, factor: float) -> "TruncatedNormal":
-        """Return the distribution `factor` times as wide, its mean as much further out."""
-        return TruncatedNormal(self.std * abs(factor), self.mean * factor, self.cut)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution."""
@@ -258,6 +235,8 @@ class VarianceScaling(Initializer):
         0.2
     """
 
+    sizes = ("gain",)
+
     scale: float = 1.0
     mode: Mode = "fan_in"
     distribution: Distribution = "normal"
@@ -270,13 +249,9 @@ class VarianceScaling(Initializer):
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "VarianceScaling":
-        """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
+        """Replace words by the gain of a site."""
         gain = context.gain(self.gain)
         return replace(self, gain=_share(self, gain, context.shared) if context.shared else gain)
-
-    def scaled(self, factor: float) -> "VarianceScaling":
-        """Return the distribution with `factor` times the gain."""
-        return replace(self, gain=known(self.gain) * abs(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution of each packed block."""
@@ -298,14 +273,10 @@ def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
 @functools.lru_cache(maxsize=4096)
 def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Axes | None) -> Independent:
     """Work out the distribution of each packed block; models repeat their layers."""
-    return Independent(tuple(_of_fans(scaling, fans) for fans in scaling.fans(shape, axes)))
-
-
-def _of_fans(scaling: VarianceScaling, counted: Fans) -> Draw:
-    fan = _FANS[scaling.mode](counted)
-    std = known(scaling.gain) * math.sqrt(scaling.scale / fan) if fan else 0.0
+    fans = map(_FANS[scaling.mode], scaling.fans(shape, axes))
+    stds = [known(scaling.gain) * math.sqrt(scaling.scale / fan) if fan else 0.0 for fan in fans]
     standard = _STANDARDS[scaling.distribution]
-    return Draw(standard, 0.0, std / standard.std)
+    return Independent(tuple(Draw(standard, 0.0, std / standard.std) for std in stds))
 
 
 #
@@ -338,14 +309,7 @@ def he_normal(gain: Gain | None = None, mode: Mode = "fan_in") -> VarianceScalin
 
 
 def he_uniform(gain: Gain | None = None, mode: Mode = "fan_in") -> VarianceScaling:
-    """Draw uniformly with variance `2 / fan_in`: within `sqrt(6 / fan_in)`.
-
-    Args:
-        gain: The gain of another activation, as in `he_normal`.
-        mode: `"fan_out"` keeps the gradients' variance instead.
-
-    Reference:
-        He et al., *Delving Deep into Rectifiers*, 2015, arXiv:1502.01852, eq. 10 and 14.
+    """Draw uniformly with variance `2 / fan_in`, within `sqrt(6 / fan_in)`; else as `he_normal`.
 
     Examples:
         >>> spread = he_uniform().spread((20, 150), None)
@@ -357,9 +321,6 @@ def he_uniform(gain: Gain | None = None, mode: Mode = "fan_in") -> VarianceScali
 
 def xavier_normal(gain: Gain = 1.0) -> VarianceScaling:
     """Draw from a normal of variance `gain^2 * 2 / (fan_in + fan_out)`.
-
-    Args:
-        gain: Multiplies the standard deviation.
 
     Reference:
         Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
@@ -373,14 +334,7 @@ def xavier_normal(gain: Gain = 1.0) -> VarianceScaling:
 
 
 def xavier_uniform(gain: Gain = 1.0) -> VarianceScaling:
-    """Draw uniformly within `gain * sqrt(6 / (fan_in + fan_out))`.
-
-    Args:
-        gain: Multiplies the standard deviation.
-
-    Reference:
-        Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
-        networks*, 2010, eq. 16.
+    """Draw uniformly within `gain * sqrt(6 / (fan_in + fan_out))`: Glorot and Bengio, eq. 16.
 
     Examples:
         >>> round(xavier_uniform().spread((70, 80), None).high, 6)
@@ -391,9 +345,6 @@ def xavier_uniform(gain: Gain = 1.0) -> VarianceScaling:
 
 def lecun_normal(gain: Gain = 1.0) -> VarianceScaling:
     """Draw from a normal of variance `gain^2 / fan_in`, which SELU asks for.
-
-    Args:
-        gain: Multiplies the standard deviation.
 
     Reference:
         LeCun et al., *Efficient BackProp*, 1998, eq. 16; Klambauer et al., *Self-Normalizing
@@ -408,12 +359,6 @@ def lecun_normal(gain: Gain = 1.0) -> VarianceScaling:
 
 def lecun_uniform(gain: Gain = 1.0) -> VarianceScaling:
     """Draw uniformly with variance `gain^2 / fan_in`: within `gain * sqrt(3 / fan_in)`.
-
-    Args:
-        gain: Multiplies the standard deviation.
-
-    Reference:
-        LeCun et al., *Efficient BackProp*, 1998, eq. 16.
 
     Examples:
         >>> round(lecun_uniform().spread((10, 75), None).high, 6)

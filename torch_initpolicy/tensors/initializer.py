@@ -1,13 +1,11 @@
-"""The base of all initializers, the package's own and yours.
-
-Knows how a tensor is filled by a sampler; the initializers themselves are in `initializers`.
-"""
+"""The base of all initializers, the package's own and yours."""
 
 import abc
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar, cast, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -18,17 +16,12 @@ from torch_initpolicy.tensors.base import (
     Context,
     Spreads,
     fitting,
+    known,
     parts,
     take_number,
     working_dtype,
 )
-from torch_initpolicy.tensors.samplers import (
-    ByFunction,
-    Independent,
-    Joint,
-    Sampler,
-    fill_with,
-)
+from torch_initpolicy.tensors.samplers import ByFunction, Independent, Joint, Sampler, fill_with
 
 Class = TypeVar("Class", bound=type["Initializer"])
 
@@ -39,7 +32,7 @@ class Initializer(abc.ABC):
     To write one, derive a frozen dataclass and say in `sampler` how its numbers are drawn. It is
     then planned (with its standard deviation), drawn in blocks on several threads, sharded and
     verified like the package's own; `register` lets files hold it. Override `resolve` where a field
-    depends on the site, and `scaled` where a field says how large the numbers are.
+    depends on the site, and name in `sizes` the fields that say how large the numbers are.
 
     Examples:
         Laplace's distribution of variance `gain^2 / fan_in`:
@@ -54,6 +47,7 @@ class Initializer(abc.ABC):
         ... )
         >>> @dataclass(frozen=True, slots=True)
         ... class Laplace(initializers.Initializer):
+        ...     sizes = ("gain",)
         ...     gain: initializers.Gain = 1.0
         ...
         ...     def resolve(self, context):
@@ -72,6 +66,9 @@ class Initializer(abc.ABC):
     is_opaque: ClassVar[bool] = False
     """Whether nothing is known of the numbers before they are written; nothing is built on such."""
 
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """Fields that the numbers are proportional to."""
+
     @abc.abstractmethod
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Say how the numbers of a tensor are drawn.
@@ -88,22 +85,28 @@ class Initializer(abc.ABC):
         """
 
     def resolve(self, context: Context) -> "Initializer":
-        """Replace words (`gain="meets"`) by the numbers of a site."""
-        del context
-        return self
+        """Replace words (`gain="meets"`) by the numbers of a site, here in inner initializers."""
+        return self.with_inner(lambda inner: inner.resolve(context))
 
     def scaled(self, factor: float) -> "Initializer":
-        """Return the initializer whose numbers are `factor` times as large.
-
-        Args:
-            factor: A positive number.
-        """
-        return Scaled(self, factor)
+        """Return the initializer whose numbers are `factor` times as large, a positive number."""
+        if not self.sizes:
+            return Scaled(self, factor)
+        return _changed(self, {name: known(getattr(self, name)) * factor for name in self.sizes})
 
     def of_block(self, block: int) -> "Initializer":
         """Return what fills one packed block: the initializer itself, but for `Blocks`."""
         del block
         return self
+
+    @final
+    def with_inner(self, function: Callable[["Initializer"], "Initializer"]) -> "Initializer":
+        """Return the initializer with a function applied to those that it is built of."""
+        own: Any = self
+        held = {f.name: getattr(own, f.name) for f in fields(own)} if is_dataclass(own) else {}
+        each = {name: function(v) for name, v in held.items() if isinstance(v, Initializer)}
+        packed = {name: tuple(map(function, v)) for name, v in held.items() if _is_packed(v)}
+        return _changed(self, {**each, **packed})
 
     @final
     def spread(self, shape: Sequence[int], axes: Axes | None) -> Spreads | None:
@@ -147,6 +150,17 @@ class Initializer(abc.ABC):
             _write_(sampler, tensor, axes, dtype, generator)
 
 
+def _is_packed(value: object) -> bool:
+    """Tell whether a field holds an initializer for each of several blocks."""
+    if not isinstance(value, tuple) or not value:
+        return False
+    return all(isinstance(each, Initializer) for each in value)
+
+
+def _changed(initializer: Any, changes: dict[str, Any]) -> Initializer:
+    return cast("Initializer", replace(initializer, **changes) if changes else initializer)
+
+
 def _write_(
     sampler: Independent | Joint,
     tensor: Tensor,
@@ -156,13 +170,8 @@ def _write_(
 ) -> None:
     """Draw in the working dtype, in place where the tensor is of it and contiguous."""
     if isinstance(sampler, Joint):
-        tensor.copy_(
-            sampler.build(
-                lambda shape: torch.randn(
-                    tuple(shape), dtype=dtype, device=tensor.device, generator=generator
-                )
-            )
-        )
+        normals = partial(torch.randn, dtype=dtype, device=tensor.device, generator=generator)
+        tensor.copy_(sampler.build(normals))
     elif tensor.dtype == dtype and tensor.is_contiguous():
         flat = tensor.detach().view(-1)
         fill_with(sampler.draws, flat, tensor.shape, axes, generator=generator)
@@ -171,10 +180,6 @@ def _write_(
         fill_with(sampler.draws, flat, tensor.shape, axes, generator=generator)
         tensor.copy_(flat.view(tensor.shape))
 
-
-#
-# Files
-#
 
 REGISTERED: dict[str, type] = {}
 """The initializers that files may name, by the names of their classes; `register` adds to them."""
@@ -194,11 +199,8 @@ def register(kind: Class) -> Class:
         kind: A frozen dataclass derived from `Initializer`. Its fields are numbers, words, tuples
             of these and other initializers, with annotations; files are checked against them.
 
-    Returns:
-        The class, so that `register` can decorate it; files go by its name.
-
     Raises:
-        PolicyError: It is no such class, or a class of that name is registered already.
+        PolicyError: It is no such class, or one of that name, by which files go, is registered.
 
     Examples:
         >>> from torch_initpolicy import InitPolicy, initializers
@@ -225,11 +227,6 @@ def register(kind: Class) -> Class:
     return kind
 
 
-#
-# Building on others
-#
-
-
 @register
 @dataclass(frozen=True, slots=True)
 class Scaled(Initializer):
@@ -245,20 +242,14 @@ class Scaled(Initializer):
         0.1
     """
 
+    sizes = ("factor",)
+
     inner: Initializer
     factor: float
 
     def __post_init__(self) -> None:
         require_transparent(self.inner)
         take_number(self, "factor", 0.0)
-
-    def resolve(self, context: Context) -> "Scaled":
-        """Replace words in the inner initializer by the numbers of a site."""
-        return Scaled(self.inner.resolve(context), self.factor)
-
-    def scaled(self, factor: float) -> "Scaled":
-        """Return the initializer with the product of both factors."""
-        return Scaled(self.inner, self.factor * factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Scale what the inner initializer draws."""

@@ -1,30 +1,27 @@
 """Initializers: frozen values that say how a tensor is to be filled.
 
-All of them are found here; those that are built of others are written here. None knows a model.
-Calling one fills a tensor in place:
+All of them are found here; those that are built of others are written here. The base of all,
+`Initializer`, is open: derive from it, and `register` what files are to hold. A gain multiplies a
+standard deviation, a scale a variance. The `std` of every initializer is that of the numbers drawn,
+after any truncation. Calling one fills a tensor in place:
 
 >>> import math
->>> import torch
 >>> weight = torch.empty(64, 3, 7, 7)
 >>> he_normal()(weight, generator=torch.Generator().manual_seed(0))
 >>> round(weight.std().item() / math.sqrt(2 / (3 * 7 * 7)), 2)
 1.0
-
-The base of all, `Initializer`, is open: derive from it, and `register` what files are to hold. A
-gain multiplies a standard deviation, a scale a variance. The `std` of every initializer is that of
-the numbers drawn, after any truncation.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, NoReturn, cast
+from typing import ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.errors import PolicyError, counted
+from torch_initpolicy.errors import PolicyError, brief, counted
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import (
     Context,
@@ -33,7 +30,6 @@ from torch_initpolicy.tensors.base import (
     Mode,
     Normals,
     Spread,
-    Spreads,
     fitting,
     joined,
     merged_spreads,
@@ -153,30 +149,19 @@ class ICNR(Initializer):
         if not isinstance(self.upscale_factor, int):
             raise PolicyError(f"ICNR: upscale_factor is an integer, got {self.upscale_factor!r}")
 
-    def resolve(self, context: Context) -> "ICNR":
-        """Replace words in the inner initializer by the numbers of a site."""
-        return ICNR(self.inner.resolve(context), self.upscale_factor)
-
-    def scaled(self, factor: float) -> "ICNR":
+    def scaled(self, factor: float) -> Initializer:
         """Return the initializer with the inner one scaled."""
-        return ICNR(self.inner.scaled(factor), self.upscale_factor)
+        return self.with_inner(lambda inner: inner.scaled(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw one kernel for each patch and repeat it."""
         patches, layout = self._patches(shape, axes)
-        kernels = partial(build, self.inner.sampler(patches, layout), patches)
+        inner = self.inner.sampler(patches, layout)
+        kernels, spread = partial(build, inner, patches), inner.spread
         repeats, axis = self.upscale_factor**2, layout.outputs[0]
-        return Joint(
-            lambda normal: kernels(normal).repeat_interleave(repeats, axis),
-            self._repeated(self.inner.spread(patches, layout)),
-        )
-
-    def _repeated(self, spread: Spreads | None) -> Spreads | None:
-        """Return the spread of numbers that are there `upscale_factor^2` times."""
-        if not isinstance(spread, Spread):
-            return spread
-        kurtosis = 1 + self.upscale_factor**2 * (spread.kurtosis - 1)
-        return Spread(spread.mean, spread.std, spread.low, spread.high, kurtosis)
+        if isinstance(spread, Spread):  # of numbers that are there several times
+            spread = replace(spread, kurtosis=1 + repeats * (spread.kurtosis - 1))
+        return Joint(lambda normal: kernels(normal).repeat_interleave(repeats, axis), spread)
 
     def _patches(self, shape: Sequence[int], axes: Axes | None) -> tuple[tuple[int, ...], Axes]:
         """Return shape and axes of the smaller convolution."""
@@ -221,28 +206,9 @@ class Blocks(Initializer):
                 raise PolicyError(f"Blocks: a block has no blocks of its own, got {inner}")
             require_transparent(inner)
 
-    def resolve(self, context: Context) -> "Blocks":
-        """Replace words in the inner initializers by the numbers of a site."""
-        return Blocks(tuple(inner.resolve(context) for inner in self.initializers))
-
-    def scaled(self, factor: float) -> "Blocks":
+    def scaled(self, factor: float) -> Initializer:
         """Return the initializer with all inner ones scaled."""
-        return Blocks(tuple(inner.scaled(factor) for inner in self.initializers))
-
-    def _parts(
-        self, shape: Sequence[int], axes: Axes | None
-    ) -> Iterator[tuple[Initializer, tuple[int, ...], Axes]]:
-        """Yield each inner initializer with the shape and axes of its block."""
-        packed = 0 if axes is None else len(axes.blocks)
-        if axes is None or packed != len(self.initializers):
-            raise PolicyError(
-                f"{self} has {counted(len(self.initializers), 'initializer')} for "
-                f"{counted(packed, 'packed block')} in a tensor of shape {tuple(shape)}; "
-                "pass Axes(..., blocks=...)"
-            )
-        blocks = parts(shape, fitting(self, shape, axes))
-        for inner, (block_shape, block_axes) in zip(self.initializers, blocks, strict=True):
-            yield inner, block_shape, block_axes
+        return self.with_inner(lambda inner: inner.scaled(factor))
 
     def of_block(self, block: int) -> Initializer:
         """Return what fills one packed block; blocks beyond the last are filled as this says."""
@@ -250,29 +216,26 @@ class Blocks(Initializer):
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
         """Draw each block by its own initializer, element by element where all of them do."""
-        blocks = [
-            (inner.sampler(block_shape, block_axes), block_shape)
-            for inner, block_shape, block_axes in self._parts(shape, axes)
-        ]
-        independent = [each for each, _ in blocks if isinstance(each, Independent)]
-        if len(independent) == len(blocks):
-            return Independent(tuple(draw for each in independent for draw in each.draws))
-        spreads = [each.spread for each, _ in blocks]
+        packed = 0 if axes is None else len(axes.blocks)
+        if axes is None or packed != len(self.initializers):
+            raise PolicyError(
+                f"{self} has {counted(len(self.initializers), 'initializer')} for "
+                f"{counted(packed, 'packed block')} in a tensor of shape {tuple(shape)}; "
+                "pass Axes(..., blocks=...)"
+            )
+        sizes = parts(shape, fitting(self, shape, axes))
+        each = [inner.sampler(*size) for inner, size in zip(self.initializers, sizes, strict=True)]
+        independent = [sampler for sampler in each if isinstance(sampler, Independent)]
+        if len(independent) == len(each):
+            return Independent(tuple(draw for sampler in independent for draw in sampler.draws))
+
+        def joint(normal: Normals) -> Tensor:
+            blocks = zip(each, sizes, strict=True)
+            return joined(shape, axes, [build(of, size, normal) for of, (size, _) in blocks])
+
+        spreads = [sampler.spread for sampler in each]
         found = [spread for spread in spreads if isinstance(spread, Spread)]
-        return Joint(
-            partial(_join, shape, cast("Axes", axes), blocks),
-            merged_spreads(found) if len(found) == len(spreads) else None,
-        )
-
-
-def _join(
-    shape: Sequence[int],
-    axes: Axes,
-    blocks: Sequence[tuple[Sampler, Sequence[int]]],
-    normal: Normals,
-) -> Tensor:
-    """Build a tensor of its packed blocks."""
-    return joined(shape, axes, [build(each, of_block, normal) for each, of_block in blocks])
+        return Joint(joint, merged_spreads(found) if len(found) == len(spreads) else None)
 
 
 @register
@@ -319,9 +282,9 @@ class BranchScaled(Initializer):
         """Return the inner initializer, made smaller by the numbers of a site."""
         return self.inner.resolve(context).scaled(self._factor(context))
 
-    def scaled(self, factor: float) -> "BranchScaled":
+    def scaled(self, factor: float) -> Initializer:
         """Return the initializer with the inner one scaled."""
-        return BranchScaled(self.inner.scaled(factor), self.exponent)
+        return self.with_inner(lambda inner: inner.scaled(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> NoReturn:
         """Raise: the branches are known in a plan only."""
@@ -331,21 +294,14 @@ class BranchScaled(Initializer):
         )
 
 
-#
-# What is not ours to draw
-#
-
-
 @register
 @dataclass(frozen=True, slots=True)
 class Keep(Initializer):
     """Leave the tensor as it is: the constructor's value, or whatever has been loaded.
 
     Examples:
-        >>> weight = torch.ones(2)
+        >>> weight = torch.zeros(2)
         >>> Keep()(weight)
-        >>> weight
-        tensor([1., 1.])
     """
 
     is_opaque: ClassVar[bool] = True
@@ -402,11 +358,9 @@ class From(Initializer):
     arguments: tuple[tuple[str, object], ...]
 
     def __init__(self, function: Callable[..., object], **arguments: object) -> None:
-        if isinstance(function, nn.Module):
-            kind = type(function).__name__
-            raise PolicyError(f"From needs a function that fills a tensor, got a module, {kind}")
-        if not callable(function):
-            raise PolicyError(f"From needs a function that fills a tensor, got {function!r}")
+        if isinstance(function, nn.Module) or not callable(function):
+            got = brief(function)
+            raise PolicyError(f"From needs a function that fills a tensor, got {got}")
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "arguments", tuple(sorted(arguments.items())))
 

@@ -7,10 +7,11 @@ is not guessed here: the answer is None or `"unknown"`.
 """
 
 import functools
+import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -43,44 +44,21 @@ index. `gate`, `scale`: multiplies a signal, as one number or per channel. `posi
 `table`: added to, or standing beside, the signal (position embeddings, class tokens, bias tables).
 `unknown`: the type does not say, and perhaps the data flow does not."""
 
-T = TypeVar("T")
-
 _MATRIX = Axes(inputs=(1,), outputs=(0,))
+_VECTOR = Axes(inputs=(), outputs=(0,))
 _LOOKUP = Axes(inputs=(), outputs=(1,), copies=(0,))
 
 
-def _packed(matrix: Axes, *blocks: int) -> Axes:
-    """Stack blocks along the output axis; a single one is nothing packed."""
-    return Axes(matrix.inputs, matrix.outputs, blocks=blocks if len(blocks) > 1 else ())
+def _packed(layout: Axes, count: int, size: int) -> Axes:
+    """Stack equal blocks along the output axis; a single one is nothing packed."""
+    return Axes(layout.inputs, layout.outputs, blocks=(size,) * count if count > 1 else ())
 
 
-#
-# Layers of libraries that are not imported: by qualified name of the class
-#
-
-
-def _conv1d_of_transformers(module: nn.Module, name: str) -> Axes | None:
-    return Axes(inputs=(0,), outputs=(1,)) if name == "weight" else None
-
-
-def _deform_conv(module: nn.Module, name: str) -> Axes | None:
-    groups = getattr(module, "groups", 1)
-    return Axes(inputs=(1,), outputs=(0,), groups=groups) if name == "weight" else None
-
-
-FOREIGN: Mapping[str, Callable[[nn.Module, str], Axes | None]] = MappingProxyType(
-    {
-        "transformers.pytorch_utils.Conv1D": _conv1d_of_transformers,
-        "torchvision.ops.deform_conv.DeformConv2d": _deform_conv,
-    }
-)
-"""Linear layers of other libraries that inherit from none of torch's. They need no import and no
-registration; their classes are found by name, subclasses included."""
-
-
-def _foreign(module: nn.Module) -> Callable[[nn.Module, str], Axes | None] | None:
-    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
-    return next((FOREIGN[name] for name in names if name in FOREIGN), None)
+def _foreign(module: nn.Module) -> Axes | None:
+    """Return the axes of the weight of another library's layer, which inherits from none here."""
+    libraries = importlib.import_module("torch_initpolicy.integrations.layers")
+    axes: Axes | None = libraries.axes_of_weight(module)
+    return axes
 
 
 #
@@ -92,10 +70,8 @@ def _foreign(module: nn.Module) -> Callable[[nn.Module, str], Axes | None] | Non
 def axes_of(module: nn.Module, name: str) -> Axes | None:
     """Say what the axes of parameter `name` mean, or None where it is no linear map.
 
-    Returns:
-        The axes; None for vectors, for layers without a linear map, for layers of unknown type,
-        and for lazy layers before their first forward pass. Packed vectors (the biases of
-        recurrent and attention layers) have axes too, to say how they are packed.
+    Lazy layers have none before their first forward pass. Packed vectors (the biases of recurrent
+    and attention layers) have axes too, to say how they are packed.
 
     Examples:
         >>> axes_of(nn.Conv2d(8, 32, 3, groups=4), "weight")
@@ -111,8 +87,7 @@ def axes_of(module: nn.Module, name: str) -> Axes | None:
         >>> axes_of(Transposed(), "weight").inputs
         (0,)
     """
-    foreign = _foreign(module)
-    return foreign(module, name) if foreign else None
+    return _foreign(module) if name == "weight" else None
 
 
 @axes_of.register(LazyModuleMixin)
@@ -155,13 +130,12 @@ def _(module: nn.Embedding, name: str) -> Axes | None:
 
 @axes_of.register(nn.MultiheadAttention)
 def _(module: nn.MultiheadAttention, name: str) -> Axes | None:
-    thirds = (module.embed_dim,) * 3
     return {
-        "in_proj_weight": _packed(_MATRIX, *thirds),
+        "in_proj_weight": _packed(_MATRIX, 3, module.embed_dim),
         "q_proj_weight": _MATRIX,
         "k_proj_weight": _MATRIX,
         "v_proj_weight": _MATRIX,
-        "in_proj_bias": _packed(Axes(inputs=(), outputs=(0,)), *thirds),
+        "in_proj_bias": _packed(_VECTOR, 3, module.embed_dim),
     }.get(name)
 
 
@@ -170,36 +144,21 @@ def _kind(name: str) -> str:
     return name.partition("_l")[0]
 
 
-def _recurrent_axes(name: str, hidden: int, gates: int) -> Axes | None:
-    blocks = (hidden,) * gates
-    vector = Axes(inputs=(), outputs=(0,))
-    return {
-        "weight_ih": _packed(_MATRIX, *blocks),
-        "weight_hh": _packed(_MATRIX, *blocks),
-        "weight_hr": _MATRIX,  # the projection of `proj_size`, `(proj, hidden)`, has no gates
-        "bias_ih": _packed(vector, *blocks),
-        "bias_hh": _packed(vector, *blocks),
-    }.get(_kind(name))
+def _recurrent_axes(module: nn.RNNBase | nn.RNNCellBase, name: str, gates: int) -> Axes | None:
+    if _kind(name) == "weight_hr":  # the projection of `proj_size`, `(proj, hidden)`
+        return _MATRIX
+    known = {"weight_ih": _MATRIX, "weight_hh": _MATRIX, "bias_ih": _VECTOR, "bias_hh": _VECTOR}
+    layout = known.get(_kind(name))
+    return None if layout is None else _packed(layout, gates, module.hidden_size)
 
 
 @axes_of.register(nn.RNNBase)
 def _(module: nn.RNNBase, name: str) -> Axes | None:
-    return _recurrent_axes(name, module.hidden_size, {"LSTM": 4, "GRU": 3}.get(module.mode, 1))
+    return _recurrent_axes(module, name, {"LSTM": 4, "GRU": 3}.get(module.mode, 1))
 
 
-@axes_of.register(nn.RNNCell)
-def _(module: nn.RNNCell, name: str) -> Axes | None:
-    return _recurrent_axes(name, module.hidden_size, gates=1)
-
-
-@axes_of.register(nn.GRUCell)
-def _(module: nn.GRUCell, name: str) -> Axes | None:
-    return _recurrent_axes(name, module.hidden_size, gates=3)
-
-
-@axes_of.register(nn.LSTMCell)
-def _(module: nn.LSTMCell, name: str) -> Axes | None:
-    return _recurrent_axes(name, module.hidden_size, gates=4)
+for _cell, _gates in ((nn.RNNCellBase, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)):
+    axes_of.register(_cell, functools.partial(_recurrent_axes, gates=_gates))
 
 
 #
@@ -288,12 +247,7 @@ def _(module: nn.PReLU, name: str) -> Role:
 
 @functools.singledispatch
 def padding_of(module: nn.Module, name: str) -> int | None:
-    """Return the row of parameter `name` that must stay zero, or None.
-
-    Examples:
-        >>> padding_of(nn.Embedding(10, 4, padding_idx=-1), "weight")
-        9
-    """
+    """Return the row of parameter `name` that must stay zero, or None."""
     return None
 
 
@@ -313,8 +267,6 @@ def buffers_of(module: nn.Module) -> Mapping[str, float]:
     Examples:
         >>> dict(buffers_of(nn.BatchNorm2d(8)))
         {'running_mean': 0.0, 'running_var': 1.0, 'num_batches_tracked': 0.0}
-        >>> dict(buffers_of(nn.BatchNorm2d(8, track_running_stats=False)))
-        {}
     """
     return {}
 

@@ -1,7 +1,4 @@
-"""Cuts a weight into the linear maps it holds: one per copy and per group.
-
-Knows tensors and their axes; draws nothing. Packed blocks are cut out before, by `axes.part`.
-"""
+"""Cuts a weight into the linear maps it holds, one per copy and per group of a packed block."""
 
 import itertools
 import math

@@ -1,8 +1,7 @@
 """Mean field theory of wide plain networks: where a settled signal is critical.
 
 For weights of variance `weight / fan_in` and biases of variance `bias`, the mean square of what a
-layer gives is `weight * E f(sqrt(q) z)^2 + bias` for that of the layer before, `q`. Knows functions
-of one variable, not layers.
+layer gives is `weight * E f(sqrt(q) z)^2 + bias` for that of the layer before, `q`.
 
 Reference:
     Poole et al., *Exponential expressivity in deep neural networks through transient chaos*, 2016,
@@ -16,12 +15,7 @@ from torch_initpolicy.tensors.gains import Activation, moments
 
 
 class Critical(NamedTuple):
-    """Variances at which small differences neither grow nor die out.
-
-    Attributes:
-        weight: Variance of a weight times its fan-in.
-        bias: Variance of a bias.
-    """
+    """Variances of weights, times their fan-in, and of biases: differences neither grow nor die."""
 
     weight: float
     bias: float

@@ -1,7 +1,4 @@
-"""Lengths of tensors of any dtype and of any size that their dtype can hold.
-
-Knows numbers only.
-"""
+"""Lengths of tensors of any dtype and of any size that their dtype can hold."""
 
 import torch
 from torch import Tensor
@@ -18,12 +15,7 @@ LOW, HIGH = 1e-15, 1e18
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in single precision at least.
-
-    Examples:
-        >>> wide(torch.zeros(2, dtype=torch.bfloat16)).dtype
-        torch.float32
-    """
+    """Return a tensor in single precision at least."""
     wider = _WIDER.get(tensor.dtype)
     return tensor if wider is None else tensor.to(wider)
 

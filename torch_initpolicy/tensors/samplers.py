@@ -1,9 +1,4 @@
-"""Samplers: how the numbers of one tensor are drawn, once its shape and axes are known.
-
-There are three kinds. `Independent` elements can be drawn piece by piece, in any order and on any
-process. A `Joint` draw makes the whole tensor at once, out of standard normals. `ByFunction` runs
-code that says nothing of its numbers.
-"""
+"""Samplers: how the numbers of one tensor are drawn, once its shape and axes are known."""
 
 import itertools
 import math
@@ -15,13 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.base import (
-    Normals,
-    Spread,
-    Spreads,
-    merged_spreads,
-    scaled_spreads,
-)
+from torch_initpolicy.tensors.base import Normals, Spread, Spreads, merged_spreads
 from torch_initpolicy.tensors.standards import Standard
 
 
@@ -43,13 +32,8 @@ class Draw(NamedTuple):
         """Moments and bounds of the distribution."""
         std, reach = self.scale * self.standard.std, self.scale * self.standard.reach
         bounded = math.isfinite(reach)
-        return Spread(
-            mean=self.loc,
-            std=std,
-            low=self.loc - reach if bounded else None,
-            high=self.loc + reach if bounded else None,
-            kurtosis=self.standard.kurtosis,
-        )
+        low, high = (self.loc - reach, self.loc + reach) if bounded else (None, None)
+        return Spread(self.loc, std, low, high, self.standard.kurtosis)
 
     def scaled(self, factor: float) -> "Draw":
         """Return the distribution of `factor` times the numbers; all are symmetric."""
@@ -58,7 +42,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Elements that are drawn independently of one another.
+    """Elements that are drawn independently of one another, in any order and on any process.
 
     Attributes:
         draws: The distribution of each packed block, or one for the whole tensor.
@@ -83,7 +67,7 @@ class Independent:
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """A tensor that is drawn at once.
+    """A tensor that is drawn at once, out of standard normals.
 
     Attributes:
         build: Returns the whole tensor, in the dtype and on the device of the standard normals that
@@ -103,17 +87,17 @@ class Joint:
 
     def scaled(self, factor: float) -> "Joint":
         """Return the sampler of `factor` times the numbers."""
-        spread = scaled_spreads(self.spread, factor)
+        spread = self.spread
+        if isinstance(spread, Spread):
+            spread = spread.scaled(factor)
+        elif spread is not None:
+            spread = tuple(each.scaled(factor) for each in spread)
         return Joint(lambda normal: self.build(normal) * factor, spread)
 
 
 @dataclass(frozen=True, slots=True)
 class ByFunction:
-    """Code of which nothing is known before it runs.
-
-    Attributes:
-        write_: Fills a tensor in place, drawing from a generator, or torch's own where it is None.
-    """
+    """Code that fills a tensor in place, of which nothing is known before it runs."""
 
     write_: Callable[[Tensor, torch.Generator | None], None]
 
@@ -164,11 +148,7 @@ def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
 
 
 def _runs(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut the elements from `start` on into runs of one packed block each.
-
-    Returns:
-        The number of each run's block, and its length.
-    """
+    """Cut the elements from `start` on into runs of one block each: the blocks, and the lengths."""
     axis, stop = cast("int", axes.packed), start + flat.numel()
     inner = math.prod(shape[axis + 1 :])
     first, last = start // inner, -(-stop // inner)

@@ -1,7 +1,7 @@
 """Standard distributions, of mean zero and no unit, and random orthogonal matrices.
 
-Knows generators and tensors, not fans. Distribution code is the package's own where torch's changed
-between versions (`trunc_normal_`) or does more work than it needs (`orthogonal_`).
+The code is the package's own where torch's changed between versions (`trunc_normal_`) or does more
+work than it needs (`orthogonal_`).
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Initializers that need the whole tensor at once.
-
-Knows the linear maps that a weight holds; random numbers come as standard normals.
-"""
+"""Initializers that need the whole tensor at once; random numbers come as standard normals."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -80,19 +77,17 @@ class Orthogonal(Initializer):
         True
     """
 
+    sizes = ("gain",)
+
     gain: Gain = 1.0
 
     def __post_init__(self) -> None:
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "Orthogonal":
-        """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
+        """Replace words by the gain of a site."""
         factors = context.shared.factors if context.shared else 1
         return Orthogonal(math.pow(context.gain(self.gain), 1 / factors))
-
-    def scaled(self, factor: float) -> "Orthogonal":
-        """Return the initializer with `factor` times the gain."""
-        return Orthogonal(known(self.gain) * abs(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; their elements are normal, almost, but for tiny ones."""
@@ -125,9 +120,6 @@ class DeltaOrthogonal(Initializer):
     A convolution so initialised keeps the norm of its input. It needs at least as many outputs as
     inputs, and a kernel of odd extents, which has a middle.
 
-    Args:
-        gain: Multiplies the matrix; `"meets"` or `"fed_by"` for that of an activation.
-
     Reference:
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs*, 2018, arXiv:1806.05393
         (delta-orthogonal kernels).
@@ -140,18 +132,16 @@ class DeltaOrthogonal(Initializer):
         True
     """
 
+    sizes = ("gain",)
+
     gain: Gain = 1.0
 
     def __post_init__(self) -> None:
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "DeltaOrthogonal":
-        """Replace `gain="meets"` or `"fed_by"` by the number of a site."""
+        """Replace words by the gain of a site."""
         return DeltaOrthogonal(context.gain(self.gain))
-
-    def scaled(self, factor: float) -> "DeltaOrthogonal":
-        """Return the initializer with `factor` times the gain."""
-        return DeltaOrthogonal(known(self.gain) * abs(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; the spread counts the zeros around them."""
@@ -190,11 +180,8 @@ def _eye_(each: Maps, normal: Normals) -> None:
 class Dirac(Initializer):
     """Let a convolution copy its inputs: an identity at the middle of a kernel of zeros.
 
-    Each group, copy and packed block copies its own inputs. Outputs beyond their number are zero,
-    and behind a ReLU without a bias they stay so for ever.
-
-    Args:
-        gain: Multiplies the identity.
+    Each group, copy and packed block copies its own inputs, times `gain`. Outputs beyond their
+    number are zero, and behind a ReLU without a bias they stay so for ever.
 
     Reference:
         Zagoruyko and Komodakis, *DiracNets*, 2017, arXiv:1706.00388.
@@ -207,14 +194,12 @@ class Dirac(Initializer):
         True
     """
 
+    sizes = ("gain",)
+
     gain: float = 1.0
 
     def __post_init__(self) -> None:
         take_number(self, "gain")
-
-    def scaled(self, factor: float) -> "Dirac":
-        """Return the initializer with `factor` times the gain."""
-        return Dirac(self.gain * factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Write ones and zeros, of which a variance says nothing."""
@@ -229,10 +214,7 @@ class Dirac(Initializer):
 class Identity(Initializer):
     """Let a linear map copy its inputs: ones on the diagonal, zeros elsewhere.
 
-    Each copy and packed block is an identity of its own.
-
-    Args:
-        gain: Multiplies the identity.
+    Each copy and packed block is an identity of its own, times `gain`.
 
     Reference:
         Le, Jaitly and Hinton, *A Simple Way to Initialize Recurrent Networks of Rectified Linear
@@ -246,14 +228,12 @@ class Identity(Initializer):
                 [0., 1., 0.]])
     """
 
+    sizes = ("gain",)
+
     gain: float = 1.0
 
     def __post_init__(self) -> None:
         take_number(self, "gain")
-
-    def scaled(self, factor: float) -> "Identity":
-        """Return the initializer with `factor` times the gain."""
-        return Identity(self.gain * factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Write ones and zeros, of which a variance says nothing."""
@@ -286,6 +266,8 @@ class Sparse(Initializer):
         [3, 3, 3, 3, 3, 3, 3, 3]
     """
 
+    sizes = ("std",)
+
     sparsity: float
     std: float = 0.01
 
@@ -294,10 +276,6 @@ class Sparse(Initializer):
         take_number(self, "std", 0.0)
         if self.sparsity > 1:
             raise PolicyError(f"Sparse: sparsity is a share from 0 to 1, got {self.sparsity}")
-
-    def scaled(self, factor: float) -> "Sparse":
-        """Return the initializer with `factor` times the standard deviation."""
-        return Sparse(self.sparsity, self.std * abs(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw weights and which of them are zero; the spread counts the zeros."""
