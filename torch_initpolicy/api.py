@@ -21,6 +21,7 @@ from torch_initpolicy.sites import borrowing, require_module
 from torch_initpolicy.steps import Step
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import undone_on_error
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import is_sharded
 
@@ -140,13 +141,14 @@ def apply_policy(
         True
     """
     selection = Selection.of(**selecting)
+    drawing = Drawing(seed, threads, draw_on)
     with opened(require_module(model)):
         with together(process_groups(model)):
             given = policy_of(policy)
             shown = calibrate if example_inputs is None else example_inputs
             plan = plan_model(model, given, shown, selection)
         with undone_on_error(_held(model) if calibrate is not None else ()):
-            written = apply_steps(plan.pairs(), seed, threads=threads, draw_on=draw_on, model=model)
+            written = apply_steps(plan.pairs(), drawing, model=model)
             if calibrate is not None:
                 plan = _calibrated(plan, model, calibrate, selection)
     warn_of_nothing(plan, given)
@@ -198,8 +200,8 @@ def materialize(
             CPU.
         seed: As for `apply_policy`, like `threads` and `draw_on`.
         example_inputs: What the forward pass takes, of which only shapes matter.
-        rebuild: A function without arguments that builds the model once more; it is asked only for
-            tensors that nothing else can tell the values of.
+        rebuild: A function without arguments that builds the model once more; it is asked before
+            the model's own class, its library and its modules' methods.
         threads: Threads that draw on the CPU.
         draw_on: Device that draws.
         selecting: Which parameters the policy may write, as `Selecting` describes it; the others
@@ -226,28 +228,20 @@ def materialize(
         ('cpu', 16.0)
     """
     selection = Selection.of(**selecting)
+    drawing = Drawing(seed, threads, draw_on)
     with opened(require_module(model)):
         given = policy_of(policy)
-        with revealed(model, seed=seed, rebuild=rebuild) as found:
+        with revealed(model, drawing, rebuild=rebuild) as found:
             plan = plan_model(model, given, example_inputs, selection)
-        steps, written = materialize_steps(
-            plan.pairs(),
-            model,
-            found,
-            device=device,
-            seed=seed,
-            threads=threads,
-            draw_on=draw_on,
-        )
+        steps, written = materialize_steps(plan.pairs(), model, found, drawing, device)
         plan = replace(plan, steps=steps)
         guessed = any(step.evidence == "order" for step in plan)
         if guessed and not any(map(is_sharded, model.parameters())):
             # Now that the model is real its forward pass can be run, which may tell more.
             known = plan_model(model, given, example_inputs, selection)
             plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
-            written = apply_steps(
-                plan.pairs(), written.seed, threads=threads, draw_on=draw_on, model=model
-            )
+            again = replace(drawing, seed=written.seed)
+            written = apply_steps(plan.pairs(), again, model=model)
     warn_of_symmetry(plan)
     return Receipt.of(plan, written)
 

@@ -18,6 +18,7 @@ from torch_initpolicy.errors import ApplyError, InitPolicyError
 from torch_initpolicy.tensors.initializers import From, Normal, Ones, Orthogonal, Zeros
 from torch_initpolicy.writing import blocks, crew, journal, parametrized
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.shards import Piece
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
@@ -65,7 +66,7 @@ def chosen(model):
 def outcomes(model):
     """The state of a model before and after it is written without interruption."""
     before = state(model)
-    apply_steps(chosen(model), 0)
+    apply_steps(chosen(model), Drawing(0))
     return before, state(model)
 
 
@@ -82,14 +83,16 @@ def test_signals(tries, threads, burst):
     model = mixed(256)
     before, after = outcomes(model)
     started = time.perf_counter()
-    apply_steps(chosen(model), 0, threads=threads)
+    apply_steps(chosen(model), Drawing(0, threads=threads))
     took = time.perf_counter() - started
 
     for _ in tries(12):
         restore(model, before)
         steps = chosen(model)
         under_signals(
-            lambda steps=steps: apply_steps(steps, 0, threads=threads), rng.uniform(0, took), burst
+            lambda steps=steps: apply_steps(steps, Drawing(0, threads=threads)),
+            rng.uniform(0, took),
+            burst,
         )
         found = state(model)
 
@@ -141,7 +144,7 @@ def test_asynchronous_exceptions(tries, monkeypatch):
 
 def _suppressed(steps):
     with contextlib.suppress(Interrupt, ApplyError):
-        apply_steps(steps, 0)
+        apply_steps(steps, Drawing(0))
 
 
 PLACES = {
@@ -175,7 +178,7 @@ def test_failures(tries, monkeypatch, place, kind):
         steps = chosen(model)
         monkeypatch.setattr(holder, name, fails)
         try:
-            apply_steps(steps, 0)
+            apply_steps(steps, Drawing(0))
         except InitPolicyError:
             failed += 1
             assert same(state(model), before)
@@ -203,7 +206,7 @@ def test_no_thread_starts(monkeypatch):
         monkeypatch.setattr(_thread, "start_new_thread", starts)
         expected = pytest.raises(ApplyError, match="no thread starts")
         with contextlib.nullcontext() if allowed else expected:
-            apply_steps(chosen(model), 0, threads=3)
+            apply_steps(chosen(model), Drawing(0, threads=3))
         monkeypatch.setattr(_thread, "start_new_thread", start)
 
         assert same(state(model), after if allowed else before)
@@ -223,7 +226,7 @@ def test_lazy_views(weight):
     model.phase = nn.Parameter(weight)
     plain.phase = nn.Parameter(weight.resolve_conj().resolve_neg().contiguous())
     for each in (model, plain):
-        apply_steps(pairs(each, lambda site: Normal(1.0)), 0)
+        apply_steps(pairs(each, lambda site: Normal(1.0)), Drawing(0))
 
     assert torch.equal(model.phase.detach(), plain.phase.detach())
 
@@ -243,7 +246,7 @@ def test_own_setattr():
     model = nn.Sequential(nn.Linear(8, 8), nn.utils.weight_norm(Locked(8, 8)))
     vars(model[1])["lock"] = True
     before = state(model)
-    apply_steps(pairs(model, lambda site: Normal(1.0)), 0)
+    apply_steps(pairs(model, lambda site: Normal(1.0)), Drawing(0))
 
     assert not any(torch.equal(value, before[name]) for name, value in state(model).items())
 
@@ -254,7 +257,7 @@ def test_sparse_statistics():
     model[1].running_var = torch.ones(4).to_sparse()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(ApplyError, match="nothing was written"):
-        apply_steps(pairs(model, lambda site: Normal(1.0)), 0, model=model)
+        apply_steps(pairs(model, lambda site: Normal(1.0)), Drawing(0), model=model)
 
     assert all(map(torch.equal, before, model.parameters()))
 
@@ -263,7 +266,7 @@ def test_names_of_any_characters():
     """A name that no encoding takes is drawn like any other."""
     model = nn.Module()
     model.register_parameter("w\udc80", nn.Parameter(torch.zeros(4)))
-    apply_steps(pairs(model, lambda site: Normal(1.0)), 0)
+    apply_steps(pairs(model, lambda site: Normal(1.0)), Drawing(0))
 
     assert model.get_parameter("w\udc80").count_nonzero() == 4
 

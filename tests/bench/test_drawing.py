@@ -15,6 +15,7 @@ from torch_initpolicy.tensors.initializers import (
     he_normal,
 )
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 
 pytestmark = pytest.mark.bench
 
@@ -45,7 +46,7 @@ def loop(model, function):
 def ours(model, initializer):
     """Apply one initializer to every parameter, on two threads."""
     chosen = pairs(model, lambda site: initializer)
-    return lambda: apply_steps(chosen, 0, threads=2)
+    return lambda: apply_steps(chosen, Drawing(0, threads=2))
 
 
 def test_normal():
@@ -80,7 +81,7 @@ def test_many_small_tensors():
     initializers = {"weight": he_normal(), "norm_weight": Ones()}
     chosen = pairs(model, lambda site: initializers.get(site.role, Zeros()))
     theirs = loop(model, lambda p: p.normal_() if p.ndim > 1 else p.zero_())
-    found = ratio("ResNet-50, he", lambda: apply_steps(chosen, 0, threads=2), theirs, 0.75)
+    found = ratio("ResNet-50, he", lambda: apply_steps(chosen, Drawing(0, threads=2)), theirs, 0.75)
 
     assert found <= 0.75
 
@@ -94,4 +95,4 @@ def test_memory(dtype, threads):
     chosen = pairs(model, lambda site: he_normal())
     what = f"memory, {dtype}, {threads} threads"
 
-    assert peak(what, lambda: apply_steps(chosen, 0, threads=threads), 32) <= 32
+    assert peak(what, lambda: apply_steps(chosen, Drawing(0, threads=threads)), 32) <= 32

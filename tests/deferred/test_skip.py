@@ -25,6 +25,7 @@ from torch_initpolicy.tensors.initializers import (
     Uniform,
 )
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 
 
 class Operators(TorchDispatchMode):
@@ -457,9 +458,13 @@ class TestSurroundings:
         [
             pytest.param(lambda model: apply_policy(model, seed=0), id="apply_policy"),
             pytest.param(lambda model: plan_policy(model).apply(seed=0), id="plan and apply"),
-            pytest.param(lambda model: apply_steps(plan_policy(model).pairs(), 0), id="steps"),
             pytest.param(
-                lambda model: apply_steps(make_plan(model, {}, presets.policy("auto")).pairs(), 0),
+                lambda model: apply_steps(plan_policy(model).pairs(), Drawing(0)), id="steps"
+            ),
+            pytest.param(
+                lambda model: apply_steps(
+                    make_plan(model, {}, presets.policy("auto")).pairs(), Drawing(0)
+                ),
                 id="steps without a trace",
             ),
         ],

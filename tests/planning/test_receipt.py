@@ -14,6 +14,7 @@ from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.tensors.initializers import From, Keep, Normal, Orthogonal
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 
 
 def network():
@@ -30,7 +31,7 @@ def planned(model, choose=usual):
 def written(model, choose=usual, seed=5, **options):
     """The receipt of having written a model."""
     plan = planned(model, choose)
-    return Receipt.of(plan, apply_steps(plan.pairs(), seed, **options))
+    return Receipt.of(plan, apply_steps(plan.pairs(), Drawing(seed, **options)))
 
 
 class TestJSON:

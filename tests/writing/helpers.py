@@ -23,6 +23,7 @@ from torch_initpolicy.tensors.initializers import (
 )
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 
 
 def step_for(site: Site, initializer: Initializer) -> Step:
@@ -49,7 +50,8 @@ def pairs(model: nn.Module, choose: Callable[[Site], Initializer]) -> list[tuple
 def fill(model: nn.Module, initializer: Initializer, /, *names: str, **options: object) -> Written:
     """Fill the named sites of a model, or all of them, and keep the others."""
     chosen = pairs(model, lambda site: initializer if not names or site.name in names else Keep())
-    return apply_steps(chosen, **{"seed": 0, **options})
+    within = options.pop("model", None)
+    return apply_steps(chosen, Drawing(**{"seed": 0, **options}), model=within)
 
 
 def usual(site: Site) -> Initializer:

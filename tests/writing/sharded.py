@@ -46,6 +46,7 @@ from torch_initpolicy.tensors.initializers import (
     he_normal,
 )
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprints
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.shards import obstacles, reshard
@@ -247,8 +248,8 @@ def spread(way: str, choice: str) -> None:
     model, expected = _made(), _made()
     WAYS[way](model, world)
     assert world == 1 or any(isinstance(p, DTensor) for p in model.parameters())
-    apply_steps(pairs(model, CHOICES[choice]), SEED)
-    apply_steps(pairs(expected, CHOICES[choice]), SEED)
+    apply_steps(pairs(model, CHOICES[choice]), Drawing(SEED))
+    apply_steps(pairs(expected, CHOICES[choice]), Drawing(SEED))
 
     assert _unequal(model, expected) == []
     assert fingerprints(sites(model)) == fingerprints(sites(expected))
@@ -280,8 +281,8 @@ def odd_sizes() -> None:
         sizes = {"width": 4 * world, "hidden": 11 * world if "tensor" in way.__name__ else 11}
         model, expected = _made(**sizes), _made(**sizes)
         way(model, world)
-        apply_steps(pairs(model, elementwise), SEED)
-        apply_steps(pairs(expected, elementwise), SEED)
+        apply_steps(pairs(model, elementwise), Drawing(SEED))
+        apply_steps(pairs(expected, elementwise), Drawing(SEED))
 
         assert _unequal(model, expected) == [], way.__name__
 
@@ -301,9 +302,11 @@ def fails_together() -> None:
         before = _whole(model)
         words = "no luck" if distributed.get_rank() == last else f"rank {last}: ApplyError: .*"
         with pytest.raises(ApplyError, match=words):
-            apply_steps(pairs(model, lambda site: From(only_here)), SEED)
+            apply_steps(pairs(model, lambda site: From(only_here)), Drawing(SEED))
         with pytest.raises(ApplyError, match="fit into 64 bits"):
-            apply_steps(pairs(model, elementwise), SEED if distributed.get_rank() else 2**64)
+            apply_steps(
+                pairs(model, elementwise), Drawing(SEED if distributed.get_rank() else 2**64)
+            )
 
         assert all(map(torch.equal, before.values(), _whole(model).values()))
 
@@ -318,7 +321,7 @@ def commits_together() -> None:
         if distributed.get_rank() == 0:
             patch.setattr(Journal, "keep", _full)
         with pytest.raises(ApplyError, match=r"rank 0: MemoryError|writing raised MemoryError"):
-            apply_steps(chosen, SEED)
+            apply_steps(chosen, Drawing(SEED))
 
     assert all(map(torch.equal, before.values(), _whole(model).values()))
 
@@ -357,8 +360,8 @@ def _draw_weights(model: nn.Module) -> Written:
 def ddp() -> None:
     """Under DDP every process draws the same, under the names of the model that is wrapped."""
     model, expected = _made(), _made()
-    apply_steps(pairs(nn.parallel.DistributedDataParallel(model), structured), SEED)
-    apply_steps(pairs(expected, structured), SEED)
+    apply_steps(pairs(nn.parallel.DistributedDataParallel(model), structured), Drawing(SEED))
+    apply_steps(pairs(expected, structured), Drawing(SEED))
 
     assert _unequal(model, expected) == []
 
@@ -369,8 +372,8 @@ def no_seed() -> None:
         model, expected = _made(), _made()
         wrapped = way(model, distributed.get_world_size()) if way in WAYS.values() else way(model)
         torch.manual_seed(100 + distributed.get_rank())
-        seed = apply_steps(pairs(model, elementwise), model=wrapped or model).seed
-        apply_steps(pairs(expected, elementwise), seed)
+        seed = apply_steps(pairs(model, elementwise), Drawing(), model=wrapped or model).seed
+        apply_steps(pairs(expected, elementwise), Drawing(seed))
         torch.manual_seed(100)
 
         assert seed == int(torch.empty((), dtype=torch.int64).random_())
@@ -413,7 +416,7 @@ def checkpoint() -> None:
     model, other = _made(), _made(seed=1)
     fsdp(model, distributed.get_world_size())
     hsdp(other, distributed.get_world_size())
-    apply_steps(pairs(model, elementwise), SEED)
+    apply_steps(pairs(model, elementwise), Drawing(SEED))
     folder = [tempfile.mkdtemp()]
     distributed.broadcast_object_list(folder)
     save(model.state_dict(), checkpoint_id=folder[0])
@@ -453,7 +456,7 @@ def verified() -> None:
     model = _made()
     fsdp(model, distributed.get_world_size())
     chosen = pairs(model, lambda site: Orthogonal() if site.name == "up.weight" else Normal(0.1))
-    apply_steps(chosen, SEED)
+    apply_steps(chosen, Drawing(SEED))
     assert measure_steps(chosen).findings == ()
     if distributed.get_rank() == 0:
         with torch.no_grad():

@@ -26,6 +26,7 @@ from torch_initpolicy.tensors.initializers import (
 )
 from torch_initpolicy.writing import apply as applying
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 
 
 def tied():
@@ -55,7 +56,7 @@ class TestPlaces:
     def test_constants_need_no_stream(self):
         """What is one value everywhere is filled without drawing a block."""
         model = grown()
-        written = apply_steps(pairs(model, lambda site: Constant(0.25)), 0)
+        written = apply_steps(pairs(model, lambda site: Constant(0.25)), Drawing(0))
 
         assert written.blocks == 0
         assert model["head"].weight.eq(0.25).all()
@@ -75,7 +76,7 @@ class TestPlaces:
         model = layer(800, 512)
         (site, step), *_ = pairs(model, lambda site: xavier_normal())
         axes = Axes((1,), (0,), blocks=(512, 144, 144))
-        apply_steps([(site, replace(step, facts=replace(step.facts, axes=axes)))], 0)
+        apply_steps([(site, replace(step, facts=replace(step.facts, axes=axes)))], Drawing(0))
         found = [part.std().item() for part in model.weight.split([512, 144, 144])]
         expected = [math.sqrt(2 / (512 + rows)) for rows in (512, 144, 144)]
 
@@ -269,7 +270,7 @@ class TestErrors:
         chosen = pairs(model, lambda site: broken if site.name == "head.weight" else Normal(1.0))
 
         with pytest.raises(ApplyError, match=words) as error:
-            apply_steps(chosen, 0)
+            apply_steps(chosen, Drawing(0))
 
         assert "'head.weight'" in str(error.value)
         assert same(before, state(model))
@@ -327,7 +328,7 @@ class TestErrors:
         (site, step), *_ = pairs(layer(3, 4), lambda site: Normal(1.0))
 
         with pytest.raises(ApplyError, match="make a new plan"):
-            apply_steps([(site, replace(step, shape=(4, 3)))], 0)
+            apply_steps([(site, replace(step, shape=(4, 3)))], Drawing(0))
 
     def test_integers(self):
         """Integer parameters hold nothing that could be drawn."""

@@ -21,6 +21,7 @@ from torch_initpolicy.tensors.initializers import (
 )
 from torch_initpolicy.writing import apply as applying
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.shards import _piece
 from torch_initpolicy.writing.streams import BLOCK, keys, seeker
 
@@ -95,8 +96,8 @@ class TestContract:
         """The order in which sites are given changes nothing."""
         models = [nn.ModuleDict({"a": layer(60, 70), "b": layer(60, 70)}) for _ in range(2)]
         given = [pairs(model, lambda site: initializer) for model in models]
-        apply_steps(given[0], 0)
-        apply_steps(given[1][::-1], 0)
+        apply_steps(given[0], Drawing(0))
+        apply_steps(given[1][::-1], Drawing(0))
 
         assert same(state(models[0]), state(models[1]))
 

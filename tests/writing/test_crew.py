@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 
-from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.writing import crew as module
-from torch_initpolicy.writing.crew import check_threads, crew
+from torch_initpolicy.writing.crew import crew
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -73,11 +72,3 @@ def test_a_thread_that_dies_at_birth(monkeypatch):
         workers.finish(lambda: workers.share([done.append] * 3))
 
     assert done == [1, 1, 1]
-
-
-@pytest.mark.parametrize("threads", [0, -1, 2.0, "1", False], ids=repr)
-def test_numbers_of_threads(threads):
-    """A number of threads is a positive integer, or None."""
-    check_threads(None)
-    with pytest.raises(ApplyError, match="from 1 on"):
-        check_threads(threads)

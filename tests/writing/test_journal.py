@@ -22,12 +22,14 @@ def test_undo():
 
 
 def test_room(monkeypatch):
-    """Beyond its room it keeps no more, and says so; what it wrote itself it keeps always."""
+    """Of what is drawn in place it keeps all or nothing, and says which; what it wrote, always."""
     monkeypatch.setattr(module, "ROOM", 64)
-    journal = Journal()
-    journal.write(torch.zeros(1000), 1.0)
-    journal.keep(torch.zeros(16))
+    journal, written, drawn = Journal(), torch.zeros(1000), torch.zeros(17)
+    journal.write(written, 1.0)
+    journal.keep([drawn[:16]])
 
     assert journal.is_complete
-    journal.keep(torch.zeros(1))
+    journal.keep([drawn[:16], drawn[16:]])
     assert not journal.is_complete
+    journal.undo()
+    assert written.count_nonzero() == 0

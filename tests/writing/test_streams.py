@@ -7,7 +7,7 @@ import torch
 
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.writing import streams
-from torch_initpolicy.writing.streams import as_seed, draws_on, key, seeker
+from torch_initpolicy.writing.streams import draws_on, key, seeker
 
 CPU = torch.device("cpu")
 
@@ -41,33 +41,6 @@ class TestKey:
         found = [key(seed, name, block, salt=salt) for seed, name, block, salt in inputs]
 
         assert len(found) == len(set(found))
-
-
-class TestSeed:
-    """`as_seed` gives an integer of 64 bits."""
-
-    @pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, -(2**63)])
-    def test_given(self, seed):
-        """A seed that fits is taken as it is and the global generator stays."""
-        before = torch.random.get_rng_state()
-
-        assert seed == as_seed(seed)
-        assert torch.equal(before, torch.random.get_rng_state())
-
-    @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
-    def test_too_large(self, seed):
-        """A seed of more than 64 bits is refused rather than cut."""
-        with pytest.raises(ApplyError, match="does not fit into 64 bits"):
-            as_seed(seed)
-
-    def test_none(self):
-        """`torch.manual_seed` governs `seed=None`, which draws one number from it."""
-        torch.manual_seed(5)
-        first, second = as_seed(None), as_seed(None)
-        torch.manual_seed(5)
-
-        assert first == as_seed(None)
-        assert first != second
 
 
 class TestStream:

@@ -38,6 +38,7 @@ from torch_initpolicy.tensors.initializers import (
     xavier_uniform,
 )
 from torch_initpolicy.writing.apply import apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.verify import measure_steps, std_bounds, verify_steps
 
 MATRIX = (200, 500)  # 10^5 elements
@@ -76,7 +77,7 @@ def filled(initializer, shape, axes=None, dtype=torch.float32, seed=0, factors=(
     (site,) = sites(model)
     step = step_for(site, initializer)
     step = replace(step, facts=replace(step.facts, axes=axes), factors=factors)
-    apply_steps([(site, step)], seed)
+    apply_steps([(site, step)], Drawing(seed))
     return model.weight.detach(), (site, step)
 
 
@@ -167,7 +168,7 @@ class TestNoFalseAlarm:
             }
         )
         chosen = pairs(model, lambda site: Normal(0.1) if len(site.shape) > 1 else Ones())
-        apply_steps(chosen, 0)
+        apply_steps(chosen, Drawing(0))
 
         assert verify_steps(chosen).ok
 
@@ -277,7 +278,7 @@ class TestPower:
         """A padding row that is not zero."""
         model = nn.Embedding(50, 16, padding_idx=3)
         chosen = pairs(model, lambda site: Normal(1.0))
-        apply_steps(chosen, 0)
+        apply_steps(chosen, Drawing(0))
         with torch.no_grad():
             model.weight[3, 0] = 1e-9
 

@@ -32,6 +32,7 @@ from torch_initpolicy.trace.record import observe, with_grad_if_asked
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.commit import commit, undone_on_error
 from torch_initpolicy.writing.crew import crew
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.ranks import process_groups
 from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
@@ -164,7 +165,7 @@ def _orthogonalise(
     """Write orthogonal weights; parametrised ones keep their direction."""
     facts = read(model, found, inputs).facts
     plan = make_plan(model, facts, _START, selection)
-    apply_steps(plan.pairs(), seed)
+    apply_steps(plan.pairs(), Drawing(seed))
 
 
 def _calibrate(model: nn.Module, inputs: Any, settings: Settings) -> Calibration:

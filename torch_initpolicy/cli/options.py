@@ -11,7 +11,7 @@ from torch_initpolicy.errors import InitPolicyError
 from torch_initpolicy.integrations.inputs import Input, require_distinct
 from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.policy.presets import policy as policy_of
-from torch_initpolicy.writing.streams import as_seed
+from torch_initpolicy.writing.drawing import check_seed
 
 
 def _checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
@@ -76,7 +76,7 @@ Base = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_checked(as_seed)),
+    typer.Option(help="Seed of the random streams, up to 64 bits.", callback=_checked(check_seed)),
 ]
 Calibrate = Annotated[
     bool,
@@ -101,7 +101,7 @@ StartSeed = Annotated[
     typer.Option(
         "--seed",
         help="Seed of the policy, 0 unless given; without one that of the constructor's own draws.",
-        callback=_checked(as_seed),
+        callback=_checked(check_seed),
     ),
 ]
 Inputs = Annotated[

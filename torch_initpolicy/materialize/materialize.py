@@ -29,13 +29,13 @@ from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.shards import is_sharded, pieces
-from torch_initpolicy.writing.streams import as_seed
 
 
 @contextmanager
 def revealed(
-    model: nn.Module, *, seed: int | None = None, rebuild: Build | None = None
+    model: nn.Module, drawing: Drawing, *, rebuild: Build | None = None
 ) -> Iterator[dict[str, Origin]]:
     """Let a meta-built model be planned with what its constructor computes in its place.
 
@@ -45,8 +45,8 @@ def revealed(
 
     Args:
         model: The model. It is as it was when the block ends.
-        seed: Seeds what constructors draw otherwise than by filling a parameter.
-        rebuild: Builds the model once more; asked before anything else.
+        drawing: Seeds what constructors draw otherwise than by filling a parameter.
+        rebuild: Builds the model once more.
 
     Yields:
         What was found out, by canonical name.
@@ -54,8 +54,9 @@ def revealed(
     Raises:
         MaterializeError: A function of the caller raised.
     """
+    drawing.check()
     lost = list(_lost(model, ()))
-    found = origins(model, lost, rebuild=rebuild, seed=0 if seed is None else as_seed(seed))
+    found = origins(model, lost, rebuild=rebuild, seed=drawing.seed or 0)
     known = [(_held(t.owner, t.attribute), found[t.name]) for t in lost if t.name in found]
     values = {id(tensor): _like(tensor, o.value) for tensor, o in known if o.value is not None}
     pending = [(tensor, o.pending) for tensor, o in known if o.pending is not None]
@@ -97,11 +98,8 @@ def materialize_steps(
     pairs: Sequence[tuple[Site, Step]],
     model: nn.Module,
     found: Mapping[str, Origin],
-    *,
+    drawing: Drawing,
     device: torch.device | str | None = None,
-    seed: int | None = None,
-    threads: int | None = None,
-    draw_on: torch.device | str | None = None,
 ) -> tuple[tuple[Step, ...], Written]:
     """Allocate a meta-built model, restore what its constructor computes, and apply steps.
 
@@ -109,11 +107,9 @@ def materialize_steps(
         pairs: Each site with its step.
         model: The model that the sites are of. What of it is not on meta keeps its values.
         found: What `revealed` has found out.
+        drawing: How numbers are drawn.
         device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
             CPU.
-        seed: Seed of the random streams; None as for `apply_steps`.
-        threads: As for `apply_steps`.
-        draw_on: As for `apply_steps`.
 
     Returns:
         The steps as they were carried out, where a kept parameter has become what its constructor
@@ -133,7 +129,7 @@ def materialize_steps(
         _restore(lost, found, constants)
         places = {site.name: site for site in sites(model)}
         chosen = [(places[step.name], step) for step in steps]
-        written = apply_steps(chosen, seed, threads=threads, draw_on=draw_on)
+        written = apply_steps(chosen, drawing)
     return steps, written
 
 

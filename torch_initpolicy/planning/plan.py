@@ -43,6 +43,7 @@ from torch_initpolicy.policy.serialize import (
 from torch_initpolicy.sites import Site, require_module, sites
 from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprint, fingerprints
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import require_shapes, reshard
@@ -179,10 +180,11 @@ class Plan(Grouped):
         bound = self if model is None else replace(self, model=require_module(model))
         if bound.model is None:
             raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
+        drawing = Drawing(seed, threads, draw_on)
         with opened(bound.model):
             with together(process_groups(bound.model)):
                 pairs = bound.pairs()
-            written = apply_steps(pairs, seed, threads=threads, draw_on=draw_on, model=bound.model)
+            written = apply_steps(pairs, drawing, model=bound.model)
         warn_of_symmetry(bound)
         return Receipt.of(bound, written)
 

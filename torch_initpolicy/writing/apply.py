@@ -40,7 +40,8 @@ from torch_initpolicy.writing.blocks import (
     workspaces_for,
 )
 from torch_initpolicy.writing.commit import Write, commit, plainly
-from torch_initpolicy.writing.crew import Crew, check_threads, crew
+from torch_initpolicy.writing.crew import Crew, crew
+from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.forward import hook_multipliers
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
@@ -53,12 +54,7 @@ from torch_initpolicy.writing.shards import (
     shared,
     whole,
 )
-from torch_initpolicy.writing.streams import (
-    as_seed,
-    check_origin,
-    draws_on,
-    isolated,
-)
+from torch_initpolicy.writing.streams import draws_on, isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +80,8 @@ class Written:
 
 def apply_steps(
     pairs: Iterable[tuple[Site, Step]],
-    seed: int | None = None,
+    drawing: Drawing,
     *,
-    threads: int | None = None,
-    draw_on: torch.device | str | None = None,
     model: nn.Module | None = None,
 ) -> Written:
     """Write the values that steps describe into the tensors of their sites.
@@ -99,12 +93,8 @@ def apply_steps(
 
     Args:
         pairs: Each site with its step.
-        seed: Seed of the random streams, 64 bits. None draws one from torch's global generator;
-            of a model that is sharded, or wrapped by DDP, all processes then take that of the
-            first.
-        threads: Threads that draw on the CPU; None: as many as torch computes with.
-        draw_on: Device that draws, `"cpu"` for the same bits on every device; None: the device
-            that each tensor lives on.
+        drawing: How numbers are drawn. Without a seed all processes of a model that is sharded, or
+            wrapped by DDP, take that of the first.
         model: The model that the sites are of, for what no site shows: norms without weights, whose
             running statistics are reset together with the weights before them, and DDP.
 
@@ -124,14 +114,13 @@ def apply_steps(
         stack.enter_context(opened(parameters))
         stack.enter_context(plainly())
         with together(groups):
-            check_threads(threads)
-            check_origin(draw_on)
-            jobs = _jobs(known, draw_on)
-            number = as_seed(seed)
-        if seed is None:
-            number = same_everywhere(number, groups)
+            drawing.check()
+            jobs = _jobs(known, drawing.draw_on)
+            seed = drawing.settled()
+        if drawing.seed is None:
+            seed = same_everywhere(seed, groups)
         with together(groups):
-            workspaces = workspaces_for(number, jobs, threads or torch.get_num_threads())
+            workspaces = workspaces_for(seed, jobs, drawing.threads or torch.get_num_threads())
             workers = stack.enter_context(crew(workspaces))
             staged = _resets(model, {site.owner: not step.keeps for site, step in known})
             staged += _staged(jobs, workers, workspaces[0])
@@ -140,7 +129,7 @@ def apply_steps(
         if model is not None:
             hook_multipliers(model, (step for _, step in known))
     return Written(
-        seed=number,
+        seed=seed,
         names=tuple(job.site.name for job in jobs),
         devices=tuple(sorted({job.origin.type for job in jobs})),
         blocks=sum(workspace.drawn for workspace in workspaces),
@@ -391,8 +380,7 @@ def _write(
     while staged:
         staged.pop(0)(journal)  # lets go of its memory
     direct = [job for job in jobs if job.is_direct]
-    for piece in (piece for job in direct for piece in job.held):
-        journal.keep(piece.tensor)
+    journal.keep([piece.tensor for job in direct for piece in job.held])
     try:
         _draw(direct, workers)
     except Exception:

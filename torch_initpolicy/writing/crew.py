@@ -208,21 +208,6 @@ def _dismiss(workers: Iterable[_Worker[Tool]]) -> None:
         worker.inbox.put(None)
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads that is none.
-
-    Raises:
-        ApplyError: It is no positive integer.
-    """
-    if threads is None:
-        return
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise ApplyError(
-            f"threads is a number from 1 on, or None for as many as torch computes with; "
-            f"got {threads!r}"
-        )
-
-
 @contextmanager
 def cores_restored() -> Iterator[None]:
     """Let torch compute on as many cores as before.

@@ -1,18 +1,18 @@
 """The undo journal: old values, kept until all of the new ones are in place.
 
 Old values that have been written over come back from a copy alone, so that undoing costs as much
-memory as what is written. The journal keeps all that may fail, which is written first, and of
-what is drawn in place, which cannot fail, as much as `ROOM` holds.
+memory as what is written. The journal keeps all that may fail, which is written first, and what is
+drawn in place, which cannot fail, where `ROOM` holds it.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 ROOM = 64 << 20
-"""Bytes of old values that are kept of what is drawn in place."""
+"""Bytes of old values that may be kept of what is drawn in place."""
 
 
 class Journal:
@@ -29,7 +29,6 @@ class Journal:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
-        self._left = ROOM
         self.is_complete = True
 
     def write(self, tensor: Tensor, values: Tensor | float) -> None:
@@ -52,11 +51,10 @@ class Journal:
         """Keep the old values of a tensor that is about to be written."""
         self._undo.append(partial(tensor.copy_, tensor.clone()))
 
-    def keep(self, tensor: Tensor) -> None:
-        """Keep the old values of what will be drawn in place, as far as there is room."""
-        self._left -= tensor.numel() * tensor.itemsize
-        self.is_complete = self.is_complete and self._left >= 0
-        if self.is_complete:
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        """Keep the old values of all that will be drawn in place, or of none: half is no use."""
+        self.is_complete = sum(tensor.nbytes for tensor in tensors) <= ROOM
+        for tensor in tensors if self.is_complete else ():
             self.save(tensor)
 
     def undo(self) -> None:

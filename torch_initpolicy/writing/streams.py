@@ -19,6 +19,7 @@ import torch
 
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.tensors.isolation import drawing_from
+from torch_initpolicy.writing.drawing import SEED_BITS
 
 CONTRACT = 1
 """Version of the contract; another number means other bits for the same seed."""
@@ -29,7 +30,6 @@ BLOCK = 1 << 16
 Seek = Callable[[int], torch.Generator]
 """Turns a key into a generator that starts there; the same object every time."""
 
-SEED_BITS = 64
 _NATIVE = frozenset({"cpu", "cuda", "xpu"})
 _WORDS = 624  # state words of the 32-bit Mersenne twister
 _FIRST = 3  # the int64 of `get_state()` that holds the first of them
@@ -72,50 +72,12 @@ def key(seed: int, name: str, block: int, *, salt: int = 0) -> int:
     return keys(seed, name, salt=salt)(block)
 
 
-def as_seed(seed: int | None) -> int:
-    """Return `seed` as it is, or a fresh one from torch's global generator.
-
-    Args:
-        seed: An integer of 64 bits, signed or unsigned, or None: `torch.manual_seed` governs, and
-            the global generator moves by one draw.
-
-    Raises:
-        ApplyError: `seed` is no integer, or does not fit into 64 bits.
-    """
-    if seed is None:
-        return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ApplyError(f"seed must be an int, got {seed!r} ({type(seed).__name__})")
-    if not -(1 << SEED_BITS - 1) <= seed < 1 << SEED_BITS:
-        raise ApplyError(f"seed {seed} does not fit into 64 bits; pass one in [-2**63, 2**64)")
-    return seed
-
-
 def draws_on(device: torch.device) -> torch.device:
     """Return where the numbers for a tensor on `device` are drawn.
 
     That is the device itself where torch's generator keeps all 64 bits of a seed, else the CPU.
     """
     return device if device.type in _NATIVE else torch.device("cpu")
-
-
-def check_origin(device: torch.device | str | None) -> None:
-    """Refuse a device that cannot draw here.
-
-    Raises:
-        ApplyError: It is no device, is not there, or holds no numbers (`"meta"`).
-    """
-    if device is None:
-        return
-    try:
-        torch.Generator(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        why = str(error).partition("\n")[0]
-        raise ApplyError(
-            f"draw_on={str(device)!r} is no device that can draw here: {why}; use 'cpu', or None "
-            "for the device that each tensor lives on"
-        ) from error
 
 
 def seeker(device: torch.device) -> Seek:
