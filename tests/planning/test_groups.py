@@ -114,6 +114,22 @@ class TestMuon:
         assert hidden == MATRICES - {"norm_layer.weight"}
         assert {group["lr"] for group in groups if group["algorithm"] == "adamw"} == {3e-4}
 
+    def test_rate(self):
+        """Without a parametrisation every hidden matrix gets the rate that was asked for.
+
+        torch.optim.Muon itself multiplies by the root of a tall matrix' proportions.
+        """
+        groups = plan().param_groups("muon", lr=0.02, adamw_lr=3e-4)
+
+        assert {group["lr"] for group in groups if group["algorithm"] == "muon"} == {0.02}
+
+    def test_packed(self):
+        """What is packed is said along its axis, for an optimizer that takes tensors apart."""
+        groups = plan().param_groups("muon", lr=0.02)
+
+        packed = {tuple(g["names"]): g["packed"] for g in groups if "packed" in g}
+        assert packed == {("block.qkv.weight",): (0, (16, 16, 16))}
+
     def test_steps(self):
         """torch.optim takes both kinds of groups, and moves every parameter."""
         model = Model()

@@ -62,7 +62,8 @@ def facts(model, **changes):
 def plan(policy="auto", model=None, **options):
     """Plan for the network above."""
     model = network() if model is None else model
-    return make_plan(model, facts(model), presets.policy(policy), **options)
+    made = make_plan(model, facts(model), presets.policy(policy))
+    return dataclasses.replace(made, **options)
 
 
 class TestLooking:
@@ -83,7 +84,7 @@ class TestLooking:
 
     def test_print(self):
         """Printing gives the header, an empty line and the table."""
-        made = plan(unknown_operators={"my_op": 3})
+        made = plan(unknown_operators=(("my_op", 3),))
         text = str(made)
 
         assert text.startswith("policy auto: 6 parameters, 3,204 elements; 0 kept\n")
@@ -209,7 +210,7 @@ class TestSaving:
     def test_round_trip(self, filling):
         """A plan that is read is equal to the one that was written, and has its hash."""
         policy = InitPolicy([Rule(match.role("weight"), filling)]).otherwise(Zeros())
-        made = plan(policy, unknown_operators={"my_op": 3})
+        made = plan(policy, unknown_operators=(("my_op", 3),))
         again = Plan.from_json(made.to_json())
 
         assert again == made
@@ -246,7 +247,7 @@ class TestSaving:
 
     def test_plain_words(self):
         """Other programs read numbers, words and null."""
-        data = json.loads(plan(unknown_operators={"my_op": 3}).to_json())
+        data = json.loads(plan(unknown_operators=(("my_op", 3),)).to_json())
         step = data["steps"][0]
 
         assert data["format"] == 2

@@ -6,6 +6,8 @@ Knows policies, sites and facts; neither numbers nor reasons.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.planning.selection import Selection, patterns
 from torch_initpolicy.policy.family import Member
@@ -82,11 +84,19 @@ def sparing(choice: Choice, meant: Mapping[str, str]) -> Choice:
     return replace(choice, kept=("keep", f"kept: meant, {reason}"))
 
 
-def by_recipe(choices: Iterable[Choice]) -> Iterator[str]:
-    """Yield the sites whose initializer is chosen by a recipe, from more than their shapes."""
-    for choice in choices:
-        if any(not isinstance(rule.initializer, Initializer) for rule in choice.deciding):
-            yield choice.site.name
+def by_recipe(choices: Iterable[Choice]) -> dict[str, Choice]:
+    """Return the choices whose initializer a recipe makes, from more than the site's shape."""
+    return {
+        choice.site.name: choice
+        for choice in choices
+        if any(not isinstance(rule.initializer, Initializer) for rule in choice.deciding)
+    }
+
+
+def in_shape(choice: Choice, shape: tuple[int, ...]) -> Initializer:
+    """Return what would fill a site of another shape, were nothing else known of its layer."""
+    site = replace(choice.site, shape=shape, owner=nn.Module())
+    return Keep() if choice.rule is None else chosen(choice.rule, replace(choice, site=site))
 
 
 def _completed(facts: Facts, site: Site) -> Facts:

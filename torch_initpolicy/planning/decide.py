@@ -3,9 +3,9 @@
 Everything that can be wrong is found here, before a tensor is touched, and raised once.
 """
 
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from torch import nn
@@ -18,21 +18,8 @@ from torch_initpolicy.errors import (
     listing,
     warn,
 )
-from torch_initpolicy.planning.checks import (
-    check_kept,
-    check_memory,
-    check_range,
-    check_reachable,
-    overwritten,
-)
-from torch_initpolicy.planning.choices import (
-    Choice,
-    by_recipe,
-    choose,
-    chosen,
-    idle_rules,
-    sparing,
-)
+from torch_initpolicy.planning import checks
+from torch_initpolicy.planning.choices import Choice, by_recipe, choose, chosen, idle_rules, sparing
 from torch_initpolicy.planning.fillings import (
     Filling,
     Surroundings,
@@ -52,8 +39,7 @@ from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.flow import Flow
 
 _ALL = Selection()
-_NONE: Mapping[str, int] = types.MappingProxyType({})
-_NOTHING: Mapping[str, str] = types.MappingProxyType({})
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 Failed: TypeAlias = tuple[Choice, str]
 """A choice that comes to no step, and why."""
@@ -67,8 +53,6 @@ def make_plan(
     *,
     flow: Flow | None = None,
     meant: Mapping[str, str] = _NOTHING,
-    unknown_operators: Mapping[str, int] = _NONE,
-    untraced: str | None = None,
 ) -> Plan:
     """Decide what a policy writes to each site of a model.
 
@@ -77,15 +61,9 @@ def make_plan(
         facts: What the trace says about each site, by canonical name.
         policy: The policy.
         selection: Which sites may be written.
-        flow: The recorded forward pass, for initializers that ask what a weight reads; None where
-            there is none.
-        meant: What holds values that were meant, with what they are, by canonical name: these
-            sites stay where a rule lets them.
-        unknown_operators: Operators of unknown role that the trace met, with their number.
-        untraced: Why the forward pass could not be read, with what helps, or None.
-
-    Returns:
-        A plan with exactly one step for each site.
+        flow: The recorded forward pass, for initializers that ask what a weight reads.
+        meant: What the sites hold whose values were meant, by canonical name: these stay where a
+            rule lets them.
 
     Raises:
         PlanError: Something is wrong or missing; the message lists every case.
@@ -98,15 +76,14 @@ def make_plan(
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
     bases = members_of(policy.scaling, found, facts)
     choices = [
-        choose(site, facts.get(site.name), policy, selection, bases.get(site.name))
-        for site in found
+        sparing(choose(s, facts.get(s.name), policy, selection, bases.get(s.name)), meant)
+        for s in found
     ]
-    choices = [sparing(choice, meant) for choice in choices]
     idle = list(idle_rules(policy, choices))
     made, failed = _steps(choices, flow)
     if not selection.frozen:
         made = list(_thawed(made, found))
-    steps, unscaled = scaled_steps(made, policy.scaling, found, frozenset(by_recipe(choices)))
+    steps, unscaled = scaled_steps(made, policy.scaling, found, by_recipe(choices))
     unmatched = [choice for choice in choices if not choice.is_settled]
     _raise_all([
         *([] if found else ["the model has no parameters"]),
@@ -115,18 +92,12 @@ def make_plan(
         *(idle if selection.strict else []),
         *(f"{choice}: {error}" for choice, error in failed),
         *unscaled,
-        *overwritten(found, steps),
+        *checks.overwritten(found, steps),
     ], policy, _remedies(unmatched, failed))  # fmt: skip
     if idle:
         warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
-    return Plan(
-        steps=tuple(steps),
-        policy=_title(policy),
-        policy_hash=_hash(policy),
-        unknown_operators=tuple(unknown_operators.items()),
-        model=model if isinstance(model, nn.Module) else None,
-        untraced=untraced,
-    )
+    bound = model if isinstance(model, nn.Module) else None
+    return Plan(tuple(steps), _title(policy), _hash(policy), model=bound)
 
 
 def _raise_all(cases: Sequence[str], policy: InitPolicy, remedies: Iterable[str]) -> None:
@@ -191,25 +162,20 @@ def _attempt(choice: Choice, around: Surroundings) -> Step | Failed:
 
 
 def _step(choice: Choice, around: Surroundings) -> Step:
-    """Work out what a rule comes to at its site.
-
-    Raises:
-        PolicyError: The initializer does not fit the site.
-        ApplyError: The site cannot be written, or not with these values.
-    """
+    """Work out what a rule comes to at its site, or raise why it comes to nothing."""
     site = choice.site
     if choice.kept is not None or choice.rule is None:
         return _described(choice, Filling(Keep(), *(choice.kept or ("", ""))))
     filling = filled(choice, choice.rule, around)
     if filling.initializer == Keep():
-        check_kept(site)
+        checks.check_kept(site)
         return _described(choice, filling)
-    check_memory(site)
+    checks.check_memory(site)
     spreads = spreads_of(choice, filling.initializer)
-    check_range(filling.initializer, spreads, site.dtype)
+    checks.check_range(filling.initializer, spreads, site.dtype)
     step = _described(choice, filling, spreads)
     if site.storage != "plain":
-        check_reachable(site, step)
+        checks.check_reachable(site, step)
     return step
 
 

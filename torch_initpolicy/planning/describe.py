@@ -3,12 +3,12 @@
 Knows steps and initializers; decides nothing.
 """
 
-import functools
 import itertools
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch_initpolicy.errors import counted
@@ -52,19 +52,21 @@ def extent(shape: Sequence[int]) -> str:
 #
 
 
-@functools.singledispatch
 def summary(initializer: Initializer, fan_in: Number, fan_out: Number) -> str:
     """Say in a few words how an initializer fills a weight of these fans.
 
     Examples:
-        >>> summary(VarianceScaling(2.0), 576, 64)
-        'He normal, fan_in 576, gain 1.41421'
+        >>> summary(VarianceScaling(2.0), 576, 64), summary(Normal(0.02), None, None)
+        ('He normal, fan_in 576, gain 1.41421', 'normal, std 0.02')
     """
-    return repr(initializer)
+    if isinstance(initializer, VarianceScaling):
+        return _by_fans(initializer, fan_in, fan_out)
+    if isinstance(initializer, Blocks):
+        return " | ".join(summary(inner, fan_in, fan_out) for inner in initializer.initializers)
+    return _SUMMARIES.get(type(initializer), repr)(initializer)
 
 
-@summary.register
-def _(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
+def _by_fans(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
     gain = initializer.scale**0.5 * float(initializer.gain)
     name, fan = {
         "fan_in": ("He" if gain != 1 else "LeCun", f"fan_in {figure(fan_in)}"),
@@ -72,59 +74,28 @@ def _(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
         "fan_avg": ("Xavier", f"fans {figure(fan_in)} + {figure(fan_out)}"),
         "fan_geo": ("geometric", f"fans {figure(fan_in)} * {figure(fan_out)}"),
     }[initializer.mode]
-    distribution = initializer.distribution.replace("_", " ")
-    return f"{name} {distribution}, {fan}" + (f", gain {figure(gain)}" if gain != 1 else "")
+    return f"{name} {initializer.distribution.replace('_', ' ')}, {fan}{_unless(1, gain=gain)}"
 
 
-@summary.register
-def _(initializer: Orthogonal, fan_in: Number, fan_out: Number) -> str:
-    gain = float(initializer.gain)
-    return "orthogonal" + (f", gain {figure(gain)}" if gain != 1 else "")
+def _unless(usual: float, **named: float) -> str:
+    """Write a number with its name, unless it is the usual one."""
+    ((name, number),) = named.items()
+    return "" if number == usual else f", {name} {figure(number)}"
 
 
-@summary.register
-def _(initializer: Blocks, fan_in: Number, fan_out: Number) -> str:
-    return " | ".join(summary(inner, fan_in, fan_out) for inner in initializer.initializers)
-
-
-@summary.register
-def _(initializer: Normal, fan_in: Number, fan_out: Number) -> str:
-    return f"normal, std {figure(initializer.std)}" + _around(initializer.mean)
-
-
-@summary.register
-def _(initializer: TruncatedNormal, fan_in: Number, fan_out: Number) -> str:
-    cut = f"normal cut at {figure(initializer.cut)} std, std {figure(initializer.std)}"
-    return cut + _around(initializer.mean)
-
-
-def _around(mean: float) -> str:
-    return f", mean {figure(mean)}" if mean else ""
-
-
-@summary.register
-def _(initializer: Uniform, fan_in: Number, fan_out: Number) -> str:
-    return f"uniform in [{figure(initializer.low)}, {figure(initializer.high)}]"
-
-
-@summary.register
-def _(initializer: Constant, fan_in: Number, fan_out: Number) -> str:
-    return f"constant {figure(initializer.value)}"
-
-
-@summary.register
-def _(initializer: Zeros, fan_in: Number, fan_out: Number) -> str:
-    return "zeros"
-
-
-@summary.register
-def _(initializer: Ones, fan_in: Number, fan_out: Number) -> str:
-    return "ones"
-
-
-@summary.register
-def _(initializer: Keep, fan_in: Number, fan_out: Number) -> str:
-    return "kept as it is"
+_SUMMARIES: Mapping[type[Initializer], Callable[[Any], str]] = MappingProxyType({
+    Orthogonal: lambda it: "orthogonal" + _unless(1, gain=float(it.gain)),
+    Normal: lambda it: f"normal, std {figure(it.std)}" + _unless(0, mean=it.mean),
+    TruncatedNormal: lambda it: (
+        f"normal cut at {figure(it.cut)} std, std {figure(it.std)}" + _unless(0, mean=it.mean)
+    ),
+    Uniform: lambda it: f"uniform in [{figure(it.low)}, {figure(it.high)}]",
+    Constant: lambda it: f"constant {figure(it.value)}",
+    Zeros: lambda _: "zeros",
+    Ones: lambda _: "ones",
+    Keep: lambda _: "kept as it is",
+})  # fmt: skip
+"""How initializers are written whose numbers say it all; others are written as in code."""
 
 
 #
@@ -136,22 +107,12 @@ HEADINGS = ("parameter", "shape", "std", "from", "why")
 
 
 def rows(steps: Iterable[Step]) -> list[tuple[str, ...]]:
-    """Write the rows of the table, one cell for each heading.
-
-    Examples:
-        >>> rows([])
-        []
-    """
+    """Write the rows of the table, one cell for each heading."""
     return [(name, *cells) for name, cells in folded((s.name, _cells(s)) for s in steps)]
 
 
 def table(steps: Iterable[Step]) -> str:
-    """Write steps as an aligned table, rows that say the same of numbered modules in one line.
-
-    Examples:
-        >>> print(table([]))
-        parameter  shape  std  from  why
-    """
+    """Write steps as an aligned table, rows that say the same of numbered modules in one line."""
     return aligned([HEADINGS, *rows(steps)])
 
 

@@ -4,7 +4,6 @@ Knows the steps of a plan and the parameters they are about; builds no optimizer
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,30 +26,9 @@ model says."""
 _AUXILIARY = optimizer_named("adamw")
 """Who takes what Muon and Dion do not: vectors, embeddings, heads, kernels."""
 
-_ONE = Multipliers("fixed")
-
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
-    """What the optimizer does with one parameter.
-
-    Attributes:
-        algorithm: The optimizer.
-        lr: Its learning rate.
-        decay: Its weight decay.
-        eps: Its `eps`; None for the optimizer's own.
-        reason: Why, in words.
-    """
-
-    algorithm: Optimizer
-    lr: float
-    decay: float
-    eps: float | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Rates:
     """What the user asks of the groups; see `Grouped.param_groups`.
 
     Raises:
@@ -100,7 +78,9 @@ class Grouped(ABC):
 
         For `"muon"` and `"dion"` each group says under `"algorithm"` whose it is: hidden matrices
         are orthogonalised, all else is left to `"adamw"`. `torch.optim.Muon` takes tensors of two
-        axes; `"dion"` stacked experts too, each a matrix of its own.
+        axes; `"dion"` stacked experts too, each a matrix of its own. Where a tensor holds several
+        matrices, as of q, k and v, `"packed"` says along which axis and how large they are:
+        `integrations.muon.Muon` orthogonalises each by itself.
 
         Args:
             optimizer: `"adamw"`, `"adam"`, `"nadam"`, `"radam"`, `"adamax"`, `"rmsprop"`,
@@ -133,60 +113,42 @@ class Grouped(ABC):
             'bias: not decayed; norm weight: not decayed; norm bias: not decayed'
             >>> optimizer = torch.optim.AdamW(groups)
         """
-        settings = Settings(optimizer, lr, weight_decay, eps, adamw_lr)
-        together: dict[tuple[object, ...], list[tuple[Site, Assignment]]] = {}
+        rates = Rates(optimizer, lr, weight_decay, eps, adamw_lr)
+        together: dict[tuple[tuple[str, Any], ...], list[tuple[Site, str]]] = {}
         for site, step in self.pairs(model):
             if any(parameter.requires_grad for parameter in site.parameters):
-                found = _assigned(site, step, settings)
-                key = (found.algorithm.name, found.lr, found.decay, found.eps)
-                together.setdefault(key, []).append((site, found))
-        return [_group(members, settings) for members in together.values()]
+                settings, reason = _assigned(site, step, rates)
+                together.setdefault(tuple(settings.items()), []).append((site, reason))
+        return [
+            {
+                "params": [p for site, _ in held for p in site.parameters if p.requires_grad],
+                **dict(settings),
+                "names": [site.name for site, _ in held],
+                "reason": "; ".join(dict.fromkeys(reason for _, reason in held)),
+            }
+            for settings, held in together.items()
+        ]
 
 
-def _group(members: Sequence[tuple[Site, Assignment]], settings: Settings) -> Group:
-    """Write the group of parameters that are to be treated the same, with all the reasons."""
-    first = members[0][1]
-    group: Group = {
-        "params": list(_trained(site for site, _ in members)),
-        "lr": first.lr,
-        "weight_decay": first.decay,
-        "names": [site.name for site, _ in members],
-        "reason": "; ".join(dict.fromkeys(found.reason for _, found in members)),
-    }
-    if first.eps is not None:
-        group["eps"] = first.eps
-    if settings.optimizer.update == "orthogonal":
-        group["algorithm"] = first.algorithm.name
-    return group
-
-
-def _trained(sites: Iterable[Site]) -> Iterator[nn.Parameter]:
-    return (p for site in sites for p in site.parameters if p.requires_grad)
-
-
-def _assigned(site: Site, step: Step, settings: Settings) -> Assignment:
-    """Decide what the optimizer does with one parameter."""
-    multipliers = _ONE if step.multipliers is None else step.multipliers
-    algorithm, why = _algorithm(site, step, settings.optimizer)
+def _assigned(site: Site, step: Step, rates: Rates) -> tuple[Group, str]:
+    """Decide what the optimizer does with one parameter, and say why."""
+    by = step.multipliers or Multipliers("fixed", base=step.shape)
+    algorithm, why = _algorithm(site, step, rates.optimizer)
     name, decays = algorithm.name, step.role in DECAYED
-    is_own = algorithm is settings.optimizer
-    lr = settings.lr if is_own or settings.adamw_lr is None else settings.adamw_lr
-    decay = settings.weight_decay * multipliers.decay(name, step.shape) if decays else 0.0
-    scaled = multipliers.eps(name)
-    eps = settings.eps if settings.eps is not None else algorithm.eps
-    words = (_decay_reason(step, decays=decays), why, multipliers.reason)
-    return Assignment(
-        algorithm,
-        lr * multipliers.lr(name, step.shape),
-        decay,
-        eps * scaled if eps is not None and (scaled != 1.0 or settings.eps is not None) else None,
-        ", ".join(filter(None, words)),
-    )
-
-
-def _decay_reason(step: Step, *, decays: bool) -> str:
-    role = step.role.replace("_", " ")
-    return f"{role}: decayed" if decays else f"{role}: not decayed"
+    is_own = algorithm is rates.optimizer
+    lr = rates.lr if is_own or rates.adamw_lr is None else rates.adamw_lr
+    settings: Group = {
+        "lr": lr * by.lr(name, step.shape),
+        "weight_decay": rates.weight_decay * by.decay(name, step.shape) if decays else 0.0,
+    }
+    eps = algorithm.eps if rates.eps is None else rates.eps
+    if eps is not None and (by.eps(name) != 1.0 or rates.eps is not None):
+        settings["eps"] = eps * by.eps(name)
+    if rates.optimizer.update == "orthogonal":
+        settings["algorithm"] = name
+        settings |= _packing(step) if is_own else {}
+    role = f"{step.role.replace('_', ' ')}: {'decayed' if decays else 'not decayed'}"
+    return settings, ", ".join(filter(None, (role, why, by.reason)))
 
 
 def _algorithm(site: Site, step: Step, optimizer: Optimizer) -> tuple[Optimizer, str]:
@@ -226,3 +188,11 @@ def _matrices(step: Step) -> str:
     if axes is not None and axes.blocks:
         return f"hidden matrices, {len(axes.blocks)} packed"
     return "hidden matrix"
+
+
+def _packing(step: Step) -> Group:
+    """Say along which axis which sizes are packed, for an optimizer that splits tensors."""
+    axes = step.facts.axes
+    if axes is None or not axes.blocks or axes.repeats > 1 or axes.view:
+        return {}
+    return {"packed": (axes.packed, axes.blocks)}

@@ -34,19 +34,17 @@ def plan_model(
         require_shapes(model)
         found = sites(model)
         reading = _reading(model, found, example_inputs)
-        plan = make_plan(
-            found,
-            reading.facts,
-            policy,
-            selection,
-            flow=reading.flow,
-            meant=_meant(found, reading.facts) if selection.keep == "meant" else {},
-            unknown_operators=reading.unknown_operators,
-            untraced=reading.untraced,
-        )
+        asked = _meant(found, reading.facts) if selection.keep == "meant" else {}
+        plan = make_plan(found, reading.facts, policy, selection, flow=reading.flow, meant=asked)
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
-    return replace(plan, model=model, steps=constructor_steps(plan.steps, found, model))
+    return replace(
+        plan,
+        steps=constructor_steps(plan.steps, found, model),
+        unknown_operators=tuple(reading.unknown_operators.items()),
+        untraced=reading.untraced,
+        model=model,
+    )
 
 
 def _reading(model: nn.Module, found: Sequence[Site], example_inputs: Any) -> Reading:

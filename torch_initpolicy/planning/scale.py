@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers
+from torch_initpolicy.planning.choices import Choice, in_shape
 from torch_initpolicy.policy.family import Member
 from torch_initpolicy.policy.scaling import Part, Scaling, layouts, unfoldable
 from torch_initpolicy.sites import Site
@@ -38,16 +39,16 @@ def members_of(
 def scaled_steps(
     steps: Sequence[Step],
     scaling: Scaling | None,
-    sites: Sequence[Site] = (),
-    by_site: frozenset[str] = frozenset(),
+    sites: Sequence[Site],
+    asking: Mapping[str, Choice],
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Multiply what each step draws by what the parametrisation says.
 
     Args:
         steps: The steps as the policy alone makes them.
         scaling: The parametrisation; None leaves the steps as they are.
-        sites: The sites that the steps are about; without them no hook can be put to use.
-        by_site: Names of the steps whose initializer depends on more than shapes.
+        sites: The sites that the steps are about.
+        asking: The choices whose initializer depends on more than the site's shape, by name.
 
     Returns:
         The steps, in their order, and what is in the way, with the ways out.
@@ -72,39 +73,36 @@ def scaled_steps(
         found = scaling.of(part, member)
         cases += unfoldable(scaling, part, found)
         try:
-            carried.append(_scaled(step, found, member, asks=step.name in by_site))
+            carried.append(_scaled(step, found, member, asking.get(step.name)))
         except PolicyError as error:
             cases.append(f"{step.name!r}: {error}")
     return tuple(carried), tuple(cases)
 
 
-def _scaled(step: Step, found: Multipliers, member: Member | None, *, asks: bool) -> Step:
+def _scaled(step: Step, found: Multipliers, member: Member | None, choice: Choice | None) -> Step:
     """Return a step with its multipliers, its initializer scaled where it fills anything."""
     reason = f"{step.reason}; {found.reason}"
     if step.keeps:
         loses = found.std != 1.0 or found.folded != 1.0
         note = ", but its values are kept" if loses else ""
         return replace(step, multipliers=found, reason=reason + note)
-    factors = _factors(step, found, member, asks=asks)
+    now = _sizes(step.initializer, step.shape, step.axes)
+    then = now if member is None else _in_base(step, member, choice)
+    factors = _factors(found, now, then)
     if set(factors) == {1.0}:
         return replace(step, multipliers=found, reason=reason)
     initializer = _multiplied(step.initializer, factors)
-    spreads = _spreads(initializer, step.shape, step.axes)
-    std = merged(spread.std for spread in spreads)
+    std = merged(spread.std for spread in _spreads(initializer, step.shape, step.axes))
     return replace(step, initializer=initializer, std=std, multipliers=found, reason=reason)
 
 
-def _factors(
-    step: Step, found: Multipliers, member: Member | None, *, asks: bool
-) -> tuple[float, ...]:
+def _factors(found: Multipliers, now: Sequence[float], then: Sequence[float]) -> tuple[float, ...]:
     """Return what the numbers of each packed block are multiplied by, or those of the whole.
 
     The base model's standard deviation times the multiplier is wanted, over what the policy draws
     at this size.
     """
     stds = found.std if isinstance(found.std, tuple) else (found.std,)
-    now = _sizes(step.initializer, step.shape, step.axes)
-    then = now if member is None else _in_base(step, member, asks=asks)
     changes = [base / here if here and base else 1.0 for here, base in zip(now, then, strict=True)]
     each = max(len(stds), len(changes))
     pairs = zip(_spread_over(stds, each), _spread_over(changes or [1.0], each), strict=True)
@@ -116,24 +114,31 @@ def _spread_over(numbers: Sequence[float], count: int) -> list[float]:
     return [*numbers] * count if len(numbers) == 1 else [*numbers]
 
 
-def _in_base(step: Step, member: Member, *, asks: bool) -> list[float]:
-    """Return how large the numbers are that the policy draws in the base model."""
-    if not asks:
-        axes = layouts(step.shape, step.facts, member)[1]
-        return _sizes(step.initializer, member.shape, axes if step.axes else None)
+def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
+    """Return how large the numbers are that the policy draws in the base model.
+
+    Raises:
+        PolicyError: It fills the base model by another kind of initializer, or one that depends on
+            what its shapes do not tell.
+    """
+    axes = layouts(step.shape, step.facts, member)[1] if step.axes else None
+    if choice is None:
+        return _sizes(step.initializer, member.shape, axes)
+    drawn = member.drawn or in_shape(choice, member.shape)
+    if type(drawn) is type(step.initializer):
+        return _sizes(drawn, member.shape, axes)
     random = any(spread.std for spread in _spreads(step.initializer, step.shape, step.axes))
-    if member.drawn is None and member.shape != step.shape and random:
+    if member.drawn is None and (not random or member.shape == step.shape):
+        return _sizes(step.initializer, step.shape, step.axes)
+    if member.drawn is None:
         raise PolicyError(
             f"{step.initializer} depends on its layer, of which shapes alone say nothing; give as "
             "base the model, or its plan under the same policy"
         )
-    drawn = member.drawn or step.initializer
-    if type(drawn) is not type(step.initializer):
-        raise PolicyError(
-            f"the base model gets {drawn} where this one gets {step.initializer}; plan both by the "
-            "same policy"
-        )
-    return _sizes(drawn, member.shape, member.axes)
+    raise PolicyError(
+        f"the base model gets {drawn} where this one gets {step.initializer}; plan both by the "
+        "same policy"
+    )
 
 
 def _sizes(initializer: Initializer, shape: Sequence[int], axes: Axes | None) -> list[float]:

@@ -91,7 +91,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-_APART = ("params", "names", "reason")
+_APART = ("params", "names", "packed", "reason")
 
 
 def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
