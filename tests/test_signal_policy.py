@@ -31,7 +31,6 @@ MODELS = {
     "timm:mixer_s32_224": 224,
     "timm:poolformer_s12": 96,
     "tv:densenet121": 96,
-    "timm:repvgg_a0": 96,
     "timm:vit_tiny_patch16_224": 224,
 }
 """Models with the edge of their images; the first three are tested always."""

@@ -48,16 +48,6 @@ def attend(x):
     return F.scaled_dot_product_attention(x, x.roll(1, -1), x).flatten(0, 1)
 
 
-def normalised(x):
-    """Give each unit mean 0 and mean square 1 over the batch."""
-    return F.batch_norm(x, None, None, training=True)
-
-
-def halves(x):
-    """Put parts of different mean and skewness side by side."""
-    return torch.cat((4 + x[:, :128], torch.relu(x[:, 128:])), 1)
-
-
 PROBES = {
     "relu": Probe(torch.relu),
     "tanh": Probe(torch.tanh),
@@ -73,8 +63,6 @@ PROBES = {
     "average pool": image(lambda x: F.avg_pool2d(torch.relu(x), 3)),
     "global pool": image(lambda x: torch.relu(x).mean((2, 3)), last=nn.Linear(128, 8, bias=False)),
     "batch norm": image(lambda x: torch.relu(F.batch_norm(3 * x, None, None, training=True))),
-    "skewed": Probe(lambda x: torch.relu(x + 2 * normalised(torch.relu(x.roll(1, -1))))),
-    "norm of parts": Probe(lambda x: torch.relu(normalised(halves(x)))),
     "gate": image(lambda x: x * F.hardsigmoid(torch.relu(x).mean((2, 3), keepdim=True).roll(1, 1))),
     "padding": image(torch.relu, last=nn.Conv2d(128, 8, 5, padding=2, bias=False)),
     "transposed": image(

@@ -207,6 +207,8 @@ class Kept(nn.Module):
         lambda x, a, b: (a(x) + b(x)) / 2,
         lambda x, a, b: (a(x) + b(x)) * 0.7071,
         lambda x, a, b: 0.3 * a(x) + 0.7 * b(x),
+        lambda x, a, b: a(x) / 3**0.5 + b(x) / 3**0.5 + a(b(x)) / 3**0.5,
+        lambda x, a, b: 0.1 * a(x) + 0.1 * b(x) + b(x.roll(1)),
         lambda x, a, b: a(x) + 0.1 * b(x),
         lambda x, a, b: (h := a(x)) + 0.2 * b(h.relu()),
         lambda x, a, b: a(b(x / 255)),
@@ -256,6 +258,42 @@ def test_a_common_factor_of_a_sum_counts():
     for plan in plans:
         assert plan["a.weight"].facts.multiplier == ForwardMultiplier(output=30.0)
         assert plan["b.weight"].reason.endswith("x 30 taken out")
+
+
+def test_a_constant_behind_a_normalisation_by_hand_counts():
+    """`0.1 * x / rms(x)` is a tenth of a normalised signal, and whoever reads it takes that out."""
+
+    def by_hand(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+        x = a(x)
+        return b(0.1 * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)))
+
+    plan = plan_policy(Kept(by_hand), example_inputs=torch.randn(4, 16))
+
+    assert plan["a.weight"].facts.multiplier == ForwardMultiplier()
+    assert plan["b.weight"].facts.multiplier == ForwardMultiplier(input=pytest.approx(0.1))
+
+
+def test_scores_that_share_a_bias_of_position():
+    """A bias that an earlier layer has added to its scores makes those of later ones no branch."""
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Embedding(5, 5)
+            self.q, self.k, self.v = (
+                nn.ModuleList(nn.Linear(16, 16) for _ in range(2)) for _ in range(3)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.bias(torch.arange(5))
+            for q, k, v in zip(self.q, self.k, self.v, strict=True):
+                x = x + (q(x) @ k(x).mT + bias).softmax(-1) @ v(x)
+            return x
+
+    plan = plan_policy(Biased(), example_inputs=torch.randn(2, 5, 16))
+    found = [plan[f"{name}.{layer}.weight"] for name in "qk" for layer in range(2)]
+
+    assert [step.facts.multiplier.total for step in found] == pytest.approx([2.0] * 4)
 
 
 def test_rules_of_a_user_are_obeyed():

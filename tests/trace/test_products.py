@@ -68,6 +68,16 @@ class TestDotProducts:
         """A model that divides by d has products of one."""
         assert sizes(Attention(way, scale=1 / 8)) == {"q.weight": pytest.approx(1.0)}
 
+    def test_cosines_with_a_bias(self):
+        """What is added to the products of normed signals does not change how long these are."""
+
+        class Cosines(Attention):
+            def mixed(self, q, k, v):
+                q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
+                return (3 * q @ k.mT + torch.ones(5, 5).relu()).softmax(-1) @ v
+
+        assert sizes(Cosines("cosines")) == {"q.weight": pytest.approx(3 * 8)}
+
     def test_packed(self):
         """Torch's own attention packs its queries with keys and values."""
         model = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)

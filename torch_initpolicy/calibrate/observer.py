@@ -7,10 +7,10 @@ from torch import Tensor
 from torch_initpolicy.calibrate.handlers import HANDLERS
 from torch_initpolicy.calibrate.scaler import Operand, Scaler, Settings
 from torch_initpolicy.trace.composed import Composed
-from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.functorch import is_wrapped
 from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.scalars import Scalars
 from torch_initpolicy.trace.trees import tensors_in
 
 
@@ -36,7 +36,7 @@ class ScalingObserver:
         """Scale what an operator applies, and its output."""
         if self.scaler is None:
             flow = Uses(ran.graph)
-            self.scaler = Scaler(self._settings, flow, Composed(Constants(flow, {})))
+            self.scaler = Scaler(self._settings, flow, Composed(Scalars(flow, {})))
         advance(self.scaler.flow, ran.node)
         self.scaler.composed.advance(ran.node)
         if ran.node.index in self.scaler.flow.weighers:

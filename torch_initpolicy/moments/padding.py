@@ -1,12 +1,16 @@
 """How many taps of a convolution's kernel meet the signal, and how many its zero padding.
 
-Knows shapes and the arguments of convolutions, not graphs.
+Ones are sent through the convolution, one dimension at a time and each tap on its own.
 """
 
+import functools
 import math
-import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import argument
@@ -39,73 +43,45 @@ def reached(node: Node, shape: Sequence[int], weight: Sequence[int]) -> Taps:
     """
     if not node.op.startswith("conv"):
         return Taps()
-    kernel = weight[2:]
-    extents = shape[len(shape) - len(kernel) :]
-    transposed = node.op.startswith("conv_transpose")
-    strides = _each(argument(node, 3, "stride", 1), len(kernel))
-    dilations = _each(argument(node, 7 if transposed else 5, "dilation", 1), len(kernel))
-    paddings = _paddings(argument(node, 4, "padding", 0), kernel, dilations)
-    count = _transposed if transposed else _plain
-    dims = [count(*dim) for dim in zip(extents, kernel, strides, dilations, paddings, strict=True)]
+    kernel, transposed = weight[2:], node.op.startswith("conv_transpose")
+    convolve = F.conv_transpose1d if transposed else F.conv1d
+    given = (
+        argument(node, 3, "stride", 1),
+        argument(node, 4, "padding", 0),
+        argument(node, 7 if transposed else 5, "dilation", 1),
+    )
+    dims = [
+        _along(convolve, extent, taps, tuple(_at(value, dim) for value in given))
+        for dim, (extent, taps) in enumerate(zip(shape[-len(kernel) :], kernel, strict=True))
+    ]
     return Taps(*(math.prod(along) for along in zip(*dims, strict=True)))
 
 
-def _each(value: int | Sequence[int], count: int) -> Sequence[int]:
-    if isinstance(value, int):
-        return (value,) * count
-    return tuple(value) if len(value) == count else tuple(value) * count
+def _at(value: int | str | Sequence[int], dim: int) -> int | str:
+    """Return what holds for one dimension: numbers may be given for each, words for all."""
+    if isinstance(value, (int, str)):
+        return value
+    return value[dim] if len(value) > 1 else value[0]
 
 
-Padding = tuple[int, int]
-"""Zeros before and behind."""
-
-
-def _paddings(
-    given: int | str | Sequence[int], kernel: Sequence[int], dilations: Sequence[int]
-) -> Sequence[Padding]:
-    if given == "valid":
-        return ((0, 0),) * len(kernel)
-    if given == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(p, p) for p in _each(given, len(kernel))]  # type: ignore[arg-type]  # no word is left
-
-
-def _plain(extent: int, kernel: int, stride: int, dilation: int, padding: Padding) -> Taps:
-    """Count for each tap the outputs for which its input exists."""
-    before, behind = padding
-    outputs = (extent + before + behind - dilation * (kernel - 1) - 1) // stride + 1
-    hits = [_within(outputs, stride, tap * dilation - before, extent) for tap in range(kernel)]
-    return _fractions(hits, outputs)
-
-
-def _transposed(extent: int, kernel: int, stride: int, dilation: int, padding: Padding) -> Taps:
-    """Count for each tap the inputs for which its output exists; a `stride`-th is the whole fan."""
-    before, behind = padding
-    outputs = (extent - 1) * stride - before - behind + dilation * (kernel - 1) + 1
-    hits = [_within(extent, stride, tap * dilation - before, outputs) for tap in range(kernel)]
-    return _fractions(hits, outputs, phases=stride)
-
-
-def _fractions(hits: Sequence[int], outputs: int, phases: int = 1) -> Taps:
-    """Say what the taps' hits, each a run of neighbouring outputs, make of pairs of outputs.
+@functools.lru_cache(maxsize=1024)
+def _along(convolve: Callable[..., Tensor], extent: int, taps: int, options: Any) -> Taps:
+    """Count along one dimension; of `stride` taps of a transposed convolution one meets an output.
 
     Args:
-        hits: Outputs at which each tap meets the input.
-        outputs: How many outputs there are.
-        phases: A tap meets every one of `phases` outputs, neighbours meet different taps.
+        convolve: The convolution in one dimension.
+        extent: Size of its input.
+        taps: Size of its kernel.
+        options: Its stride, padding and dilation.
     """
-    shares = [hit * phases / max(outputs, 1) for hit in hits]
-    once = statistics.fmean(shares)
-    twice = statistics.fmean(share**2 for share in shares) / phases
-    if outputs < 2:
-        return Taps(once, twice, once)
-    both = 0.0 if phases > 1 else statistics.fmean(max(hit - 1, 0) for hit in hits)
-    return Taps(once, twice, both / (outputs - 1))
-
-
-def _within(count: int, stride: int, offset: int, extent: int) -> int:
-    """Count the `i < count` with `0 <= i * stride + offset < extent`."""
-    first = max(0, -(offset // stride))
-    last = min(count, -((offset - extent) // stride))
-    return max(last - first, 0)
+    stride, padding, dilation = options
+    transposed = convolve is F.conv_transpose1d
+    with torch.device("cpu"):
+        ones, each = torch.ones(1, 1, extent), torch.eye(taps)
+    each = each[None] if transposed else each[:, None]
+    hits = convolve(ones, each, stride=stride, padding=padding, dilation=dilation)[0]
+    phases = stride if transposed else 1
+    shares = hits.mean(1) * phases
+    once, twice = shares.mean().item(), shares.square().mean().item() / phases
+    beside = (hits[:, 1:] * hits[:, :-1]).mean().item() if hits.shape[1] > 1 else once
+    return Taps(once, twice, beside)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from torch_initpolicy.errors import ApplyError, PolicyError
+from torch_initpolicy.moments.following import Unknown, Written, held
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.propagate import Reads, reads
-from torch_initpolicy.moments.state import Unknown, Written, held
 from torch_initpolicy.planning.choices import Choice, chosen
 from torch_initpolicy.planning.describe import ranges, summary
 from torch_initpolicy.planning.reasons import reason

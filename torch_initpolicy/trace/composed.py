@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from torch_initpolicy.trace.constants import Constants
+from torch_initpolicy.trace.contractions import terms as terms_of
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.scalars import Scalars
 
 
 class Term(NamedTuple):
@@ -61,11 +62,11 @@ class Composed:
     """Follows parameters through expressions, one node at a time.
 
     Attributes:
-        constants: The known constants of the data flow.
+        scalars: The known numbers of the data flow.
         made: What each expression is made of, by value.
     """
 
-    constants: Constants
+    scalars: Scalars
     made: dict[int, Made] = field(default_factory=dict)
 
     def proportional(self, value: int) -> frozenset[str]:
@@ -82,21 +83,21 @@ class Composed:
 
     def advance(self, node: Node) -> None:
         """Read the next node; one whose output is a signal says nothing of parameters."""
-        if node.inputs and not self.constants.uses.signals.intersection(node.outputs):
-            if not any(value in self.constants.uses.sources for value in node.inputs):
+        if node.inputs and not self.scalars.uses.signals.intersection(node.outputs):
+            if not any(value in self.scalars.uses.sources for value in node.inputs):
                 return
             self.made.update(dict.fromkeys(node.outputs, self._made(node)))
 
     def of(self, value: int) -> Made:
         """Return what a value is made of."""
-        parameter = self.constants.uses.graph.values[value].parameter
+        parameter = self.scalars.uses.graph.values[value].parameter
         if parameter is not None:
             return {parameter: (Term(1.0, (parameter,)),)}
-        number = self.constants.numbers.get(value, 1.0)
+        number = self.scalars.numbers.get(value, 1.0)
         return self.made.get(value, {None: (Term(abs(number)),)})
 
     def _made(self, node: Node) -> Made:
-        rule = _OUTERS.get(node.op) or _RULES.get(self.constants.uses.role(node))
+        rule = _OUTERS.get(node.op) or _RULES.get(self.scalars.uses.role(node))
         return rule(self, node) if rule else _UNKNOWN
 
 
@@ -110,7 +111,7 @@ def _same(composed: Composed, node: Node) -> Made:
 
 
 def _contracted(composed: Composed, node: Node) -> Made:
-    growth = math.sqrt(composed.constants.terms(node))
+    growth = math.sqrt(terms_of(composed.scalars.uses, node))
     return _without(_multiplied(map(composed.of, node.inputs), growth), _repeated(composed, node))
 
 
@@ -129,7 +130,7 @@ def _mixed(composed: Composed, node: Node) -> Made:
 
 def _normalised(composed: Composed, node: Node) -> Made:
     """A standardised weight is as large as what it is scaled by."""
-    scales = [value for slot, value in composed.constants.uses.slots(node) if slot == "weight"]
+    scales = [value for slot, value in composed.scalars.uses.slots(node) if slot == "weight"]
     return _times(composed.of(scales[0]), Term(math.nan)) if scales else _UNKNOWN
 
 
@@ -142,7 +143,7 @@ def _mean(composed: Composed, node: Node) -> float:
 def _product(composed: Composed, node: Node) -> Made:
     first = node.inputs[0]
     if len(node.inputs) == 1:
-        return _times(composed.of(first), Term(abs(composed.constants.multiplied(node, first))))
+        return _times(composed.of(first), Term(composed.scalars.factor(node, first)))
     if "div" in node.op:
         quotient = _times(composed.of(first), _inverse(composed.of(node.inputs[1])))
         return _without(quotient, _repeated(composed, node))
@@ -180,7 +181,7 @@ def _multiplied(factors: Iterable[Made], growth: float = 1.0) -> Made:
 
 def _repeated(composed: Composed, node: Node) -> frozenset[str]:
     """Name the parameters in several factors: `w / w.norm()` does not grow with `w`."""
-    sources = composed.constants.uses.sources
+    sources = composed.scalars.uses.sources
     each = [{source.site for source in sources.get(value, ())} for value in node.inputs]
     names = [site for sites in each for site in sites]
     return frozenset(site for site in names if names.count(site) > 1)
@@ -206,10 +207,10 @@ def _without(made: Made, repeated: frozenset[str]) -> Made:
 
 def _sum(composed: Composed, node: Node) -> Made:
     """Add up parameters; their own mean, taken away, changes little."""
-    sources = composed.constants.uses.sources
+    sources = composed.scalars.uses.sources
     repeated = _repeated(composed, node)
     summands = [
-        _times(composed.of(value), Term(composed.constants.coefficient(node, value)))
+        _times(composed.of(value), Term(composed.scalars.factor(node, value)))
         for value in node.inputs
         if _drawn(composed, [value]) or not any(s.site in repeated for s in sources.get(value, ()))
     ]
@@ -225,7 +226,7 @@ def _sum(composed: Composed, node: Node) -> Made:
 
 
 def _shape(composed: Composed, value: int) -> tuple[int, ...]:
-    return composed.constants.uses.graph.values[value].shape
+    return composed.scalars.uses.graph.values[value].shape
 
 
 Rule = Callable[[Composed, Node], Made]

@@ -64,6 +64,23 @@ def facing(uses: Uses, node: Node, slot: str, value: Value) -> Facing | None:
     return Facing(labels, value.shape) if labels and len(labels) == len(value.shape) else None
 
 
+def terms(uses: Uses, node: Node) -> float:
+    """Count the terms of each sum in a product, be it of signals or of parameters."""
+    shapes = [uses.graph.values[value].shape for value in node.inputs]
+    if node.op == "einsum" and (found := _equation(node)) is not None:
+        sizes = {
+            letter: size
+            for term, shape in zip(found.terms, shapes, strict=False)
+            for letter, size in zip(_spelt(term, len(shape)), shape, strict=False)
+        }
+        return math.prod(sizes[letter] for letter in sizes.keys() - {*found.result, *_DOTS})
+    for slot, value in uses.slots(node):
+        if slot in ("left", "weight"):
+            faced = facing(uses, node, slot, uses.graph.values[value])
+            return 1.0 if faced is None else faced.fan_in
+    return 1.0
+
+
 def _of_convolution(node: Node, shape: tuple[int, ...]) -> Facing | None:
     if len(shape) < 3:
         return None

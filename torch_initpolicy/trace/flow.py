@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.activations import Composite, composites
 from torch_initpolicy.trace.composed import Composed
-from torch_initpolicy.trace.constants import Constants, numbers
+from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses, uses
 from torch_initpolicy.trace.destinations import (
     Destination,
@@ -23,6 +23,7 @@ from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.packs import Follower, Pack, packs
 from torch_initpolicy.trace.residuals import Residuals, residuals
+from torch_initpolicy.trace.scalars import Scalars, numbers
 from torch_initpolicy.trace.units import Units
 from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
 
@@ -84,14 +85,13 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
     branches, followed = residuals(used), Follower.through(used)
     packed = packs(followed)
     constants = Constants(
-        uses=used,
-        numbers=known,
+        scalars=Scalars(used, known),
         skips=branches.skips(used),
         ends=frozenset(composite.end for composite in activated.values()),
         kernels=kernels(used, followed.layouts),
         packed=frozenset(packed),
     ).entered()
-    composed = Composed(constants)
+    composed = Composed(constants.scalars)
     for node in graph.nodes:
         composed.advance(node)
     looking = Ahead(used, activated, constants, hidden(used))

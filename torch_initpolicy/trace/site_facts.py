@@ -50,9 +50,9 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
         )
         for site in sites
     }
-    for name, size in dot_products(flow.uses).items():
+    for name, size in dot_products(flow).items():
         known[name] = replace(known[name], dot_product=size)
-    heads = dict(tied_heads(flow.uses))
+    heads = dict(tied_heads(flow))
     for name, factor in heads.items():
         known[name] = replace(known[name], tied_head=factor)
     for name, factor in beside(heads, flow.uses, flow.joins, flow.neighbours.made_by):

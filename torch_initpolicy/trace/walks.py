@@ -15,6 +15,7 @@ from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout
 from torch_initpolicy.trace.operators import OpRole, activation_of, argument
+from torch_initpolicy.trace.shares import ahead, attended
 
 CARRIERS = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
@@ -194,7 +195,7 @@ class Ahead:
     ) -> Walk:
         if {"query", "key", "mask"}.isdisjoint(slots):
             return _merged([NOTHING, *self._beyond(found, node, value)])
-        return Walk(((1, SOFTMAX),), factor=self.constants.attended(node, value))
+        return Walk(((1, SOFTMAX),), factor=attended(self.constants, node, value))
 
     def _through_gate(
         self, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
@@ -216,7 +217,7 @@ class Ahead:
             return
         for walk in (found[output] for output in node.outputs if output in found):
             met = bool(walk.activations)
-            yield _further(walk, self.constants.ahead(node, value, walk.factor, met=met))
+            yield _further(walk, ahead(self.constants, node, value, walk.factor, met=met))
 
     def _through_function(
         self, found: Mapping[int, Walk], node: Node, value: int
