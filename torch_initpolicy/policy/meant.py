@@ -5,7 +5,8 @@ a checkpoint brought. A random draw of another scale is not meant, nor is a cons
 leave units tied or dead. Nothing here depends on which random numbers a model happens to hold.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -63,141 +64,138 @@ def meant(
         missing may be overwritten, or nothing is known of its values.
     """
     known = {
-        site.name: _Seen(site, facts.get(site.name) or Facts(site.role, site.axes), look(site))
+        site.name: _see(site, facts.get(site.name) or Facts(site.role, site.axes), look(site))
         for site in sites
     }
-    return dict(_Judge(known, drawn).meant())
+    is_random = any(
+        seen.is_weight and not seen.is_constant
+        for name, seen in known.items()
+        if seen.values is not None or name in drawn
+    )
+    zeros = _zeros(known) if is_random else {}
+    repaired = {
+        id(seen.site.owner)
+        for name, seen in known.items()
+        if seen.is_weight and seen.is_constant and name not in zeros
+    }
+    found = {}
+    for name, seen in known.items():
+        looks = is_random and seen.values is not None and id(seen.site.owner) not in repaired
+        reason = _loaded(seen.site) or zeros.get(name) or (_purpose(seen) if looks else None)
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A site with what is known about it and what it holds."""
+    """A site with what is known about it and what it holds.
+
+    Attributes:
+        constant: The number that it is filled with, or None.
+    """
 
     site: Site
     facts: Facts
     values: Tensor | None
+    constant: float | None
 
     @property
     def is_weight(self) -> bool:
         return self.facts.role in _WEIGHTS
 
     @property
-    def is_traced(self) -> bool:
-        return self.facts.evidence in ("traced", "ran")
+    def is_constant(self) -> bool:
+        return self.constant is not None
 
 
-class _Judge:
-    """Judges the sites of one model together: what a zero does depends on its neighbours."""
+def _see(site: Site, facts: Facts, values: Tensor | None) -> _Seen:
+    return _Seen(site, facts, values, None if values is None else constant_in(values))
 
-    def __init__(self, known: Mapping[str, _Seen], drawn: Collection[str]) -> None:
-        self.known = known
-        self.constants = {
-            name: number
-            for name, seen in known.items()
-            if seen.values is not None and (number := constant_in(seen.values)) is not None
-        }
-        self.is_random = any(
-            seen.is_weight and name not in self.constants
-            for name, seen in known.items()
-            if seen.values is not None or name in drawn
-        )
-        self.before: dict[str, list[str]] = {name: [] for name in known}
-        for name, seen in known.items():
-            for following in seen.facts.neighbours or ():
-                self.before.get(following, []).append(name)
-        self.zeros = dict(self._zeros())
 
-    def meant(self) -> Iterator[tuple[str, str]]:
-        """Yield the names of what is meant, each with what it is."""
-        repaired = {
-            id(self.known[name].site.owner)
-            for name in self.constants
-            if self.known[name].is_weight and name not in self.zeros
-        }
-        for name, seen in self.known.items():
-            reason = _loaded(seen.site) or self.zeros.get(name) or self._pattern(name, repaired)
-            if reason is not None:
-                yield name, reason
-
-    def _pattern(self, name: str, repaired: set[int]) -> str | None:
-        """Say what other than zeros a site holds on purpose."""
-        seen, role = self.known[name], self.known[name].facts.role
-        if seen.values is None or id(seen.site.owner) in repaired or not self.is_random:
-            return None
-        if role in ("bias", "norm_bias"):
-            own = name in self.constants and _is_unknown(seen.site)
-            return None if own else purpose_in(seen.values, _reach(seen.site))
-        if role == "norm_weight":
-            scale = self.constants.get(name)
-            is_unit = scale is None or scale + seen.facts.offset == 1
-            return None if is_unit or not scale else f"a scale of {scale:.4g}"
-        if seen.is_weight and name not in self.constants:
-            axes = seen.facts.axes or seen.site.axes
-            return structure_in(
-                seen.values,
-                out=axes.outputs[0] if axes and axes.outputs else None,
-                groups=axes.groups if axes else 1,
-            )
+def _purpose(seen: _Seen) -> str | None:
+    """Say what other than zeros a site holds on purpose."""
+    if seen.constant == 0 or seen.values is None:
         return None
+    facts, site = seen.facts, seen.site
+    if facts.role in ("bias", "norm_bias"):
+        own = seen.is_constant and _is_unknown(site)
+        return None if own else purpose_in(seen.values, _reach(site))
+    if facts.role == "norm_weight":
+        is_scale = seen.constant is not None and seen.constant + facts.offset != 1
+        return f"a scale of {seen.constant:.4g}" if is_scale else None
+    if not seen.is_weight or seen.is_constant:
+        return None
+    axes = facts.axes or site.axes
+    out = axes.outputs[0] if axes and axes.outputs else None
+    return structure_in(seen.values, out=out, groups=axes.groups if axes else 1)
 
-    #
-    # Zeros
-    #
 
-    def _zeros(self) -> Iterator[tuple[str, str]]:
-        """Yield the zeros that are meant: what they close opens at the first steps of training."""
-        zero = {
-            name
-            for name, number in self.constants.items()
-            if number == 0 and self.known[name].facts.role in (*_WEIGHTS, "norm_weight")
-        }
-        closing = {name: said for name in zero if (said := self._closing(name, zero))}
-        while dropped := {name for name in closing if self._is_stuck(name, closing)}:
-            for name in dropped:
-                del closing[name]
-        yield from closing.items()
+#
+# Zeros
+#
 
-    def _closing(self, name: str, zero: set[str]) -> str | None:
-        """Say what a zero closes; None where it closes nothing, or is dead there."""
-        seen = self.known[name]
-        facts = seen.facts
-        if not self.is_random or (facts.role == "norm_weight" and facts.offset):
-            return None
-        if seen.is_traced and not facts.used:
-            return "zero, which the forward pass does not use"
-        if facts.closes_residual:
-            return "zero, which closes a residual branch"
-        others = facts.multiplied_by
-        if others is not None and zero.isdisjoint(others):
-            return "zero, one factor of a product"
-        if facts.is_summand:
-            return "zero, which closes a summand"
-        return None if facts.role == "norm_weight" else self._alone(facts)
 
-    def _alone(self, facts: Facts) -> str | None:
-        """Say what a zero weight closes that is joined with nothing."""
-        if facts.meets is not None:
-            is_dead = facts.meets.name in SHUT_AT_ZERO or facts.evidence in ("traced", "ran")
-            return None if is_dead else "zero, no dead end"
-        if facts.feeds_output:
-            return "zero, of a head"
-        following = facts.neighbours
-        if following and all(name in self.constants for name in following):
-            return None
-        return "zero, one factor of a product" if following else None
+def _zeros(known: Mapping[str, _Seen]) -> dict[str, str]:
+    """Return the zeros that are meant: what they close opens at the first steps of training."""
+    zero = {
+        name
+        for name, seen in known.items()
+        if seen.constant == 0 and (seen.is_weight or seen.facts.role == "norm_weight")
+    }
+    closing = {name: said for name in zero if (said := _closed_by(known[name], zero, known))}
+    while dropped := _stuck(closing, known):
+        closing = {name: said for name, said in closing.items() if name not in dropped}
+    return closing
 
-    def _is_stuck(self, name: str, closing: Mapping[str, str]) -> bool:
-        """Say whether what a zero reads is a constant that has to be repaired.
 
-        A net of zeros is no net of closed branches. What is added to a signal closes a branch
-        whatever it reads.
-        """
-        if self.known[name].facts.is_summand or self.known[name].facts.closes_residual:
-            return False
-        return any(
-            before in self.constants and before not in closing and self.known[before].is_weight
-            for before in self.before[name]
-        )
+def _closed_by(seen: _Seen, zero: AbstractSet[str], known: Mapping[str, _Seen]) -> str | None:
+    """Say what a zero closes; None where it closes nothing, or is dead there."""
+    facts = seen.facts
+    if facts.role == "norm_weight" and facts.offset:
+        return None
+    if facts.closes_residual:
+        return "zero, which closes a residual branch"
+    if facts.multiplied_by is not None and zero.isdisjoint(facts.multiplied_by):
+        return "zero, one factor of a product"
+    if facts.is_summand:
+        return "zero, which closes a summand"
+    return _closed_alone(facts, known)
+
+
+def _closed_alone(facts: Facts, known: Mapping[str, _Seen]) -> str | None:
+    """Say what a zero closes that is joined with nothing."""
+    is_traced = facts.evidence in ("traced", "ran")
+    if is_traced and not facts.used:
+        return "zero, which the forward pass does not use"
+    if facts.role == "norm_weight":
+        return None
+    if facts.meets is not None:
+        return None if is_traced or facts.meets.name in SHUT_AT_ZERO else "zero, no dead end"
+    if facts.feeds_output:
+        return "zero, of a head"
+    following = [known[name] for name in facts.neighbours or () if name in known]
+    is_factor = not all(other.is_constant for other in following)
+    return "zero, one factor of a product" if is_factor else None
+
+
+def _stuck(closing: Mapping[str, str], known: Mapping[str, _Seen]) -> set[str]:
+    """Return the zeros whose input comes from a constant that has to be repaired.
+
+    A net of zeros is no net of closed branches. What is added to a signal closes a branch whatever
+    it reads.
+    """
+    repaired = (
+        seen
+        for name, seen in known.items()
+        if seen.is_weight and seen.is_constant and name not in closing
+    )
+    behind = {name for seen in repaired for name in seen.facts.neighbours or ()}
+    return {
+        name
+        for name in behind & closing.keys()
+        if not (known[name].facts.is_summand or known[name].facts.closes_residual)
+    }
 
 
 def _loaded(site: Site) -> str | None:

@@ -14,9 +14,6 @@ from torch import Tensor
 FALSE_ALARM = 1e-7
 """Probability with which one test may take random numbers for a pattern."""
 
-_MOST = 4096
-"""How many elements of a tensor are looked at where a pattern shows in any of them."""
-
 
 @torch.no_grad()
 def constant_in(tensor: Tensor) -> float | None:
@@ -29,9 +26,21 @@ def constant_in(tensor: Tensor) -> float | None:
     if tensor.numel() == 0 or tensor.is_complex():
         return None
     first = tensor[(0,) * tensor.ndim]
-    if bool((_sampled(tensor) != first).any()) or bool((tensor != first).any()):
+    if bool((_sample(tensor, _FEW) != first).any()) or bool((tensor != first).any()):
         return None
     return float(first)
+
+
+_FEW, _MANY = 8, 256
+"""How many elements are looked at to rule a constant out, and to find numbers that repeat."""
+
+
+def _sample(tensor: Tensor, most: int) -> Tensor:
+    """Return at most `most` elements from all over a tensor, the same ones each time."""
+    if tensor.numel() <= most:
+        return tensor.flatten()
+    places = torch.rand(most, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    return tensor.take((places * tensor.numel()).long().to(tensor.device))
 
 
 @torch.no_grad()
@@ -46,41 +55,34 @@ def structure_in(tensor: Tensor, *, out: int | None = 0, groups: int = 1) -> str
     """
     if tensor.is_complex() or not tensor.is_floating_point() or tensor.numel() < _LEAST:
         return None
-    if not bool(torch.isfinite(_sampled(tensor)).all()):
+    rows = tensor.movedim(out or 0, 0) if tensor.ndim > 1 else tensor[:, None]
+    copied = rows.shape[0] > 1 and torch.equal(rows[0], rows[1])
+    sample = _sample(rows[0] if copied else tensor, _MANY)
+    if not bool(torch.isfinite(sample).all()):
         return None
-    rows = tensor.movedim(out or 0, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
-    tests = (_identity(tensor, out), _repeated_rows(rows, groups), _repeats(rows), _smooth(rows))
-    return next((found for found in tests if found is not None), None)
+    return (
+        (_identity(tensor) if out is not None and tensor.ndim > 1 else None)
+        or (_copies(rows.flatten(1), groups) if copied else None)
+        or _repeats(sample)
+        or _smooth(rows[:_CORNER].flatten(1)[:, :_CORNER].double())
+    )
 
 
 _LEAST = 8
 """Elements below which numbers are too few to tell a pattern from a draw."""
 
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """Return at most `_MOST` elements from all over a tensor, the same ones each time."""
-    if tensor.numel() <= _MOST:
-        return tensor.flatten()
-    generator = torch.Generator().manual_seed(0)
-    index = [
-        torch.randint(size, (_MOST,), generator=generator).to(tensor.device)
-        for size in tensor.shape
-    ]
-    return tensor[tuple(index)]
+_CORNER = 32
 
 
-def _repeats(rows: Tensor) -> str | None:
+def _repeats(numbers: Tensor) -> str | None:
     """Find few magnitudes in many places: bilinear kernels, rings, wavelets, sparse matrices.
 
     Draws of 24 bits hardly ever repeat; those of 8 bits, or cast from such, do: two magnitudes in
     a hundred pairs agree, so a few numbers are compared, and most of them have to.
     """
-    same = rows.shape[0] > 1 and bool((rows[1] == rows[0]).all())
-    numbers = _sampled(rows[:1] if same else rows).abs()
+    numbers, share = numbers.abs(), 0.6
     if any(bool((numbers.to(coarse) == numbers).all()) for coarse in _COARSE):
         numbers, share = numbers[:: -(-numbers.numel() // _COMPARED)], 0.25
-    else:
-        share = 0.6
     found = int(numbers.sort().values.diff().count_nonzero()) + 1
     if numbers.numel() < _LEAST or found > numbers.numel() * share:
         return None
@@ -92,38 +94,34 @@ def _repeats(rows: Tensor) -> str | None:
 _COARSE, _COMPARED, _SPARSE = (torch.bfloat16, torch.float16), 32, 0.5
 
 
-def _identity(tensor: Tensor, out: int | None) -> str | None:
-    """Find an identity, scaled or with noise around it; of a kernel, at its centre."""
-    if tensor.ndim < 2 or out is None:
-        return None
-    centre = tensor
+def _identity(tensor: Tensor) -> str | None:
+    """Find an identity, scaled or with noise around it; of a kernel, at its centre.
+
+    Eight standard deviations of a mean of four have a probability of 1e-57 for normal numbers, and
+    the diagonal's own numbers agree.
+    """
+    centre = tensor[:_CORNER, :_CORNER]
     for size in tensor.shape[2:]:
         centre = centre[:, :, size // 2]
-    centre = centre[:_CORNER, :_CORNER]
     ones = centre.diagonal().float()
     if ones.numel() < 4:
         return None
+    mean, spread = float(ones.mean()), float(ones.std())
     square = centre[: ones.numel(), : ones.numel()].float()
-    count = square.numel() - ones.numel()
-    beside = math.sqrt(max(float(square.square().sum() - ones.square().sum()), 0.0) / count)
-    mean = float(ones.mean())
-    if abs(mean) <= _STANDS_OUT * beside or float(ones.std()) > abs(mean) / _STANDS_OUT:
+    beside = (square - square.diagonal().diag()).norm() / math.sqrt(square.numel() - ones.numel())
+    if abs(mean) <= _STANDS_OUT * max(float(beside), spread):
         return None
     name = "identity" if tensor.ndim == 2 else "identity kernel"
     return name if math.isclose(mean, 1, rel_tol=0.05) else f"{name} times {mean:.3g}"
 
 
-_CORNER = 64
 _STANDS_OUT = 8.0
-"""How far a diagonal stands out of the numbers beside it: eight standard deviations of a mean of
-four have a probability of 1e-57 for normal numbers, and the diagonal's own numbers agree."""
+"""How far a diagonal stands out of the numbers beside it, and of its own differences."""
 
 
-def _repeated_rows(rows: Tensor, groups: int) -> str | None:
+def _copies(rows: Tensor, groups: int) -> str | None:
     """Find one kernel in all groups (a wavelet), or one in every `r * r` rows (ICNR)."""
-    if rows.shape[0] < 2 or rows.numel() < 2 * _LEAST:
-        return None
-    if not bool((rows[1] == rows[0]).all()) or bool((rows[0] == rows[0, 0]).all()):
+    if rows.numel() < 2 * _LEAST or bool((rows[0] == rows[0, 0]).all()):
         return None
     if groups > 1 and bool((rows == rows[0]).all()):
         return "one kernel in every group"
@@ -139,19 +137,16 @@ def _repeat(rows: Tensor, times: int) -> bool:
     return bool((packs == packs[:, :1]).all()) and not bool((packs[1, 0] == packs[0, 0]).all())
 
 
-def _smooth(rows: Tensor) -> str | None:
+def _smooth(corner: Tensor) -> str | None:
     """Find neighbours that agree, along rows or columns: sinusoids, ramps, Gabor filters.
 
     The correlation of independent neighbours has a standard deviation of at most
     `1 / sqrt(numel)`: here 1 / 16.
     """
-    corner = rows[:_CORNER, :_CORNER].double()
     if corner.numel() < _ENOUGH:
         return None
-    for lines in (corner, corner.T):
-        if lines.shape[1] >= _LEAST and _lagged(lines) > _AGREE:
-            return "neighbours agree"
-    return None
+    lines = (lines for lines in (corner, corner.T) if lines.shape[1] >= _LEAST)
+    return "neighbours agree" if any(_lagged(each) > _AGREE for each in lines) else None
 
 
 _ENOUGH, _AGREE = 256, 0.6
