@@ -14,6 +14,7 @@ import collections
 import copy
 import functools
 import itertools
+import json
 import math
 import random
 import statistics
@@ -24,15 +25,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import Data, digits, options, report, table
+from common import Data, digits, parser_of, report, table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy import apply_policy, audit_model, lsuv_
 from torch_initpolicy.errors import InitPolicyWarning
 
-RATE = 2e-3
-"""Learning rate of Adam."""
+RATE, SIREN_RATE, STEPS = 2e-3, 5e-4, 200
+"""Learning rates of Adam, and how many steps it takes; a SIREN does not learn at the first."""
 
 BATCH = 64
 
@@ -204,6 +205,15 @@ def one_layer(change: Callable[[nn.Module], object]) -> "Fault":
     return fault
 
 
+def first_times(factor: float) -> "Fault":
+    """Multiply the first layer alone."""
+
+    def fault(net: nn.Module, _: Draw) -> None:
+        weights(net)[0].weight.mul_(factor)
+
+    return fault
+
+
 def norms_of_zero(net: nn.Module, _: Draw) -> None:
     """Start every normalisation at zero, where no skip leads around it."""
     for module in net.modules():
@@ -287,7 +297,8 @@ FAULTS: Mapping[str, Case] = {
     "narrow and deep": Case(
         ("relu",), build=lambda draw: plain(draw.randint(12, 20), 2, nn.ReLU), repairable=False
     ),
-    "a sine net as torch starts it": Case(("siren",), times(4.0)),
+    "a sine net too large": Case(("siren",), times(4.0)),
+    "a sine layer that hashes": Case(("siren",), first_times(64.0)),
     "branches without a norm": Case(
         ("residual",), times(2.0), build=lambda draw: residual(draw.randint(16, 24), norm=False)
     ),
@@ -329,12 +340,14 @@ class Task(NamedTuple):
     Attributes:
         data: What it is trained on.
         held_out: What it is measured on.
+        rate: Learning rate.
         loss: The loss.
         skill: Says how well outputs fit targets, 1 for perfectly and 0 for not at all.
     """
 
     data: Data
     held_out: Data
+    rate: float
     loss: Callable[[Tensor, Tensor], Tensor]
     skill: Callable[[Tensor, Tensor], Tensor]
 
@@ -346,7 +359,7 @@ def digits_task() -> Task:
     data = Data(found.inputs[:, 0], found.targets)
     held_out = Data(data.inputs[1400:], data.targets[1400:])
     return Task(
-        data.first(1400), held_out, F.cross_entropy,
+        data.first(1400), held_out, RATE, F.cross_entropy,
         lambda out, y: ((out.argmax(-1) == y).float().mean() - 0.1) / 0.9,
     )  # fmt: skip
 
@@ -354,10 +367,13 @@ def digits_task() -> Task:
 @functools.cache
 def waves_task() -> Task:
     """Fit waves on the plane."""
-    points = torch.rand(2048, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    points = torch.rand(2560, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     waves = torch.sin(8 * points[:, :1]) * torch.cos(5 * points[:, 1:])
     data = Data(points, waves / waves.std())
-    return Task(data, data, F.mse_loss, lambda out, y: 1 - (out - y).square().mean() / y.var())
+    return Task(
+        data.first(2048), Data(data.inputs[2048:], data.targets[2048:]), SIREN_RATE, F.mse_loss,
+        lambda out, y: 1 - (out - y).square().mean() / y.var(),
+    )  # fmt: skip
 
 
 def task_of(family: str) -> Task:
@@ -376,7 +392,7 @@ def train(
     net: nn.Module, task: Task, steps: int, after: Callable[[float], None] | None = None
 ) -> float:
     """Train a net by Adam, and return its skill."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(net.parameters(), lr=task.rate)
     net.train()
     for step in range(steps):
         inputs, targets = batch(task, step)
@@ -397,7 +413,7 @@ def post_mortem(net: nn.Module, task: Task, steps: int) -> tuple[float, bool]:
     from torchmortem import Autopsy, Severity  # noqa: PLC0415 - an extra
 
     net = copy.deepcopy(net)
-    optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(net.parameters(), lr=task.rate)
     with (
         warnings.catch_warnings(),
         Autopsy(net, optimizer=optimizer, sampling="fast") as autopsy,
@@ -449,24 +465,28 @@ def started(net: nn.Module, family: str, seed: int, *, policy: bool) -> nn.Modul
     return net
 
 
-def examine(kind: str, case: Case, seed: int, steps: int) -> Result:
-    """Build a net, audit it, train it, and try what is recommended."""
+def built(kind: str, case: Case, seed: int) -> tuple[str, nn.Module, nn.Module]:
+    """Build a net of a kind, and its healthy twin; say of which family."""
     draw = random.Random(seed)
     family = draw.choice(case.nets)
-    task = task_of(family)
     torch.manual_seed(seed)
     healthy = NETS[family](draw)
     net = copy.deepcopy(healthy) if case.build is None else case.build(draw)
     twin = started(healthy, family, seed, policy=True)
-    policy = kind in FAULTS or draw.random() < 0.5
-    net = started(net, family, seed + 1, policy=policy)
+    net = started(net, family, seed + 1, policy=kind in FAULTS or draw.random() < 0.5)
     with torch.no_grad():
         case.fault(net, draw)
+    return family, net, twin
+
+
+def examine(kind: str, case: Case, seed: int, steps: int) -> Result:
+    """Build a net, audit it, train it, and try what is recommended."""
+    family, net, twin = built(kind, case, seed)
+    task = task_of(family)
     inputs, targets = batch(task, seed)
+    loss = functools.partial(loss_with, task, targets)
     begun = time.perf_counter()
-    audit = audit_model(
-        net, inputs, loss_fn=functools.partial(loss_with, task, targets), optimizer="adam", lr=RATE
-    )
+    audit = audit_model(net, inputs, loss_fn=loss, optimizer="adam", lr=task.rate)
     seconds = time.perf_counter() - begun
     mended = None
     if audit.recommended is not None:
@@ -483,6 +503,18 @@ def examine(kind: str, case: Case, seed: int, steps: int) -> Result:
         kind, family, ill, not audit.ok, well if can else None, seconds, complains,
         (best, reached, again), audit.headline,
     )  # fmt: skip
+
+
+def examined(count: int, seed: int, steps: int, resume: Path | None) -> Iterator[Result]:
+    """Examine all nets; those in the file that is to be resumed are read, the others added."""
+    lines = resume.read_text(encoding="utf-8").splitlines() if resume and resume.exists() else []
+    yield from (Result(**json.loads(line)) for line in lines)
+    for case in itertools.islice(cases(count, seed), len(lines), None):
+        result = examine(*case, steps)
+        if resume is not None:
+            with resume.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result._asdict()) + "\n")
+        yield result
 
 
 def loss_with(task: Task, targets: Tensor, outputs: Tensor) -> Tensor:
@@ -533,12 +565,17 @@ def by_kind(results: Sequence[Result]) -> Iterator[tuple[object, ...]]:
 
 
 def main(
-    *, smoke: bool = False, out: Path | None = None, count: int = 300, seed: int = 1000
+    *,
+    smoke: bool = False,
+    out: Path | None = None,
+    count: int = 300,
+    seed: int = 1000,
+    resume: Path | None = None,
 ) -> dict[str, float]:
     """Examine all nets; print what the doctor found, in all and by kind."""
     warnings.simplefilter("ignore", InitPolicyWarning)
-    steps, count = (2, 8) if smoke else (100, count)
-    results = [examine(kind, case, number, steps) for kind, case, number in cases(count, seed)]
+    steps, count = (2, 8) if smoke else (STEPS, count)
+    results = list(examined(count, seed, steps, resume))
     found = shares(results)
     head = ("kind", "nets", "ill", "found", "repaired", "found by torchmortem")
     summary = table(("figure", "value"), found.items())
@@ -549,5 +586,13 @@ def main(
     return found
 
 
+def _options() -> dict[str, object]:
+    parser = parser_of(__doc__)
+    parser.add_argument("--count", type=int, default=300, help="how many nets")
+    parser.add_argument("--seed", type=int, default=1000, help="that of the first net")
+    parser.add_argument("--resume", type=Path, help="file of results, to go on from and to add to")
+    return vars(parser.parse_args())
+
+
 if __name__ == "__main__":
-    main(**vars(options(__doc__)))
+    main(**_options())

@@ -269,7 +269,7 @@ def test_what_is_mild_is_called_so():
     assert [verdict.kind for verdict in audit.signal.verdicts] == ["wanders"]
     assert audit.ok
     assert re.fullmatch(
-        r"The signal wanders at '[\w.]+', which training copes with\. "
+        r"The signal wanders at '[\w.]+', which may slow training\. "
         r"apply_policy\(model\) repairs it\.",
         audit.headline,
     )

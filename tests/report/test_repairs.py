@@ -86,7 +86,7 @@ WORDS = {
         ("vanishes",),
         ("wanders",),
         "nearly",
-        "repairs it, though now the signal wanders at '4.weight', which training copes with",
+        "repairs it, though now the signal wanders at '4.weight', which may slow training",
     ),
     "still": (
         ("vanishes",),

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.report.charts import Mark, chart
+from torch_initpolicy.signal.plots import INK, as_svg, plot_signals
 from torch_initpolicy.signal.points import Point
-from torch_initpolicy.signal.profiles import Profile, backward, forward
 from torch_initpolicy.signal.run import audit_signal
 
 
@@ -21,10 +20,30 @@ def point(site: str | None, second: float, gradient: float | None = 1.0) -> Poin
 POINTS = [point("a", 1.0), point(None, 7.0), point("b", 1e-3, None), point("c", float("inf"), 0.0)]
 
 
-def test_profiles():
-    """A profile has one number for each weight, None where it cannot be drawn."""
-    assert forward(POINTS) == Profile(("a", "b", "c"), (1.0, 1e-3, None))
-    assert backward(POINTS) == Profile(("a", "b", "c"), (6.0, None, None))
+def test_every_number_that_has_a_place_is_drawn():
+    """One for each weight, at its depth; what is zero, missing or not finite has no place."""
+    pytest.importorskip("matplotlib")
+    above, below = plot_signals({"now": POINTS}).axes
+    assert [list(line) for line in above.get_lines()[0].get_data()] == [[0, 1], [1.0, 1e-3]]
+    assert [list(line) for line in below.get_lines()[0].get_data()] == [[0], [6.0]]
+
+
+def test_a_mark_stands_at_its_weight():
+    """The line is where the named weight is; a name that is not there has none."""
+    pytest.importorskip("matplotlib")
+    above, below = plot_signals({"now": POINTS}, ("b", "z")).axes
+    assert list(above.get_lines()[1].get_xdata()) == [1, 1]
+    assert len(below.get_lines()) == 1
+
+
+def test_svg():
+    """An element to put into a page, with words for whoever cannot see it, in the page's colour."""
+    pytest.importorskip("matplotlib")
+    text = as_svg(plot_signals({"now": POINTS}), "how <it> goes")
+    assert text.startswith('<svg role="img" aria-label="how &lt;it&gt; goes"')
+    assert INK not in text
+    assert "currentColor" in text
+    assert "<metadata>" not in text
 
 
 def test_several_signals_over_one_another():
@@ -46,19 +65,3 @@ def test_without_matplotlib(monkeypatch):
     model = nn.Linear(2, 2)
     with pytest.raises(MissingExtraError, match="the extra 'plots'"):
         audit_signal(model, torch.eye(2)).plot()
-
-
-def test_a_chart_marks_a_place_and_names_its_dots():
-    """Each dot tells its weight and number; the marked weight has a line of its own."""
-    text = chart("moments", {"now": forward(POINTS)}, mark=Mark("b", "dies at <b>"))
-    assert text.count("<circle") == 2
-    assert "<title>b: 0.001</title>" in text
-    assert text.count('class="mark"') == 1
-    assert "dies at &lt;b&gt;</text>" in text
-    unknown = Mark("z", "dies at z")
-    assert 'class="mark"' not in chart("moments", {"now": forward(POINTS)}, mark=unknown)
-
-
-def test_a_chart_of_nothing():
-    """Where no number can be drawn, words are."""
-    assert "nothing was measured" in chart("moments", {"now": Profile(("a",), (None,))})

@@ -285,14 +285,12 @@ def test_layers_of_zeros_vanish():
     assert kinds(model, batch(32, 128)) == ["vanishes"]
 
 
-def test_what_dies_first_is_said_first():
-    """Forward verdicts come in order of execution: the cause before what follows from it."""
+def test_what_cuts_the_signal_off_is_said_alone():
+    """Behind a layer that is dead as a whole all is constant: that is the cause, not a finding."""
     model = fill(plain(8), HE)
     for layer in model[:-1:2]:
-        nn.init.constant_(layer.bias, -6.0)
-    first, *others = audit_signal(model, batch(64, 128)).verdicts
-    assert (first.kind, first.where) == ("dies", "1:relu")
-    assert {verdict.kind for verdict in others} >= {"vanishes", "collapses"}
+        nn.init.constant_(layer.bias, -60.0)
+    assert kinds_and_places(model, batch(64, 128)) == {"dies": "1:relu"}
 
 
 def test_a_vanished_signal_does_not_die_as_well():
@@ -705,12 +703,13 @@ def test_the_first_step_of_an_optimizer():
 
 
 def test_a_plain_net_as_torch_starts_it():
-    """Nine layers that torch starts shrink the signal to its biases; two layers do not.
+    """Eleven layers that torch starts shrink the signal to its biases; two layers do not.
 
-    Trained for 100 steps of Adam the nine reach 0.61 on digits, and 0.90 after `apply_policy`.
+    After 200 steps of Adam on digits nets of nine and more reach 50 to 87 % of what they do after
+    `apply_policy`, nets of two all of it.
     """
     torch.manual_seed(0)
-    deep, shallow = (plain(depth, 48, nn.Tanh) for depth in (9, 2))
+    deep, shallow = (plain(depth, 48, nn.Tanh) for depth in (11, 2))
 
     assert "collapses" in {verdict.kind for verdict in audit_signal(deep, batch(64, 48)).verdicts}
     assert audit_signal(shallow, batch(64, 48)).ok

@@ -21,12 +21,12 @@ from torch_initpolicy.planning.plan import Plan, Receipt
 from torch_initpolicy.report.page import Page
 from torch_initpolicy.report.repairs import Repair, ranked
 from torch_initpolicy.report.trial import Trials, for_ever
-from torch_initpolicy.signal.observe import Training
 from torch_initpolicy.signal.plots import Figure, plot_picture
 from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.run import follow
 from torch_initpolicy.signal.signal import Signal, filled, picture_of
-from torch_initpolicy.signal.verdicts import Verdict
+from torch_initpolicy.signal.training import Training
+from torch_initpolicy.signal.verdicts import MILD
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Report
 from torch_initpolicy.symmetry.replica import Loss
@@ -74,7 +74,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing goes wrong that training does not cope with."""
+        """Whether nothing goes wrong, but for warnings."""
         return self.signal.ok and self.symmetry.ok
 
     @property
@@ -186,26 +186,23 @@ def _repair_data(repair: Repair) -> dict[str, Any]:
 
 
 def _sentences(audit: Audit) -> Iterator[str]:
+    """Say what goes wrong, then what repairs it."""
     said = audit.signal.verdicts
     grave = [verdict for verdict in said if not verdict.mild]
-    yield _sentence(grave or said, audit.signal.all_well) + (
-        ", which training copes with." if said and not grave else "."
-    )
-    yield from (f"{v.advice[:1].upper()}{v.advice[1:]}." for v in grave if v.structural)
-    if same := len(for_ever(audit.symmetry)):
+    same = len(for_ever(audit.symmetry))
+    if said or not same:
+        what = ", ".join(verdict.headline for verdict in grave or said) or audit.signal.all_well
+        yield f"{what[:1].upper()}{what[1:]}{f', {MILD}' if said and not grave else ''}."
+    if same:
         what = "parameter holds" if same == 1 else "parameters hold"
         yield f"{same} {what} units that are tied or dead for ever: see find_symmetry(model)."
+    structural = [verdict.advice for verdict in said if verdict.structural]
+    yield from (f"{advice[:1].upper()}{advice[1:]}." for advice in structural)
     if audit.recommended is not None and (said or same):
         yield f"{audit.recommended.call} repairs it."
-    elif audit.repairs and (said or same) and not any(v.structural for v in grave):
+    elif audit.repairs and (said or same) and not structural:
         more = "; a larger budget, or smaller inputs, lets more be tried" if audit.untried else ""
         yield f"No start that was tried helps ({len(audit.repairs)} were){more}."
-
-
-def _sentence(verdicts: Sequence[Verdict], all_well: str) -> str:
-    """Join what goes wrong, the first place first; where nothing does, say so."""
-    sentence = ", ".join(verdict.headline for verdict in verdicts) or all_well
-    return sentence[:1].upper() + sentence[1:]
 
 
 def audit_model(
@@ -219,7 +216,7 @@ def audit_model(
     title: str | None = None,
     budget: float = BUDGET,
     receipt: Receipt | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Audit a model, and find out by trying what repairs it.
 

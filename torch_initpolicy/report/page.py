@@ -1,7 +1,6 @@
 """A report as one HTML file: it needs no network, no script to be read, and no mouse.
 
-Scripts add sorting, filtering and switching lines on and off; colours follow the reader's choice
-of light or dark.
+Scripts add sorting and filtering; colours follow the reader's choice of light or dark.
 """
 
 import html
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.files import write_text
 from torch_initpolicy.planning.plan import Plan
-from torch_initpolicy.report.charts import Mark, chart
 from torch_initpolicy.report.repairs import Outcome, Repair
-from torch_initpolicy.signal.profiles import backward, forward
+from torch_initpolicy.signal.plots import as_svg, plot_signals
 from torch_initpolicy.signal.signal import Signal, listed
 from torch_initpolicy.signal.verdicts import Verdict
 from torch_initpolicy.steps import Number
@@ -91,7 +90,7 @@ def _sections(page: Page) -> Iterator[str]:
     if page.headline:
         yield f'<p class="headline">{_with_code(page.headline)}</p>\n'
     if page.picture:
-        yield f'<div class="picture">{page.picture}</div>\n'
+        yield _framed("Picture", page.picture)
     if page.signals:
         first = next(iter(page.signals.values()))
         yield _section("What the signal does", _verdicts(first, advise=not page.repairs))
@@ -114,18 +113,13 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n"
 
 
-#
-# The signal
-#
-
-
 def _verdicts(signal: Signal, *, advise: bool) -> str:
     said = "".join(_verdict(verdict, advise=advise) for verdict in signal.verdicts)
     note = f'<p class="note">Note: {html.escape(signal.note)}.</p>\n' if signal.note else ""
-    return (said or _praise(signal)) + note
+    return (said or _all_well(signal)) + note
 
 
-def _praise(signal: Signal) -> str:
+def _all_well(signal: Signal) -> str:
     back = "" if signal.one_way or not signal.points else ", forward and back"
     kind = "good" if signal.points else "note"
     return f'<p class="{kind}">T{html.escape(signal.all_well[1:])}{back}.</p>\n'
@@ -154,10 +148,10 @@ def _repairs(repairs: Sequence[Repair], cost: str) -> str:
 
 def _repair(repair: Repair) -> str:
     what, _, numbers = repair.reason.partition(": ")
-    told = f": {_with_code(numbers)}" if numbers else ""
+    more = f": {_with_code(numbers)}" if numbers else ""
     return (
         f'<li class="{_CLASSES[repair.outcome]}"><code>{_escaped(repair.call)}</code> '
-        f"<strong>{html.escape(what)}</strong>{told}.</li>\n"
+        f"<strong>{html.escape(what)}</strong>{more}.</li>\n"
     )
 
 
@@ -172,12 +166,9 @@ def _with_code(text: str) -> str:
         >>> _with_code("dies at '3:relu'; lsuv_(model, batch)")
         'dies at <code>3:relu</code>; <code>lsuv_(model, batch)</code>'
     """
-    parts = _CODE.split(text)
-    plain, codes = (
-        parts[::2],
-        [f"<code>{_escaped(code.strip(chr(39)))}</code>" for code in parts[1::2]],
-    )
-    return "".join(map(str.__add__, map(_escaped, plain), [*codes, ""]))
+    plain, codes = _CODE.split(text)[::2], _CODE.findall(text)
+    shown = [f"<code>{_escaped(code.strip(chr(39)))}</code>" for code in codes]
+    return "".join(map(str.__add__, map(_escaped, plain), [*shown, ""]))
 
 
 def _escaped(text: str) -> str:
@@ -185,30 +176,28 @@ def _escaped(text: str) -> str:
 
 
 def _profiles(signals: Mapping[str, Signal]) -> str:
+    """Draw second moments and gradients over the depth; nothing where matplotlib is missing."""
     first = next(iter(signals.values()))
-    ahead = {name: forward(signal.points) for name, signal in signals.items()}
-    back = {name: backward(signal.points) for name, signal in signals.items()}
-    keys = "".join(
-        f'<button type="button" class="key-{i}" aria-pressed="true" data-line="{i}">'
-        f"{html.escape(name)}</button>"
-        for i, name in enumerate(signals)
-    )
-    return (
-        f'<div class="keys" role="group" aria-label="Signals shown">{keys}</div>\n'
-        f"<h3>Second moment of each weight's output</h3>\n"
-        f"{chart('Second moments', ahead, mark=_place(first, back=False))}\n"
-        f"<h3>Squared length of the gradient at each weight's output</h3>\n"
-        f"{chart('Gradients', back, mark=_place(first, back=True))}\n"
-    )
+    marks = _mark(first, back=False), _mark(first, back=True)
+    try:
+        figure = plot_signals({name: signal.points for name, signal in signals.items()}, marks)
+    except MissingExtraError as error:
+        return f'<p class="note">{html.escape(str(error))}</p>\n'
+    drawn = as_svg(figure, f"Second moments and gradients, for {', '.join(signals)}")
+    return _framed("Profiles", drawn)
 
 
-def _place(signal: Signal, *, back: bool) -> Mark | None:
-    """Say at which weight it first goes wrong in one direction, if it does."""
+def _framed(label: str, picture: str) -> str:
+    """Put a picture into a frame that scrolls where the page is narrow."""
+    return f'<div class="plot" tabindex="0" role="region" aria-label="{label}">{picture}</div>\n'
+
+
+def _mark(signal: Signal, *, back: bool) -> str:
+    """Return the weight at which it first goes wrong in one direction, if it does."""
     for verdict in signal.verdicts:
         if not verdict.mild and verdict.kind.startswith("gradient") is back:
-            weight = _weight_at(signal, verdict.where)
-            return Mark(weight or verdict.where, f"{verdict.kind} at {verdict.where}")
-    return None
+            return _weight_at(signal, verdict.where) or ""
+    return ""
 
 
 def _weight_at(signal: Signal, name: str) -> str | None:
@@ -233,11 +222,6 @@ def _points(signal: Signal) -> str:
         for point in signal.points
     )  # fmt: skip
     return _table("signal", head, rows)
-
-
-#
-# The plan, the findings
-#
 
 
 def _plan(plan: Plan) -> str:

@@ -10,13 +10,13 @@ from typing import Literal
 
 from torch_initpolicy.signal.points import Point, arriving, body_of
 from torch_initpolicy.signal.signal import Signal
-from torch_initpolicy.signal.verdicts import Verdict
+from torch_initpolicy.signal.verdicts import MILD, Verdict
 
 Outcome = Literal["repairs", "nearly", "fails", "refused"]
 """What became of an attempt.
 
-`repairs`: nothing is left to be said of the signal. `nearly`: nothing that training does not cope
-with. `fails`: something grave is left, or new. `refused`: the policy cannot be applied.
+`repairs`: nothing is left to be said of the signal. `nearly`: a warning is left. `fails`: something
+grave is left, or new. `refused`: the policy cannot be applied.
 """
 
 OUTCOMES: tuple[Outcome, ...] = ("repairs", "nearly", "fails", "refused")
@@ -85,29 +85,19 @@ def judged(
     left = ", ".join(_left(before.verdicts, after.verdicts, same))
     told = {
         "repairs": words + _within(after.points),
-        "nearly": f"{words} {left}, which training copes with{_within(after.points)}",
+        "nearly": f"{words} {left}, {MILD}{_within(after.points)}",
         "fails": f"{words}: {left}",
     }
     return Repair(name, call, outcome, told[outcome], after)
 
 
 def refused(name: str, call: str, why: str) -> Repair:
-    """Note an attempt that an error ended.
-
-    Args:
-        name: What it is called.
-        call: What to write for it.
-        why: What the error says.
-    """
+    """Note an attempt that an error ended."""
     return Repair(name, call, "refused", f"cannot be applied: {why}")
 
 
 def ranked(repairs: Iterable[Repair]) -> tuple[Repair, ...]:
-    """Put what repairs first, the simplest first among equals.
-
-    Args:
-        repairs: What was tried, the simplest first.
-    """
+    """Put what repairs first, the fewest parameters and the simplest first among equals."""
     return tuple(sorted(repairs, key=_rank))
 
 
@@ -122,10 +112,6 @@ def _rank(repair: Repair) -> tuple[float, ...]:
 
 _LOST = 1e300
 
-
-#
-# In words
-#
 
 _SICK: dict[Outcome, str] = {
     "repairs": "repairs it",
@@ -167,26 +153,20 @@ _NAMED = 3
 def _within(points: Sequence[Point]) -> str:
     """Say within which factors a signal stays that is not lost."""
     ahead, back = span_ahead(points), span_back(points)
-    parts = [] if ahead is None else [f"second moments stay within a factor {_told(ahead)}"]
-    parts += [] if back is None else [f"squared gradients within {_told(back)}"]
+    parts = [] if ahead is None else [f"second moments stay within a factor {_factor_words(ahead)}"]
+    parts += [] if back is None else [f"squared gradients within {_factor_words(back)}"]
     return f": {', '.join(parts)}, up to the head" if parts else ""
 
 
-def _told(factor: float) -> str:
+def _factor_words(factor: float) -> str:
     return f"{factor:.{1 if factor < 100 else 0}f}" if factor < 1e4 else f"{factor:.1e}"
 
 
 def span_ahead(points: Sequence[Point]) -> float | None:
-    """Return within which factor second moments stay on the way to the head.
+    """Return within which factor second moments stay on the way to the head, at least 1.
 
     From the first weight's to the largest of any weight, and to what arrives at the end: a residual
-    branch may be smaller.
-
-    Args:
-        points: What was measured, in order of execution.
-
-    Returns:
-        The factor, at least 1; None where there are too few weights.
+    branch may be smaller. None where there are too few weights.
     """
     body = body_of(points)
     weighted = [point.second for point in body if point.site is not None]
@@ -194,13 +174,9 @@ def span_ahead(points: Sequence[Point]) -> float | None:
 
 
 def span_back(points: Sequence[Point]) -> float | None:
-    """Return within which factor the squared length of the gradient stays on its way back.
+    """Return within which factor the squared length of the gradient stays, at least 1.
 
-    Args:
-        points: What was measured, in order of execution.
-
-    Returns:
-        The factor, at least 1; None where there are too few weights, or no gradient.
+    None where there are too few weights, or no gradient.
     """
     lengths = [point.length for point in body_of(points) if point.site is not None and point.length]
     return _factor([lengths[0], max(lengths), lengths[-1]]) if lengths else None

@@ -34,12 +34,3 @@ for (const input of document.querySelectorAll("input[data-table]")) {
   input.addEventListener("input", show);
   show();
 }
-for (const button of document.querySelectorAll("button[data-line]")) {
-  button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", String(shown));
-    for (const line of document.querySelectorAll(`.line-${button.dataset.line}`)) {
-      line.style.display = shown ? "" : "none";
-    }
-  });
-}

@@ -8,24 +8,22 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
 from torch_initpolicy.calibrate.lsuv import lsuv_
-from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, UnknownNameError, counted
+from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.planning.selection import Keeping
-from torch_initpolicy.policy.presets import policy as policy_of
 from torch_initpolicy.report.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.signal.observe import Training
 from torch_initpolicy.signal.run import follow
 from torch_initpolicy.signal.signal import Signal
+from torch_initpolicy.signal.training import Training
 from torch_initpolicy.signal.verdicts import Kind
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
@@ -52,8 +50,28 @@ _MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
 _PUBLISHED: Mapping[str, str] = MappingProxyType({"sin": "siren"})
 """Published starts for a structure, by the operator that tells it."""
 
-UNLIKE = 2.0
-"""A factor between the sizes of a parameter now and under `auto` from which on it is suspected."""
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A policy for some of a model's parameters.
+
+    Attributes:
+        policy: Its name.
+        only: Globs of the parameters' names; None for all.
+        keep: As for `apply_policy`.
+    """
+
+    policy: str
+    only: tuple[str, ...] | None = None
+    keep: Keeping = "meant"
+
+    @property
+    def call(self) -> str:
+        """What to write for it."""
+        arguments = [] if self.policy == "auto" else [f'"{self.policy}"']
+        arguments += [] if self.only is None else [f"only={list(self.only)!r}"]
+        arguments += [] if self.keep == "meant" else [f'keep="{self.keep}"']
+        return f"apply_policy({', '.join(['model', *arguments])})"
 
 
 @dataclass(slots=True)
@@ -68,6 +86,9 @@ class Trials:
         training: The loss and the optimizer.
         ends: When to stop, on the clock of `time.perf_counter`.
         tell: Called with what is about to be tried.
+        tried: What became of each start.
+        untried: What there was no time for.
+        plans: What the calls that were tried write.
     """
 
     model: nn.Module
@@ -76,22 +97,22 @@ class Trials:
     symmetry: Report
     training: Training
     ends: float
-    tell: Callable[[str], None] | None = None
+    tell: Callable[[str], None] = lambda _: None
     tried: list[Repair] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
-    planned: dict[tuple[str, tuple[str, ...] | None, Keeping], Plan] = field(default_factory=dict)
-    longest: float = 0.0
+    _planned: dict[Start, Plan] = field(default_factory=dict)
+    _longest: float = 0.0
 
     def run(self, names: Sequence[str] | None) -> None:
         """Try policies by name, or what the verdicts ask for; calibrate where none of it helps."""
         if names is not None:
             for name in names:
-                self._policy(name, known_too=True)
+                self._policy(Start(name), known_too=True)
         elif self._is_to_be_repaired():
-            self._narrow()
-            for name in () if self._is_repaired() else self._asked():
-                self._policy(name)
+            self._some_parameters()
+            if not self._is_repaired():
+                self._all_parameters()
         if self.before.points and self.tried and not any(r.works for r in self.tried):
             self._calibrations()
 
@@ -100,31 +121,38 @@ class Trials:
         found = [verdict for verdict in self.before.verdicts if not verdict.structural]
         return bool(found) or not (self.symmetry.ok or self.before.verdicts)
 
-    def _asked(self) -> list[str]:
-        """Name the policies that the verdicts and the structure ask for, the simplest first."""
-        kinds = {verdict.kind for verdict in self.before.verdicts}
-        asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
-        return [*self._published(), *filter(_exists, asked)]
+    def _is_repaired(self) -> bool:
+        return any(repair.outcome == "repairs" for repair in self.tried)
 
     def _published(self) -> list[str]:
         """Name the published starts for the structure that was seen."""
         seen = {point.op for point in self.before.points}
-        return [name for op, name in _PUBLISHED.items() if op in seen and _exists(name)]
+        return [name for op, name in _PUBLISHED.items() if op in seen]
 
-    def _narrow(self) -> None:
+    def _some_parameters(self) -> None:
         """Try to start anew only what is at fault, from the fewest parameters on."""
-        known: list[list[str]] = []
         base = next(iter(self._published()), "auto")
-        count = len(self._plan("auto"))
         for names, keep in self._suspects():
-            if names and names not in known and len(names) < count:
-                known.append(names)
-                self._policy(base, only=self._shortened(names, keep), keep=keep)
-                if self._is_repaired():
-                    return
+            self._narrow(base, names, keep)
+            if self._is_repaired():
+                return
 
-    def _is_repaired(self) -> bool:
-        return any(repair.outcome == "repairs" for repair in self.tried)
+    def _all_parameters(self) -> None:
+        """Try the policies that the verdicts and the structure ask for, the simplest first."""
+        kinds = {verdict.kind for verdict in self.before.verdicts}
+        asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
+        for name in (*self._published(), *asked):
+            self._policy(Start(name))
+        first = next((r.name for r in self.tried if r.outcome == "repairs" and r.sites), "auto")
+        if first != "auto":
+            self._narrow(first, self._differing(first))
+
+    def _differing(self, policy: str) -> list[str]:
+        """Name the parameters that a policy starts otherwise than `auto` does, if they are few."""
+        usual = {step.name: step for step in self._plan(Start("auto"))}
+        written = [step for step in self._plan(Start(policy)) if not step.keeps]
+        others = [step.name for step in written if step.std != usual[step.name].std]
+        return others if 2 * len(others) <= len([s for s in written if len(s.shape) > 1]) else []
 
     def _suspects(self) -> Iterator[tuple[list[str], Keeping]]:
         """Yield what may be at fault: what verdicts name, as far as it is unlike `auto`; then all.
@@ -139,23 +167,32 @@ class Trials:
         unlike = self._unlike("meant")
         yield _beside(unlike, named), "meant"
         yield _beside(self._unlike("nothing"), silenced), "nothing"
-        yield [s.name for s in self._plan("auto") if s.name in named and not s.keeps], "meant"
+        yield (
+            [s.name for s in self._plan(Start("auto")) if s.name in named and not s.keeps],
+            "meant",
+        )
         yield unlike, "meant"
 
     def _unlike(self, keep: Keeping) -> list[str]:
         """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
-        plan = self._plan("auto", keep=keep)
+        plan = self._plan(Start("auto", keep=keep))
         try:
             started = self._copy(lambda other: plan.apply(other, seed=0))
         except InitPolicyError:
             return []
-        now, then = dict(_named(self.model)), dict(_named(started))
+        now, then = _values(self.model), _values(started)
         return [
             step.name for step in plan
             if not step.keeps and _is_unlike(now[step.name], then[step.name])
         ]  # fmt: skip
 
-    def _shortened(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
+    def _narrow(self, policy: str, names: Sequence[str], keep: Keeping = "meant") -> None:
+        """Try a policy on some of the parameters, where they can be named in a line."""
+        globs = self._globs(names, keep)
+        if 0 < len(names) < len(self._plan(Start("auto"))) and len(globs) <= FEW:
+            self._policy(Start(policy, tuple(globs), keep))
+
+    def _globs(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
         """Write many names as globs, by their last parts or by modules, that match no others."""
         parts = [name.split(".") for name in names]
         spellings = [
@@ -163,97 +200,81 @@ class Trials:
             {".".join(["*", *part[-2:]] if len(part) > 2 else part) for part in parts},
             {f"{'.'.join(part[:-1])}.*" for part in parts},
         ]
-        for globs in map(sorted, spellings if len(names) > FEW else ()):
-            written = {s.name for s in self._plan("auto", globs, keep) if not s.keeps}
-            if len(globs) < len(names) and written == set(names):
+        for globs in map(sorted, spellings if len(names) > SHORT else ()):
+            planned = self._plan(Start("auto", tuple(globs), keep))
+            if len(globs) < len(names) and {s.name for s in planned if not s.keeps} == set(names):
                 return globs
         return names
 
-    def _plan(
-        self, policy: str, only: Sequence[str] | None = None, keep: Keeping = "meant"
-    ) -> Plan:
+    def _plan(self, start: Start) -> Plan:
         """Plan once for each question: planning costs as much as a forward pass."""
-        asked = (policy, None if only is None else tuple(only), keep)
-        if asked not in self.planned:
+        if start not in self._planned:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InitPolicyWarning)
-                self.planned[asked] = plan_policy(
-                    self.model, policy, example_inputs=self.inputs, only=only, keep=keep
-                )
-        return self.planned[asked]
+                self._planned[start] = plan_policy(
+                    self.model, start.policy, example_inputs=self.inputs, only=start.only,
+                    keep=start.keep,
+                )  # fmt: skip
+        return self._planned[start]
 
-    def _policy(
-        self,
-        policy: str,
-        *,
-        only: Sequence[str] | None = None,
-        keep: Keeping = "meant",
-        known_too: bool = False,
-    ) -> None:
+    def _policy(self, start: Start, *, known_too: bool = False) -> None:
         """Try a policy; one that would write what another has written only where asked for."""
-        call = _call(policy, only, keep)
 
-        def start() -> nn.Module | None:
-            plan = self._plan(policy, only, keep)
+        def started() -> nn.Module | None:
+            plan = self._plan(start)
             if not known_too and plan.hash in {known.hash for known in self.plans.values()}:
                 return None
-            self.plans[call] = plan
+            self.plans[start.call] = plan
             return self._copy(lambda other: plan.apply(other, seed=0))
 
-        self._try(policy if only is None else f"{policy}, in part", call, start, only)
+        self._try(f"{start.policy}{', in part' if start.only else ''}", start.call, started)
 
     def _calibrations(self) -> None:
-        """Try what scales the weights on the inputs themselves."""
+        """Try what scales the weights on the inputs themselves, but for those that are meant."""
         self._try("auto, calibrated", _CALIBRATED, lambda: self._copy(self._calibrate))
-        for name, call, centred in _LSUVS:
-            scale = partial(lsuv_, inputs=self.inputs, per_channel=centred)
-            self._try(name, call, partial(self._copy, scale))
+        meant = [s.name for s in self._plan(Start("auto")) if s.keeps and len(s.shape) > 1]
+        for name, centred in ("lsuv", False), ("lsuv, centred", True):
+            more = (", per_channel=True" * centred) + (f", skip={meant!r}" if meant else "")
+            scale = partial(lsuv_, inputs=self.inputs, per_channel=centred, skip=meant or None)
+            self._try(name, f"lsuv_(model, batch{more})", partial(self._copy, scale))
 
     def _calibrate(self, other: nn.Module) -> None:
         receipt = apply_policy(other, seed=0, calibrate=self.inputs)
         self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
 
-    def _try(
-        self,
-        name: str,
-        call: str,
-        start: Callable[[], nn.Module | None],
-        only: Sequence[str] | None = None,
-    ) -> None:
+    def _try(self, name: str, call: str, started: Callable[[], nn.Module | None]) -> None:
         begun = time.perf_counter()
-        if self.tried and begun + self.longest > self.ends:
+        if self.tried and begun + self._longest > self.ends:
             self.untried.append(call)
             return
-        if self.tell is not None:
-            self.tell(call)
+        self.tell(call)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InitPolicyWarning)
-                other = start()
+                other = started()
                 if other is None:
                     return
                 repair = self._judged(name, call, other)
         except InitPolicyError as error:
             repair = refused(name, call, " ".join(str(error).split()))
         seconds = time.perf_counter() - begun
-        self.longest = max(self.longest, seconds)
-        sites = None if only is None else len(only)
-        self.tried.append(dataclasses.replace(repair, seconds=seconds, sites=sites))
+        self._longest = max(self._longest, seconds)
+        plan = self.plans.get(call)
+        written = None if plan is None else sum(not step.keeps for step in plan)
+        self.tried.append(dataclasses.replace(repair, seconds=seconds, sites=written))
 
     def _judged(self, name: str, call: str, other: nn.Module) -> Repair:
-        after = self.before
-        if after.points:
+        before, after = self.before, self.before
+        if before.points:
             after = follow(other, self.inputs, self.training)[1]
-        sick = bool(self.before.verdicts) or not self.symmetry.ok
-        same = self._same(call, other, probe=after.ok)
-        return judged(name, call, self.before, after, same=same, sick=sick)
-
-    def _same(self, call: str, other: nn.Module, *, probe: bool) -> list[str]:
-        """Name what holds units that stay equal: by probing where the model itself does."""
-        if not self.symmetry.ok and probe:
+        same: list[str] = []
+        if not self.symmetry.ok and after.ok:
             report = find_symmetry(other, self.inputs, self.training.loss_fn)
-            return [found.name for found in for_ever(report)]
-        return [step.name for step in self.plans[call].symmetric] if call in self.plans else []
+            same = [found.name for found in for_ever(report)]
+        elif call in self.plans:
+            same = [step.name for step in self.plans[call].symmetric]
+        sick = bool(before.verdicts) or not self.symmetry.ok
+        return judged(name, call, before, after, same=same, sick=sick)
 
     def _copy(self, start: Callable[[nn.Module], object]) -> nn.Module:
         other = copy.deepcopy(self.model)
@@ -267,7 +288,7 @@ def with_remedy(
     report: Report,
     *,
     budget: float,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Return a report on symmetric starts whose remedy has been tried on a copy of the model.
 
@@ -299,39 +320,27 @@ def for_ever(report: Report) -> tuple[Finding, ...]:
     return report.of("tied", "dead", "diverged")
 
 
+SHORT, FEW = 4, 6
+"""Names that are written out where globs would do, and entries of `only=` that make a line."""
+
+_CALIBRATED = "apply_policy(model, calibrate=batch)"
+
+
 def _beside(names: Sequence[str], others: Collection[str]) -> list[str]:
     """Return those names that are parameters of the same modules as others."""
     places = {other.rpartition(".")[0] for other in others}
     return [name for name in names if name.rpartition(".")[0] in places]
 
 
-def _call(policy: str, only: Sequence[str] | None, keep: Keeping) -> str:
-    arguments = [] if policy == "auto" else [f'"{policy}"']
-    arguments += [] if only is None else [f"only={list(only)!r}"]
-    arguments += [] if keep == "meant" else [f'keep="{keep}"']
-    return f"apply_policy({', '.join(['model', *arguments])})"
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {site.name: site.parameters[0].detach() for site in sites(model)}
 
 
-FEW = 4
-"""Names that are written out."""
+UNLIKE = 2.0
+"""A factor between the sizes of a parameter now and under `auto` from which on it is suspected."""
 
-_CALIBRATED = "apply_policy(model, calibrate=batch)"
-_LSUVS = (
-    ("lsuv", "lsuv_(model, batch)", False),
-    ("lsuv, centred", "lsuv_(model, batch, per_channel=True)", True),
-)
-
-
-def _exists(policy: str) -> bool:
-    try:
-        policy_of(policy)
-    except UnknownNameError:
-        return False
-    return True
-
-
-def _named(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    return ((site.name, site.parameters[0].detach()) for site in sites(model))
+NOTHING = 0.5
+"""Values up to this size count for nothing where `auto` would write zeros."""
 
 
 def _is_unlike(now: Tensor, then: Tensor) -> bool:
@@ -339,19 +348,11 @@ def _is_unlike(now: Tensor, then: Tensor) -> bool:
     if now.shape != then.shape or not now.is_floating_point() or not now.numel():
         return False
     now, then = now.double(), then.double()
-    if not bool(torch.isfinite(now).all()):
+    if not bool(now.isfinite().all()):
         return True
     size, usual = float(now.square().mean().sqrt()), float(then.square().mean().sqrt())
-    shift = abs(float(now.mean() - then.mean()))
     if usual == 0:
         return size > NOTHING
-    large_mean = shift > usual and now.numel() > 1
-    return not 1 / UNLIKE < size / usual < UNLIKE or large_mean or _is_one_number(now, then)
-
-
-NOTHING = 0.5
-"""Values up to this size count for nothing where `auto` would write zeros."""
-
-
-def _is_one_number(now: Tensor, then: Tensor) -> bool:
-    return now.numel() > 1 and bool(now.std() == 0) and bool(then.std() > 0)
+    shifted = now.numel() > 1 and abs(float(now.mean() - then.mean())) > usual
+    constant = now.numel() > 1 and bool(now.std() == 0) and bool(then.std() > 0)
+    return not 1 / UNLIKE < size / usual < UNLIKE or shifted or constant

@@ -4,32 +4,55 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from torch_initpolicy.signal.points import PLAIN, Point
+from torch_initpolicy.signal.points import FEWEST_WEIGHTS, Point
 from torch_initpolicy.signal.verdicts import REPAIR, Kind, Verdict, changed
 
-GRADIENT_RANGE = 1e5
-"""A factor, up or down, between the squared lengths of the gradient at both ends of a model."""
+GRADIENT_RANGE, SIGNED_RANGE = 1e5, 1e8
+"""Factors, up or down, between the squared lengths of the gradient at both ends of a model.
+
+The second is that of optimizers such as Adam, whose steps do not depend on the gradient's size:
+they train nets of 7 layers whose gradients differ by 1e7.
+"""
 
 
-def gradient_course(body: Sequence[Point]) -> Iterator[Verdict]:
+def gradient_course(body: Sequence[Point], *, signed: bool) -> Iterator[Verdict]:
     """Judge the squared length of the gradient; what is closed on purpose is left out.
 
     Args:
         body: What `body_of` returns.
+        signed: Whether the optimizer is known to step by the gradient's sign alone, as Adam does.
     """
-    lengths = [
-        (point, point.length) for point in body if point.length is not None and not point.closed_by
-    ]
-    if len(lengths) < PLAIN or lengths[-1][1] == 0:
+    most = SIGNED_RANGE if signed else GRADIENT_RANGE
+    known = [(p, p.length) for p in body if p.length is not None and not p.closed_by]
+    if len(known) < FEWEST_WEIGHTS or known[-1][1] == 0:
         return
-    start, end = lengths[0], lengths[-1]
-    behind = list(itertools.accumulate((length for _, length in lengths), max))
-    if behind[0] < end[1] / GRADIENT_RANGE:
-        index = max(i for i, length in enumerate(behind) if length < 0.1 * end[1])
-        yield _graded("gradient vanishes", lengths[index][0], start, end)
-    elif start[1] > end[1] * GRADIENT_RANGE or not math.isfinite(start[1]):
-        index = max(i for i, (_, length) in enumerate(lengths) if not length < 10 * end[1])
-        yield _graded("gradient explodes", lengths[index][0], start, end)
+    (first, start), (last, end) = known[0], known[-1]
+    behind = list(itertools.accumulate((length for _, length in known), max))
+    reason = (
+        f"on its way back from {last.name!r} to {first.name!r} the gradient's squared length goes "
+        f"from {end:.3g} to {start:.3g}{changed(end, start)}"
+    )
+    if behind[0] < end / most:
+        where = max(i for i, length in enumerate(behind) if length < 0.1 * end)
+        # A cell that is run again and again learns from its later steps, which get their gradient.
+        late = max(length for point, length in known if point.source == first.source)
+        again = late > end / most
+        if again:
+            reason += f"; {first.name!r} learns from its later calls alone"
+        yield _graded("gradient vanishes", known[where][0], reason, REPAIR, mild=again)
+    elif start > end * most or not math.isfinite(start):
+        where = max(i for i, (_, length) in enumerate(known) if not length < 10 * end)
+        yield _graded("gradient explodes", known[where][0], reason, _CRITICAL)
+
+
+_CRITICAL = (
+    'apply_policy(model, "critical") keeps the gradient\'s size, '
+    'apply_policy(model, "zero_residual") starts residual branches at zero'
+)
+
+
+def _graded(kind: Kind, point: Point, reason: str, advice: str, *, mild: bool = False) -> Verdict:
+    return Verdict(kind, point.name, reason, advice, mild=mild, line=point.line)
 
 
 def gradient_stop(points: Sequence[Point]) -> Iterator[Verdict]:
@@ -45,39 +68,18 @@ def gradient_stop(points: Sequence[Point]) -> Iterator[Verdict]:
     if place is None or not lost or known[place].closed_by:
         return
     stops = known[place]
+    reason = f"the gradient before it is zero for every input: {lost} weights cannot be trained"
+    if structural := stops.over == 1:
+        constant = "1" if "softmax" in stops.op else "its own bias"
+        reason += f"; it takes 1 element at a time, and {stops.op} of one element is {constant}"
     yield Verdict(
         "gradient stops",
         stops.name,
-        f"the gradient before it is zero for every input, so that {lost} weights cannot be trained"
-        + _degenerate(stops),
-        _MORE if stops.over == 1 else REPAIR,
+        reason,
+        _MORE if structural else REPAIR,
         line=stops.line,
-        structural=stops.over == 1,
+        structural=structural,
     )
-
-
-def _degenerate(point: Point) -> str:
-    if point.over != 1:
-        return ""
-    constant = "1" if "softmax" in point.op else "its own bias"
-    return f": it takes 1 element at a time together, and {point.op} of one element is {constant}"
 
 
 _MORE = "no start changes that: another axis, more than one class or feature, or a sigmoid does"
-
-
-def _graded(
-    kind: Kind, where: Point, start: tuple[Point, float], end: tuple[Point, float]
-) -> Verdict:
-    return Verdict(
-        kind,
-        where.name,
-        f"on its way back from {end[0].name!r} to {start[0].name!r} the gradient's squared length "
-        f"goes from {end[1]:.3g} to {start[1]:.3g}{changed(end[1], start[1])}",
-        REPAIR if kind == "gradient vanishes" else _CRITICAL,
-        line=where.line,
-    )
-
-
-_CRITICAL = 'apply_policy(model, "critical") keeps the gradient\'s size, apply_policy(model, '
-_CRITICAL += '"zero_residual") starts residual branches at zero'

@@ -30,7 +30,7 @@ def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -
         zeros: Canonical names of the parameters that are all zero.
 
     Returns:
-        The names of the zeros that are in the way, by node.
+        The names of the zeros that are in the way, by the index of the node.
     """
     if not zeros:
         return {}

@@ -27,16 +27,9 @@ class Scores(NamedTuple):
 
 
 def scores(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scores | None:
-    """Compute the scores of the first input of an attention.
+    """Compute the scores of the first input of an attention, from the operator's arguments.
 
-    Args:
-        op: Name of the operator.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-
-    Returns:
-        The scores; None for other operators, and where queries and keys have other shapes than
-        these operators usually get.
+    None for other operators, and where queries and keys have shapes that torch's do not get.
     """
     read, names = _READERS.get(op, (None, ()))
     return None if read is None else read(dict(zip(names, args, strict=False)) | dict(kwargs))
@@ -101,17 +94,11 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = MappingProxyType({
 """Beyond these a gate's slope is below a tenth of the largest: of a sigmoid, and of a tanh."""
 
 
-def flat_gates(op: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+def flat_gates(op: str, args: tuple[Any, ...], output: Tensor) -> float | None:
     """Return the fraction of the gates of a recurrent layer that are flat.
 
-    Args:
-        op: Name of the operator.
-        args: Its positional arguments.
-        output: What came out of it.
-
-    Returns:
-        The fraction in the first layer, states included where it is the only one; None for other
-        operators and for packed sequences. The last gate of a GRU is left out.
+    In the first layer, states included where it is the only one. None for other operators and for
+    packed sequences; the last gate of a GRU is left out.
     """
     bounds, weights = _BOUNDS.get(op), args[2] if len(args) > 8 else None
     if bounds is None or not isinstance(weights, (list, tuple)):
@@ -123,5 +110,4 @@ def flat_gates(op: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         gates = gates + F.linear(output, weights[1]).roll(1, time)
     parts = gates.unflatten(-1, (-1, weights[1].shape[1])).abs()  # type: ignore[no-untyped-call]
     limits = torch.tensor(bounds, device=parts.device)[:, None]
-    flat: Tensor = parts[..., : len(bounds), :] > limits
-    return flat.double().mean()
+    return float((parts[..., : len(bounds), :] > limits).double().mean())

@@ -1,74 +1,60 @@
 """Judges a measured signal: what goes wrong, where it starts, and what to write instead.
 
-Knows measurements; runs nothing. The bounds were set on trainings of small networks, half of them
-with a fault: `examples/experiments/doctor.py`, reported in `docs/doctor.md` on other seeds.
+Each judge yields the verdicts of one kind, and stands beside the bounds that define it. The bounds
+were set on trainings of small nets, half of them with a seeded fault: those of seed 0 of
+`examples/experiments/doctor.py`. `docs/doctor.md` reports on other seeds. Runs nothing.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 
 from torch_initpolicy.signal.backward import gradient_course, gradient_stop
-from torch_initpolicy.signal.forward import judge_forward
+from torch_initpolicy.signal.forward import cut_off, judge_forward
 from torch_initpolicy.signal.points import Output, Point, Update, body_of
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.verdicts import REPAIR, Verdict
 
-LOUD, TOO_LOUD = 4.0, 8.0
-"""Losses at step 0, in multiples of that of outputs of zero (`ln(classes)`), to report and to mend.
 
-Adam brings a head down in some hundred steps; eight times the loss costs a tenth of what is learnt.
-"""
-
-LARGE_OUTPUT = 100.0
-"""Standard deviation of an output that is not known to be logits."""
-
-LARGE_STEP, SMALL_STEP = 0.5, 1e-6
-"""Bounds of the first step's length, relative to the values that it changes."""
-
-MASKED = -1e30
-"""Means below are those of masked scores."""
-
-
-def judge(signal: Signal) -> tuple[Verdict, ...]:
-    """Judge a signal.
+def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
+    """Judge a signal, whatever verdicts it holds already.
 
     Args:
-        signal: What was measured; its own verdicts are not read.
+        signal: What was measured.
+        signed: Whether the optimizer is known to step by the gradient's sign alone, as Adam does.
 
     Returns:
         At most one verdict of each kind; the mild ones last, else forward before backward, in order
         of execution.
     """
-    if broken := [u.site for u in signal.updates if not math.isfinite(u.second)]:
-        return (_not_finite(broken),)
     points = [point for point in signal.points if not _is_masked(point)]
-    if overflow := list(_overflow(points)):
-        return tuple(overflow)
+    stops = list(gradient_stop(points))
+    # What makes all that follows meaningless is said alone.
+    for alone in (
+        _not_finite(signal.updates),
+        _overflow(points),
+        (v for v in stops if v.structural),
+    ):
+        if found := tuple(alone):
+            return found
     body = body_of(points)
     # What scales of 1e-5 nearly close is neither lost nor the same for all inputs: it opens.
     opens = any(update.ajar for update in signal.updates)
     ahead = judge_forward(points, body, opens=opens)
     grave = {verdict.kind for verdict in ahead if not verdict.mild}
     # A gradient stops, and an output grows, with the signal: that is said once.
-    found = [
+    behind = () if opens or cut_off(points) else gradient_course(body, signed=signed)
+    found = (
         *ahead,
-        *(() if grave else gradient_stop(points)),
-        *(() if opens else gradient_course(body)),
-        *(() if "explodes" in grave else _output(signal)),
+        *(() if grave else stops),
+        *behind,
+        *(() if "explodes" in grave else _large_outputs(signal)),
         *_steps(signal.updates),
-    ]
+    )
     return tuple(sorted(found, key=lambda verdict: verdict.mild))
 
 
-def _not_finite(sites: Sequence[str]) -> Verdict:
-    more = f", as do {len(sites) - 1} other parameters" if len(sites) > 1 else ""
-    return Verdict(
-        "not finite",
-        sites[0],
-        f"it holds nan or inf{more}, before any input has been read",
-        "fill it anew",
-        sites=tuple(sites),
-    )
+MASKED = -1e30
+"""Means below are those of scores that a mask has set to a stand-in for minus infinity."""
 
 
 def _is_masked(point: Point) -> bool:
@@ -79,38 +65,51 @@ def _is_masked(point: Point) -> bool:
     return not math.isfinite(point.second) and point.mean < MASKED
 
 
+def _not_finite(updates: Sequence[Update]) -> Iterator[Verdict]:
+    """Find parameters that hold nan or inf."""
+    sites = [update.site for update in updates if not math.isfinite(update.second)]
+    if sites:
+        more = f", as do {len(sites) - 1} other parameters" if len(sites) > 1 else ""
+        reason = f"it holds nan or inf{more}, before any input has been read"
+        yield Verdict("not finite", sites[0], reason, "fill it anew", sites=tuple(sites))
+
+
 def _overflow(points: Sequence[Point]) -> Iterator[Verdict]:
     """Find the first output that is not finite."""
-    for before, point in zip([None, *points], points, strict=False):
-        if not math.isfinite(point.second):
-            second = math.nan if before is None else before.second
-            yield Verdict(
-                "overflows",
-                point.name,
-                f"its output is not finite; the second moment before it was {second:.3g}",
-                REPAIR,
-            )
-            return
+    place = next((i for i, point in enumerate(points) if not math.isfinite(point.second)), None)
+    if place is not None:
+        before = points[place - 1].second if place else math.nan
+        reason = f"its output is not finite; the second moment before it was {before:.3g}"
+        yield Verdict("overflows", points[place].name, reason, REPAIR)
 
 
-def _output(signal: Signal) -> Iterator[Verdict]:
+#
+# Outputs
+#
+
+LOUD, TOO_LOUD = 4.0, 8.0
+"""Losses at step 0, in multiples of that of outputs of zero (`ln(classes)`): to warn of, to mend.
+
+Adam brings a head down in some hundred steps; eight times the loss costs a tenth of what is learnt.
+"""
+
+LARGE_OUTPUT = 100.0
+"""Standard deviation of an output that is not known to be logits."""
+
+
+def _large_outputs(signal: Signal) -> Iterator[Verdict]:
     """Judge what the model returns: by the loss where one was given, else as logits."""
-    loss, zeros = signal.loss, signal.loss_of_zeros
     if not signal.outputs:
         return
-    if loss is None or zeros is None:
-        yield from _as_logits(signal.outputs)
-    elif loss > LOUD * zeros > 0:
-        worst = max(signal.outputs, key=lambda output: output.varies)
-        reason = f"the loss at step 0 is {loss:.3g}, and {zeros:.3g} for outputs of zero"
-        yield _too_large(worst, reason, loss / zeros)
-
-
-def _as_logits(outputs: Sequence[Output]) -> Iterator[Verdict]:
-    """Judge what may be logits by what it costs against labels drawn at random."""
-    costs = [(1 + (o.excess or 0) / math.log(max(o.classes, 2)), o) for o in outputs]
+    loss, zeros = signal.loss, signal.loss_of_zeros
+    widest = max(signal.outputs, key=lambda output: output.varies)
+    if loss is not None and zeros is not None:
+        if loss > LOUD * zeros > 0:
+            reason = f"the loss at step 0 is {loss:.3g}, and {zeros:.3g} for outputs of zero"
+            yield _too_large(widest, reason, loss / zeros)
+        return
+    costs = [(1 + (o.excess or 0) / math.log(max(o.classes, 2)), o) for o in signal.outputs]
     cost, surest = max(costs, key=lambda pair: pair[0])
-    widest = max(outputs, key=lambda output: output.varies)
     if cost > LOUD:
         chance = math.log(surest.classes)
         reason = (
@@ -123,14 +122,32 @@ def _as_logits(outputs: Sequence[Output]) -> Iterator[Verdict]:
 
 
 def _too_large(output: Output, reason: str, cost: float) -> Verdict:
+    """Name the learned scale that makes an output large, else the last weight before it."""
+    where = output.scale or output.source or output.name
+    advice = f"apply_policy(model, only=[{output.source!r}])" if output.source else REPAIR
+    if output.scale:
+        reason += f"; {output.scale!r} multiplies what comes before it"
+        advice = f"start {output.scale!r} at a factor of about {_TEMPERED:g}, as CLIP does"
     return Verdict(
         "output too large",
-        output.source or output.name,
+        where,
         reason,
-        f"apply_policy(model, only=[{output.source!r}])" if output.source else REPAIR,
+        advice,
         mild=cost < TOO_LOUD,
-        sites=() if output.source is None else (output.source,),
+        sites=() if output.source is None or output.scale else (output.source,),
+        structural=output.scale is not None,
     )
+
+
+_TEMPERED = 14
+"""CLIP's first factor on cosines, `1 / 0.07` (Radford et al., 2021, arXiv:2103.00020, sec. 2.5)."""
+
+#
+# The first step
+#
+
+LARGE_STEP, SMALL_STEP = 0.5, 1e-6
+"""Bounds of the first step's length, relative to the values that it changes."""
 
 
 def _steps(updates: Sequence[Update]) -> Iterator[Verdict]:

@@ -3,14 +3,15 @@
 Needs the extra `torch-initpolicy[plots]`.
 """
 
+import html
 import io
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.signal.points import Point, Update
-from torch_initpolicy.signal.profiles import Profile, backward, forward
 from torch_initpolicy.signal.statistics import DECADES
 
 if TYPE_CHECKING:
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
 Figure: TypeAlias = "matplotlib_figure.Figure"
 """A matplotlib figure."""
 
+INK = "#010203"
+"""Stands for the colour of the text around a picture."""
 
-class Writer(Protocol):
-    """What takes scalars: a `torch.utils.tensorboard.SummaryWriter`, for one."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Write one number."""
+BLUE, RED, VIOLET = (0.05, 0.34, 0.82), (0.78, 0.15, 0.12), (0.55, 0.2, 0.75)
+"""Colours that can be told apart on light and on dark paper."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -36,35 +36,53 @@ def _figure(width: float, height: float) -> Figure:
     return Canvas(figsize=(width, height), layout="constrained")
 
 
-def as_svg(figure: Figure) -> str:
+def as_svg(figure: Figure, label: str = "") -> str:
     """Return a figure as an `<svg>` element that takes the colour of the text around it.
 
     Args:
         figure: The figure; what is drawn in `INK` gets the surrounding colour.
+        label: What it shows, for whoever cannot see it.
     """
     from matplotlib import rc_context  # noqa: PLC0415 - an extra
 
     written = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "torch-initpolicy"}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    text = written.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub("<metadata>.*?</metadata>", "", written.getvalue(), flags=re.DOTALL)
+    named = f'<svg role="img" aria-label="{html.escape(label)}"'
+    return text[text.index("<svg") :].replace("<svg", named, 1).replace(INK, "currentColor")
 
 
-INK = "#010203"
-"""Stands for the colour of the text around a picture."""
+def _inked(axes: "Axes", title: str = "", y_label: str = "") -> None:
+    """Write the words of a plot, and draw its frame, in the colour of the text around it."""
+    axes.set_title(title, loc="left", color=INK, fontsize="medium")
+    axes.set_ylabel(y_label, color=INK, fontsize="small")
+    axes.xaxis.label.set(color=INK, fontsize="small")
+    axes.tick_params(colors=INK, labelsize="small")
+    for spine in axes.spines.values():
+        spine.set_color(INK)
 
-#
-# Profiles
-#
+
+def _curve(
+    axes: "Axes", heights: Sequence[float | None], label: str = "", color: object = None
+) -> None:
+    """Draw numbers on a logarithmic scale, without those that have no place there."""
+    known = [(i, h) for i, h in enumerate(heights) if h is not None and 0 < h < math.inf]
+    axes.plot(
+        *zip(*known, strict=True) if known else ((), ()), marker=".", label=label, color=color
+    )
+    axes.set_yscale("log")
+    axes.grid(visible=True, alpha=0.3)
 
 
-def plot_signals(courses: Sequence[Sequence[Point]], labels: Sequence[str] = ()) -> Figure:
+def plot_signals(
+    courses: Mapping[str, Sequence[Point]], marks: tuple[str, str] = ("", "")
+) -> Figure:
     """Draw second moments forward and back over the depth, several signals over one another.
 
     Args:
-        courses: The points of one or more signals.
-        labels: What to call them.
+        courses: The points of one or more signals, by what they are called.
+        marks: Names of the weights where the first goes wrong: on its way forward, and back.
 
     Returns:
         The figure, with one axes for each direction; `figure.savefig("signal.png")` writes it.
@@ -74,36 +92,22 @@ def plot_signals(courses: Sequence[Sequence[Point]], labels: Sequence[str] = ())
     """
     figure = _figure(10, 6)
     above, below = figure.subplots(2, 1, sharex=True)
-    names = [*labels, *(f"signal {i + 1}" for i in range(len(labels), len(courses)))]
-    for points, name in zip(courses, names, strict=False):
-        _draw(above, forward(points), name)
-        _draw(below, backward(points), name)
-    _finish(above, "second moment of the output", legend=len(courses) > 1 or bool(labels))
-    _finish(below, "squared length of the gradient", legend=False)
+    for name, points in courses.items():
+        weighted = [point for point in points if point.site is not None]
+        _curve(above, [point.second for point in weighted], name)
+        _curve(below, [point.length for point in weighted], name)
+    names = [p.site for points in list(courses.values())[:1] for p in points if p.site is not None]
+    for axes, mark in zip((above, below), marks, strict=True):
+        if mark in names:
+            axes.axvline(names.index(mark), color=RED, linestyle=":", label="here it goes wrong")
     below.set_xlabel("weights, in order of execution")
+    _inked(above, "second moment of the output")
+    _inked(below, "squared length of the gradient by the output")
+    above.legend(frameon=False, labelcolor=INK)
     return figure
 
 
-def _draw(axes: "Axes", profile: Profile, name: str) -> None:
-    depths = [place for place, height in enumerate(profile.heights) if height is not None]
-    heights = [height for height in profile.heights if height is not None]
-    axes.plot(depths, heights, marker=".", label=name)
-
-
-def _finish(axes: "Axes", title: str, *, legend: bool) -> None:
-    axes.set_title(title, loc="left", fontsize="medium")
-    axes.set_yscale("log")
-    axes.grid(visible=True, alpha=0.3)
-    if legend:
-        axes.legend(frameon=False)
-
-
-#
-# The picture of an audit
-#
-
 _COLUMNS = 160
-_BLUE, _RED, _VIOLET = (0.05, 0.34, 0.82), (0.78, 0.15, 0.12), (0.55, 0.2, 0.75)
 
 
 def plot_picture(
@@ -122,81 +126,40 @@ def plot_picture(
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    figure = _figure(6.0 * max(len(courses), 1), 5.2)
+    count = max(len(courses), 1)
+    figure = _figure(6.0 * count, 5.2)
     figure.suptitle(title, color=INK, wrap=True, fontsize="medium")
     grid = figure.subplots(
-        3, max(len(courses), 1), squeeze=False, sharex="col", sharey="row", height_ratios=(3, 6, 1)
+        3, count, squeeze=False, sharex="col", sharey="row", height_ratios=(3, 6, 1)
     )
     for column, (name, points) in enumerate(courses.items()):
-        shown = _columns(points)
+        shown = [point for point in points if point.site is not None or point.activates]
+        shown = shown[:: -(-len(shown) // _COLUMNS) or 1]
         above, middle, strip = (grid[row][column] for row in range(3))
-        above.set_title(name, color=INK, fontsize="small")
-        _gradients(above, shown)
-        _histograms(middle, shown)
-        _strip(strip, shown, tied if column == 0 else ())
-    for axes in grid.flat:
-        _inked(axes)
+        _curve(above, [p.gradient and p.gradient**0.5 for p in shown], color=RED)
+        rows = range(int(2 * (DECADES[1] - DECADES[0])))
+        shares = [[math.sqrt(p.histogram[row]) for p in shown] for row in rows]
+        _image(middle, [[(*BLUE, share) for share in row] for row in shares], DECADES)
+        ties = [p.source in tied and p.site is not None and column == 0 for p in shown]
+        _image(strip, [[(*VIOLET, float(tie)) for tie in ties],
+                       [(*RED, p.dead or 0.0) for p in shown]], (0, 2))  # fmt: skip
+        strip.set_yticks((0.5, 1.5), ("tied", "dead"))
+        strip.set_xlabel("weights and activations, in order of execution")
+        _inked(above, name, "gradient (rms)")
+        _inked(middle, y_label="log10 of |activation|")
+        _inked(strip)
     return figure
 
 
-def _columns(points: Sequence[Point]) -> Sequence[Point]:
-    """Take weights and activations, evenly where there are too many of them."""
-    shown = [point for point in points if point.site is not None or point.activates]
-    return shown[:: -(-len(shown) // _COLUMNS) or 1]
-
-
-def _gradients(axes: "Axes", points: Sequence[Point]) -> None:
-    known = [(i, p.gradient**0.5) for i, p in enumerate(points) if p.gradient]
-    axes.plot(*zip(*known, strict=True) if known else ((), ()), color=_RED, marker=".")
-    axes.set_yscale("log")
-    axes.set_ylabel("gradient (rms)")
-
-
-def _histograms(axes: "Axes", points: Sequence[Point]) -> None:
-    low, high = DECADES
-    rows = int(2 * (high - low))
-    image = [
-        [(*_BLUE, math.sqrt(p.histogram[row]) if p.histogram else 0.0) for p in points]
-        for row in range(rows)
-    ]
-    if points:
-        axes.imshow(
-            image, aspect="auto", origin="lower", interpolation="none",
-            extent=(-0.5, len(points) - 0.5, low, high),
-        )  # fmt: skip
-    axes.set_ylabel("log10 of |activation|")
-
-
-def _strip(axes: "Axes", points: Sequence[Point], tied: Collection[str]) -> None:
-    """Draw the share of dead units above that of tied ones."""
-    shares = ([(*_VIOLET, float(p.source in tied and p.site is not None)) for p in points],
-              [(*_RED, p.dead or 0.0) for p in points])  # fmt: skip
-    if points:
-        axes.imshow(list(shares), aspect="auto", origin="lower", interpolation="none",
-                    extent=(-0.5, len(points) - 0.5, 0, 2))  # fmt: skip
-    axes.set_yticks((0.5, 1.5), ("tied", "dead"))
-    axes.set_xlabel("weights and activations, in order of execution")
-
-
-def _inked(axes: "Axes") -> None:
-    axes.tick_params(colors=INK, labelsize="small")
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=INK, fontsize="small")
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-
-
-#
-# Four plots
-#
+def _image(axes: "Axes", rows: list[list[tuple[float, ...]]], heights: tuple[float, float]) -> None:
+    columns = len(rows[0])
+    if columns:
+        axes.imshow(rows, aspect="auto", origin="lower", interpolation="none",
+                    extent=(-0.5, columns - 0.5, *heights))  # fmt: skip
 
 
 def plot_four(points: Sequence[Point], updates: Sequence[Update]) -> Figure:
     """Draw saturation, gradients, update ratios and dead units of any model.
-
-    Args:
-        points: The points of a signal.
-        updates: Its parameters.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
@@ -207,24 +170,20 @@ def plot_four(points: Sequence[Point], updates: Sequence[Update]) -> Figure:
     """
     figure = _figure(11, 7)
     flat, slopes, ratios, dead = figure.subplots(2, 2).flat
-    _bars(flat, "saturated share of each bounded activation",
-          [(p.name, p.saturated) for p in points if p.saturated is not None])  # fmt: skip
-    _bars(dead, "dead share of each activation",
-          [(p.name, p.dead) for p in points if p.dead is not None])  # fmt: skip
-    _draw(slopes, backward(points), "gradient")
-    _finish(slopes, "squared length of the gradient behind each weight", legend=False)
-    steps = [(u.site, u.ratio if u.step is None else u.step) for u in updates]
-    known = [step for _, step in steps if step]
-    ratios.plot(range(len(known)), known, marker=".")
-    stepped = any(u.step is not None for u in updates)
+    _bars(flat, "saturated share of each bounded activation", (p.saturated for p in points))
+    _bars(dead, "dead share of each activation", (p.dead for p in points))
+    _curve(slopes, [p.length for p in points if p.site is not None])
+    _inked(slopes, "squared length of the gradient behind each weight")
+    _curve(ratios, [u.ratio if u.step is None else u.step for u in updates])
+    stepped = any(update.step is not None for update in updates)
     if stepped:
         ratios.axhline(1e-3, linestyle=":", color="gray")
-    what = "first step over values" if stepped else "gradient over values"
-    _finish(ratios, f"{what}, of each parameter", legend=False)
+    _inked(ratios, f"{'first step' if stepped else 'gradient'} over values, of each parameter")
     return figure
 
 
-def _bars(axes: "Axes", title: str, shares: Sequence[tuple[str, float]]) -> None:
-    axes.bar(range(len(shares)), [share for _, share in shares])
+def _bars(axes: "Axes", title: str, shares: Iterable[float | None]) -> None:
+    known = [share for share in shares if share is not None]
+    axes.bar(range(len(known)), known)
     axes.set_ylim(0, 1)
-    axes.set_title(title, loc="left", fontsize="medium")
+    _inked(axes, title)

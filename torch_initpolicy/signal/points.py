@@ -25,7 +25,8 @@ class Point:
         zeros: Fraction of a sample of them that is exactly zero.
         dead: Fraction of units that are zero for every input; None where it was not measured.
         saturated: Fraction of a sample where a bounded activation is flat (its slope is below a
-            tenth of its largest), or of the rows that a softmax gives to one entry; None elsewhere.
+            tenth of its largest), where a sine is half a turn or more from that of the next input,
+            or of the rows that a softmax gives to one entry; None elsewhere.
         likeness: Mean cosine between the outputs for different inputs: 1 where the model no longer
             tells them apart; None where the batch cannot be found in the output.
         tokens: Mean cosine between the positions of one input, where there are several.
@@ -92,10 +93,10 @@ class Update:
         gradient: Second moment of the loss' gradient by it; None where none arrives.
         ratio: Root mean square of the gradient over that of the values; None where either is
             missing or the values are all zero.
-        ajar: Whether it is one small number all over, as a LayerScale of 1e-5 is, which opens its
-            branch in training.
         step: Root mean square of the first step over that of the values, for the optimizer and the
             learning rate that were given; None without them.
+        ajar: Whether it is one small number all over, as a LayerScale of 1e-5 is, which opens its
+            branch in training.
     """
 
     site: str
@@ -116,10 +117,12 @@ class Output:
         std: Standard deviation of its elements.
         varies: That of their deviations from the mean over inputs: what does not depend on the
             input, as a bias does not, is left out.
-        classes: Length of the axis that a softmax would run over; 0 where the output is none of
-            a weight as it is, so that it does not look like logits.
+        classes: Length of the axis that a softmax would run over; 0 where the output is not that of
+            a linear map as it is, so that it does not look like logits.
         excess: Cross entropy of that softmax against labels drawn at random, less `ln(classes)`, in
             nats; biases left out. None where there are no classes.
+        scale: Canonical name of a parameter that multiplies the output by ten or more, as the
+            temperature of a contrastive head does; None where there is none.
     """
 
     name: str
@@ -128,22 +131,19 @@ class Output:
     varies: float
     classes: int = 0
     excess: float | None = None
+    scale: str | None = None
 
 
-PLAIN = 3
+FEWEST_WEIGHTS = 3
 """Weights on the way before a course over the depth can be told."""
 
 
 def body_of(points: Sequence[Point]) -> Sequence[Point]:
     """Return the points from the first weight on that come to another weight: no heads.
 
-    Args:
-        points: What was measured, in order of execution.
-
-    Returns:
-        Some of them; none where there are too few weights to tell a course by.
+    There are none where there are too few weights to tell a course by.
     """
-    if sum(point.site is not None for point in points) < PLAIN:
+    if sum(point.site is not None for point in points) < FEWEST_WEIGHTS:
         return ()
     return [point for point in points if point.source is not None and point.leads_on]
 
@@ -151,11 +151,8 @@ def body_of(points: Sequence[Point]) -> Sequence[Point]:
 def arriving(body: Sequence[Point]) -> float:
     """Return the second moment that comes out at the end of a body, whichever way it comes.
 
-    The largest from the last weight on: behind a residual branch that starts small it is the sum
-    that carries the signal.
-
-    Args:
-        body: Points from a weight on.
+    It is the largest from the last weight on: behind a residual branch that starts small the sum
+    carries the signal.
     """
     last = max(place for place, point in enumerate(body) if point.site is not None)
     return max(point.second for point in body[last:])

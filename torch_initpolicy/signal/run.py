@@ -3,17 +3,20 @@
 Looks, never writes: parameters, buffers, gradients, flags and random states are as they were.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import nn
 
 from torch_initpolicy.errors import TraceError
-from torch_initpolicy.signal.observe import SignalObserver, Training
+from torch_initpolicy.signal.judges import judge
+from torch_initpolicy.signal.observe import SignalObserver
 from torch_initpolicy.signal.signal import Signal
+from torch_initpolicy.signal.training import Training
 from torch_initpolicy.sites import canonical_modules, require_module, sites
 from torch_initpolicy.symmetry.replica import Loss
 from torch_initpolicy.trace.failures import refusal
-from torch_initpolicy.trace.real_inputs import batch_size, real_inputs, require_values
+from torch_initpolicy.trace.real_inputs import real_inputs, require_values
 from torch_initpolicy.trace.record import observe
 from torch_initpolicy.trace.trees import Call
 
@@ -70,23 +73,14 @@ def audit_signal(
 
 
 def follow(model: nn.Module, inputs: Any, training: Training) -> tuple[Call, Signal]:
-    """Follow the signal, and say with which inputs.
-
-    Args:
-        model: As for `audit_signal`.
-        inputs: What its forward takes; None to draw some.
-        training: The loss and the optimizer.
-
-    Raises:
-        TraceError: As for `audit_signal`.
-    """
+    """Follow the signal as `audit_signal` does, and return with which inputs."""
     inner = next(module for _, module in canonical_modules(require_module(model)))
     found = sites(model)
     require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}
     failed: list[tuple[Call, Exception]] = []
     for call in real_inputs(inner, found, inputs):
-        observer = SignalObserver(batch_size(call), training)
+        observer = SignalObserver(call, training)
         try:
             observe(inner, call, observer, names=names, with_grad=True)
         except TraceError:
@@ -94,6 +88,7 @@ def follow(model: nn.Module, inputs: Any, training: Training) -> tuple[Call, Sig
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             failed.append((call, error))
         else:
-            return call, observer.signal(call)
+            signal = observer.signal
+            return call, dataclasses.replace(signal, verdicts=judge(signal, signed=training.signed))
     call, failure = failed[0]
     raise refusal(inner, call, failure) from failure

@@ -4,23 +4,23 @@ import dataclasses
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.notebook import framed
-from torch_initpolicy.planning.describe import folded
-from torch_initpolicy.signal.plots import (
-    Figure,
-    Writer,
-    as_svg,
-    plot_four,
-    plot_picture,
-    plot_signals,
-)
+from torch_initpolicy.planning.describe import aligned, folded
+from torch_initpolicy.signal.plots import Figure, as_svg, plot_four, plot_picture, plot_signals
 from torch_initpolicy.signal.points import Output, Point, Update
 from torch_initpolicy.signal.verdicts import Verdict
+
+
+class Writer(Protocol):
+    """What takes scalars: a `torch.utils.tensorboard.SummaryWriter`, for one."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
+        """Write one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,10 @@ class Signal:
     @property
     def note(self) -> str:
         """Why there are no gradients, or which are zero as is meant; else empty."""
-        return self.one_way or self._closed
-
-    @property
-    def _closed(self) -> str:
-        """Which gradients are zero because weights start at zero."""
         behind = [point.name for point in self.weighted if point.closed_by]
         zeros = dict.fromkeys(name for point in self.points for name in point.closed_by)
-        if not behind:
-            return ""
+        if self.one_way or not behind:
+            return self.one_way
         return (
             f"the gradient is zero at {listed(behind)}, as is meant: its way there leads through "
             f"{listed(zeros)}, zero at the start; these get a gradient, so "
@@ -103,7 +98,10 @@ class Signal:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        return plot_signals([signal.points for signal in (self, *others)], labels)
+        signals = (self, *others)
+        names = [*labels, *(f"signal {i + 1}" for i in range(len(labels), len(signals)))]
+        courses = (signal.points for signal in signals)
+        return plot_signals(dict(zip(names, courses, strict=False)))
 
     def plot_four(self) -> Figure:
         """Draw saturation, gradients, update ratios and dead units: four plots for any model.
@@ -143,37 +141,43 @@ class Signal:
 
     @property
     def table(self) -> str:
-        """One line for each weight, in order of execution, and what the columns mean."""
+        """One line for each weight and output, in order of execution, and what the columns mean."""
         behind = {p.source: p for p in reversed(self.points) if p.activates and not p.site}
-        rows = [_row(point, behind.get(point.site)) for point in self.weighted]
-        if not rows:
+        returned = {output.name for output in self.outputs}
+        shown = [point for point in self.points if point.site or point.name in returned]
+        if not shown:
             return "no operator applies a weight"
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
         heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
-        return "\n".join((heading, *_aligned([_HEAD, *rows]), _LEGEND))
+        rows = [_row(p, behind.get(p.site, p) if p.site else p) for p in shown]
+        return "\n".join((heading, aligned([_HEAD, *rows]), _LEGEND))
 
 
 def picture_of(
     title: str, courses: Mapping[str, Sequence[Point]], tied: Collection[str] = ()
 ) -> str:
-    """Return the picture of an audit as SVG; empty where matplotlib is not installed.
-
-    Args:
-        title: Its title.
-        courses: The points of one or two signals, by what they are called.
-        tied: Names of weights whose units are tied.
-    """
+    """Return `plot_picture` as SVG; empty where matplotlib is not installed."""
     try:
-        return as_svg(plot_picture(title, courses, tied))
+        return as_svg(plot_picture(title, courses, tied), title)
     except MissingExtraError:
         return ""
 
 
-_HEAD = ("weight", "op", "mean", "std", "dead", "flat", "cosine", "gradient")
+_HEAD = ("weight or output", "op", "mean", "std", "dead", "flat", "cosine", "gradient")
 _LEGEND = (
     "mean, std: of the output; dead, flat: share of silent and of saturated units in the\n"
     "activation behind it; cosine: between inputs; gradient: root mean square by the output"
 )
+
+
+def _row(point: Point, activation: Point) -> tuple[str, ...]:
+    gradient = None if point.gradient is None else point.gradient**0.5
+    numbers = (
+        point.mean, point.std, activation.dead, activation.saturated, point.likeness, gradient,
+    )  # fmt: skip
+    shown = ["-" if x is None else f"{x:.3g}" for x in numbers]
+    return (point.name, point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
+
 
 _CALL = re.compile(r"\w+\([^()]*\)")
 
@@ -181,9 +185,7 @@ _CALL = re.compile(r"\w+\([^()]*\)")
 def filled(text: str, indent: str = "") -> str:
     """Break a sentence into lines of a terminal's width; names and calls stay whole.
 
-    Args:
-        text: The sentence.
-        indent: Put before every line; those after the first go in further.
+    Lines after the first go in further than `indent`.
 
     Examples:
         >>> print(filled(f"{'so ' * 25}write apply_policy(model, 'signal')"))
@@ -205,11 +207,7 @@ _WHOLE = "\N{NULL}"
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Write names of weights for people, those of numbered modules in one.
-
-    Args:
-        names: The names.
-        most: How many to write; of others their number.
+    """Write `most` names of weights for people, those of numbered modules in one.
 
     Examples:
         >>> listed(["0.weight", "1.weight", "head.weight"])
@@ -218,23 +216,6 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     lines = [name for name, _ in folded((name, ()) for name in names)]
     more = f" and {len(lines) - most} more like these" if len(lines) > most else ""
     return ", ".join(lines[:most]) + more
-
-
-def _row(point: Point, activation: Point | None) -> tuple[str, ...]:
-    dead = point.dead if activation is None else activation.dead
-    flat = point.saturated if activation is None else activation.saturated
-    gradient = None if point.gradient is None else point.gradient**0.5
-    numbers = (point.mean, point.std, dead, flat, point.likeness, gradient)
-    shown = ["-" if x is None else f"{x:.3g}" for x in numbers]
-    return (point.name, point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        yield "  ".join((*left, *right))
 
 
 def _finite(data: Any) -> Any:

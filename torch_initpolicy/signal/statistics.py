@@ -23,28 +23,48 @@ FEATURES = 4096
 INPUTS = 64
 """Inputs of a batch that are compared."""
 
+DECADES = (-8.0, 4.0)
+"""Powers of ten between which a histogram has two bins for each."""
+
 
 class Sketch(NamedTuple):
-    """What was measured of one tensor, still as tensors: reading numbers would wait for a GPU.
+    """Moments of a tensor and how different inputs are in it: fields of a `Point`."""
 
-    Attributes:
-        mean: Mean of all elements; of complex ones its absolute value.
-        second: Mean of their squared absolute values.
-        zeros: Fraction of a sample that is exactly zero.
-        likeness: Mean cosine between the outputs for different inputs, their effective number, and
-            their variance over inputs relative to their second moment; None where no axis of the
-            tensor counts the inputs.
-        tokens: Mean cosine between the positions of an input, over some inputs; None where the
-            tensor has no axis of positions.
-        histogram: Fractions of a sample in half decades of the absolute value, see `DECADES`.
+    mean: float
+    std: float
+    second: float
+    zeros: float
+    likeness: float | None
+    rank: float | None
+    variation: float | None
+    tokens: float | None
+    histogram: tuple[float, ...]
+
+
+def sketch(tensor: Tensor, inputs: int) -> Sketch:
+    """Measure an activation.
+
+    Args:
+        tensor: A floating-point or complex tensor, not empty.
+        inputs: How many inputs the batch holds.
     """
-
-    mean: Tensor
-    second: Tensor
-    zeros: Tensor
-    likeness: Tensor | None
-    tokens: Tensor | None
-    histogram: Tensor
+    rows = by_input(tensor, inputs)
+    sample = _sample(tensor.reshape(1, -1) if rows is None else rows)
+    cosine, rank, variation = None, None, None
+    if rows is not None and inputs > 1:
+        cosine, rank, variation = likeness(as_real(sample).flatten(1)).tolist()
+    mean, second = _mean(tensor), second_moment(tensor).item()
+    return Sketch(
+        mean=mean,
+        std=math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second,
+        second=second,
+        zeros=(sample == 0).double().mean().item(),
+        likeness=cosine,
+        rank=rank,
+        variation=variation,
+        tokens=_tokens(tensor, inputs),
+        histogram=_histogram(sample),
+    )
 
 
 def second_moment(*tensors: Tensor) -> Tensor:
@@ -63,62 +83,11 @@ def second_moment(*tensors: Tensor) -> Tensor:
 def as_real(tensor: Tensor) -> Tensor:
     """Return a view in which each complex number is two real ones, along a last axis of its own.
 
-    Real tensors are returned as they are.
-
     Examples:
         >>> as_real(torch.tensor([3.0 + 4.0j])).tolist()
         [[3.0, 4.0]]
     """
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def sketch(tensor: Tensor, inputs: int) -> Sketch:
-    """Measure an activation.
-
-    Args:
-        tensor: A floating-point or complex tensor, not empty.
-        inputs: How many inputs the batch holds.
-    """
-    rows = by_input(tensor, inputs)
-    sample = _sample((tensor.reshape(1, -1) if rows is None else rows).detach())
-    return Sketch(
-        mean=_mean(tensor),
-        second=second_moment(tensor),
-        zeros=(sample == 0).double().mean(),
-        likeness=None if rows is None or inputs < 2 else likeness(as_real(sample).flatten(1)),
-        tokens=_tokens(tensor, inputs),
-        histogram=_histogram(sample),
-    )
-
-
-DECADES = (-8.0, 4.0)
-"""Powers of ten between which a histogram has two bins for each."""
-
-
-def _histogram(sample: Tensor) -> Tensor:
-    low, high = DECADES
-    size = sample.detach().abs().float()
-    powers = size[size > 0].log10().nan_to_num(high, high, low).clamp(low, high - 1e-3)
-    return torch.histc(powers, int(2 * (high - low)), low, high) / max(size.numel(), 1)
-
-
-def _tokens(tensor: Tensor, inputs: int) -> Tensor | None:
-    """Return how similar the positions of an input are, in `(inputs, positions, features)`."""
-    if tensor.ndim != 3 or tensor.is_complex() or inputs not in tensor.shape[:2]:
-        return None
-    by_first = tensor if tensor.shape[0] == inputs else tensor.transpose(0, 1)
-    some = wide(by_first.detach()[:4, :64, :FEATURES]).float()
-    if some.shape[1] < FEWEST or some.shape[2] < FEWEST:
-        return None
-    return torch.stack([likeness(rows)[0] for rows in some]).mean()
-
-
-FEWEST = 4
-"""Positions, and features, from which on the similarity of positions means something."""
-
-
-def _mean(tensor: Tensor) -> Tensor:
-    return wide(tensor).mean().abs() if tensor.is_complex() else tensor.mean(dtype=torch.float32)
 
 
 def by_input(tensor: Tensor, inputs: int) -> Tensor | None:
@@ -142,11 +111,36 @@ def by_input(tensor: Tensor, inputs: int) -> Tensor | None:
 def _sample(rows: Tensor) -> Tensor:
     """Take evenly spaced columns; an odd step does not fall in with the usual powers of two."""
     rows = rows[:INPUTS]
-    most = max(SAMPLED // len(rows), FEATURES)
-    step = -(-rows.shape[1] // most)
-    step += step % 2 == 0
-    sample = rows[:, ::step]
-    return wide(sample)
+    step = -(-rows.shape[1] // max(SAMPLED // len(rows), FEATURES))
+    return wide(rows[:, :: step + (step % 2 == 0)])
+
+
+def _mean(tensor: Tensor) -> float:
+    mean = wide(tensor).mean().abs() if tensor.is_complex() else tensor.mean(dtype=torch.float32)
+    return float(mean)
+
+
+def _histogram(sample: Tensor) -> tuple[float, ...]:
+    low, high = DECADES
+    size = sample.abs().float()
+    powers = size[size > 0].log10().nan_to_num(high, high, low).clamp(low, high - 1e-3)
+    counts = torch.histc(powers, int(2 * (high - low)), low, high)
+    return tuple((counts / max(size.numel(), 1)).tolist())
+
+
+FEWEST_TOKENS = 4
+"""Positions, and features, from which on the similarity of positions means something."""
+
+
+def _tokens(tensor: Tensor, inputs: int) -> float | None:
+    """Return how similar the positions of an input are, in `(inputs, positions, features)`."""
+    if tensor.ndim != 3 or tensor.is_complex() or inputs not in tensor.shape[:2]:
+        return None
+    by_first = tensor if tensor.shape[0] == inputs else tensor.transpose(0, 1)
+    some = wide(by_first[:4, :64, :FEATURES]).float()
+    if min(some.shape[1:]) < FEWEST_TOKENS:
+        return None
+    return torch.stack([likeness(rows)[0] for rows in some]).mean().item()
 
 
 def likeness(rows: Tensor) -> Tensor:
@@ -164,40 +158,33 @@ def likeness(rows: Tensor) -> Tensor:
     """
     rows = rows[:, :FEATURES]
     scaled = rows / rows.abs().max().clamp_min(_TINY)
-    apart = (scaled - scaled.mean(0)).square().sum() / scaled.square().sum().clamp_min(1e-30)
+    differs = (scaled - scaled.mean(0)).square().sum() / scaled.square().sum().clamp_min(1e-30)
     # Of numbers below 1e-20 the squares would be zero: they are measured by the largest.
     rows = rows / torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).clamp_min(_TINY)
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(_TINY)
     gram = unit @ unit.mT
     count, trace = len(rows), gram.trace()
     cosine = (gram.sum() - trace) / (count * (count - 1))
-    return torch.stack((cosine, trace.square() / gram.square().sum().clamp_min(1e-30), apart))
+    return torch.stack((cosine, trace.square() / gram.square().sum().clamp_min(1e-30), differs))
 
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def dead_units(tensor: Tensor, axis: int) -> Tensor | None:
-    """Return the fraction of units that are zero for every input and position.
+def dead_units(tensor: Tensor, axis: int) -> float | None:
+    """Return the fraction of units along an axis that are zero for every input and position.
 
-    Args:
-        tensor: The output of an activation function.
-        axis: The axis along which its units lie.
-
-    Returns:
-        A fraction; None where so few values were seen of each unit that zeros say nothing.
+    None where so few values were seen of each unit that zeros say nothing.
     """
-    seen = tensor.numel() // max(tensor.shape[axis], 1)
-    if seen < ENOUGH:
+    if tensor.numel() // max(tensor.shape[axis], 1) < ENOUGH:
         return None
     others = [dim for dim in range(tensor.ndim) if dim != axis % tensor.ndim]
-    largest: Tensor = torch.linalg.vector_norm(tensor.detach(), math.inf, others)
-    return (largest == 0).double().mean()
+    largest = torch.linalg.vector_norm(tensor, math.inf, others)
+    return float((largest == 0).double().mean())
 
 
 ENOUGH = 32
 """Values of a unit to be seen before its zeros count: a live ReLU is silent once in `2^32`."""
-
 
 FLAT = 0.1
 """A bounded activation saturates where its slope is below this times the largest."""
@@ -213,28 +200,47 @@ _SLOPES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
 """Slopes of bounded activations, relative to the largest, by what comes out of them."""
 
 
-def saturated(activation: str, output: Tensor) -> Tensor | None:
+def flat_share(activation: str, output: Tensor) -> float | None:
     """Return the fraction of a sample of an activation's outputs where it is flat.
 
-    Args:
-        activation: Its name.
-        output: What came out of it, floating-point numbers.
-
-    Returns:
-        A fraction; None for activations that are not bounded on both sides.
+    None for activations that are not bounded on both sides.
 
     Examples:
-        >>> saturated("tanh", torch.tensor([0.0, 0.99])).item(), saturated("relu", torch.ones(1))
+        >>> flat_share("tanh", torch.tensor([0.0, 0.99])), flat_share("relu", torch.ones(1))
         (0.5, None)
     """
     slope = _SLOPES.get(activation)
     if slope is None or output.is_complex():
         return None
-    sample = _sample(output.detach().reshape(1, -1)).float()
-    return (slope(sample) < FLAT).double().mean()
+    return (slope(_sample(output.reshape(1, -1)).float()) < FLAT).double().mean().item()
 
 
-def one_sided(scores: Tensor, allowed: Tensor | None = None) -> Tensor | None:
+def turned_share(phases: Tensor, axis: int) -> float | None:
+    """Return the fraction of phases half a turn or more from those of the most similar row.
+
+    Such a sine says of one input nothing about the next: its layer is a hash.
+
+    Args:
+        phases: What a sine reads.
+        axis: The axis along which its units lie; all other positions are rows.
+
+    Examples:
+        >>> angles = torch.linspace(0, 1, 64)[:, None]
+        >>> turned_share(angles, -1), turned_share(1e3 * angles, -1)
+        (0.0, 1.0)
+    """
+    rows = phases.movedim(axis, -1).flatten(0, -2).float()[:ROWS_OF_PHASES]
+    if len(rows) < ENOUGH:
+        return None
+    distances = torch.cdist(rows, rows).fill_diagonal_(math.inf)
+    return ((rows - rows[distances.argmin(1)]).abs() >= math.pi).double().mean().item()
+
+
+ROWS_OF_PHASES = 512
+"""Rows whose phases are compared."""
+
+
+def one_sided(scores: Tensor, allowed: Tensor | None = None) -> float | None:
     """Return the fraction of rows of scores whose softmax gives one entry 99 %.
 
     Args:
@@ -244,7 +250,7 @@ def one_sided(scores: Tensor, allowed: Tensor | None = None) -> Tensor | None:
     Returns:
         A fraction of the rows with three or more entries; None where there are none.
     """
-    rows = scores.detach().float().flatten(0, -2)[:ROWS]
+    rows = scores.float().flatten(0, -2)[:ROWS]
     open_ = rows > -1e4
     if allowed is not None:
         open_ = open_ & allowed.expand_as(scores).flatten(0, -2)[:ROWS]
@@ -252,7 +258,7 @@ def one_sided(scores: Tensor, allowed: Tensor | None = None) -> Tensor | None:
     if not bool(counted.any()):
         return None
     shares = rows.masked_fill(~open_, -torch.inf)[counted].softmax(-1)
-    return (shares.amax(-1) > SURE).double().mean()
+    return (shares.amax(-1) > SURE).double().mean().item()
 
 
 ROWS = 4096
@@ -262,13 +268,13 @@ SURE = 0.99
 """A softmax that gives so much to one entry is an argmax."""
 
 
-def spread(tensor: Tensor) -> Tensor:
+def spread(tensor: Tensor) -> float:
     """Return the standard deviation of the deviations from the mean over inputs, on axis 0."""
-    some = wide(as_real(tensor.detach()))
-    return (some - some.mean(0, keepdim=True)).std(correction=0)
+    some = wide(as_real(tensor))
+    return (some - (some.mean(0) if len(some) > 1 else some.mean())).std(correction=0).item()
 
 
-def excess(logits: Tensor, axis: int) -> Tensor:
+def excess(logits: Tensor, axis: int) -> float:
     """Return the cross entropy against labels drawn at random, less that of equal logits.
 
     Args:
@@ -276,20 +282,10 @@ def excess(logits: Tensor, axis: int) -> Tensor:
         axis: The axis of the classes.
 
     Examples:
-        >>> excess(torch.zeros(4, 10), 1).item()
+        >>> excess(torch.zeros(4, 10), 1)
         0.0
     """
-    some = wide(logits.detach()).float()
+    some = wide(logits).float()
     some = some - some.mean(0, keepdim=True) if len(some) > 1 else some
     surplus = some.logsumexp(axis) - some.mean(axis)
-    return surplus.mean() - math.log(logits.shape[axis])
-
-
-def number(value: Tensor | None) -> float | None:
-    """Read a measured number; None stays None."""
-    return None if value is None else float(value.item())
-
-
-def deviation(mean: float, second: float) -> float:
-    """Return the standard deviation that a mean and a second moment make; nan stays nan."""
-    return math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second
+    return surplus.mean().item() - math.log(logits.shape[axis])

@@ -1,7 +1,7 @@
-"""What can go wrong with a signal, in words."""
+"""What can go wrong with a signal, as values and in words."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -43,10 +43,10 @@ class Verdict:
         where: Name of the first place where it does: a weight, or `module:operator`.
         reason: One sentence with the numbers.
         advice: What to write instead.
-        mild: Whether training copes with it.
+        mild: Whether it is a warning: nets that start so may learn more slowly than they could.
         sites: Canonical names of the parameters that cause it, where these are known.
         line: Where the model's code calls the operator: `"net.py:42"`; empty where unknown.
-        structural: Whether no start can change it.
+        structural: Whether no policy can change it, so that the advice is all there is to say.
     """
 
     kind: Kind
@@ -73,12 +73,14 @@ class Verdict:
         return f"{self.headline}{place}: {self.reason}"
 
 
-REPAIR = 'apply_policy(model, "signal") keeps second moments at 1, apply_policy(..., calibrate='
-REPAIR += "batch) measures them"
-"""Advice for a signal whose size is wrong."""
+MILD = "which may slow training"
+"""What a warning means."""
 
-CALIBRATE = "apply_policy(..., calibrate=batch) scales each weight to what it really reads"
-"""Advice for a signal whose size is wrong by little."""
+REPAIR = (
+    'apply_policy(model, "signal") keeps second moments at 1, '
+    "apply_policy(..., calibrate=batch) measures them"
+)
+"""Advice for a signal whose size is wrong."""
 
 
 def changed(start: float, end: float) -> str:
@@ -90,3 +92,8 @@ def changed(start: float, end: float) -> str:
     """
     finite = 0 < start < math.inf and 0 < end < math.inf
     return f", by 10^{math.log10(end / start):.1f}" if finite else ""
+
+
+def as_in(others: Collection[object]) -> str:
+    """Say in how many later places the same goes wrong."""
+    return f", as in {len(others)} later activations" if others else ""
