@@ -30,10 +30,10 @@ from torch_initpolicy.moments import attention, carried, pools, weights
 from torch_initpolicy.moments.following import Following, Known, LostError, Unknown, Written
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.sites import Site
-from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.flow import Flow
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.regions import Composite
 
 
 @dataclass(frozen=True, slots=True)

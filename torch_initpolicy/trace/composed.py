@@ -13,6 +13,7 @@ Reference:
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -47,14 +48,19 @@ class Term(NamedTuple):
         constant = self.constant * other.constant
         return Term(constant, (*self.sites, *other.sites), (*self.scales, *other.scales))
 
+    def without(self, names: frozenset[str]) -> "Term":
+        """Return the term, of unknown size, where it does not grow with some parameters."""
+        sites, scales = (tuple(s for s in each if s not in names) for each in self[1:])
+        return Term(math.nan, sites, scales)
+
 
 Terms = tuple[Term, ...]
 """A sum of terms."""
 
-Made = Mapping[str | None, Terms]
-"""What a value is made of where each parameter has gone into it; None for where there is none."""
+Pieces = tuple[Terms, ...]
+"""What lies side by side in a value."""
 
-_UNKNOWN: Made = {None: (Term(math.nan),)}
+_UNKNOWN: Pieces = ((Term(math.nan),),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +73,57 @@ class Composed:
     """
 
     scalars: Scalars
-    made: dict[int, Made] = field(default_factory=dict)
+    made: dict[int, Pieces] = field(default_factory=dict)
 
     def proportional(self, value: int) -> frozenset[str]:
-        """Name the parameters that a value is proportional to."""
+        """Name the parameters that a value is proportional to, wherever they have gone into it."""
+        each = [(site, terms) for terms in self.of(value) for site in set(_names(terms))]
         return frozenset(
-            site
-            for site, terms in self.of(value).items()
-            if site is not None and all(term.everything.count(site) == 1 for term in terms)
+            site for site, terms in each if all(t.everything.count(site) == 1 for t in terms)
         )
 
     def terms(self, value: int, site: str) -> Terms:
         """Return what a value is made of where a parameter has gone into it; nothing elsewhere."""
-        return tuple(term for term in self.of(value).get(site, ()) if term.everything)
+        made = next((terms for terms in self.of(value) if site in _names(terms)), ())
+        return tuple(term for term in made if term.everything)
 
     def advance(self, node: Node) -> None:
         """Read the next node; one whose output is a signal says nothing of parameters."""
-        if node.inputs and not self.scalars.uses.signals.intersection(node.outputs):
-            if not any(value in self.scalars.uses.sources for value in node.inputs):
-                return
-            self.made.update(dict.fromkeys(node.outputs, self._made(node)))
+        uses = self.scalars.uses
+        if uses.signals.isdisjoint(node.outputs) and any(v in uses.sources for v in node.inputs):
+            rule = _OUTERS.get(node.op) or _RULES.get(uses.role(node))
+            pieces = rule(self, node) if rule else _UNKNOWN
+            self.made.update(dict.fromkeys(node.outputs, pieces))
 
-    def of(self, value: int) -> Made:
+    def of(self, value: int) -> Pieces:
         """Return what a value is made of."""
         parameter = self.scalars.uses.graph.values[value].parameter
         if parameter is not None:
-            return {parameter: (Term(1.0, (parameter,)),)}
-        number = self.scalars.numbers.get(value, 1.0)
-        return self.made.get(value, {None: (Term(abs(number)),)})
+            return ((Term(1.0, (parameter,)),),)
+        return self.made.get(value, _number(self.scalars.numbers.get(value, 1.0)))
 
-    def _made(self, node: Node) -> Made:
-        rule = _OUTERS.get(node.op) or _RULES.get(self.scalars.uses.role(node))
-        return rule(self, node) if rule else _UNKNOWN
+    def is_drawn(self, value: int) -> bool:
+        """Say whether any parameter has gone into a value."""
+        return any(_names(terms) for terms in self.of(value))
+
+    def size(self, value: int) -> int:
+        """Count the elements of a value."""
+        return math.prod(self.scalars.uses.graph.values[value].shape)
+
+    def repeated(self, node: Node) -> frozenset[str]:
+        """Name the parameters in several operands: `w / w.norm()` does not grow with `w`."""
+        sources = self.scalars.uses.sources
+        each = [{source.site for source in sources.get(value, ())} for value in node.inputs]
+        names = [site for sites in each for site in sites]
+        return frozenset(site for site in names if names.count(site) > 1)
+
+
+def _names(terms: Terms) -> list[str]:
+    return [site for term in terms for site in term.everything]
+
+
+def _number(number: float) -> Pieces:
+    return ((Term(abs(number)),),)
 
 
 #
@@ -106,130 +131,99 @@ class Composed:
 #
 
 
-def _same(composed: Composed, node: Node) -> Made:
+def _same(composed: Composed, node: Node) -> Pieces:
     return composed.of(node.inputs[0])
 
 
-def _contracted(composed: Composed, node: Node) -> Made:
-    growth = math.sqrt(terms_of(composed.scalars.uses, node))
-    return _without(_multiplied(map(composed.of, node.inputs), growth), _repeated(composed, node))
+def _joined(composed: Composed, node: Node) -> Pieces:
+    return tuple(terms for value in node.inputs for terms in composed.of(value))
 
 
-def _outer(composed: Composed, node: Node) -> Made:
-    return _without(_multiplied(map(composed.of, node.inputs)), _repeated(composed, node))
+def _mixed(composed: Composed, node: Node) -> Pieces:
+    """Divide by the count of a mean; that a sum joins connections shows in its fans."""
+    mixed = next(filter(composed.is_drawn, node.inputs), node.inputs[0])
+    read, made = composed.size(node.inputs[0]), composed.size(node.outputs[0])
+    share = max(made, 1) / max(read, 1) if node.op in ("mean", "nanmean") else 1.0
+    return _times(composed.of(mixed), _number(share))
 
 
-def _joined(composed: Composed, node: Node) -> Made:
-    return {site: terms for v in node.inputs for site, terms in composed.of(v).items()}
-
-
-def _mixed(composed: Composed, node: Node) -> Made:
-    mixed = next((value for value in node.inputs if _drawn(composed, [value])), node.inputs[0])
-    return _times(composed.of(mixed), Term(_mean(composed, node)))
-
-
-def _normalised(composed: Composed, node: Node) -> Made:
+def _normalised(composed: Composed, node: Node) -> Pieces:
     """A standardised weight is as large as what it is scaled by."""
     scales = [value for slot, value in composed.scalars.uses.slots(node) if slot == "weight"]
-    return _times(composed.of(scales[0]), Term(math.nan)) if scales else _UNKNOWN
+    return _times(composed.of(scales[0]), _UNKNOWN) if scales else _UNKNOWN
 
 
-def _mean(composed: Composed, node: Node) -> float:
-    """Return what a mean divides by; that a sum joins connections shows in its fans."""
-    read, made = (math.prod(_shape(composed, value)) for value in (node.inputs[0], node.outputs[0]))
-    return max(made, 1) / max(read, 1) if node.op in ("mean", "nanmean") else 1.0
+def _contracted(composed: Composed, node: Node) -> Pieces:
+    growth = _number(math.sqrt(terms_of(composed.scalars.uses, node)))
+    return _independent(composed, node, [growth, *map(composed.of, node.inputs)])
 
 
-def _product(composed: Composed, node: Node) -> Made:
-    first = node.inputs[0]
+def _outer(composed: Composed, node: Node) -> Pieces:
+    return _independent(composed, node, map(composed.of, node.inputs))
+
+
+def _product(composed: Composed, node: Node) -> Pieces:
+    first = composed.of(node.inputs[0])
     if len(node.inputs) == 1:
-        return _times(composed.of(first), Term(composed.scalars.factor(node, first)))
+        return _times(first, _number(composed.scalars.factor(node, node.inputs[0])))
     if "div" in node.op:
-        quotient = _times(composed.of(first), _inverse(composed.of(node.inputs[1])))
-        return _without(quotient, _repeated(composed, node))
-    spread = _spread_out(composed, node)
-    factors = [
-        _scaling(composed.of(value)) if value in spread else composed.of(value)
-        for value in node.inputs
-    ]
-    return _without(_multiplied(factors), _repeated(composed, node))
+        return _independent(composed, node, [first, _inverse(composed.of(node.inputs[1]))])
+    whole = composed.size(node.outputs[0])
+    spread = {value for value in node.inputs if composed.size(value) < whole}
+    if not any(map(composed.is_drawn, set(node.inputs) - spread)):
+        spread = set()
+    each = [(composed.of(value), value in spread) for value in node.inputs]
+    return _independent(composed, node, (_scaling(made) if s else made for made, s in each))
 
 
-def _spread_out(composed: Composed, node: Node) -> frozenset[int]:
-    """Return the factors that are spread out over a parameter as large as the product."""
-    whole = math.prod(_shape(composed, node.outputs[0]))
-    spread = {v for v in node.inputs if math.prod(_shape(composed, v)) < whole}
-    return frozenset(spread if _drawn(composed, set(node.inputs) - spread) else ())
-
-
-def _scaling(made: Made) -> Made:
+def _scaling(made: Pieces) -> Pieces:
     """Return what is made of parameters that only scale others."""
-    return {
-        site: tuple(Term(term.constant, (), term.everything) for term in terms)
-        for site, terms in made.items()
-    }
+    return tuple(tuple(Term(t.constant, (), t.everything) for t in terms) for terms in made)
 
 
-def _drawn(composed: Composed, values: Iterable[int]) -> bool:
-    return any(site is not None for value in values for site in composed.of(value))
-
-
-def _multiplied(factors: Iterable[Made], growth: float = 1.0) -> Made:
-    """Return the product of independent factors, `growth` times as large."""
-    return functools.reduce(_crossed, factors, {None: (Term(growth),)})
-
-
-def _repeated(composed: Composed, node: Node) -> frozenset[str]:
-    """Name the parameters in several factors: `w / w.norm()` does not grow with `w`."""
-    sources = composed.scalars.uses.sources
-    each = [{source.site for source in sources.get(value, ())} for value in node.inputs]
-    names = [site for sites in each for site in sites]
-    return frozenset(site for site in names if names.count(site) > 1)
-
-
-def _without(made: Made, repeated: frozenset[str]) -> Made:
-    if not repeated:
-        return made
-    kept: Made = {
-        site: tuple(
-            Term(
-                math.nan,
-                tuple(s for s in term.sites if s not in repeated),
-                tuple(s for s in term.scales if s not in repeated),
-            )
-            for term in terms
-        )
-        for site, terms in made.items()
-        if site not in repeated
-    }
-    return kept or _UNKNOWN
-
-
-def _sum(composed: Composed, node: Node) -> Made:
+def _sum(composed: Composed, node: Node) -> Pieces:
     """Add up parameters; their own mean, taken away, changes little."""
-    sources = composed.scalars.uses.sources
-    repeated = _repeated(composed, node)
     summands = [
-        _times(composed.of(value), Term(composed.scalars.factor(node, value)))
+        _times(composed.of(value), _number(composed.scalars.factor(node, value)))
         for value in node.inputs
-        if _drawn(composed, [value]) or not any(s.site in repeated for s in sources.get(value, ()))
+        if composed.is_drawn(value) or not _comes_from(composed, value, composed.repeated(node))
     ]
     if any(isinstance(given, (int, float)) and given for given in node.args):
-        summands.append({None: (Term(),)})
-    added = [next(iter(made.values())) for made in summands]
-    return {
-        site: (*mine, *(term for i, terms in enumerate(added) for term in terms if i != j))
-        for j, made in enumerate(summands)
-        for site, mine in made.items()
-        if site is not None
-    } or _UNKNOWN
+        summands.append(_number(1.0))
+    return functools.reduce(functools.partial(_crossed, operator.add), summands, ((),))
 
 
-def _shape(composed: Composed, value: int) -> tuple[int, ...]:
-    return composed.scalars.uses.graph.values[value].shape
+def _comes_from(composed: Composed, value: int, names: frozenset[str]) -> bool:
+    return any(source.site in names for source in composed.scalars.uses.sources.get(value, ()))
 
 
-Rule = Callable[[Composed, Node], Made]
+def _independent(composed: Composed, node: Node, factors: Iterable[Pieces]) -> Pieces:
+    """Return the product of independent factors; parameters in several of them say nothing."""
+    made, repeated = functools.reduce(_times, factors), composed.repeated(node)
+    if not repeated:
+        return made
+    return tuple(tuple(term.without(repeated) for term in terms) for terms in made)
+
+
+def _times(one: Pieces, other: Pieces) -> Pieces:
+    """Multiply two expressions term by term."""
+    return _crossed(lambda p, q: tuple(a.times(b) for a in p for b in q), one, other)
+
+
+def _crossed(combine: Callable[[Terms, Terms], Terms], one: Pieces, other: Pieces) -> Pieces:
+    """Combine each piece of two expressions with the first of the other."""
+    rest = (combine(one[0], terms) for terms in other[1:])
+    return (*(combine(terms, other[0]) for terms in one), *rest)
+
+
+def _inverse(made: Pieces) -> Pieces:
+    """Return one over a number; of unknown size over anything else."""
+    (term, *others), *pieces = made
+    known = not (others or pieces or term.sites) and term.constant
+    return _number(1 / term.constant if known else math.nan)
+
+
+Rule = Callable[[Composed, Node], Pieces]
 
 _RULES: Mapping[OpRole, Rule] = MappingProxyType({
     **dict.fromkeys((OpRole.MOVES, OpRole.CASTS, OpRole.PICKS), _same),
@@ -244,29 +238,3 @@ _RULES: Mapping[OpRole, Rule] = MappingProxyType({
 
 _OUTERS: Mapping[str, Rule] = MappingProxyType(dict.fromkeys(("kron", "outer", "ger"), _outer))
 """The same of operators that multiply each number of one tensor by each of another."""
-
-
-def _crossed(one: Made, other: Made) -> Made:
-    """Multiply two expressions term by term."""
-    first, second = (next(iter(made.values())) for made in (one, other))
-    made = {
-        **{site: _each(terms, second) for site, terms in one.items()},
-        **{site: _each(first, terms) for site, terms in other.items()},
-    }
-    return {s: terms for s, terms in made.items() if s is not None or len(made) == 1}
-
-
-def _each(one: Terms, other: Terms) -> Terms:
-    return tuple(a.times(b) for a in one for b in other)
-
-
-def _times(made: Made, term: Term) -> Made:
-    """Multiply all terms of an expression."""
-    return {site: _each(terms, (term,)) for site, terms in made.items()}
-
-
-def _inverse(made: Made) -> Term:
-    """Return one over a number; of unknown size over anything else."""
-    (terms,) = made.values() if len(made) == 1 else ((),)
-    constant = terms[0].constant if len(terms) == 1 and not terms[0].sites else math.nan
-    return Term(1 / constant if constant else math.nan)

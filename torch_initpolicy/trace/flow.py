@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.activations import Composite, composites
+from torch_initpolicy.trace.activations import composites
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses, uses
@@ -22,10 +22,12 @@ from torch_initpolicy.trace.kernels import kernels
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.packs import Follower, Pack, packs
+from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.scalars import Scalars, numbers
+from torch_initpolicy.trace.softmax import SOFTMAX
 from torch_initpolicy.trace.units import Units
-from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Ahead, Walk, behind, hidden
+from torch_initpolicy.trace.walks import NOTHING, Ahead, Walk, behind, hidden
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.flow import Flow, ahead_of
 from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.softmax import SOFTMAX
 from torch_initpolicy.trace.units import varying
-from torch_initpolicy.trace.walks import SOFTMAX
 
 
 def raw_role(use: Use, flow: Flow, *, in_norm: bool) -> Role:

@@ -24,7 +24,8 @@ from torch_initpolicy.trace.joins import ALONE, beside, makers
 from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.products import dot_products, tied_heads
 from torch_initpolicy.trace.roles import raw_role, role_at
-from torch_initpolicy.trace.walks import NOTHING, SOFTMAX, Walk
+from torch_initpolicy.trace.softmax import SOFTMAX
+from torch_initpolicy.trace.walks import NOTHING, Walk
 
 
 def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Facts]:

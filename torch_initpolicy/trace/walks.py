@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.activations import Composite
 from torch_initpolicy.trace.constants import BOUNDS, Constants
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.layouts import Layout
 from torch_initpolicy.trace.operators import OpRole, activation_of, argument
+from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.shares import ahead, attended
+from torch_initpolicy.trace.softmax import SOFTMAX
 
 CARRIERS = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
     OpRole.MIXES, OpRole.JOINS,
 })  # fmt: skip
 """Roles of operators that only carry the signal: what lies behind them is still met."""
-
-SOFTMAX = Activation("softmax")
 
 
 class Part(NamedTuple):
