@@ -28,7 +28,7 @@ from torch_initpolicy.writing.shards import is_sharded
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from torch_initpolicy.materialize.restore import Build
+    from torch_initpolicy.materialize.search import Build
 
 
 class Options(Selecting, total=False):
@@ -232,13 +232,13 @@ def materialize(
     with opened(require_module(model)):
         given = policy_of(policy)
         with revealed(model, drawing, rebuild=rebuild) as found:
-            plan = plan_model(model, given, example_inputs, selection)
+            plan = plan_model(model, given, example_inputs, selection, found)
         steps, written = materialize_steps(plan.pairs(), model, found, drawing, device)
         plan = replace(plan, steps=steps)
         guessed = any(step.evidence == "order" for step in plan)
         if guessed and not any(map(is_sharded, model.parameters())):
             # Now that the model is real its forward pass can be run, which may tell more.
-            known = plan_model(model, given, example_inputs, selection)
+            known = plan_model(model, given, example_inputs, selection, found)
             plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
             again = replace(drawing, seed=written.seed)
             written = apply_steps(plan.pairs(), again, model=model)

@@ -8,7 +8,14 @@ import torch
 import transformers
 from torch import nn
 
-from torch_initpolicy import apply_policy, compare_inits, materialize, plan_policy, skip_init
+from torch_initpolicy import (
+    apply_policy,
+    compare_inits,
+    materialize,
+    plan_policy,
+    presets,
+    skip_init,
+)
 from torch_initpolicy.errors import InitPolicyWarning
 from torch_initpolicy.testing import assert_untouched
 
@@ -136,3 +143,22 @@ def test_only_what_is_asked_for():
         apply_policy(model, "constructor", seed=0, skip=["0.*"])
 
     assert torch.equal(model[0].weight, before)
+
+
+class Overwriting(nn.Module):
+    """It has other plans for its layers than they have themselves, and cannot be built again."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.first, self.second = nn.Linear(*sizes), nn.Linear(*sizes)
+        nn.init.normal_(self.first.weight, std=0.02)
+        nn.init.constant_(self.first.bias, 0.5)
+
+
+def test_a_part_that_is_built_again_is_believed_where_its_values_agree():
+    """A layer's own constructor does not speak for the module that overwrote its values."""
+    model = Overwriting(64, 64)
+    with pytest.warns(InitPolicyWarning, match=r"first\.weight"):
+        plan = plan_policy(model, presets.constructor())
+
+    assert [step.keeps for step in plan] == [True, True, False, False]

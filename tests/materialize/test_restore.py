@@ -10,7 +10,9 @@ from torch import nn
 
 from torch_initpolicy.deferred.undrawn import Pending
 from torch_initpolicy.errors import MaterializeError
-from torch_initpolicy.materialize.restore import Lost, origins, restore, tensors_of
+from torch_initpolicy.materialize.held import tensors_of
+from torch_initpolicy.materialize.restore import origins, restore
+from torch_initpolicy.materialize.search import Lost
 from torch_initpolicy.sites import canonical_modules
 from torch_initpolicy.tensors.initializers import Normal, Uniform
 

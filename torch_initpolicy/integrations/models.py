@@ -1,21 +1,20 @@
-"""Builds the model that a word of the command line means: a zoo's model or one's own.
-
-Knows how timm and torchvision are asked for an untrained model; nothing of initialisation.
-"""
+"""Builds untrained models: the one that a word of the command line means, or one once more."""
 
 import contextlib
+import copy
 import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, UnknownNameError, nearest
 
-__all__ = ["build", "builder"]
+__all__ = ["build", "builder", "rebuilds"]
 
 EXPECTED = "timm:resnet50, torchvision:resnet50 or package.module:callable"
 
@@ -128,3 +127,50 @@ def build(source: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UnknownNameError(f"{source} builds a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+#
+# A model once more
+#
+
+
+def rebuilds(model: nn.Module, kind: Any) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Yield how the library that a model of class `kind` comes from would build it again.
+
+    Only libraries that the program itself has imported are asked.
+    """
+    transformers, diffusers = map(sys.modules.get, ("transformers", "diffusers"))
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
+        config = copy.deepcopy(model.config)
+        yield f"{kind.__name__} built again from its config", lambda: kind(config)
+    if diffusers is not None and isinstance(model, diffusers.ConfigMixin):
+        own = dict(model.config)
+        yield f"{kind.__name__} built again from its config", lambda: kind.from_config(own)
+    yield from _timm_again(model)
+    yield from _torchvision_again(model, kind)
+
+
+def _timm_again(model: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Build a model by the name it was built by."""
+    known = vars(model).get("pretrained_cfg")
+    if "timm" in sys.modules and isinstance(known, dict) and "architecture" in known:
+        name = known["architecture"]
+        kept = {key: vars(model)[key] for key in ("num_classes", "drop_rate") if key in vars(model)}
+        yield f"timm.create_model({name!r})", functools.partial(_timm(name), **kept)
+
+
+def _torchvision_again(
+    model: nn.Module, kind: type
+) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Build the models of torchvision of which it could be one."""
+    library = sys.modules.get("torchvision.models")
+    if library is None or not kind.__module__.startswith("torchvision.models."):
+        return
+    sizes = [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for name in library.list_models():
+        signature = inspect.signature(library.get_model_builder(name))
+        if signature.return_annotation is kind:
+            has_backbone = "weights_backbone" in signature.parameters
+            options = {"num_classes": sizes[-1]} if sizes and not has_backbone else {}
+            again = functools.partial(_torchvision(name), **options)
+            yield f"torchvision.models.get_model({name!r})", again

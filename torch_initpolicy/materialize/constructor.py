@@ -8,14 +8,16 @@ from torch import nn
 
 from torch_initpolicy.deferred.undrawn import as_constructed, pending_of
 from torch_initpolicy.errors import InitPolicyWarning, counted, listing, warn
-from torch_initpolicy.materialize.restore import Lost, Origin, origins
+from torch_initpolicy.materialize.restore import origins
+from torch_initpolicy.materialize.search import Lost, Origin
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import AsConstructed, Constant, Keep, Ones, Zeros
+from torch_initpolicy.writing.verify import measure_steps
 
 
 def constructor_steps(
-    steps: Sequence[Step], found: Sequence[Site], model: nn.Module
+    steps: Sequence[Step], found: Sequence[Site], model: nn.Module, known: Mapping[str, Origin]
 ) -> tuple[Step, ...]:
     """Put the constructor's distributions where steps ask for them, or keep what was skipped.
 
@@ -23,6 +25,7 @@ def constructor_steps(
         steps: The steps of a plan.
         found: Their sites.
         model: The model; it is only looked at.
+        known: What has been found out about it already, by canonical name.
 
     Warns:
         InitPolicyWarning: A constructor computes values from what it draws; those stay as they
@@ -30,9 +33,9 @@ def constructor_steps(
     """
     pairs = list(zip(found, steps, strict=True))
     asked = [site for site, step in pairs if step.initializer == AsConstructed()]
-    unknown = [site for site in asked if pending_of(site.parameters[0]) is None]
-    rebuilt = origins(model, map(_lost, unknown)) if unknown else {}
-    made = tuple(_made(site, step, rebuilt) for site, step in pairs)
+    open_ = [s for s in asked if s.name not in known and pending_of(s.parameters[0]) is None]
+    told = {**known, **origins(model, map(_lost, open_))} if open_ else known
+    made = tuple(_made(site, step, told) for site, step in pairs)
     _warn_of_kept(site for site, step in zip(found, made, strict=True) if step.reason == _UNKNOWN)
     return made
 
@@ -49,12 +52,16 @@ def _made(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
         return as_constructed(step, pending)
     if not wanted:
         return step
+    unknown = replace(step, initializer=Keep(), reason=_UNKNOWN)
     origin = rebuilt.get(site.name)
     if origin is None:
-        return replace(step, initializer=Keep(), reason=_UNKNOWN)
+        return unknown
     if origin.pending is not None:
-        return as_constructed(step, origin.pending)
-    return _with_value(site, step, origin)
+        made = as_constructed(step, origin.pending)
+    else:
+        made = _with_value(site, step, origin)
+    is_open = origin.is_guess and site.device.type != "meta" and not made.keeps
+    return unknown if is_open and not measure_steps([(site, made)]).ok else made
 
 
 _UNKNOWN = "kept: building the model once more does not tell what its constructor draws here"

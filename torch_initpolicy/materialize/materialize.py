@@ -2,11 +2,9 @@
 
 Everything that nobody can tell is found before the first byte is allocated, and raised at once.
 Then memory is allocated, sharded parameters their part only; ties are tied again; buffers and kept
-parameters get what their constructor computes; and the steps of a plan are applied. Knows models
-and steps; neither policies nor traces.
+parameters get what their constructor computes; and the steps of a plan are applied.
 """
 
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,15 +14,10 @@ from torch import Tensor, nn
 
 from torch_initpolicy.deferred.undrawn import remembered
 from torch_initpolicy.errors import MaterializeError, counted, listing
-from torch_initpolicy.materialize.restore import (
-    Build,
-    Lost,
-    Origin,
-    class_of,
-    nested_of,
-    origins,
-    tensors_of,
-)
+from torch_initpolicy.materialize.held import held_by, nested_of, tensors_of
+from torch_initpolicy.materialize.rebuild import class_of
+from torch_initpolicy.materialize.restore import origins
+from torch_initpolicy.materialize.search import Build, Lost, Origin
 from torch_initpolicy.sites import Site, canonical_modules, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.layers import buffers_of
@@ -43,11 +36,6 @@ def revealed(
     parameters that are drawn `pending_of` tells how; what nothing tells stays on meta. A plan is
     then the same as that of a model that was built for real.
 
-    Args:
-        model: The model. It is as it was when the block ends.
-        drawing: Seeds what constructors draw otherwise than by filling a parameter.
-        rebuild: Builds the model once more.
-
     Yields:
         What was found out, by canonical name.
 
@@ -57,7 +45,7 @@ def revealed(
     drawing.check()
     lost = list(_lost(model, ()))
     found = origins(model, lost, rebuild=rebuild, seed=drawing.seed or 0)
-    known = [(_held(t.owner, t.attribute), found[t.name]) for t in lost if t.name in found]
+    known = [(held_by(t.owner, t.attribute), found[t.name]) for t in lost if t.name in found]
     values = {id(tensor): _like(tensor, o.value) for tensor, o in known if o.value is not None}
     pending = [(tensor, o.pending) for tensor, o in known if o.pending is not None]
     with remembered(pending), _replaced(model, values):
@@ -103,9 +91,11 @@ def materialize_steps(
 ) -> tuple[tuple[Step, ...], Written]:
     """Allocate a meta-built model, restore what its constructor computes, and apply steps.
 
+    What of the model is not on meta keeps its values.
+
     Args:
         pairs: Each site with its step.
-        model: The model that the sites are of. What of it is not on meta keeps its values.
+        model: The model that the sites are of.
         found: What `revealed` has found out.
         drawing: How numbers are drawn.
         device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
@@ -129,13 +119,8 @@ def materialize_steps(
         _restore(lost, found, constants)
         places = {site.name: site for site in sites(model)}
         chosen = [(places[step.name], step) for step in steps]
-        written = apply_steps(chosen, drawing)
+        written = apply_steps(chosen, drawing, model=model)
     return steps, written
-
-
-#
-# What is lost
-#
 
 
 def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost]:
@@ -212,11 +197,6 @@ def _settled(step: Step, found: Mapping[str, Origin]) -> Step:
     return replace(step, reason=f"{step.reason}; the value given by {origin.source}")
 
 
-#
-# Memory
-#
-
-
 def _home(model: nn.Module) -> torch.device:
     """Return where a model belongs: on the device of its mesh, or on the CPU."""
     sharded = next(filter(is_sharded, model.parameters()), None)
@@ -224,11 +204,7 @@ def _home(model: nn.Module) -> torch.device:
 
 
 def _existing(device: torch.device | str) -> torch.device:
-    """Return a device that holds values, or raise.
-
-    Raises:
-        MaterializeError: It is no device, or is not there.
-    """
+    """Return a device that holds values, or raise."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
@@ -238,19 +214,14 @@ def _existing(device: torch.device | str) -> torch.device:
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:
-    """Give memory to all that is on meta, and move the rest; what is tied stays tied.
-
-    Args:
-        model: Any model; of a sharded parameter each process allocates its own part.
-        device: Where everything shall live.
-    """
+    """Give memory to all that is on meta, and move the rest; what is tied stays tied."""
     places = _places(model)
     with torch.no_grad():
         _each_tensor(model, lambda tensor: _allocated(tensor, device))
     for tensor, holders in places:
         if len(holders) == 1 and not vars(tensor):
             continue
-        first = _held(*holders[0])
+        first = held_by(*holders[0])
         vars(first).update({k: v for k, v in vars(tensor).items() if k not in vars(first)})
         for module, name in holders[1:]:
             setattr(module, name, first)
@@ -281,12 +252,6 @@ def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]
     return list(places.values())
 
 
-def _held(module: nn.Module, name: str) -> Tensor:
-    held = ChainMap(vars(module)["_parameters"], vars(module)["_buffers"], vars(module))
-    tensor: Tensor = held[name] if name in held else dict(tensors_of(module))[name]
-    return tensor
-
-
 @torch.no_grad()
 def _restore(
     lost: Iterable[Lost],
@@ -303,7 +268,7 @@ def _restore(
 
 
 def _write(lost: Lost, value: Tensor) -> None:
-    tensor = _held(lost.owner, lost.attribute)
+    tensor = held_by(lost.owner, lost.attribute)
     if tensor.is_meta:  # a plain attribute, which `Module._apply` does not know
         place = dict(nested_of(lost.owner)).get(lost.attribute)
         holder, key = (vars(lost.owner), lost.attribute) if place is None else place[:2]

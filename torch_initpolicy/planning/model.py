@@ -5,6 +5,7 @@ Knows models, inputs and policies; what the rules come to is decided in `decide`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import UnknownOperatorWarning, UnusedRuleWarning, listing, warn
 from torch_initpolicy.materialize.constructor import constructor_steps
+from torch_initpolicy.materialize.search import Origin
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.planning.selection import Selection
@@ -27,9 +29,16 @@ from torch_initpolicy.writing.shards import require_shapes
 
 
 def plan_model(
-    model: nn.Module, policy: InitPolicy, example_inputs: Any, selection: Selection
+    model: nn.Module,
+    policy: InitPolicy,
+    example_inputs: Any,
+    selection: Selection,
+    known: Mapping[str, Origin] = MappingProxyType({}),
 ) -> Plan:
-    """Decide what a policy writes to each parameter of a model; see `plan_policy`."""
+    """Decide what a policy writes to each parameter of a model; see `plan_policy`.
+
+    Where its constructor's values and draws are known already, they are not looked for again.
+    """
     with borrowing(model):
         require_shapes(model)
         found = sites(model)
@@ -40,7 +49,7 @@ def plan_model(
         _warn_of_unknown(reading.unknown_operators)
     return replace(
         plan,
-        steps=constructor_steps(plan.steps, found, model),
+        steps=constructor_steps(plan.steps, found, model, known),
         unknown_operators=tuple(reading.unknown_operators.items()),
         untraced=reading.untraced,
         model=model,
