@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.expressions import Source
-from torch_initpolicy.trace.graph import Node, Ref, Value
+from torch_initpolicy.trace.graph import Node, Ref, Value, mapped
 from torch_initpolicy.trace.operators import RANDOM, OpRole
 from torch_initpolicy.trace.trees import tensors_in
 
@@ -146,7 +146,7 @@ class _Replay:
                 return torch.device("cpu")
             return argument
 
-        args, kwargs = _mapped(look_up, (node.args, dict(node.kwargs)))
+        args, kwargs = mapped(look_up, (node.args, dict(node.kwargs)))
         try:
             result = node.function(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
@@ -222,16 +222,6 @@ def _moved(ids: Tensor, again: Tensor, renumbered: Tensor) -> Tensor:
     if not (is_element | (ids == again)).all():
         raise Mixed
     return torch.where(is_element, ids, 0.0)
-
-
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply `function` to the leaves of nested tuples, lists and dicts."""
-    if isinstance(tree, Ref) or not isinstance(tree, (tuple, list, dict)):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(function, item) for key, item in tree.items()}
-    items = [_mapped(function, item) for item in tree]
-    return items if isinstance(tree, list) else tuple(items)
 
 
 @dataclass(frozen=True, slots=True)

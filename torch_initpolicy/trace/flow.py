@@ -21,12 +21,12 @@ from torch_initpolicy.trace.joins import Join, joins
 from torch_initpolicy.trace.kernels import kernels
 from torch_initpolicy.trace.neighbours import Neighbours
 from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.packs import Follower, Pack, packs
+from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.scalars import Scalars, numbers
 from torch_initpolicy.trace.softmax import SOFTMAX
-from torch_initpolicy.trace.units import Units
+from torch_initpolicy.trace.units import Following, following
 from torch_initpolicy.trace.walks import NOTHING, Ahead, Walk, behind, hidden
 
 
@@ -44,7 +44,7 @@ class Flow:
         packs: Weights that are several matrices packed into one, by node.
         kernels: Values that become the weight of another operator.
         neighbours: The weights around each value.
-        units: Along which dimensions of a value the units of its weight lie.
+        units: Which units of which weights each value shows.
         leftover: The known constants that no weight before has taken out.
         joins: What each value is added to or multiplied by.
         composed: What each expression of parameters is made of.
@@ -61,7 +61,7 @@ class Flow:
     packs: Mapping[int, Pack]
     kernels: frozenset[int]
     neighbours: Neighbours
-    units: Units
+    units: Following
     leftover: Constants
     joins: Mapping[int, Join]
     composed: Composed
@@ -84,13 +84,13 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         for start, composite in composites(graph, roles, known, parameters or {}).items()
         if start not in used.kinds or any(roles[i] is OpRole.ACTIVATES for i in composite.inner)
     }  # the root of a variance is a step of a normalisation
-    branches, followed = residuals(used), Follower.through(used)
+    branches, followed = residuals(used), following(used)
     packed = packs(followed)
     constants = Constants(
         scalars=Scalars(used, known),
         skips=branches.skips(used),
         ends=frozenset(composite.end for composite in activated.values()),
-        kernels=kernels(used, followed.layouts),
+        kernels=kernels(used, followed.shown),
         packed=frozenset(packed),
     ).entered()
     composed = Composed(constants.scalars)
@@ -108,7 +108,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         packs=packed,
         kernels=frozenset(_kernels(used)),
         neighbours=Neighbours(used),
-        units=Units(used),
+        units=followed,
         leftover=constants.left_over({value: walk.factor for value, walk in ahead.items()}),
         joins=joins(used, branches),
         composed=composed,

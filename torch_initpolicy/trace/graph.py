@@ -89,3 +89,13 @@ class Graph:
     nodes: Sequence[Node]
     results: tuple[int, ...]
     consumers: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function` to the leaves of nested tuples, lists and dicts."""
+    if isinstance(tree, Ref) or not isinstance(tree, (tuple, list, dict)):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: mapped(function, item) for key, item in tree.items()}
+    items = [mapped(function, item) for item in tree]
+    return items if isinstance(tree, list) else tuple(items)

@@ -14,22 +14,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.layouts import Layout
 from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.units import Shown
+
+Seen = Mapping[int, Mapping[int, Shown]]
+"""Which units of which weights each value shows."""
 
 
-def kernels(uses: Uses, layouts: Mapping[int, Sequence[Layout]]) -> dict[int, int]:
+def kernels(uses: Uses, shown: Seen) -> dict[int, int]:
     """Return the generated weight that each node applies, by node.
 
     Args:
         uses: The data flow.
-        layouts: Where the units of weights lie, by value.
+        shown: What each value shows.
     """
     found: dict[int, int] = {}
     for node in uses.graph.nodes:
-        applied = [
-            value for value in _applied(uses, node) if _is_matrix(uses, node, value, layouts)
-        ]
+        applied = [value for value in _applied(uses, node) if _is_matrix(uses, node, value, shown)]
         if len(applied) == 1:
             found[node.index] = applied[0]
     return found
@@ -45,13 +46,14 @@ def _applied(uses: Uses, node: Node) -> Iterator[int]:
         yield from dict.fromkeys(uses.carried(node))
 
 
-def _is_matrix(uses: Uses, node: Node, value: int, layouts: Mapping[int, Sequence[Layout]]) -> bool:
+def _is_matrix(uses: Uses, node: Node, value: int, shown: Seen) -> bool:
     """Say whether one layer makes a whole matrix: what it sums over, and what it brings along."""
-    each = [layout.along(uses.graph.values[value]) for layout in layouts.get(value, ())]
+    each = [units.along() for units in shown.get(value, {}).values()]
+    ndim = len(uses.graph.values[value].shape)
     if uses.role(node) is OpRole.WEIGHS:
-        return any(along[0] and any(along[1:]) for along in each)
-    matrix = _matrix(node, value, len(uses.graph.values[value].shape))
-    return len(matrix) > 1 and any(all(along[dim] for dim in matrix) for along in each)
+        return any(-ndim in along and len(along) > 1 for along in each)
+    matrix = _matrix(node, value, ndim)
+    return len(matrix) > 1 and any(along.issuperset(matrix) for along in each)
 
 
 def _matrix(node: Node, value: int, ndim: int) -> Sequence[int]:

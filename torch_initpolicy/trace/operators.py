@@ -151,6 +151,12 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
 
 UNKNOWN = Op(OpRole.UNKNOWN)
 
+CARRIERS = frozenset({
+    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
+    OpRole.MIXES, OpRole.JOINS,
+})  # fmt: skip
+"""Roles of operators that only carry the signal: what lies behind them is still met."""
+
 RANDOM = frozenset(
     "rand randn rand_like randn_like randint randint_like randperm normal uniform bernoulli "
     "exponential multinomial cauchy geometric".split()

@@ -10,17 +10,12 @@ matrices of their own.
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.layouts import Layout, Run, bits, of_axis
-from torch_initpolicy.trace.operators import OpRole, argument
-from torch_initpolicy.trace.walks import CARRIERS
-
-Units = int
-"""Some of the units of a weight, as bits."""
+from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
+from torch_initpolicy.trace.units import Following, Shown, Units
 
 Origin = Mapping[int, Units]
 """Units that a value depends on, by weight; left out where it depends on all or none."""
@@ -33,19 +28,20 @@ class Pack:
     Attributes:
         blocks: Their sizes along the output axis.
         repeats: How often the pattern recurs.
-        layouts: Where the units lie in the values that show some of them, by value.
+        shown: What values show of its output, by value.
     """
 
     blocks: tuple[int, ...]
     repeats: int
-    layouts: Mapping[int, Layout]
+    shown: Mapping[int, Shown]
 
     def units(self) -> Iterator[Units]:
         """Yield the units of each matrix."""
         period = sum(self.blocks)
         starts = itertools.accumulate(self.blocks, initial=0)
+        once = sum(1 << period * number for number in range(self.repeats))
         for start, size in zip(starts, self.blocks, strict=False):
-            yield bits(start, [Run(self.repeats, period), Run(size, 1)])
+            yield once * ((1 << size) - 1) << start
 
 
 class Meeting(NamedTuple):
@@ -62,124 +58,90 @@ class Meeting(NamedTuple):
 _PRODUCTS = frozenset(
     {OpRole.CONTRACTS, OpRole.MULTIPLIES, OpRole.ATTENDS, OpRole.PROJECTS_AND_ATTENDS}
 )
-_KEEPS_UNITS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
-_RESHAPES = frozenset(
-    {"reshape", "view", "flatten", "unflatten", "ravel", "contiguous", "reshape_as", "view_as"}
-)
+_SCALED = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
+"""Roles of operators behind which what has scaled a signal still does."""
 
-_MOST_SUMMANDS = 3
-"""Weights whose outputs are followed through one sum: an input's, a state's and one more. The sums
-of residual streams are longer."""
+_PACKABLE = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
+"""Operators that apply a weight which may be packed, besides convolutions."""
 
 
-def packs(follower: "Follower") -> Mapping[int, Pack]:
+def packs(followed: Following) -> Mapping[int, Pack]:
     """Find the weights that are several matrices packed into one, by their node."""
+    nodes = followed.uses.graph.nodes
+    pieces = _Pieces(
+        followed,
+        {
+            node: size
+            for node, size in followed.sizes.items()
+            if nodes[node].op in _PACKABLE or nodes[node].op.startswith("conv")
+        },
+    )
+    for node in nodes:
+        pieces.enter(node)
     found = {
-        node: _pattern(tuple(_divided(whole, follower.pieces[node], meetings)))
-        for node, meetings in follower.met.items()
-        if (whole := (1 << follower.sizes[node]) - 1)
+        node: _pattern(
+            tuple(_divided((1 << pieces.sizes[node]) - 1, pieces.pieces[node], meetings))
+        )
+        for node, meetings in pieces.met.items()
     }
-    shown = follower.by_weight()
+    shown = followed.by_weight() if any(found.values()) else {}
     return {
         node: Pack(*pattern, shown[node]) for node, pattern in found.items() if pattern is not None
     }
 
 
-class Follower:
-    """Follows the outputs of weights, to the pieces they are cut into and to where these meet."""
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Collects the pieces that outputs of weights are cut into, and where these meet.
 
-    def __init__(self, uses: Uses) -> None:
-        self.uses = uses
-        self.sizes: dict[int, int] = {}  # by weight: number of its units
-        self.layouts: dict[int, tuple[Layout, ...]] = {}  # by value: the outputs that it shows
-        self.origins: dict[int, Origin] = {}  # by value
-        self.scales: dict[int, Origin] = {}  # by value: what has scaled a signal on the way to it
-        self.pieces: dict[int, set[Units]] = {}  # by weight: what views of its output show
-        self.met: dict[int, set[Meeting]] = {}  # by weight
+    Attributes:
+        followed: Which units each value shows.
+        sizes: How many units a weight has, by weight.
+        origins: The units that each value depends on, by value.
+        scales: What has scaled a signal on the way to a value, by value.
+        pieces: What values show of a weight, by weight.
+        met: Which units of a weight meet, by weight.
+    """
 
-    @classmethod
-    def through(cls, uses: Uses) -> "Follower":
-        """Follow all weights of a graph."""
-        follower = cls(uses)
-        for node in uses.graph.nodes:
-            follower.enter(node)
-        return follower
+    followed: Following
+    sizes: Mapping[int, int]
+    origins: dict[int, Origin] = field(default_factory=dict)
+    scales: dict[int, Origin] = field(default_factory=dict)
+    pieces: dict[int, set[Units]] = field(default_factory=dict)
+    met: dict[int, set[Meeting]] = field(default_factory=dict)
 
     def enter(self, node: Node) -> None:
-        """Follow one node."""
-        weighs = node.index in self.uses.weighers
-        role = self.uses.role(node)
-        operands = tuple(dict.fromkeys(self.uses.carried(node)))
+        """Read the next node."""
+        uses = self.followed.uses
+        role, weighs = uses.role(node), node.index in uses.weighers
+        operands = tuple(dict.fromkeys(uses.carried(node)))
         if weighs or role in _PRODUCTS:
             self._multiply(operands)
         if role is OpRole.GATES:
             self._gate(node, operands)
         scales = {} if weighs else self._scaled(role, operands)
-        shown = () if weighs else self._shown(role, operands)
         for output in node.outputs:
-            self._follow(node, output, shown)
             self._derive(output, operands)
             if scales:
                 self.scales[output] = scales
-        if weighs:
-            self._start(node)
 
-    def by_weight(self) -> dict[int, dict[int, Layout]]:
-        """Return for each weight where its units lie in the values that show some of them."""
-        found: dict[int, dict[int, Layout]] = {}
-        for value, layouts in self.layouts.items():
-            for layout in layouts:
-                found.setdefault(layout.node, {})[value] = layout
-        return found
-
-    def _start(self, node: Node) -> None:
-        value = self.uses.graph.values[node.outputs[0]]
-        axis = _unit_axis(node, len(value.shape))
-        layout = of_axis(node.index, value, axis) if axis is not None and value.stride else None
-        if layout is not None:
-            self.layouts[value.index] = (layout,)
-            self.sizes[node.index] = layout.size
-
-    def _shown(self, role: OpRole, operands: Sequence[int]) -> tuple[int, ...]:
-        """Return the operands whose units lie in the output as they lay before."""
-        showing = tuple(value for value in operands if value in self.layouts)
-        mixes = role not in _KEEPS_UNITS or (role is OpRole.MULTIPLIES and len(showing) > 1)
-        return () if mixes else showing
-
-    def _follow(self, node: Node, output: int, shown: Sequence[int]) -> None:
-        """Follow the outputs of weights into what an operator makes of them."""
-        values = self.uses.graph.values
-        reshaped = node.op in _RESHAPES
-        found = {
-            layout.after(values[value], values[output], reshaped=reshaped): None
-            for value in shown
-            for layout in self.layouts[value]
-        }
-        layouts = [layout for layout in found if layout is not None]
-        # Where pieces of one weight are added up, it is none of them that lies there.
-        weights = [layout.node for layout in layouts]
-        kept = tuple(layout for layout in layouts if weights.count(layout.node) == 1)
-        if kept:
-            self.layouts[output] = kept if len(kept) <= _MOST_SUMMANDS else kept[:1]
+    def _shown(self, value: int) -> dict[int, Units]:
+        shown = self.followed.shown.get(value, {})
+        return {node: here.units for node, here in shown.items() if node in self.sizes}
 
     def _derive(self, output: int, operands: Sequence[int]) -> None:
         """Say what a value depends on: the pieces that it shows, and all that went into it."""
-        pieces = self._pieces(output)
+        pieces = self._shown(output)
         for node, units in pieces.items():
             self.pieces.setdefault(node, set()).add(units)
         joined = _joined([pieces, *(self._besides(value, pieces) for value in operands)])
-        self.origins[output] = {
-            node: units for node, units in joined.items() if units.bit_count() < self.sizes[node]
-        }
-
-    def _pieces(self, value: int) -> Origin:
-        seen = self.uses.graph.values[value]
-        shown = {layout.node: layout.units(seen) for layout in self.layouts.get(value, ())}
-        return {node: units for node, units in shown.items() if units is not None}
+        parts = {n: units for n, units in joined.items() if units.bit_count() < self.sizes[n]}
+        if parts:
+            self.origins[output] = parts
 
     def _besides(self, value: int, pieces: Origin) -> Origin:
         """Return what an operand brings in, but for the outputs of which it is cut to a piece."""
-        cut = {layout.node for layout in self.layouts.get(value, ())} & pieces.keys()
+        cut = self._shown(value).keys() & pieces.keys()
         origin = self.origins.get(value, {})
         return {node: units for node, units in origin.items() if node not in cut}
 
@@ -202,7 +164,7 @@ class Follower:
         before = [self.scales[value] for value in operands if value in self.scales]
         multiplies = role is OpRole.MULTIPLIES and len(operands) > 1
         here = [self._factor(value, operands) for value in operands if multiplies]
-        return _joined((*before, *here)) if role in _KEEPS_UNITS else {}
+        return _joined((*before, *here)) if role in _SCALED else {}
 
     def _factor(self, value: int, operands: Sequence[int]) -> Origin:
         """Return the pieces that a factor shows, of weights that the other factors are free of."""
@@ -212,31 +174,19 @@ class Follower:
 
     def _pure(self, value: int) -> Origin:
         """Return the pieces that a value shows and that nothing else has been multiplied with."""
-        shown = {layout.node for layout in self.layouts.get(value, ())}
+        shown, scaled = self._shown(value), self.scales.get(value, {})
         origin = self.origins.get(value, {})
-        scaled = self.scales.get(value, {})
         return {n: units for n, units in origin.items() if n in shown and n not in scaled}
 
     def _gate(self, node: Node, operands: Sequence[int]) -> None:
         """Cut what a gated unit reads into the two halves that it takes apart."""
         for operand in operands:
-            value = self.uses.graph.values[operand]
-            axis = argument(node, 1, "dim", -1) % len(value.shape)
-            for layout in self.layouts.get(operand, ()):
-                one, other = layout.halves(value, axis)
-                if one and other and one != other:
-                    self.pieces.setdefault(layout.node, set()).update((one, other))
-                    self.met.setdefault(layout.node, set()).add(Meeting(one, other))
-
-
-def _unit_axis(node: Node, dims: int) -> int | None:
-    """Return the axis of a weight's output along which its units lie."""
-    if node.op.startswith("conv"):
-        return dims - 1 - int(node.op[-2])
-    return dims - 1 if node.op in _UNITS_LAST else None
-
-
-_UNITS_LAST = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
+            axis = argument(node, 1, "dim", -1)
+            for weight, shown in self.followed.shown.get(operand, {}).items():
+                one, other = shown.halves(axis)
+                if weight in self.sizes and one and other and one != other:
+                    self.pieces.setdefault(weight, set()).update((one, other))
+                    self.met.setdefault(weight, set()).add(Meeting(one, other))
 
 
 def _joined(origins: Iterable[Origin]) -> Origin:

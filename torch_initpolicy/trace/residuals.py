@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.walks import CARRIERS
+from torch_initpolicy.trace.operators import CARRIERS, OpRole
 
 
 @dataclass(frozen=True, slots=True)

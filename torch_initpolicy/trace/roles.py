@@ -98,7 +98,7 @@ def _role_of_summand(use: Use, flow: Flow) -> Role:
         return "scale"
     if use.source.indexed or not _follows_its_owner(use, flow):
         return "position"
-    units = flow.units.of(use.partner) if use.partner is not None else None
+    units = flow.units.along(use.partner) if use.partner is not None else None
     is_bias = along <= units if units else len(along) == 1
     return "bias" if is_bias else "position"
 

@@ -78,9 +78,9 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
     pack = flow.packs.get(use.node.index)
     if use.slot in ("in_proj_weight", "in_proj_bias"):
         yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), NOTHING)
-    elif pack is not None and (pack.blocks, pack.repeats) == (axes.blocks, axes.repeats):
+    elif pack is not None and pack.blocks == axes.blocks:
         for units in pack.units():
-            yield flow.looking.of_units(units, pack.layouts, flow.ahead)
+            yield flow.looking.of_units(units, pack.shown, flow.ahead)
 
 
 def _facts(
@@ -220,8 +220,10 @@ def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     pack = flow.packs.get(use.node.index)
     if axes is None or pack is None or axes.blocks or not axes.outputs or axes.groups > 1:
         return axes
-    fits = not axes.view and sum(pack.blocks) * pack.repeats == site.shape[axes.outputs[0]]
-    return replace(axes, blocks=pack.blocks, repeats=pack.repeats) if fits else axes
+    stack = math.prod(site.shape[dim] for dim in axes.copies)
+    repeats = pack.repeats // stack
+    fits = not axes.view and sum(pack.blocks) * repeats == site.shape[axes.outputs[0]]
+    return replace(axes, blocks=pack.blocks, repeats=repeats) if fits else axes
 
 
 def _axes_at(site: Site, use: Use, flow: Flow) -> Axes | None:

@@ -1,94 +1,73 @@
-"""Along which dimensions of a signal the units of its last weight lie, and copies of that weight.
+"""Which unit of a weight each element of a value belongs to.
 
-What varies along these alone adds a number to each unit: a bias. What varies along others has to do
-with the places of the signal: a position.
+The output of a weight is given the numbers of its units, and the numbers are sent in its place
+through the recorded operators that move or pick: the operators themselves are run, as `coordinates`
+does for the elements of parameters. A tensor of numbers is expanded along every dimension in which
+the unit does not change, so that it takes no more memory than the units do.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.expressions import moved
-from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument
+from torch_initpolicy.trace.graph import Node, Ref, mapped
+from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
+from torch_initpolicy.trace.trees import tensors_in
 
-Dims = frozenset[int]
-"""Dimensions, counted from the last one: -1, -2, ..."""
-
-_NONE: Dims = frozenset()
-
-_FARTHEST = 32
-"""Operators behind a weight up to which its units are followed."""
-
-_REDUCES = frozenset({"sum", "mean", "nansum", "nanmean", "amax", "amin", "max", "min"})
+Units = int
+"""Some of the units of a weight, as bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
-    """Follows units from a value back to the weight that makes them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """The units of one weight in a value.
 
     Attributes:
-        uses: The data flow.
-        known: What has been found, by value.
+        ids: The number of the unit at each position, from 1; 0 for none.
+        units: All of them.
     """
 
-    uses: Uses
-    known: dict[int, Dims] = field(default_factory=dict)
+    ids: Tensor
+    units: Units
 
-    def of(self, value: int, within: int = _FARTHEST) -> Dims:
-        """Return the dimensions along which the units lie; none where nobody knows."""
-        if value not in self.known:
-            producer = self.uses.graph.values[value].producer
-            node = None if producer is None else self.uses.graph.nodes[producer]
-            self.known[value] = _NONE if node is None else self._made(node, value, within)
-        return self.known[value]
+    def halves(self, axis: int) -> tuple[Units, Units]:
+        """Return the units in the two halves along an axis."""
+        lower, upper = (bits(_core(half)) for half in self.ids.chunk(2, axis))
+        return lower, upper
 
-    def _made(self, node: Node, value: int, within: int) -> Dims:
-        if node.index in self.uses.weighers:
-            return frozenset(self._of_weight(node, len(self.uses.graph.values[value].shape)))
-        if not within:
-            return _NONE
-        if self.uses.role(node) is OpRole.CONTRACTS:
-            return self._of_product(node, within)
-        found = (self._through(node, read, value, within) for read in self.uses.carried(node))
-        return _NONE.union(*found)
+    def along(self) -> frozenset[int]:
+        """Return the dimensions along which the unit changes, counted from the last: -1, -2, ..."""
+        return frozenset(dim for dim in range(-self.ids.dim(), 0) if self.ids.stride(dim))
 
-    def _of_weight(self, node: Node, ndim: int) -> Iterator[int]:
-        """Yield the dimensions of a weight's output that are not the signal's own."""
-        if node.op.startswith("conv"):
-            yield -1 - int(node.op[-2])
-            return
-        yield -1
-        stacks = [
-            len(self.uses.graph.values[value].shape) - 2
-            for slot, value in self.uses.slots(node)
-            if slot in ("left", "right") and value in self.uses.sources
-        ]
-        yield from (-3 - dim for dim in range(min(max(stacks, default=0), ndim - 2)))
+    def spread(self, shape: Sequence[int]) -> "Shown | None":
+        """Return the same at every position of another shape; None where units would move."""
+        ids = self.ids
+        if tuple(ids.shape) == tuple(shape):
+            return self
+        missing = len(shape) - ids.dim()
+        sizes = (*(1,) * missing, *ids.shape)
+        strides = (*(0,) * missing, *ids.stride())
+        if missing < 0 or any(
+            s and n != to for s, n, to in zip(strides, sizes, shape, strict=True)
+        ):
+            return None
+        return Shown(ids.as_strided(tuple(shape), strides), self.units)
 
-    def _of_product(self, node: Node, within: int) -> Dims:
-        """An aggregation `a @ h` keeps the columns of `h`, and the rows of `a`."""
-        sides = {slot: self.of(v, within - 1) for slot, v in self.uses.slots(node)}
-        left, right = sides.get("left", _NONE), sides.get("right", _NONE)
-        return (left - {-1}) | (right - {-2})
-
-    def _through(self, node: Node, read: int, value: int, within: int) -> Dims:
-        before, after = (self.uses.graph.values[index] for index in (read, value))
-        units = self.of(read, within - 1)
-        ndim = len(before.shape)
-        if node.op in _REDUCES and len(after.shape) < ndim:
-            summed = argument(node, 1, "dim", None)
-            dims = summed if isinstance(summed, (tuple, list)) else (summed,)
-            gone = {dim % ndim - ndim for dim in dims if isinstance(dim, int)}
-            return frozenset(dim + sum(dim < out for out in gone) for dim in units - gone)
-        if len(after.shape) == ndim and OPS.get(node.op, UNKNOWN).role is not OpRole.MOVES:
-            return units
-        marks = tuple((1,) if dim - ndim in units else () for dim in range(ndim))
-        there = moved(marks, OPS.get(node.op, UNKNOWN), before, after)
-        return frozenset(dim - len(there) for dim, mark in enumerate(there) if mark)
+    def is_as(self, other: "Shown") -> bool:
+        """Say whether another value holds the same units at the same positions."""
+        return self is other or (
+            self.units == other.units
+            and self.ids.stride() == other.ids.stride()
+            and torch.equal(_core(self.ids), _core(other.ids))
+        )
 
 
-def varying(shape: tuple[int, ...]) -> Dims:
+def varying(shape: tuple[int, ...]) -> frozenset[int]:
     """Return the dimensions of more than one element.
 
     Examples:
@@ -96,3 +75,243 @@ def varying(shape: tuple[int, ...]) -> Dims:
         [-3, -1]
     """
     return frozenset(dim - len(shape) for dim, size in enumerate(shape) if size > 1)
+
+
+_DIGITS = bytes([*b"01", *range(2, 256)])
+
+
+def bits(numbers: Tensor) -> Units:
+    """Return units as bits, of which there is one for every number from 1 on.
+
+    Examples:
+        >>> f"{bits(torch.tensor([0, 1, 4])):b}"
+        '1001'
+    """
+    held = bytearray(int(numbers.max()) + 1)
+    for number in numbers.flatten().long().tolist():
+        held[-1 - number] = 1
+    return int(held.translate(_DIGITS), 2) >> 1
+
+
+def _core(ids: Tensor) -> Tensor:
+    """Return the numbers without the dimensions along which they are expanded."""
+    return ids[tuple(slice(None) if stride else 0 for stride in ids.stride())]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Follows the outputs of weights.
+
+    Attributes:
+        uses: The data flow.
+        shown: The units in each value, by value and by the node of their weight.
+        sizes: How many units a weight has, by node.
+    """
+
+    uses: Uses
+    shown: dict[int, Mapping[int, Shown]] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def along(self, value: int) -> frozenset[int]:
+        """Return the dimensions, from the last, along which the units of a value lie."""
+        return frozenset().union(*(shown.along() for shown in self.shown.get(value, {}).values()))
+
+    def by_weight(self) -> dict[int, dict[int, Shown]]:
+        """Return for each weight what the values show that follow from it."""
+        found: dict[int, dict[int, Shown]] = {}
+        for value, shown in self.shown.items():
+            for node, units in shown.items():
+                found.setdefault(node, {})[value] = units
+        return found
+
+    def enter(self, node: Node) -> None:
+        """Follow one node."""
+        if node.index in self.uses.weighers:
+            self._start(node)
+            return
+        each = [
+            (weight, self._through(node, value, shown))
+            for value in self._followed(node)
+            for weight, shown in self.shown[value].items()
+        ]
+        for place, output in enumerate(node.outputs if each else ()):
+            self._show(output, [(weight, made[place]) for weight, made in each])
+
+    def _show(self, output: int, each: Sequence[tuple[int, Shown | None]]) -> None:
+        found: dict[int, list[Shown]] = {}
+        for weight, shown in each:
+            if shown is not None:
+                found.setdefault(weight, []).append(shown)
+        # Where pieces of one weight are added up, it is none of them that lies there.
+        kept = [
+            (weight, first)
+            for weight, (first, *others) in found.items()
+            if all(first.is_as(other) for other in others)
+        ]
+        if kept:
+            self.shown[output] = dict(kept if len(kept) <= _MOST_SUMMANDS else kept[:1])
+
+    def _start(self, node: Node) -> None:
+        """Number the units in the output of a weight."""
+        value = self.uses.graph.values[node.outputs[0]]
+        dims = _unit_dims(self.uses, node, len(value.shape))
+        sizes = [size if dim in dims else 1 for dim, size in enumerate(value.shape)]
+        size = math.prod(sizes)
+        if size > 1:
+            numbers = torch.arange(1, size + 1, dtype=torch.float32, device="cpu").view(sizes)
+            ids = numbers.as_strided(
+                sizes, [s if d in dims else 0 for d, s in enumerate(numbers.stride())]
+            )
+            self.shown[value.index] = {node.index: Shown(ids.expand(value.shape), (1 << size) - 1)}
+            self.sizes[node.index] = size
+
+    def _followed(self, node: Node) -> list[int]:
+        """Return the operands whose units are still units in the output."""
+        role = self.uses.role(node)
+        if role is OpRole.ATTENDS:
+            operands = [value for slot, value in self.uses.slots(node) if slot == "value"]
+        elif role in _KEEPS_UNITS:
+            operands = list(dict.fromkeys(self.uses.carried(node)))
+        else:
+            return []
+        showing = [v for v in operands[: 1 if node.op == "setitem" else None] if v in self.shown]
+        return [] if role is OpRole.MULTIPLIES and len(showing) > 1 else showing
+
+    def _through(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None]:
+        """Return what the outputs of a node show of what it reads."""
+        role = self.uses.role(node)
+        shapes = [self.uses.graph.values[output].shape for output in node.outputs]
+        moves = role in (OpRole.MOVES, OpRole.PICKS) and node.op not in _NOT_RUN
+        made = self._moved(node, value, shown) if moves else None
+        if made is not None:
+            return made
+        if role is OpRole.CONTRACTS:
+            is_left = dict(self.uses.slots(node)).get("left") == value
+            return [_without(shown, [-1 if is_left else -2], shapes[0])]
+        if node.op in _REDUCES and len(shapes[0]) < shown.ids.dim():
+            dims = argument(node, 1, "dim", range(shown.ids.dim()))
+            gone = [dims] if isinstance(dims, int) else dims
+            return [_without(shown, gone, shape) for shape in shapes]
+        return [shown.spread(shape) for shape in shapes]
+
+    def _moved(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None] | None:
+        """Run an operator that moves elements on the numbers of their units; None: it cannot be."""
+        shapes = [self.uses.graph.values[output].shape for output in node.outputs]
+        if node.op in _RESHAPES and math.prod(shapes[0]) == shown.ids.numel():
+            return [_seen(_reshaped(shown.ids, shape), shown) for shape in shapes]
+        if any(math.prod(shape) > _LARGEST for shape in shapes):
+            return None
+        made = self._run(node, {value: shown.ids})
+        fits = [tuple(ids.shape) for ids in made] == shapes
+        return [_seen(ids, shown) for ids in made] if fits else None
+
+    def _run(self, node: Node, numbers: Mapping[int, Tensor]) -> Sequence[Tensor]:
+        """Run an operator; on other signals than these by their shapes alone."""
+
+        def look_up(argument: Any) -> Any:
+            if not isinstance(argument, Ref):
+                return argument
+            if argument.value in numbers:
+                return numbers[argument.value].detach()  # its shape may be changed in place
+            read = self.uses.graph.values[argument.value]
+            shape_alone = torch.empty((), device="cpu").expand(read.shape)
+            return shape_alone if read.held is None else read.held.cpu()
+
+        args, kwargs = mapped(look_up, (node.args, dict(node.kwargs)))
+        try:
+            return tensors_in(node.function(*args, **kwargs))
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return ()
+
+
+def _seen(ids: Tensor, before: Shown) -> Shown | None:
+    """Return what is seen of numbers behind an operator that has moved them."""
+    if not ids.numel() or ids.dtype != before.ids.dtype:
+        return None
+    is_view = ids.untyped_storage().data_ptr() == before.ids.untyped_storage().data_ptr()
+    core = ids[tuple(slice(None) if stride else slice(1) for stride in ids.stride())]
+    strides = [
+        0 if n == 1 or (s and not is_view and _is_constant(core, dim)) else s
+        for dim, (n, s) in enumerate(zip(ids.shape, ids.stride(), strict=True))
+    ]
+    ids = ids.as_strided(ids.shape, strides)
+    as_before = is_view and core.numel() == _core(before.ids).numel()
+    units = before.units if as_before else bits(_core(ids))
+    return Shown(ids, units) if units else None
+
+
+def _is_constant(ids: Tensor, dim: int) -> bool:
+    return torch.equal(ids, ids.narrow(dim, 0, 1).expand_as(ids))
+
+
+def _reshaped(ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """Reshape numbers, but for expanded dimensions that others replace as a whole."""
+    before, after = list(ids.shape), list(shape)
+    for old, new in _aligned(before.copy(), shape):
+        if not any(ids.stride(dim) for dim in old):
+            before[old.start : old.stop] = [1] * len(old)
+            after[new.start : new.stop] = [1] * len(new)
+    return ids[tuple(slice(size) for size in before)].reshape(after).expand(shape)
+
+
+def _aligned(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yield the smallest runs of dimensions of two shapes that hold as many elements."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        old, new = i, j
+        while math.prod(before[old:i]) != math.prod(after[new:j]) or old == i or new == j:
+            if i < len(before) and math.prod(before[old:i]) <= math.prod(after[new:j]):
+                i += 1
+            elif j < len(after):
+                j += 1
+            else:
+                break
+        yield range(old, i), range(new, j)
+
+
+def _without(shown: Shown, gone: Collection[int], shape: tuple[int, ...]) -> Shown | None:
+    """Return units behind a sum over some dimensions; None where it is over units."""
+    ndim = shown.ids.dim()
+    dims = {dim % ndim for dim in gone}
+    if any(shown.ids.stride(dim) for dim in dims):
+        return None
+    at = tuple(0 if dim in dims else slice(None) for dim in range(ndim))
+    kept = shown.ids if len(shape) >= ndim else shown.ids[at]
+    return Shown(kept, shown.units).spread(shape)
+
+
+def _unit_dims(uses: Uses, node: Node, ndim: int) -> Collection[int]:
+    """Return the dimensions of a weight's output that are not the signal's own."""
+    if "conv" in node.op:
+        return {ndim - 1 - int(node.op[-2])}
+    for slot, value in uses.slots(node):
+        if slot in ("left", "right") and value in uses.sources:
+            dims = len(uses.graph.values[value].shape)
+            stack = range(max(ndim - dims, 0), ndim - 2)
+            return {ndim - 2 if slot == "left" else ndim - 1, *stack} if dims > 1 else ()
+    return {ndim - 1}
+
+
+_KEEPS_UNITS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.CONTRACTS}
+
+_REDUCES = frozenset({"sum", "mean", "nansum", "nanmean", "amax", "amin", "max", "min"})
+
+_RESHAPES = frozenset({"reshape", "view", "flatten", "unflatten", "ravel", "reshape_as", "view_as"})
+
+_NOT_RUN = frozenset({"fold", "as_strided", "tril", "triu"})
+"""Operators that do more than move elements, or move them by their place in memory."""
+
+_LARGEST = 1 << 24
+"""Elements of the largest tensor of numbers that is made."""
+
+_MOST_SUMMANDS = 3
+"""Weights whose outputs are followed through one sum: an input's, a state's and one more. The sums
+of residual streams are longer."""
+
+
+def following(uses: Uses) -> Following:
+    """Follow the outputs of all weights of a graph."""
+    followed = Following(uses)
+    for node in uses.graph.nodes:
+        followed.enter(node)
+    return followed

@@ -4,6 +4,7 @@ Both are computed for all values at once, in one pass over the nodes each.
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,33 +13,22 @@ from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.constants import BOUNDS, Constants
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.layouts import Layout
-from torch_initpolicy.trace.operators import OpRole, activation_of, argument
+from torch_initpolicy.trace.operators import CARRIERS, OpRole, activation_of, argument
 from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.shares import ahead, attended
 from torch_initpolicy.trace.softmax import SOFTMAX
-
-CARRIERS = frozenset({
-    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
-    OpRole.MIXES, OpRole.JOINS,
-})  # fmt: skip
-"""Roles of operators that only carry the signal: what lies behind them is still met."""
+from torch_initpolicy.trace.units import Shown, Units
 
 
 class Part(NamedTuple):
-    """Some units of a weight, and where its units lie in a value.
+    """Some units of a weight, and what a value shows of that weight."""
 
-    Attributes:
-        units: The units, as bits.
-        layout: Where they lie.
-    """
+    units: Units
+    shown: Shown
 
-    units: int
-    layout: Layout
-
-    def is_among(self, shown: int | None) -> bool:
-        """Say whether one of the units is among others; None stands for any."""
-        return shown is None or bool(self.units & shown)
+    def is_among(self, units: Units) -> bool:
+        """Say whether one of the units is among others."""
+        return bool(self.units & units)
 
 
 class Walk(NamedTuple):
@@ -121,23 +111,20 @@ class Ahead:
                     found[value.index] = _merged(walks)
         return found
 
-    def of_units(
-        self, units: int, layouts: Mapping[int, Layout], found: Mapping[int, Walk]
-    ) -> Walk:
+    def of_units(self, units: Units, shown: Mapping[int, Shown], found: dict[int, Walk]) -> Walk:
         """Say what some of the units of a weight's output meet before the next weight.
 
         Args:
-            units: The units, as bits.
-            layouts: Where the weight's units lie in the values that show some of them, by value;
-                the first of these is the output itself.
+            units: The units.
+            shown: What values show of that weight, the first of them its output.
             found: What whole values meet, by value.
         """
-        narrowed = dict(found)
-        for value in sorted(layouts, reverse=True):
-            part = Part(units, layouts[value])
-            shows = part.is_among(part.layout.units(self.uses.graph.values[value]))
+        narrowed: ChainMap[int, Walk] = ChainMap({}, found)
+        for value in sorted(shown, reverse=True):
+            part = Part(units, shown[value])
+            shows = part.is_among(part.shown.units)
             narrowed[value] = _merged(self._onward(narrowed, value, part) if shows else [])
-        return narrowed[min(layouts)]
+        return narrowed[min(shown)]
 
     def _onward(
         self, found: Mapping[int, Walk], value: int, part: Part | None = None
@@ -202,7 +189,7 @@ class Ahead:
         """The second half meets a sigmoid, and the first half what comes after the product."""
         read = self.uses.graph.values[value]
         axis = argument(node, 1, "dim", -1) % len(read.shape)
-        halves = part.layout.halves(read, axis) if part else (None, None)
+        halves = part.shown.halves(axis) if part else (0, 0)
         goes_on, gates = (part is None or part.is_among(half) for half in halves)
         if gates:
             yield Walk(((1, Activation("sigmoid")),))
