@@ -103,7 +103,7 @@ def added(following: Following, node: Node) -> Size:
     if len(node.inputs) == 2:
         if node.inputs[0] == node.inputs[1]:
             return left.scaled(1 + sign)
-        one, other = map(following.flow.units.of, node.inputs)
+        one, other = map(following.flow.units.along, node.inputs)
         right = right.unshared() if one and other and one != other else right
     return left.plus(right.scaled(sign))
 

@@ -26,7 +26,7 @@ def _mean(following: Following, node: Node, size: Size, share: float) -> Size:
     ndim, after = len(following.shape(value)), len(following.shape(node.outputs[0]))
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     places = [dims] if isinstance(dims, int) else list(dims or range(ndim))
-    units = following.flow.units.of(value)
+    units = following.flow.units.along(value)
     over_units = after <= ndim and {place % ndim - ndim for place in places} == units
     return (size.unshared() if over_units else size).averaged(max(share, 1.0))
 

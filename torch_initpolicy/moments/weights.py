@@ -90,7 +90,7 @@ def _met(following: Following, node: Node, used: Sequence[Use]) -> Size:
 def _sums_over_units(following: Following, node: Node, value: int) -> bool:
     """Say whether a weight sums over the units of the last one; where in doubt it does."""
     behind_units = int(node.op[-2]) if node.op.startswith("conv") and node.op[-1] == "d" else 0
-    units = following.flow.units.of(value)
+    units = following.flow.units.along(value)
     return not units or -1 - behind_units in units
 
 

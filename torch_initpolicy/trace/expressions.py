@@ -5,17 +5,12 @@ the signal. What has happened to it there says what it is; where its elements ha
 `coordinates` to count.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch_initpolicy.trace.graph import Node, Value
 from torch_initpolicy.trace.operators import Op, OpRole
-
-Dims = tuple[tuple[int, ...], ...]
-"""For each dimension of a value, marks of what runs along it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,43 +65,3 @@ def through(source: Source, node: Node, op: Op) -> Source:
 def _added_number(node: Node) -> float:
     numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
     return float(numbers[0]) if len(numbers) == 1 else 0.0
-
-
-def moved(dims: Dims, op: Op, before: Value, after: Value) -> Dims:
-    """Say where the axes are after an operator that makes `after` of `before`."""
-    if len(dims) != len(before.shape):
-        return ()  # lost on the way
-    if before.shape == after.shape and op.role is not OpRole.MOVES:
-        return dims
-    if before.storage == after.storage:
-        return _overlaps(dims, _extents(before), _extents(after))
-    if op.role is OpRole.MOVES and math.prod(before.shape) == math.prod(after.shape):
-        return _overlaps(dims, _dense_extents(before.shape), _dense_extents(after.shape))
-    missing = len(after.shape) - len(dims)
-    return ((),) * missing + dims if missing >= 0 else ()
-
-
-Extent = tuple[int, int]
-"""The half-open interval of distances, in elements, that a dimension spans: `(stride, reach)`."""
-
-
-def _extents(value: Value) -> tuple[Extent, ...]:
-    return tuple((s, s * n) for s, n in zip(value.stride, value.shape, strict=True))
-
-
-def _dense_extents(shape: Sequence[int]) -> tuple[Extent, ...]:
-    reaches = list(itertools.accumulate(reversed(shape), lambda a, b: a * b, initial=1))[::-1]
-    return tuple((inner, outer) for outer, inner in itertools.pairwise(reaches))
-
-
-def _overlaps(dims: Dims, before: Sequence[Extent], after: Sequence[Extent]) -> Dims:
-    """Two views of the same memory run along the same axis where their extents intersect."""
-    return tuple(
-        tuple(
-            axis
-            for axes, (low, high) in zip(dims, before, strict=True)
-            if max(low, stride) < min(high, reach)
-            for axis in axes
-        )
-        for stride, reach in after
-    )

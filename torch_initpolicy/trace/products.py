@@ -11,9 +11,8 @@ from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.contractions import terms
 from torch_initpolicy.trace.flow import Flow
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole, argument, attention_scale
+from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument, attention_scale
 from torch_initpolicy.trace.scalars import Scalars
-from torch_initpolicy.trace.operators import CARRIERS
 
 
 def dot_products(flow: Flow) -> dict[str, float]:

@@ -174,8 +174,7 @@ class Following:
             operands = list(dict.fromkeys(self.uses.carried(node)))
         else:
             return []
-        showing = [v for v in operands[: 1 if node.op == "setitem" else None] if v in self.shown]
-        return [] if role is OpRole.MULTIPLIES and len(showing) > 1 else showing
+        return [v for v in operands[: 1 if node.op == "setitem" else None] if v in self.shown]
 
     def _through(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None]:
         """Return what the outputs of a node show of what it reads."""
