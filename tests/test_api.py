@@ -22,6 +22,7 @@ from torch_initpolicy import (
 )
 from torch_initpolicy.errors import (
     ApplyError,
+    OverwrittenWarning,
     PlanError,
     PolicyError,
     SymmetricInitWarning,
@@ -153,11 +154,36 @@ class TestWhatIsWritten:
             model[1].running_mean.fill_(3)
             model[1].num_batches_tracked.fill_(7)
             model[1].weight.copy_(torch.linspace(0.5, 1.5, 8))
-        apply_policy(model, seed=0, example_inputs=X)
+        apply_policy(model, seed=0, example_inputs=X, keep="nothing")
 
         assert model[1].running_mean.eq(0).all()
         assert model[1].num_batches_tracked.item() == 0
         assert model[1].weight.eq(1).all()
+
+    @pytest.mark.parametrize("policy", ["auto", "he"])
+    def test_what_looks_trained(self, policy):
+        """Who initialises a model whose norms were trained is warned; as an error, beforehand."""
+        model = small()
+        with torch.no_grad():
+            model[1].weight.copy_(torch.linspace(0.5, 1.5, 8))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+
+        with pytest.raises(OverwrittenWarning, match=r"looks trained(.|\n)*1\.weight"):
+            apply_policy(model, policy, seed=0, example_inputs=X)
+        assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+        with pytest.warns(OverwrittenWarning, match="initialize_missing"):
+            apply_policy(model, policy, seed=0, example_inputs=X)
+        assert model[1].weight.eq(1).all()
+
+    @pytest.mark.parametrize("options", [{"skip": "1.*"}, {"keep": "nothing"}, {"only": "4.*"}])
+    def test_what_looks_trained_and_may_go_or_stays(self, options):
+        """No warning where norms stay, or where the caller has said that all may go."""
+        model = small()
+        with torch.no_grad():
+            model[1].weight.copy_(torch.linspace(0.5, 1.5, 8))
+
+        apply_policy(model, "he", seed=0, example_inputs=X, **options)
 
     def test_ties_are_written_once_and_stay(self):
         """A tied tensor is written by the rule of its first name."""

@@ -12,7 +12,7 @@ from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.materialize.materialize import materialize_steps, revealed
 from torch_initpolicy.planning.describe import figure
-from torch_initpolicy.planning.model import plan_model, warn_of_nothing
+from torch_initpolicy.planning.model import plan_model, warn_of_nothing, warn_of_overwriting
 from torch_initpolicy.planning.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.planning.selection import Selecting, Selection
 from torch_initpolicy.policy.presets import Policyish
@@ -131,6 +131,7 @@ def apply_policy(
 
     Warns:
         SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
+        OverwrittenWarning: The model looks trained or loaded: its norms are not constant.
         UnknownOperatorWarning: The forward pass has operators of unknown role.
         UnusedRuleWarning: A rule decides about no site, and `strict` is off.
 
@@ -147,8 +148,11 @@ def apply_policy(
             given = policy_of(policy)
             shown = calibrate if example_inputs is None else example_inputs
             plan = plan_model(model, given, shown, selection)
+            pairs = plan.pairs()
+            if selection.keep == "meant":
+                warn_of_overwriting(pairs)
         with undone_on_error(_held(model) if calibrate is not None else ()):
-            written = apply_steps(plan.pairs(), drawing, model=model)
+            written = apply_steps(pairs, drawing, model=model)
             if calibrate is not None:
                 plan = _calibrated(plan, model, calibrate, selection)
     warn_of_nothing(plan, given)

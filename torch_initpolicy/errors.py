@@ -19,6 +19,7 @@ Each is also the builtin it specialises, so that both ways of catching it work::
     InitPolicyWarning(UserWarning)
     ├── UnusedRuleWarning                   a rule matched nothing
     ├── UnknownOperatorWarning              the trace met operators without a known role
+    ├── OverwrittenWarning                  a model is initialised that looks trained or loaded
     └── SymmetricInitWarning                units are tied or dead
 """
 
@@ -99,6 +100,10 @@ class UnusedRuleWarning(InitPolicyWarning):
 
 class UnknownOperatorWarning(InitPolicyWarning):
     """The trace met operators whose role it does not know; what lies behind them is not guessed."""
+
+
+class OverwrittenWarning(InitPolicyWarning):
+    """A model is initialised that looks as if it had been trained, or loaded from a checkpoint."""
 
 
 class SymmetricInitWarning(InitPolicyWarning):

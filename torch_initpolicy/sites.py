@@ -4,7 +4,6 @@ Knows modules, names and ties, neither data flow nor initializers.
 """
 
 import contextlib
-import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,14 +43,13 @@ _FRAMES, _DEEPEST = 16, 5000
 
 def _depth(model: nn.Module) -> int:
     """Return how deep modules nest."""
-    level, seen = [model], {id(model)}
-    for depth in itertools.count():
+    depth, level, seen = -1, [model], {id(model)}
+    while level:
+        depth += 1
         below = [m for module in level for m in module._modules.values() if m is not None]  # noqa: SLF001
         level = [m for m in below if id(m) not in seen]
         seen.update(map(id, level))
-        if not level:
-            return depth
-    raise AssertionError  # counting has no end
+    return depth
 
 
 Storage = Literal["plain", "parametrized", "weight_norm", "spectral_norm"]
@@ -159,11 +157,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def require_module(model: object) -> nn.Module:
-    """Return a model, and refuse what is none, a class of models above all.
-
-    Raises:
-        NotAModuleError: It is no module.
-    """
+    """Return a model, and refuse what is none, a class of models above all."""
     if not isinstance(model, nn.Module):
         raise NotAModuleError(
             f"model must be an nn.Module, got {model!r}; pass an object of your class"
@@ -188,10 +182,7 @@ _WRAPPED_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_modu
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    """Return the module inside a wrapper, or None where `module` is no wrapper.
-
-    A wrapper holds nothing else.
-    """
+    """Return the module inside a wrapper, which holds nothing else; None where it is none."""
     children: Mapping[str, nn.Module | None] = module._modules  # noqa: SLF001 - no lookup by MRO
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return children["module"]
@@ -203,17 +194,12 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 def _holders(model: nn.Module) -> Iterator[Holder]:
     """Yield each place where parameters hang, folding what parametrises them."""
     for prefix, module in canonical_modules(model):
-        if isinstance(module, parametrize.ParametrizationList):
-            yield from _own_parameters(prefix, module)
+        if not isinstance(module, parametrize.ParametrizationList):
+            yield from _module_holders(prefix, module)
             continue
-        yield from _module_holders(prefix, module)
-
-
-def _own_parameters(prefix: str, module: nn.Module) -> Iterator[Holder]:
-    """Yield the parameters of a parametrisation that are not the originals it acts on."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if not name.startswith("original"):
-            yield Holder(f"{prefix}.{name}", module, name, "plain", (parameter,))
+        for name, parameter in module.named_parameters(recurse=False):
+            if not name.startswith("original"):  # originals stand where they are folded
+                yield Holder(f"{prefix}.{name}", module, name, "plain", (parameter,))
 
 
 def _module_holders(prefix: str, module: nn.Module) -> Iterator[Holder]:
@@ -230,11 +216,8 @@ def _module_holders(prefix: str, module: nn.Module) -> Iterator[Holder]:
     if parametrize.is_parametrized(module):
         lists = module.get_submodule("parametrizations")
         for name, parametrization in lists.named_children():
-            originals = tuple(
-                parameter
-                for key, parameter in parametrization.named_parameters(recurse=False)
-                if key.startswith("original")
-            )
+            own = parametrization.named_parameters(recurse=False)
+            originals = tuple(p for key, p in own if key.startswith("original"))
             if originals:
                 yield Holder(f"{dot}{name}", module, name, "parametrized", originals)
 
@@ -254,20 +237,13 @@ def _hooked(module: nn.Module) -> Iterator[tuple[str, _Folded]]:
             yield f"{hook.name}_orig", (hook.name, "spectral_norm", (original,))
 
 
-def _parents(name: str, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """Yield the modules around a parameter's owner, the outermost first."""
-    parts = name.split(".")
-    for depth in range(len(parts) - 1):
-        outer = modules.get(".".join(parts[:depth]))
-        if outer is not None:
-            yield outer
-
-
 def _site(places: list[Holder], modules: Mapping[str, nn.Module]) -> Site:
     first = places[0]
     parameter = first.parameters[0]
     lazy = is_lazy(parameter)
     logical = parameter if lazy else _effective(first)
+    parts = first.name.split(".")
+    around = (".".join(parts[:depth]) for depth in range(len(parts) - 1))
     return Site(
         name=first.name,
         names=tuple(dict.fromkeys(place.name for place in places)),
@@ -282,7 +258,7 @@ def _site(places: list[Holder], modules: Mapping[str, nn.Module]) -> Site:
         role=role_of(first.owner, first.attribute),
         axes=None if lazy else axes_of(first.owner, first.attribute),
         padding=padding_of(first.owner, first.attribute),
-        parents=tuple(_parents(first.name, modules)),
+        parents=tuple(modules[name] for name in around if name in modules),
         lazy=lazy,
     )
 

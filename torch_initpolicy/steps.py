@@ -149,7 +149,10 @@ def misfit(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
     finfo, name = torch.finfo(dtype), dtype_name(dtype)
     least = finfo.smallest_normal * finfo.eps
     for spread in spreads:
-        reach = _reach(spread)
+        far = _FARTHEST * spread.std
+        low = spread.mean - far if spread.low is None else spread.low
+        high = spread.mean + far if spread.high is None else spread.high
+        reach = max(abs(low), abs(high))
         if reach > finfo.max:
             return f"values up to {reach:.6g} do not fit into {name}, which ends at {finfo.max:.6g}"
         # Half of the least step and less is rounded to zero: two thirds of a normal's numbers then.
@@ -159,13 +162,6 @@ def misfit(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
     return None
 
 
-def _reach(spread: Spread) -> float:
-    far = _FARTHEST * spread.std
-    low = spread.mean - far if spread.low is None else spread.low
-    high = spread.mean + far if spread.high is None else spread.high
-    return max(abs(low), abs(high))
-
-
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Return the steps that would make the units of a hidden layer identical for ever.
 
@@ -173,10 +169,6 @@ def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:
     zero before a ReLU, which lets no gradient through. A constant last layer, or last weight of a
     residual branch, is no such case: its units differ after the first steps of training. Where too
     many weights are next to tell, as on a residual stream, nothing is said.
-
-    Examples:
-        >>> symmetric([])
-        ()
     """
     known = {step.name: step for step in steps if step.role in _OF_UNITS}
     identical = _identical(known)

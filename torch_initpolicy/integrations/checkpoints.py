@@ -1,15 +1,19 @@
 """Checkpoints of any kind that lack parameters: a new head on a pretrained body."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from torch_initpolicy.api import apply_policy
+from torch_initpolicy.api import Options, apply_policy
 from torch_initpolicy.errors import UnknownNameError, listing
 from torch_initpolicy.planning.plan import Receipt
+from torch_initpolicy.planning.selection import require_known
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.sites import Site, require_module, sites
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["initialize_missing"]
 
@@ -18,9 +22,7 @@ def initialize_missing(
     model: nn.Module,
     missing: Collection[str] | Mapping[str, Collection[Any]],
     policy: Policyish = "auto",
-    *,
-    seed: int | None = None,
-    example_inputs: Any = None,
+    **options: "Unpack[Options]",
 ) -> Receipt:
     """Initialise what a checkpoint did not hold, and leave what was loaded.
 
@@ -29,9 +31,8 @@ def initialize_missing(
         missing: Names of the tensors that the checkpoint lacked, as
             `model.load_state_dict(..., strict=False).missing_keys` holds them; or what
             `from_pretrained(..., output_loading_info=True)` of transformers returned second.
-        policy: As for `apply_policy`, like all that follow.
-        seed: Seed of the random streams.
-        example_inputs: What the forward pass takes.
+        policy: As for `apply_policy`.
+        options: Keyword arguments of `apply_policy`, but `only`.
 
     Returns:
         The receipt; its plan keeps everything that was loaded. A parameter that is tied to one that
@@ -48,6 +49,7 @@ def initialize_missing(
         >>> receipt.written, receipt.kept
         (2, 2)
     """
+    require_known(options, Options.__optional_keys__ - {"only"})
     names = _names(missing)
     places = dict(require_module(model).named_parameters(remove_duplicate=False))
     if unknown := sorted(names - places.keys() - model.state_dict().keys()):
@@ -58,7 +60,8 @@ def initialize_missing(
         for site in sites(model)
         if lacks(name in names for name, held in places.items() if _is_part(held, site))
     ]
-    return apply_policy(model, policy, seed=seed, example_inputs=example_inputs, only=absent)
+    options["only"] = absent
+    return apply_policy(model, policy, **options)
 
 
 def _is_part(tensor: nn.Parameter, site: Site) -> bool:

@@ -1,7 +1,4 @@
-"""Makes the inputs that words of the command line mean: `2,3,224,224`, `int:2,16`, `mask=bool:2,8`.
-
-Knows shapes, dtypes and names of arguments; what they mean to a model is beyond it.
-"""
+"""Makes the inputs that words of the command line mean: `2,3,224,224`, `mask=bool:2,8`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -54,9 +51,6 @@ class Input:
     def parse(cls, word: str) -> "Input":
         """Read `[NAME=][KIND:]SHAPE`.
 
-        Args:
-            word: What was typed.
-
         Raises:
             InitPolicyError: It is not written so, or there is no such kind.
 
@@ -76,12 +70,7 @@ class Input:
         return cls(tuple(map(int, read["shape"].split(","))), kind, read["name"])
 
     def draw(self, indices: int, generator: torch.Generator) -> Tensor:
-        """Draw numbers: standard normals, integers below `indices`, or truth everywhere.
-
-        Args:
-            indices: How many indices there are.
-            generator: The source, on the CPU.
-        """
+        """Draw numbers: standard normals, integers below `indices`, or truth everywhere."""
         dtype = KINDS[self.kind]
         if self.kind == "bool":
             return torch.ones(self.shape, dtype=dtype)
@@ -91,17 +80,7 @@ class Input:
 
 
 def require_distinct(inputs: Sequence[Input]) -> None:
-    """Refuse two inputs of one name.
-
-    Args:
-        inputs: What was asked for.
-
-    Raises:
-        InitPolicyError: Two have the same name.
-
-    Examples:
-        >>> require_distinct([Input((2, 3)), Input((2, 3)), Input((2, 5), "int", "ids")])
-    """
+    """Raise where two inputs have the same name."""
     names = [asked.name for asked in inputs if asked.name is not None]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -109,11 +88,7 @@ def require_distinct(inputs: Sequence[Input]) -> None:
 
 
 def batches(inputs: Sequence[Input] | None, model: nn.Module) -> Iterator[Call]:
-    """Yield arguments to run a model with for real, those to try first first.
-
-    Args:
-        inputs: What was asked for, which is then all; None to look for some.
-        model: The model that is to take them.
+    """Yield arguments to run a model with for real, the likeliest first; what was asked for is all.
 
     Raises:
         TraceError: Nothing was asked for and nothing can be found.
@@ -129,14 +104,8 @@ def batches(inputs: Sequence[Input] | None, model: nn.Module) -> Iterator[Call]:
 def drawn(inputs: Sequence[Input] | None, model: nn.Module) -> Call | None:
     """Draw the arguments of a forward pass, always the same, on the device of a model.
 
-    Integers are indices that every `nn.Embedding` of the model holds.
-
-    Args:
-        inputs: What was asked for, of distinct names.
-        model: The model that is to take them.
-
-    Returns:
-        The arguments; None where nothing was asked for.
+    Integers are indices that every `nn.Embedding` of the model holds. None where nothing was asked
+    for.
 
     Examples:
         >>> call = drawn([Input((2, 3)), Input((2, 5), "int", "ids")], nn.Embedding(7, 4))

@@ -1,12 +1,11 @@
 """Builds untrained models: the one that a word of the command line means, or one once more."""
 
-import contextlib
 import copy
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +42,23 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
     return functools.partial(builder, **dict.fromkeys(asked))
 
 
-@contextlib.contextmanager
-def _importing_from_here() -> Iterator[None]:
+def _own(module_name: str, path: str) -> Callable[..., nn.Module]:
+    """Find `path` (dotted for something inside a class) in a module that can be imported here."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        yield
+        found: object = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        raise UnknownNameError(
+            f"no module {missing!r} can be imported from {Path.cwd().name}/ or the environment"
+        ) from error
     finally:
         sys.path.remove(here)
-
-
-def _attribute(owner: object, name: str, module_name: str) -> object:
-    try:
-        return getattr(owner, name)
-    except AttributeError as error:
-        suggestion = nearest(name, dir(owner))
-        raise UnknownNameError(f"{module_name} has no {name!r}{suggestion}") from error
-
-
-def _own(module_name: str, path: str) -> Callable[..., nn.Module]:
-    """Find `path` (dotted for something inside a class) in a module that can be imported here."""
-    with _importing_from_here():
-        try:
-            found: object = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            missing = error.name or module_name
-            raise UnknownNameError(
-                f"no module {missing!r} can be imported from {Path.cwd().name}/ or the environment"
-            ) from error
     for part in path.split("."):
-        found = _attribute(found, part, module_name)
+        if part not in dir(found):
+            raise UnknownNameError(f"{module_name} has no {part!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         what = type(found).__name__
         raise UnknownNameError(f"{module_name}:{path} is a {what}, no callable that builds a model")
@@ -84,9 +70,6 @@ ZOOS = {"timm": _timm, "torchvision": _torchvision}
 
 def builder(source: str) -> Callable[..., nn.Module]:
     """Find what builds a model of an address; it may take arguments, such as a width.
-
-    Args:
-        source: As for `build`.
 
     Raises:
         UnknownNameError: There is no such model, module or name, and the nearest are suggested.
@@ -110,13 +93,8 @@ def build(source: str) -> nn.Module:
             takes no arguments (a class or a function) and the module is found in the working
             directory or the environment.
 
-    Returns:
-        The model.
-
     Raises:
-        UnknownNameError: There is no such model, module or name, and the nearest are suggested; or
-            what was found builds no `torch.nn.Module`.
-        MissingExtraError: The library is not installed.
+        UnknownNameError: What was found builds no `torch.nn.Module`; or as for `builder`.
         Exception: Whatever the model's own constructor raises.
 
     Examples:

@@ -1,6 +1,6 @@
 """Weights in a safetensors file, with the receipt of how they came about in its metadata."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -21,15 +21,10 @@ KEY = "torch_initpolicy.receipt"
 
 
 def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
-    """Write all parameters and buffers of a model, and the receipt beside them.
+    """Write all parameters and buffers of a model, and the receipt of its start beside them.
 
     Tied tensors are written once, as `safetensors.torch.load_model` expects them. The file appears
     when it is complete: a run that is interrupted leaves an old file as it was.
-
-    Args:
-        model: The model.
-        receipt: What `apply_policy` returned for it.
-        path: Where to.
 
     Raises:
         InitPolicyError: The file cannot be written; an old one is as it was.
@@ -54,10 +49,8 @@ def save(model: nn.Module, receipt: Receipt, path: str | Path) -> None:
 def load(model: nn.Module, path: str | Path) -> None:
     """Read all parameters and buffers of a model from a file; the file must hold no others.
 
-    Args:
-        model: The model. What the file holds for it is loaded even where the rest does not fit,
-            unless a shape does not.
-        path: The file.
+    What the file holds for the model is loaded even where the rest does not fit, unless a shape
+    does not.
 
     Raises:
         InitPolicyError: The file is no safetensors file, or is not about such a model; the message
@@ -70,7 +63,14 @@ def load(model: nn.Module, path: str | Path) -> None:
             differences |= {"missing from it": missing, "unknown to the model": unexpected}
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InitPolicyError(f"{path} cannot be read: {error}") from error
-    _raise_all(model, path, differences)
+    cases = [
+        f"{counted(len(names), 'tensor')} {kind}:\n{listing(sorted(names))}"
+        for kind, names in differences.items()
+        if names
+    ]
+    if cases:
+        about = f"{path} holds no weights for this {type(model).__name__}"
+        raise InitPolicyError("\n".join([f"{about}:", *cases]))
 
 
 def _reshaped(model: nn.Module, path: str | Path) -> Iterator[str]:
@@ -83,27 +83,8 @@ def _reshaped(model: nn.Module, path: str | Path) -> Iterator[str]:
                 yield f"{name}: {held}, not {shapes[name]}"
 
 
-def _raise_all(
-    model: nn.Module, path: str | Path, differences: Mapping[str, Sequence[str]]
-) -> None:
-    cases = [
-        f"{counted(len(names), 'tensor')} {kind}:\n{listing(sorted(names))}"
-        for kind, names in differences.items()
-        if names
-    ]
-    if cases:
-        about = f"{path} holds no weights for this {type(model).__name__}"
-        raise InitPolicyError("\n".join([f"{about}:", *cases]))
-
-
 def receipt_in(path: str | Path) -> Receipt:
     """Read the receipt that `save` put into a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The receipt.
 
     Raises:
         InitPolicyError: The file is no safetensors file or holds no receipt.

@@ -1,4 +1,4 @@
-"""transformers: its `Conv1D` layout and what its models take."""
+"""transformers: what its models take; knows their configurations, imports none of their code."""
 
 import inspect
 import itertools
@@ -9,30 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.integrations.checkpoints import initialize_missing
-from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.layers import axes_of
 from torch_initpolicy.trace.inputs import BATCH
 from torch_initpolicy.trace.trees import Call
 
-try:
-    from transformers.pytorch_utils import Conv1D
-except ImportError as error:
-    raise MissingExtraError("torch_initpolicy.integrations.transformers", "transformers") from error
-
 __all__ = ["declared_inputs", "initialize_missing", "known_arguments"]
-
-
-@axes_of.register(Conv1D)
-def _(module: nn.Module, name: str) -> Axes | None:
-    """Read a GPT-2 layer, `(in, out)`, where no trace says so."""
-    return Axes(inputs=(0,), outputs=(1,)) if name == "weight" else None
-
-
-#
-# What models take
-#
 
 
 def declared_inputs(model: nn.Module) -> Iterator[Call]:

@@ -33,13 +33,9 @@ _ABSURD = 1e30
 
 
 def check_kept(site: Site) -> None:
-    """Raise where a policy would keep values that were never written.
+    """Raise where a policy would keep values that were never written; infinite ones are masks.
 
     A parameter whose draw was skipped is drawn before it is kept, and holds nothing that counts.
-
-    Raises:
-        PolicyError: The parameter holds NaN, or numbers of memory that was never filled. Infinite
-            values are let pass: they are masks.
     """
     parameter = site.parameters[0] if len(site.parameters) == 1 else None
     if type(parameter) is not nn.Parameter or parameter.is_meta or not site.dtype.is_floating_point:
@@ -47,14 +43,13 @@ def check_kept(site: Site) -> None:
     if pending_of(parameter) is not None:
         return
     with torch.no_grad():
-        values = parameter.detach()
-        unfit = values.isnan() | ((values.abs() > _ABSURD) & values.isfinite())
+        unfit = parameter.isnan() | ((parameter.abs() > _ABSURD) & parameter.isfinite())
         count = int(unfit.sum())
     if count:
-        what = "NaN" if bool(values.isnan().any()) else "memory that was never filled"
+        what = "NaN" if bool(parameter.isnan().any()) else "memory that was never filled"
         raise PolicyError(
-            f"{count} of its {values.numel()} elements are {what}, and the policy keeps them; fill "
-            f"it where it is made, or write a rule: Rule(match.name({site.name!r}), Zeros())"
+            f"{count} of its {parameter.numel()} elements are {what}, and the policy keeps them; "
+            f"fill it where it is made, or write a rule: Rule(match.name({site.name!r}), Zeros())"
         )
 
 
@@ -72,11 +67,7 @@ def check_range(initializer: Initializer, spreads: Sequence[Spread], dtype: torc
 
 
 def check_reachable(site: Site, step: Step) -> None:
-    """Raise where the parametrisation of a site cannot be given such values.
-
-    Raises:
-        ApplyError: A sample drawn for the site does not read back.
-    """
+    """Raise where the parametrisation of a site cannot be given such values, judged by a sample."""
     if site.device.type == "meta" or step.initializer.is_opaque:
         return
     with torch.inference_mode(mode=False), torch.no_grad(), isolated(site.device, 0):

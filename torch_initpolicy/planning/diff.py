@@ -6,7 +6,7 @@ Knows steps, not a model.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch_initpolicy.planning.describe import Row, extent, folded, summary
+from torch_initpolicy.planning.describe import extent, folded, summary
 from torch_initpolicy.policy.serialize import outcome
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import dtype_name
@@ -34,21 +34,18 @@ class Difference:
         return "<Difference: {} added, {} removed, {} changed: print it>".format(*counts)
 
     def __str__(self) -> str:
-        lines = [
-            *(f"+ {name}  {what}" for name, (what,) in folded(map(_row, self.added))),
-            *(f"- {name}  {what}" for name, (what,) in folded(map(_row, self.removed))),
-            *(f"~ {name}  {what}" for name, (what,) in folded(_rows(self.changed))),
-        ]
+        marked = {
+            "+": ((step.name, (_what(step),)) for step in self.added),
+            "-": ((step.name, (_what(step),)) for step in self.removed),
+            "~": ((old.name, (_change(old, new),)) for old, new in self.changed),
+        }
+        rows = ((mark, row) for mark, found in marked.items() for row in folded(found))
+        lines = [f"{mark} {name}  {what}" for mark, (name, (what,)) in rows]
         return "\n".join(lines) or "no difference"
 
 
 def difference(before: Iterable[Step], after: Iterable[Step]) -> Difference:
-    """Compare what steps would leave behind, whatever their reasons.
-
-    Examples:
-        >>> print(difference([], []))
-        no difference
-    """
+    """Compare what steps would leave behind, whatever their reasons."""
     first, second = ({step.name: step for step in steps} for steps in (before, after))
     shared = [(step, second[name]) for name, step in first.items() if name in second]
     return Difference(
@@ -56,14 +53,6 @@ def difference(before: Iterable[Step], after: Iterable[Step]) -> Difference:
         removed=tuple(step for name, step in first.items() if name not in second),
         changed=tuple(pair for pair in shared if outcome(pair[0]) != outcome(pair[1])),
     )
-
-
-def _row(step: Step) -> Row:
-    return step.name, (_what(step),)
-
-
-def _rows(pairs: Iterable[tuple[Step, Step]]) -> Iterable[Row]:
-    return ((old.name, (_change(old, new),)) for old, new in pairs)
 
 
 def _change(old: Step, new: Step) -> str:

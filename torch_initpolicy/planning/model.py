@@ -3,7 +3,7 @@
 Knows models, inputs and policies; what the rules come to is decided in `decide`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.deferred.undrawn import pending_of
-from torch_initpolicy.errors import UnknownOperatorWarning, UnusedRuleWarning, listing, warn
+from torch_initpolicy.errors import (
+    OverwrittenWarning,
+    UnknownOperatorWarning,
+    UnusedRuleWarning,
+    listing,
+    warn,
+)
 from torch_initpolicy.materialize.constructor import constructor_steps
 from torch_initpolicy.materialize.search import Origin
 from torch_initpolicy.planning.decide import make_plan
@@ -21,6 +27,7 @@ from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.policy.meant import is_plain_draw, meant, values_of
 from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import Site, borrowing, sites
+from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import remedy
@@ -88,6 +95,30 @@ def _warn_of_unknown(operators: Mapping[str, int]) -> None:
         "each known where it is defined, by a function of torch's operators that computes the same",
         UnknownOperatorWarning,
     )
+
+
+def warn_of_overwriting(pairs: Iterable[tuple[Site, Step]]) -> None:
+    """Warn where steps write over norms that differ from channel to channel.
+
+    Constructors leave norms constant; training does not, and of weights nothing else tells.
+    """
+    norms = (site for site, step in pairs if step.role == "norm_weight" and not step.keeps)
+    trained = [site.name for site in norms if _varies(site)]
+    if trained:
+        warn(
+            "the model looks trained, or loaded from a checkpoint, since its norms differ from "
+            f"channel to channel:\n{listing(trained)}\nit is overwritten; to keep what was loaded "
+            "use initialize_missing, or only= and skip=; keep='nothing' says that it may go",
+            OverwrittenWarning,
+        )
+
+
+def _varies(site: Site) -> bool:
+    """Tell whether a vector is seen to hold different numbers; a skipped draw has left none."""
+    values = values_of(site)
+    if values is None or pending_of(site.parameters[0]) is not None:
+        return False
+    return values.numel() > 1 and bool((values != values.flatten()[0]).any())
 
 
 def warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:

@@ -116,11 +116,7 @@ class Plan(Grouped):
         return symmetric(self.steps)
 
     def diff(self, other: "Plan") -> Difference:
-        """Compare what this plan and another would leave behind, whatever their reasons.
-
-        Args:
-            other: Another plan, of the same model or of one with other parameters.
-        """
+        """Compare what this plan and another would leave behind, whatever their reasons."""
         return difference(self.steps, other.steps)
 
     def on(self, model: nn.Module) -> "Plan":
@@ -141,15 +137,22 @@ class Plan(Grouped):
         Raises:
             PlanError: The plan is for no model, or the model has other sites.
         """
-        target = self.model if model is None else model
-        if target is None:
-            raise PlanError("this plan comes from a file; say for which model: plan.on(model)")
-        require_shapes(require_module(target))
+        target = self._bound(model)
+        require_shapes(target)
         reshard(target)
         found = sites(target)
         check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
         return tuple((site, steps[site.name]) for site in found)
+
+    def _bound(self, model: nn.Module | None) -> nn.Module:
+        """Return the model that is meant."""
+        target = self.model if model is None else require_module(model)
+        if target is None:
+            raise PlanError(
+                "a plan from a file: for which model? plan.on(model), plan.apply(model)"
+            )
+        return target
 
     def apply(
         self,
@@ -159,16 +162,13 @@ class Plan(Grouped):
         threads: int | None = None,
         draw_on: torch.device | str | None = None,
     ) -> "Receipt":
-        """Write what the plan says; see `apply_policy`.
+        """Write what the plan says, and return the receipt; see `apply_policy`.
 
         Args:
             model: Another model with the same sites; None for the plan's own.
             seed: Seed of the random streams; None takes one from torch's global generator.
             threads: Threads that draw on the CPU; None for as many as torch computes with.
             draw_on: Device that draws; None for the device that each tensor lives on.
-
-        Returns:
-            The receipt.
 
         Raises:
             PlanError: The plan is for no model, or the model has other sites.
@@ -177,25 +177,20 @@ class Plan(Grouped):
         Warns:
             SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
         """
-        bound = self if model is None else replace(self, model=require_module(model))
-        if bound.model is None:
-            raise PlanError("this plan comes from a file; say for which model: plan.apply(model)")
-        drawing = Drawing(seed, threads, draw_on)
-        with opened(bound.model):
-            with together(process_groups(bound.model)):
+        drawing, target = Drawing(seed, threads, draw_on), self._bound(model)
+        bound = replace(self, model=target)
+        with opened(target):
+            with together(process_groups(target)):
                 pairs = bound.pairs()
-            written = apply_steps(pairs, drawing, model=bound.model)
+            written = apply_steps(pairs, drawing, model=target)
         warn_of_symmetry(bound)
         return Receipt.of(bound, written)
 
     def verify(self, model: nn.Module | None = None) -> Verification:
-        """Measure every tensor of a model against its step.
+        """Measure every tensor of a model against its step, and return what was measured.
 
         Args:
             model: A model with the same sites; None for the plan's own.
-
-        Returns:
-            What was measured.
 
         Raises:
             VerifyError: A tensor is not what its step says; lists every case.
@@ -268,10 +263,7 @@ class Receipt(Grouped):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the initial weights, 16 hex digits: equal in every layout of the same weights.
-
-        Computed from what each process holds, without gathering.
-        """
+        """Hash of the initial weights, 16 hex digits: equal in every layout of the same weights."""
         return fingerprint(dict(self.fingerprints))
 
     def check_bits(self, model: nn.Module) -> None:
@@ -307,10 +299,7 @@ class Receipt(Grouped):
 
     @property
     def calibrated(self) -> dict[str, tuple[float, ...]]:
-        """What each calibrated weight was multiplied by, by name; three numbers for packed q, k, v.
-
-        Empty where `apply_policy` was not asked to `calibrate`.
-        """
+        """What each calibrated weight was multiplied by; three numbers for packed q, k, v."""
         return {step.name: step.factors for step in self.plan if step.factors}
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
@@ -318,11 +307,7 @@ class Receipt(Grouped):
         return self.plan.pairs(model)
 
     def verify(self, model: nn.Module | None = None) -> Verification:
-        """Measure every tensor of a model against what was written; see `Plan.verify`.
-
-        Args:
-            model: A model with the same sites; None for the one that was written.
-        """
+        """Measure every tensor of a model against what was written; see `Plan.verify`."""
         return self.plan.verify(model)
 
     def reproduce(
@@ -332,7 +317,7 @@ class Receipt(Grouped):
         threads: int | None = None,
         draw_on: torch.device | str | None = None,
     ) -> "Receipt":
-        """Write the same bits to another model that has the same parameters.
+        """Write the same bits to another model that has the same parameters; return its receipt.
 
         What the plan kept is kept here too, with a warning: it is not part of the receipt. What was
         calibrated is multiplied by the same factors, without another look at inputs.
@@ -342,22 +327,18 @@ class Receipt(Grouped):
             threads: As for `apply_policy`.
             draw_on: Device that draws; None: one of the type that drew the first time.
 
-        Returns:
-            The receipt of the second time.
-
         Raises:
             PlanError: The model has other parameters; lists every case.
-            ApplyError: The streams are of another version of their contract, or something cannot be
-                written.
+            ApplyError: The streams are of another version, or something cannot be written.
 
         Warns:
             InitPolicyWarning: Torch is another version, or computes with other instructions, so
                 that the bits may be others; or the plan kept parameters, which the message lists.
         """
         self.versions.check()
-        drawn_on = self.devices[0] if len(self.devices) == 1 else None
-        where = draw_on or drawn_on
-        receipt = self.plan.apply(model, seed=self.seed, threads=threads, draw_on=where)
+        if draw_on is None and len(self.devices) == 1:
+            (draw_on,) = self.devices
+        receipt = self.plan.apply(model, seed=self.seed, threads=threads, draw_on=draw_on)
         _warn_of_kept(self.plan)
         return receipt
 
@@ -402,7 +383,6 @@ class Receipt(Grouped):
 
 
 def _warn_of_kept(steps: Iterable[Step]) -> None:
-    """Warn of parameters whose values no receipt holds, repeated ones in one line."""
     kept = folded((step.name, (step.reason,)) for step in steps if step.keeps)
     if kept:
         cases = [f"{name}: {why}" for name, (why,) in kept]

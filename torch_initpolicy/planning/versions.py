@@ -1,7 +1,4 @@
-"""Versions: what the bits depend on besides a plan and a seed.
-
-Knows what is installed, not plans.
-"""
+"""Versions: what the bits depend on besides a plan and a seed."""
 
 import platform
 from dataclasses import dataclass
@@ -51,11 +48,10 @@ class Versions:
         """Make sure that this process draws the bits that were drawn under these versions.
 
         Raises:
-            ApplyError: It knows another contract of random streams, so that they are others.
+            ApplyError: It knows another contract of random streams.
 
         Warns:
-            InitPolicyWarning: Its torch is another version, or computes with other instructions, so
-                that they may be others.
+            InitPolicyWarning: Its torch is another version, or computes with other instructions.
         """
         here = Versions.here()
         if self.streams != here.streams:
@@ -65,10 +61,8 @@ class Versions:
                 f"{self.torch_initpolicy}"
             )
         if self.kernels != here.kernels:
-            warn(
-                f"drawn with {self.kernels}, this is {here.kernels}: the bits may differ",
-                InitPolicyWarning,
-            )
+            what = f"drawn with {self.kernels}, this is {here.kernels}: the bits may differ"
+            warn(what, InitPolicyWarning)
 
 
 def installed(package: str) -> str:
