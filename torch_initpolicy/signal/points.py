@@ -152,7 +152,7 @@ def arriving(body: Sequence[Point]) -> float:
     """Return the second moment that comes out at the end of a body, whichever way it comes.
 
     It is the largest from the last weight on: behind a residual branch that starts small the sum
-    carries the signal.
+    carries the signal. An activation counts where it ends the body: that of a gate is no signal.
     """
     last = max(place for place, point in enumerate(body) if point.site is not None)
-    return max(point.second for point in body[last:])
+    return max(point.second for point in body[last:] if not point.activates or point is body[-1])
