@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy import apply_policy, audit_model, lsuv_
 from torch_initpolicy.report.audit import Audit
+from torch_initpolicy.testing import assert_untouched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,6 +165,66 @@ def test_the_model_is_untouched(make):
     assert [parameter._version for parameter in model.parameters()] == versions
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("when", ["forward", "between starts"])
+def test_an_interrupted_audit_leaves_the_model_as_it_was(when):
+    """Ctrl-C ends it, within a forward pass or between two starts, and undoes everything."""
+    model = residual()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if when == "forward":
+        model[6].forward = interrupt
+    with assert_untouched(model), pytest.raises(KeyboardInterrupt):
+        audit_model(model, batch(), tell=interrupt)
+
+
+def test_a_repair_is_narrowed_to_what_it_does_otherwise():
+    """Of a policy that is needed only those parameters are written that `auto` starts otherwise."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    apply_policy(model, seed=0)
+
+    best = audit_model(model, torch.randn(4, 12, 32)).recommended
+
+    assert best.call == (
+        "apply_policy(model, \"depth_scaled\", only=['*.linear2.weight', '*.out_proj.weight'])"
+    )
+
+
+def test_what_is_meant_is_not_calibrated():
+    """Where calibration is tried, a head that starts at zero is left out by name."""
+    model = mixing()
+    nn.init.zeros_(model[-1].weight)
+
+    calls = [repair.call for repair in audit_model(model, batch()).repairs]
+
+    assert "lsuv_(model, batch, skip=['4.weight'])" in calls
+
+
+def test_a_temperature_has_its_remedy_in_the_headline():
+    """No policy lowers it, so nothing is tried, and the sentence says what to write."""
+
+    class Contrasted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(128, 8), nn.Linear(128, 8)
+            self.scale = nn.Parameter(torch.tensor(1e3))
+
+        def forward(self, x):
+            left, right = (nn.functional.normalize(f(x), dim=-1) for f in (self.left, self.right))
+            return self.scale * left @ right.mT
+
+    audit = audit_model(Contrasted(), batch())
+
+    assert audit.repairs == ()
+    assert audit.headline == (
+        "The output starts too large at 'scale'. Start 'scale' at a factor of about 14, as CLIP "
+        "does."
+    )
 
 
 def test_what_repairs_comes_first(exploding):

@@ -6,16 +6,11 @@ Knows the graph and which parameters are zero; no residual branches.
 from collections.abc import Collection, Mapping, Sequence
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 
 Sites = frozenset[str]
-
-_Ways = dict[int, Sites | None]
+Ways = dict[int, Sites | None]
 """For each node the zeros in the way of the gradient; None where some of it gets through."""
-
-_Ahead = dict[int, Sites]
-"""For each node the zeros that its output comes to, on any way."""
 
 
 def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -> dict[int, Sites]:
@@ -34,15 +29,16 @@ def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -
     """
     if not zeros:
         return {}
-    ways: _Ways = {}
-    ahead: _Ahead = {}
-    readers = _readers(uses)
-    factors = _factors(uses, zeros)
+    ways: Ways = {}
+    ahead: dict[int, Sites] = {}
+    readers, factors = _readers(uses), _factors(uses, zeros)
     for node in reversed(uses.graph.nodes):
         reading = [index for value in node.outputs for index in readers.get(value, ())]
         ways[node.index] = None if gradients.get(node.index) else _way(reading, factors, ways)
-        live = _is_live(uses, node, gradients)
-        ahead[node.index] = frozenset() if live else _ahead(reading, factors, ahead)
+        # An activation that gets a gradient and lets none on is dead: no zeros are the cause.
+        activates = uses.role(node) in (OpRole.ACTIVATES, OpRole.GATES)
+        live = activates and gradients.get(node.index)
+        ahead[node.index] = Sites() if live else _ahead(reading, factors, ahead)
     lost = (index for index, gradient in gradients.items() if gradient == 0)
     return {index: way for index in lost if (way := ways[index] or ahead[index])}
 
@@ -61,29 +57,25 @@ def _factors(uses: Uses, zeros: Collection[str]) -> dict[int, Sites]:
     factors: dict[int, Sites] = {}
     for use in uses.found:
         if use.source.site in zeros and "bias" not in use.slot:
-            known = factors.get(use.node.index, frozenset())
+            known = factors.get(use.node.index, Sites())
             factors[use.node.index] = known | {use.source.site}
     return factors
 
 
-def _way(reading: Sequence[int], factors: Mapping[int, Sites], ways: _Ways) -> Sites | None:
+def _way(reading: Sequence[int], factors: Mapping[int, Sites], ways: Ways) -> Sites | None:
     """Collect what is in the way behind a node; None where one way is open."""
-    found: Sites = frozenset()
+    found = Sites()
     for reader in reading:
-        own, behind = factors.get(reader, frozenset()), ways[reader]
+        own, behind = factors.get(reader, Sites()), ways[reader]
         if behind is None and not own:
             return None
-        found |= own | (behind or frozenset())
+        found |= own | (behind or Sites())
     return found
 
 
-def _ahead(reading: Sequence[int], factors: Mapping[int, Sites], ahead: _Ahead) -> Sites:
+def _ahead(
+    reading: Sequence[int], factors: Mapping[int, Sites], ahead: Mapping[int, Sites]
+) -> Sites:
     """Collect the zeros that a node's output comes to."""
-    parts = (factors.get(reader, frozenset()) | ahead[reader] for reader in reading)
-    return frozenset[str]().union(*parts)
-
-
-def _is_live(uses: Uses, node: Node, gradients: Mapping[int, float]) -> bool:
-    """Say whether a node is an activation with a gradient: where it lets none on, it is dead."""
-    activates = uses.role(node) in (OpRole.ACTIVATES, OpRole.GATES)
-    return activates and bool(gradients.get(node.index))
+    parts = (factors.get(reader, Sites()) | ahead[reader] for reader in reading)
+    return Sites().union(*parts)

@@ -19,15 +19,7 @@ from torch_initpolicy.trace.recorder import Ran
 
 @torch.no_grad()
 def measure(ran: Ran, role: OpRole, inputs: int, *, site: str | None, source: str | None) -> Point:
-    """Measure the first output of an operator.
-
-    Args:
-        ran: The operator, with its tensors.
-        role: What it does to the signal.
-        inputs: How many inputs the batch holds.
-        site: Name of the weight that it applies.
-        source: Name of the last weight before or at it.
-    """
+    """Measure the first output of an operator; names are as a `Point` has them."""
     node, output = ran.node, bare(ran.outputs[0]).detach()
     activates = role in (OpRole.ACTIVATES, OpRole.GATES)
     silences = activates and "softm" not in node.op and output.ndim > 0
@@ -44,7 +36,7 @@ def measure(ran: Ran, role: OpRole, inputs: int, *, site: str | None, source: st
         over=_taken_together(node, shape),
         source=source,
         line=_line_of_model(),
-        **statistics.sketch(output, inputs)._asdict(),
+        **statistics.sketch(output, inputs),
     )
 
 
@@ -85,10 +77,7 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def _line_of_model() -> str:
-    """Return the line of the model's code that is running: the first that is not ours or torch's.
-
-    Empty where our own code called torch's, as for a net of `nn.Sequential`.
-    """
+    """Return the line of the model's code that is running; empty where only torch's is."""
     left = False
     for frame, line in traceback.walk_stack(None):
         file = frame.f_code.co_filename

@@ -89,7 +89,7 @@ class Signal:
         return {key: _finite(value) for key, value in dataclasses.asdict(self).items()}
 
     def plot(self, *others: "Signal", labels: tuple[str, ...] = ()) -> Figure:
-        """Draw the profiles over the depth, those of other signals over them.
+        """Draw second moments and gradients over the depth, those of other signals over them.
 
         Args:
             others: Signals of the same model under other policies.

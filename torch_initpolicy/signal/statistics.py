@@ -7,64 +7,39 @@ those of its two parts. Knows tensors only.
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.norms import norm, wide
 
-SAMPLED = 1 << 16
-"""Elements that are looked at where a statistic does not need all of them."""
-
-FEATURES = 4096
-"""Features of each input that are compared."""
-
-INPUTS = 64
-"""Inputs of a batch that are compared."""
+SAMPLED, INPUTS, FEATURES = 1 << 16, 64, 4096
+"""How many elements are looked at, and how many inputs and features of each are compared."""
 
 DECADES = (-8.0, 4.0)
 """Powers of ten between which a histogram has two bins for each."""
 
 
-class Sketch(NamedTuple):
-    """Moments of a tensor and how different inputs are in it: fields of a `Point`."""
-
-    mean: float
-    std: float
-    second: float
-    zeros: float
-    likeness: float | None
-    rank: float | None
-    variation: float | None
-    tokens: float | None
-    histogram: tuple[float, ...]
-
-
-def sketch(tensor: Tensor, inputs: int) -> Sketch:
-    """Measure an activation.
-
-    Args:
-        tensor: A floating-point or complex tensor, not empty.
-        inputs: How many inputs the batch holds.
-    """
+def sketch(tensor: Tensor, inputs: int) -> dict[str, Any]:
+    """Measure an activation of so many inputs, not empty; return fields of a `Point`."""
     rows = by_input(tensor, inputs)
     sample = _sample(tensor.reshape(1, -1) if rows is None else rows)
     cosine, rank, variation = None, None, None
     if rows is not None and inputs > 1:
         cosine, rank, variation = likeness(as_real(sample).flatten(1)).tolist()
     mean, second = _mean(tensor), second_moment(tensor).item()
-    return Sketch(
-        mean=mean,
-        std=math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second,
-        second=second,
-        zeros=(sample == 0).double().mean().item(),
-        likeness=cosine,
-        rank=rank,
-        variation=variation,
-        tokens=_tokens(tensor, inputs),
-        histogram=_histogram(sample),
-    )
+    return {
+        "mean": mean,
+        "std": math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second,
+        "second": second,
+        "zeros": (sample == 0).double().mean().item(),
+        "likeness": cosine,
+        "rank": rank,
+        "variation": variation,
+        "tokens": _tokens(tensor, inputs),
+        "histogram": _histogram(sample),
+    }
 
 
 def second_moment(*tensors: Tensor) -> Tensor:
@@ -218,37 +193,26 @@ def flat_share(activation: str, output: Tensor) -> float | None:
 def turned_share(phases: Tensor, axis: int) -> float | None:
     """Return the fraction of phases half a turn or more from those of the most similar row.
 
-    Such a sine says of one input nothing about the next: its layer is a hash.
-
-    Args:
-        phases: What a sine reads.
-        axis: The axis along which its units lie; all other positions are rows.
+    Rows are all positions but those along the axis of units. A sine of such phases says of one
+    input nothing about the next: its layer is a hash.
 
     Examples:
         >>> angles = torch.linspace(0, 1, 64)[:, None]
         >>> turned_share(angles, -1), turned_share(1e3 * angles, -1)
         (0.0, 1.0)
     """
-    rows = phases.movedim(axis, -1).flatten(0, -2).float()[:ROWS_OF_PHASES]
+    rows = phases.movedim(axis, -1).flatten(0, -2).float()[:PHASES]
     if len(rows) < ENOUGH:
         return None
     distances = torch.cdist(rows, rows).fill_diagonal_(math.inf)
     return ((rows - rows[distances.argmin(1)]).abs() >= math.pi).double().mean().item()
 
 
-ROWS_OF_PHASES = 512
-"""Rows whose phases are compared."""
-
-
 def one_sided(scores: Tensor, allowed: Tensor | None = None) -> float | None:
     """Return the fraction of rows of scores whose softmax gives one entry 99 %.
 
-    Args:
-        scores: Rows along the last axis; what is far below zero (`-1e4`) is masked.
-        allowed: Which entries count, besides.
-
-    Returns:
-        A fraction of the rows with three or more entries; None where there are none.
+    Of rows along the last axis with three or more entries that are `allowed` and not masked, which
+    is what lies far below zero (`-1e4`); None where there are none.
     """
     rows = scores.float().flatten(0, -2)[:ROWS]
     open_ = rows > -1e4
@@ -261,8 +225,8 @@ def one_sided(scores: Tensor, allowed: Tensor | None = None) -> float | None:
     return (shares.amax(-1) > SURE).double().mean().item()
 
 
-ROWS = 4096
-"""Rows of scores that are looked at."""
+ROWS, PHASES = 4096, 512
+"""Rows of scores and of phases that are looked at."""
 
 SURE = 0.99
 """A softmax that gives so much to one entry is an argmax."""
@@ -277,9 +241,7 @@ def spread(tensor: Tensor) -> float:
 def excess(logits: Tensor, axis: int) -> float:
     """Return the cross entropy against labels drawn at random, less that of equal logits.
 
-    Args:
-        logits: The logits; their mean over inputs, axis 0, is left out.
-        axis: The axis of the classes.
+    The mean of the logits over inputs, axis 0, is left out: it is that of biases.
 
     Examples:
         >>> excess(torch.zeros(4, 10), 1)
