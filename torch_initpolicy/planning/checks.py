@@ -1,6 +1,8 @@
 """Checks: what could fail when a step is carried out, found before anything is written."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -82,6 +84,58 @@ def check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
     cases = list(_misfits(steps, found))
     if cases:
         raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
+
+
+Names = str | Mapping[str, str] | Callable[[str], str]
+"""What the parameters of a part are called in the whole model: a prefix of all their names, names
+there by names here (of parameters or of modules), or a function of a name."""
+
+
+def named_in_whole(names: Names, name: str) -> str:
+    """Return what a parameter of a part is called in the whole model.
+
+    Examples:
+        >>> named_in_whole("encoder", "0.weight"), named_in_whole({"layers.0": "layers.4"}, "head")
+        ('encoder.0.weight', 'head')
+        >>> named_in_whole({"layers.0": "layers.4"}, "layers.0.bias")
+        'layers.4.bias'
+    """
+    if callable(names):
+        return names(name)
+    if isinstance(names, str):
+        return f"{names}.{name}" if names else name
+    inner = name
+    while inner and inner not in names:  # the longest name that is known goes first
+        inner = inner.rpartition(".")[0]
+    return names[inner] + name[len(inner) :] if inner else name
+
+
+def pairs_of_part(
+    steps: Sequence[Step], found: Sequence[Site], names: Names
+) -> tuple[tuple[Site, Step], ...]:
+    """Return each site of a part, under its name in the whole model, with its step.
+
+    Raises:
+        PlanError: Sites have no step of their own, or one for another shape; lists every case.
+    """
+    known = {name: step for step in steps for name in step.names}
+    there = {site: named_in_whole(names, site.name) for site in found}
+    paired = [(site, known[name]) for site, name in there.items() if name in known]
+    cases = [
+        f"the plan has no step for {name!r}, {site.name!r} here{nearest(name, known)}"
+        for site, name in there.items()
+        if name not in known
+    ]
+    cases += [
+        f"{step.name!r} has shape {site.shape} here, its step is for {step.shape}"
+        for site, step in paired
+        if site.shape != step.shape
+    ]
+    counts = Counter(step.name for _, step in paired)
+    cases += [f"{name!r} is {n} tensors here; tie them" for name, n in counts.items() if n > 1]
+    if cases:
+        raise PlanError(f"the plan is not for this part of the model:\n{listing(cases)}")
+    return tuple((replace(site, name=step.name), step) for site, step in paired)
 
 
 def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.notebook import framed
-from torch_initpolicy.planning.checks import check_fit
+from torch_initpolicy.planning.checks import Names, check_fit, pairs_of_part
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Grouped
@@ -73,6 +73,7 @@ class Plan(Grouped):
         model: The model it was made for; None for a plan that was read from a file.
         untraced: Where the forward pass could not be read, so that the order of registration had
             to do: what it raised with the inputs that were tried, and what helps. None otherwise.
+        names: Where `model` is a part of the model, what its parameters are called in the whole.
     """
 
     steps: tuple[Step, ...]
@@ -81,6 +82,7 @@ class Plan(Grouped):
     unknown_operators: tuple[tuple[str, int], ...] = ()
     model: nn.Module | None = field(default=None, repr=False, compare=False)
     untraced: str | None = None
+    names: Names | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -119,14 +121,32 @@ class Plan(Grouped):
         """Compare what this plan and another would leave behind, whatever their reasons."""
         return difference(self.steps, other.steps)
 
-    def on(self, model: nn.Module) -> "Plan":
-        """Return this plan for another model that has the same sites.
+    def on(self, model: nn.Module, names: Names | None = None) -> "Plan":
+        """Return this plan for another model that has the same sites, or for a part of the model.
+
+        Args:
+            model: The model; or with `names` a module that holds some of the sites alone, such as a
+                pipeline stage, or this process' experts.
+            names: What the parameters of a part are called in the whole model: a prefix (`""` where
+                they have their full names), a mapping such as `{"layers.0": "layers.4"}`, or a
+                function of a name.
 
         Raises:
             PlanError: The model has other sites; lists every case.
+
+        Examples:
+            >>> from torch_initpolicy import plan_policy
+            >>> whole = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+            >>> stage = nn.Sequential(nn.Linear(16, 4))
+            >>> [step.name for step in plan_policy(whole).on(stage, {"0": "2"})]
+            ['2.weight', '2.bias']
         """
-        check_fit(self.steps, sites(require_module(model)))
-        return replace(self, model=model)
+        found = sites(require_module(model))
+        if names is None:
+            check_fit(self.steps, found)
+            return replace(self, model=model)
+        steps = tuple(step for _, step in pairs_of_part(self.steps, found, names))
+        return replace(self, model=model, names=names, steps=steps)
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
         """Return each site of the model, as it is now, with its step.
@@ -141,6 +161,8 @@ class Plan(Grouped):
         require_shapes(target)
         reshard(target)
         found = sites(target)
+        if self.names is not None:
+            return pairs_of_part(self.steps, found, self.names)
         check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
         return tuple((site, steps[site.name]) for site in found)
@@ -177,6 +199,8 @@ class Plan(Grouped):
         Warns:
             SymmetricInitWarning: Units of a hidden layer are identical and stay identical.
         """
+        if seed is None and self.names is not None:
+            raise PlanError("parts of one model are drawn from one seed; say which: seed=0")
         drawing, target = Drawing(seed, threads, draw_on), self._bound(model)
         bound = replace(self, model=target)
         with opened(target):
@@ -257,7 +281,7 @@ class Receipt(Grouped):
     def of(cls, plan: Plan, written: Written) -> "Receipt":
         """Return the receipt of a plan that was carried out in this process."""
         seconds = written.staging + written.writing
-        found = () if plan.model is None else sites(plan.model)
+        found = [] if plan.model is None else [site for site, _ in plan.pairs()]
         prints = tuple(fingerprints(found, plan.model).items())
         return cls(plan, written.seed, written.devices, Versions.here(), seconds, prints)
 
@@ -276,7 +300,10 @@ class Receipt(Grouped):
             VerifyError: A tensor has other bits; names it, and on other processes the rank.
         """
         with together(process_groups(model)):
-            found = fingerprints(sites(require_module(model)))
+            held = sites(require_module(model))
+            if self.plan.names is not None:
+                held = tuple(site for site, _ in self.pairs(model))
+            found = fingerprints(held)
             wrong = [name for name, known in self.fingerprints if found.get(name) != known]
             if wrong:
                 cases = listing(list(map(repr, wrong)))

@@ -127,7 +127,7 @@ def apply_steps(
         staged_at = time.perf_counter()
         commit(partial(_write, jobs, staged, workers), groups, workers, partial(_mark_filled, jobs))
         if model is not None:
-            hook_multipliers(model, (step for _, step in known))
+            hook_multipliers(model, known)
     return Written(
         seed=seed,
         names=tuple(job.site.name for job in jobs),

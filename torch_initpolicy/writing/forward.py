@@ -4,7 +4,7 @@ A hook is a frozen value without state: it adds nothing to a `state_dict`, is co
 with its module, and is traced by `torch.compile`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,21 +67,16 @@ def takes_hook(site: Site) -> bool:
     return is_layer and is_whole and (not is_table or len(site.names) > 1)
 
 
-def hook_multipliers(model: nn.Module, steps: Iterable[Step]) -> None:
-    """Register the forward multipliers of a plan; those of an earlier plan are replaced.
-
-    Args:
-        model: The model that the steps are about.
-        steps: The steps.
-    """
+def hook_multipliers(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> None:
+    """Register the forward multipliers of a plan; those of an earlier plan are replaced."""
     modules = dict(canonical_modules(model))
-    for step in steps:
+    for site, step in pairs:
         if step.multipliers is not None and step.multipliers.forward != 1.0:
-            _hook(step, step.multipliers.forward, modules)
+            owners = [modules[name.rpartition(".")[0]] for name in site.names]
+            _hook(step, step.multipliers.forward, owners)
 
 
-def _hook(step: Step, factor: float, modules: Mapping[str, nn.Module]) -> None:
-    owners = [modules[name.rpartition(".")[0]] for name in step.names]
+def _hook(step: Step, factor: float, owners: Sequence[nn.Module]) -> None:
     if step.facts.tied_head is not None:
         for owner in _heads(owners):
             _forget(owner)
