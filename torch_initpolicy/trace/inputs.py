@@ -3,10 +3,8 @@
 Everything here is shapes on the meta device; nothing is allocated or run.
 """
 
-import importlib
-import inspect
 import itertools
-import sys
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.trace.arguments import (
+    ASKED_FOR,
+    BATCH,
+    floats,
+    free_arguments,
+    libraries,
+    required_arguments,
+    values,
+)
+from torch_initpolicy.trace.layer_inputs import layer_inputs
 from torch_initpolicy.trace.trees import Call
-
-BATCH = 2
-"""Batch normalisation in training mode needs more than one sample."""
-
-_IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512, 16, 8)
-"""Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
-
-_SEQUENCE = 8
-"""Length of sequences of features or of indices."""
-
-_CLIPS = ((16, 112), (16, 224), (8, 224), (32, 224))
-"""Frames and edge lengths of video to try."""
 
 _MOST = 48
 """Inputs that are tried before giving up."""
+
+_BRANCHES, _SHAPES = 3, 4
+"""How many parts of a model, and shapes for an argument are tried."""
 
 
 def as_call(example_inputs: Any) -> Call:
@@ -75,21 +74,22 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _all_candidates(model: nn.Module) -> Iterator[Call]:
     yield from _declared(model)
-    required = _required(model)
-    if required == 0:
+    required = required_arguments(model)
+    if not required:
         yield Call()
-    for arguments in _guessed(model):
-        yield Call(tuple(itertools.islice(itertools.cycle(arguments), max(required, 1))))
+    for guessed in _guessed(model):
+        named = _by_name(model, required, guessed)
+        if named is not None:
+            yield named
+        yield Call(tuple(itertools.islice(itertools.cycle(guessed), max(len(required), 1))))
 
 
-def _required(model: nn.Module) -> int:
-    """Count the positional arguments without a default."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    signature = inspect.signature(model.forward)
-    return sum(
-        parameter.kind in positional and parameter.default is inspect.Parameter.empty
-        for parameter in signature.parameters.values()
-    )
+def _by_name(model: nn.Module, required: Sequence[str], guessed: tuple[Any, ...]) -> Call | None:
+    """Return a call in which names say what all arguments but those of the first layer are."""
+    others = required[len(guessed) :]
+    call = Call(guessed)
+    known = {name: next(values(model, name, call), None) for name in others}
+    return Call(guessed, known) if others and None not in known.values() else None
 
 
 def _declared(model: nn.Module) -> Iterator[Call]:
@@ -97,55 +97,25 @@ def _declared(model: nn.Module) -> Iterator[Call]:
     declared = getattr(model, "example_input_array", None)  # Lightning's name
     if declared is not None:
         yield as_call(declared)
-    for library in _libraries():
+    for library in libraries():
         yield from library.declared_inputs(model)
 
 
-_LIBRARIES = ("timm", "transformers")
-"""Libraries for which `torch_initpolicy.integrations` knows what their models take."""
-
-
-def _libraries() -> Iterator[Any]:
-    """Import what is known of each library that the program itself has imported."""
-    for name in _LIBRARIES:
-        if name in sys.modules:
-            yield importlib.import_module(f"torch_initpolicy.integrations.{name}")
-
-
-def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator[Call]:
-    """Yield a call with one more argument each, for parameters that it leaves unused.
+def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator[list[Call]]:
+    """Yield calls with one more argument, for each argument that may reach what is unused.
 
     Args:
         model: The model.
         call: A call that its forward pass takes.
         unused: Parameters that this call does not use.
     """
-    free = list(_free_arguments(model, call))
-    known = {name: x for lib in _libraries() for name, x in lib.known_arguments(model).items()}
-    pairs = ((name, tensor) for name in free for tensor in known.get(name, ()))
-    for argument, tensor in pairs:
-        yield call._replace(kwargs={**call.kwargs, argument: tensor})
-    branches = {site.name.partition(".")[0]: site for site in reversed(unused)}
-    for site in list(branches.values())[:_BRANCHES]:
-        for (tensor, *_), name in itertools.product(_shapes_for(site, model), free[:_NAMES]):
-            yield call._replace(kwargs={**call.kwargs, name: tensor})
-
-
-_BRANCHES, _NAMES, _SHAPES = 3, 4, 4
-"""How many parts of a model, arguments, and shapes for an argument are tried."""
-
-
-def _shapes_for(site: Site, model: nn.Module) -> Iterator[tuple[Any, ...]]:
-    return itertools.islice(_for_layer(site.owner, model), _SHAPES)
-
-
-def _free_arguments(model: nn.Module, call: Call) -> Iterator[str]:
-    """Yield the arguments that a call leaves at their default None."""
-    signature = inspect.signature(model.forward)
-    taken = signature.bind_partial(*call.args, **call.kwargs).arguments
-    for name, parameter in signature.parameters.items():
-        if parameter.default is None and name not in taken:
-            yield name
+    free = [n for n in free_arguments(model, call) if not re.search(ASKED_FOR, n)]
+    branches = {site.name.partition(".")[0]: site.owner for site in reversed(unused)}
+    for name in free:
+        known = list(itertools.islice(values(model, name, call), _SHAPES))
+        for owner in () if known else itertools.islice(branches.values(), _BRANCHES):
+            known += (made[0] for made in itertools.islice(layer_inputs(owner, model), _SHAPES))
+        yield [call._replace(kwargs={**call.kwargs, name: value}) for value in known]
 
 
 def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
@@ -153,124 +123,17 @@ def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
 
     These are the arguments of a layer. A forward that takes more of them gets them over again.
     """
-    for module in model.modules():
-        found = False
-        for arguments in _for_layer(module, model):
-            found = True
-            yield arguments
-        if found:
-            break
+    first = next((m for m in model.modules() if any(True for _ in layer_inputs(m, model))), None)
+    if first is not None:
+        yield from layer_inputs(first, model)
     for parameter in itertools.islice(model.parameters(), 2):
         for size in sorted(dict.fromkeys(parameter.shape), key=_broadcasts):
-            yield (_floats(BATCH, size),)
+            yield (floats(BATCH, size),)
 
 
 def _broadcasts(size: int) -> bool:
     """Whether features of a size pass for any other size, and so say nothing."""
     return size == 1
-
-
-def _for_layer(module: nn.Module, model: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """Yield arguments for a layer that is first in its model."""
-    if isinstance(module, nn.RNNBase):
-        yield from _with_states(module)
-    elif isinstance(module, nn.RNNCellBase):
-        yield from _with_cell_states(module)
-    elif isinstance(module, nn.MultiheadAttention):
-        sizes = (module.embed_dim, module.kdim, module.vdim)
-        yield tuple(_floats(_SEQUENCE, BATCH, size) for size in sizes)
-    elif isinstance(module, nn.Bilinear):
-        yield _floats(BATCH, module.in1_features), _floats(BATCH, module.in2_features)
-    else:
-        for tensor in _for_layer_of_one(module, model):
-            yield (tensor,)
-
-
-def _with_states(module: nn.RNNBase) -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of a recurrent layer, or several sequences for it.
-
-    Its state is one tensor, or a pair for an LSTM, which a forward may take one by one.
-    """
-    x = _floats(_SEQUENCE, BATCH, module.input_size)
-    batch = _SEQUENCE if module.batch_first else BATCH
-    layers = module.num_layers * (1 + module.bidirectional)
-    state = _floats(layers, batch, module.proj_size or module.hidden_size)
-    if isinstance(module, nn.LSTM):
-        cell = _floats(layers, batch, module.hidden_size)
-        yield x, (state, cell)
-        yield x, state, cell
-    else:
-        yield x, state
-    yield (x,)
-
-
-def _with_cell_states(module: nn.RNNCellBase) -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of one step of a recurrent layer, or the inputs of several."""
-    x, state = _floats(BATCH, module.input_size), _floats(BATCH, module.hidden_size)
-    if isinstance(module, nn.LSTMCell):
-        yield x, (state, state)
-    yield x, state, state
-    yield (x,)
-
-
-def _for_layer_of_one(module: nn.Module, model: nn.Module) -> Iterator[Tensor]:
-    """Yield inputs for a layer that takes a single one."""
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        yield _indices(BATCH, _SEQUENCE)
-        yield _indices(BATCH)
-        yield from (_indices(BATCH, length) for length in _lengths(model))
-    elif isinstance(module, nn.Linear):
-        yield from _features(module.in_features)
-    elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 - torch names no public base
-        yield from _grids(module, model)
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        yield _floats(BATCH, *module.normalized_shape)
-        yield _floats(BATCH, _SEQUENCE, *module.normalized_shape)
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - likewise
-        yield _floats(BATCH, module.num_features)
-        yield _floats(BATCH, module.num_features, 32, 32)
-
-
-def _features(size: int) -> Iterator[Tensor]:
-    yield _floats(BATCH, size)
-    yield _floats(BATCH, _SEQUENCE, size)
-    yield _floats(BATCH, 1, 28, 28)
-    yield _floats(BATCH, 3, 32, 32)
-
-
-def _lengths(model: nn.Module) -> Iterator[int]:
-    """Yield how long sequences may have to be: raw parameters `(1, length, width)` are added."""
-    shapes = dict.fromkeys(tuple(p.shape) for p in model.parameters() if p.dim() == 3)
-    yield from (shape[1] for shape in itertools.islice(shapes, _SHAPES) if shape[0] == 1)
-
-
-def _grids(module: nn.modules.conv._ConvNd, model: nn.Module) -> Iterator[Tensor]:
-    channels, dimensions = module.in_channels, len(module.kernel_size)
-    if dimensions == 1:
-        for length in (128, 1024, 16000, _SEQUENCE):
-            yield _floats(BATCH, channels, length)
-    elif dimensions == 2:
-        for edges in (*_declared_edges(model), *((edge, edge) for edge in _IMAGE_SIZES)):
-            yield _floats(BATCH, channels, *edges)
-    else:
-        for frames, edge in _CLIPS:
-            yield _floats(BATCH, channels, frames, edge, edge)
-        yield _floats(BATCH, channels, 16, 16, 16)
-
-
-def _declared_edges(model: nn.Module) -> Sequence[tuple[int, int]]:
-    edge = getattr(model, "image_size", getattr(model, "img_size", None))
-    if isinstance(edge, int):
-        return ((edge, edge),)
-    return (tuple(edge),) if isinstance(edge, (tuple, list)) and len(edge) == 2 else ()
-
-
-def _floats(*shape: int) -> Tensor:
-    return torch.empty(shape, device="meta")
-
-
-def _indices(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64, device="meta")
 
 
 def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0, times: int = 1) -> Call:

@@ -1,10 +1,10 @@
 """Reads a model: records its forward pass as best it can, and says what follows for each site."""
 
-import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,20 +14,12 @@ from torch_initpolicy.sites import Site, borrowing, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
-from torch_initpolicy.trace.inputs import (
-    as_call,
-    candidates,
-    extensions,
-    small_and_real,
-    vocabulary,
-)
-from torch_initpolicy.trace.reach import Reach
-from torch_initpolicy.trace.record import capture, with_grad_if_asked
+from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.registration_order import ordered_facts
-from torch_initpolicy.trace.shapes import SHAPE_RULES
+from torch_initpolicy.trace.search import Recorded, Search, parts
 from torch_initpolicy.trace.site_facts import facts
-from torch_initpolicy.trace.stand_ins import drawn_for, is_readable
+from torch_initpolicy.trace.stand_ins import is_readable
 from torch_initpolicy.trace.trees import Call
 
 
@@ -42,7 +34,8 @@ class Reading:
         flow: The data flow; None where it could not be recorded.
         unknown_operators: Operators of unknown role, with their number.
         failure: Why the forward pass could not be read on meta tensors, or None.
-        untraced: Why it could not be read at all, with what helps, or None.
+        untraced: What could not be read as a whole and why, with what helps, or None.
+        parts: Names of the modules that were run on their own, for nothing else reached them.
     """
 
     facts: Mapping[str, Facts]
@@ -52,6 +45,7 @@ class Reading:
     unknown_operators: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
     untraced: str | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def unused(self) -> AbstractSet[str]:
@@ -82,15 +76,13 @@ def read(
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
     with borrowing(inner):
-        attempt = _Attempt(inner, sites)
+        search = Search(inner, sites)
         if example_inputs is not None:
-            return attempt.given(as_call(example_inputs))
-        return attempt.searched() or Reading(
-            ordered_facts(inner, sites),
-            "order",
-            failure=attempt.failure,
-            untraced=_untraced(attempt.failure or "there was nothing to try"),
-        )
+            return _given(search, as_call(example_inputs))
+        recorded = search.found()
+        ordered = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
+        main = ordered if recorded is None else _reading(sites, recorded, search)
+        return _completed(main, inner, sites, search.budget)
 
 
 _COMPILED = "TorchScript hides what its parameters do"
@@ -101,154 +93,53 @@ def is_scripted(model: nn.Module) -> bool:
     return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 
-def _untraced(failure: str) -> str:
-    """Say why the forward pass tells nothing, and what would help."""
-    return f"no inputs found: {textwrap.shorten(failure, 200)}; give example_inputs="
+def _given(search: Search, call: Call) -> Reading:
+    """Read with the user's own inputs."""
+    recorded = search.given(call)
+    if recorded is None:
+        raise refusal(search.model, call, search.failed[-1].error, "the given example_inputs")
+    return _reading(search.sites, recorded, search)
 
 
-_EDGES = (64, 128, 224)
-"""Image sizes to run for real with, in pixels."""
-
-_REAL = 4
-"""Inputs to try for real, each with all image sizes."""
-
-_DRAWS, _TIMES = 8, 8
-"""Draws of real inputs, and how many times larger the later are: a router sends each elsewhere."""
-
-_BASE, _SHARE = 20_000, 50
-"""Operators that a search may run, and how many more for each parameter."""
-
-_SMALL = 2**26
-"""Elements of all parameters up to which a model without memory may run for real."""
+def _failure(search: Search) -> str | None:
+    return in_short(search.failed[0].error) if search.failed else None
 
 
-def _first(readings: Iterable[Reading | None]) -> Reading | None:
-    return next((reading for reading in readings if reading is not None), None)
-
-
-class _Attempt:
-    """Attempts to record a model's forward pass, the cheapest first."""
-
-    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        self.model = model
-        self.sites = sites
-        self.names = {id(p): site.name for site in sites for p in site.parameters}
-        self.numbers = dict(_numbers(sites))
-        self.reach = Reach(model)
-        self.budget = Budget(math.inf)
-        self.failure: str | None = None  # why not on meta
-        self.error = Exception("nothing was tried")  # what came last
-
-    def given(self, call: Call) -> Reading:
-        """Record with the user's own inputs."""
-        reading = self._on_meta(call)
-        if reading is None and self._fits_in_memory():
-            reading = self._record(call, "ran")
-        if reading is None:
-            raise refusal(self.model, call, self.error, "the given example_inputs")
-        return reading
-
-    def searched(self) -> Reading | None:
-        """Record with inputs that are looked for, until every parameter is seen or no more can be.
-
-        The search has a budget: what it takes is linear in the number of parameters.
-        """
-        self.budget = Budget(_BASE + _SHARE * len(self.sites))
-        calls = list(candidates(self.model))
-        reading = _first(self._on_meta(call, calls) for call in calls)
-        if reading is None and self._fits_in_memory():
-            reading = _first(self._for_real(c, edge) for edge in _EDGES for c in calls[:_REAL])
-        return None if reading is None else self._extended(reading)
-
-    def _extended(self, reading: Reading) -> Reading:
-        """Add arguments that are left out, one by one, as long as more parameters are seen."""
-        self.budget = Budget(_BASE + _SHARE * len(self.sites))
-        while reading.unused and reading.call is not None:
-            unused = [site for site in self.sites if site.name in reading.unused]
-            calls = extensions(self.model, reading.call, unused)
-            tried = (self._again(call, reading) for call in calls)
-            better = next((r for r in tried if r and len(r.unused) < len(reading.unused)), None)
-            if better is None:
-                return reading
-            reading = better
-        return reading
-
-    def _again(self, call: Call, reading: Reading) -> Reading | None:
-        """Record another call as a reading was, and add what that alone has seen."""
-        if reading.evidence == "ran":
-            found = self._for_real(call, _EDGES[0])
-        else:
-            found = self._record(call, "traced")
-        return None if found is None else _joined(found, reading)
-
-    def _fits_in_memory(self) -> bool:
-        """Say whether the model may run for real: it is real already, or small."""
-        on_meta = (math.prod(site.shape) for site in self.sites if site.device.type == "meta")
-        return sum(on_meta) <= _SMALL
-
-    def _on_meta(self, call: Call, others: Sequence[Call] = ()) -> Reading | None:
-        """Record in evaluation mode; what it leaves out, look for in training mode."""
-        reading = self._record(call, "traced")
-        if reading is None or not reading.unused:
-            return reading
-        attempts = (self._record(c, "traced", training=True) for c in (call, *others))
-        training = next((attempt for attempt in attempts if attempt is not None), None)
-        return reading if training is None else _joined(reading, training)
-
-    def _for_real(self, call: Call, edge: int) -> Reading | None:
-        """Record on small real inputs, on others too where some parameters are seen by few."""
-        rows = vocabulary(self.model)
-        reading = self._record(small_and_real(call, edge=edge, indices=rows), "ran")
-        for seed in range(1, _DRAWS):
-            if reading is None or not reading.unused:
-                break
-            other = small_and_real(call, edge=edge, indices=rows, seed=seed, times=_TIMES)
-            again = self._record(other, "ran")
-            reading = reading if again is None else _joined(reading, again)
-        return reading
-
-    def _record(self, call: Call, evidence: Evidence, *, training: bool = False) -> Reading | None:
-        try:
-            graph = with_grad_if_asked(
-                lambda with_grad: capture(
-                    self.model,
-                    call,
-                    names=self.names,
-                    on_meta=evidence == "traced",
-                    drawn=None if evidence == "traced" else drawn_for(self.sites),
-                    training=training,
-                    with_grad=with_grad,
-                    shape_rules=SHAPE_RULES,
-                    budget=self.budget,
-                    reach=self.reach,
-                )
-            )
-        except Exception as error:  # noqa: BLE001 - a forward may raise anything
-            self.failure, self.error = self.failure or in_short(error), error
-            return None
-        found = flow(graph, parameters=self.numbers)
-        return Reading(
-            facts=facts(self.sites, found, evidence),
-            evidence=evidence,
-            call=call,
-            flow=found,
-            unknown_operators=unknown_operators(found),
-            failure=self.failure if evidence == "ran" else None,
-        )
-
-
-def _joined(first: Reading, training: Reading) -> Reading:
-    """Add what only training mode uses (auxiliary heads) to a reading of evaluation mode."""
-    joined = {
-        name: found if found.used else training.facts[name] for name, found in first.facts.items()
-    }
+def _reading(sites: Sequence[Site], recorded: Recorded, search: Search) -> Reading:
+    """Say what follows from recordings; the first that uses a parameter says what it meets."""
+    numbers = dict(_numbers(sites))
+    flows = [flow(graph, parameters=numbers) for graph in recorded.graphs]
+    evidence: Evidence = "traced" if recorded.on_meta else "ran"
+    found: dict[str, Facts] = {}
+    for each in flows:
+        seen = facts(sites, each, evidence)
+        found = {n: f if n not in found or not found[n].used else found[n] for n, f in seen.items()}
     return Reading(
-        facts=joined,
-        evidence=first.evidence,
-        call=first.call,
-        flow=first.flow,
-        unknown_operators={**training.unknown_operators, **first.unknown_operators},
+        facts=found,
+        evidence=evidence,
+        call=recorded.call,
+        flow=flows[0],
+        unknown_operators=dict(ChainMap(*map(unknown_operators, flows))),
+        failure=None if recorded.on_meta else _failure(search),
     )
+
+
+def _completed(main: Reading, model: nn.Module, sites: Sequence[Site], budget: Budget) -> Reading:
+    """Add what modules that were not reached say when they run on their own."""
+    unseen = [site for site in sites if site.name in main.unused]
+    own = {name: _reading(s.sites, r, s) for name, s, r in parts(model, unseen, budget)}
+    found = {n: f for part in own.values() for n, f in part.facts.items() if f.used}
+    facts = {**main.facts, **{n: replace(f, feeds_output=False) for n, f in found.items()}}
+    return replace(main, facts=facts, parts=tuple(own), untraced=_untraced(main, tuple(own)))
+
+
+def _untraced(main: Reading, parts: Sequence[str]) -> str | None:
+    """Say what was not read as a whole, and what would help."""
+    failure = textwrap.shorten(main.failure or "there was nothing to try", 200)
+    whole = f"no inputs found: {failure}" if main.evidence == "order" else ""
+    apart = f"run on their own: {', '.join(parts)}" if parts else ""
+    said = "; ".join(filter(None, (whole, apart)))
+    return f"{said}; give example_inputs=" if said else None
 
 
 def _numbers(sites: Sequence[Site]) -> Iterator[tuple[str, float]]:
