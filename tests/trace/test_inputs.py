@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
-from torch_initpolicy.trace.inputs import as_call, candidates, small_and_real
+from torch_initpolicy.trace.inputs import as_call, candidates
 from torch_initpolicy.trace.read import read
+from torch_initpolicy.trace.stand_ins import random_call
 from torch_initpolicy.trace.trees import Call
 
 transformers = pytest.importorskip("transformers")
@@ -156,7 +157,7 @@ class TestShapesOfInputs:
         """Images are cropped, indices drawn in range, and numbers that have a meaning stay."""
         image, indices = torch.empty(2, 3, 224, 224), torch.empty(4, 8, dtype=torch.int64)
         call = Call((image.to("meta"),), {"i": indices.to("meta"), "grid": torch.tensor([1, 4])})
-        small = small_and_real(call, edge=64, indices=7)
+        small = random_call(call, 7, edge=64)
 
         assert shapes(small) == [(2, 3, 64, 64), (4, 8), (2,)]
         assert set(small.kwargs["i"].flatten().tolist()) == set(range(7))

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.integrations.checkpoints import initialize_missing
-from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, indices, required_arguments
+from torch_initpolicy.trace.arguments import (
+    BATCH,
+    SEQUENCE,
+    floats,
+    integers,
+    required_arguments,
+)
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["declared_inputs", "initialize_missing", "known_arguments"]
@@ -75,7 +81,7 @@ def _number(config: Any, default: int, *names: str) -> int:
 
 def _text(config: Any) -> dict[str, Sequence[Tensor]]:
     width = _number(config, 16, "hidden_size", "d_model", "n_embd", "dim")
-    ids, features = indices(BATCH, SEQUENCE), floats(BATCH, SEQUENCE, width)
+    ids, features = integers(BATCH, SEQUENCE), floats(BATCH, SEQUENCE, width)
     same = dict.fromkeys(
         ("input_ids", "decoder_input_ids", "qformer_input_ids", "classes_input_ids"), (ids,)
     )
@@ -83,7 +89,7 @@ def _text(config: Any) -> dict[str, Sequence[Tensor]]:
         ("inputs_embeds", "hidden_states", "query_embeds", "encoder_hidden_states"), (features,)
     )
     boxes = torch.zeros(BATCH, SEQUENCE, 4, dtype=torch.int64)
-    several = indices(BATCH, 2, SEQUENCE)
+    several = integers(BATCH, 2, SEQUENCE)
     return {**same, **hidden, "bbox": (boxes,), "input_ids": (ids, several)}
 
 
@@ -138,5 +144,5 @@ def _sound(config: Any) -> dict[str, Sequence[Tensor]]:
         "audio_values": (wave,),
         "input_features_mask": (mask,),
         "past_values": (series, series[..., 0]),
-        "audio_codes": (indices(BATCH, _number(config, 8, "num_quantizers"), SEQUENCE),),
+        "audio_codes": (integers(BATCH, _number(config, 8, "num_quantizers"), SEQUENCE),),
     }

@@ -22,9 +22,8 @@ from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Graph, Node
 from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.real_inputs import batch_size
 from torch_initpolicy.trace.recorder import Ran
-from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.trace.stand_ins import batch_size, copied
 from torch_initpolicy.trace.trees import Call, tensors_in
 from torch_initpolicy.writing.shards import full
 

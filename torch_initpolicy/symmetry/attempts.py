@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.trace.real_inputs import batch_size
+from torch_initpolicy.trace.stand_ins import batch_size
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 

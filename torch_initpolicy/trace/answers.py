@@ -41,12 +41,12 @@ def answers(model: nn.Module, call: Call, error: Exception) -> Iterator[Call]:
     yield from _with(model, call, missing)
     for name in missing[1:]:
         yield from _with(model, call, [name])
-    yield from _without(call, message)
+    yield from _without_refused(call, message)
     yield from _with_tokens(model, call, message)
     for key in _involved(model, call, frames):
         tensor = call.args[key] if isinstance(key, int) else call.kwargs[key]
-        for other in _reshaped(tensor, message, _failing(frames)):
-            yield _replaced(call, key, other)
+        for other in _of_other_shape(tensor, message, _failing(frames)):
+            yield _with_tensor(call, key, other)
 
 
 class _Place(NamedTuple):
@@ -89,7 +89,7 @@ def _failing(places: Sequence[_Place]) -> nn.Module | None:
 
 def _missing(model: nn.Module, call: Call, message: str, places: Sequence[_Place]) -> list[str]:
     """Return the arguments that an error asks for: in words, or as variables that hold nothing."""
-    free, empty = free_arguments(model, call), list(dict.fromkeys(_empty(places)))
+    free, empty = free_arguments(model, call), list(dict.fromkeys(_unset(places)))
     asked = [name for name in re.findall(r"[^\W\d]\w*", message) if name in free]
     asked = asked or [name for name in empty if name in free]
     if not asked and takes_any(model):
@@ -97,7 +97,7 @@ def _missing(model: nn.Module, call: Call, message: str, places: Sequence[_Place
     return list(dict.fromkeys(asked))
 
 
-def _empty(places: Sequence[_Place]) -> Iterator[str]:
+def _unset(places: Sequence[_Place]) -> Iterator[str]:
     """Yield the arguments that hold nothing on the lines that an error came through."""
     for frame, lines in places:
         code = frame.f_code
@@ -137,7 +137,7 @@ def _with(model: nn.Module, call: Call, names: Sequence[str]) -> Iterator[Call]:
 _REFUSALS = ("not expected", "unexpected", "both", "not supported", "exactly one", "should not")
 
 
-def _without(call: Call, message: str) -> Iterator[Call]:
+def _without_refused(call: Call, message: str) -> Iterator[Call]:
     """Yield a call without an argument that is refused."""
     if any(words in message for words in _REFUSALS):
         for refused in call.kwargs:
@@ -152,7 +152,7 @@ def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
         return
     known = {name: n for name, n in vars(config).items() if re.search(r"token_(id|index)$", name)}
     width = getattr(getattr(config, "text_config", config), "hidden_size", 1)
-    counts = {n // k for n in _numbers(message) for k in (BATCH, 1, BATCH * width, width)}
+    counts = {n // k for n in _spoken_numbers(message) for k in (BATCH, 1, BATCH * width, width)}
     for name in sorted(known, key=lambda name: name.split("_")[0] not in message.lower()):
         for count in sorted(n for n in counts if SEQUENCE < n <= _LARGEST):
             token = known[name]
@@ -166,15 +166,15 @@ def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
 #
 
 
-def _numbers(message: str) -> list[int]:
+def _spoken_numbers(message: str) -> list[int]:
     """Return the whole numbers in a message, each once."""
     found = map(int, re.findall(r"(?<![\w.])\d{1,9}(?!\.\d|\w)", message))
     return [n for n in dict.fromkeys(found) if n]
 
 
-def _reshaped(tensor: Tensor, message: str, failing: nn.Module | None) -> Iterator[Tensor]:
+def _of_other_shape(tensor: Tensor, message: str, failing: nn.Module | None) -> Iterator[Tensor]:
     """Yield tensors of other shapes: of the rank or the length that an error or a layer names."""
-    shape, numbers = tuple(tensor.shape), _numbers(message)
+    shape, numbers = tuple(tensor.shape), _spoken_numbers(message)
     own = [] if failing is None else [n for p in failing.parameters(recurse=False) for n in p.shape]
     shapes = [*_of_other_rank(shape, numbers), *_unflattened(shape, failing)]
     if tensor.is_floating_point() and "unpack" not in message:
@@ -225,7 +225,7 @@ def _unflattened(shape: tuple[int, ...], failing: nn.Module | None) -> Iterator[
             yield (*shape[:-1], *kernel)
 
 
-def _replaced(call: Call, key: int | str, tensor: Any) -> Call:
+def _with_tensor(call: Call, key: int | str, tensor: Any) -> Call:
     if isinstance(key, str):
         return call._replace(kwargs={**call.kwargs, key: tensor})
     return call._replace(args=(*call.args[:key], tensor, *call.args[key + 1 :]))

@@ -19,7 +19,7 @@ BATCH = 2
 """Batch normalisation in training mode needs more than one sample."""
 
 SEQUENCE = 8
-"""Length of sequences of features or of indices."""
+"""Length of sequences of features or of integers."""
 
 _LIBRARIES = ("timm", "transformers")
 """Libraries for which `torch_initpolicy.integrations` knows what their models take."""
@@ -35,7 +35,7 @@ def libraries() -> Iterator[Any]:
 def required_arguments(model: nn.Module) -> list[str]:
     """Return the names of the arguments without a default."""
     taken = inspect.signature(model.forward).parameters.items()
-    return [name for name, p in taken if p.default is p.empty and p.kind in _NAMED]
+    return [name for name, p in taken if p.default is p.empty and p.kind in _BY_KEYWORD]
 
 
 def free_arguments(model: nn.Module, call: Call) -> list[str]:
@@ -49,7 +49,7 @@ def free_arguments(model: nn.Module, call: Call) -> list[str]:
         name: parameter.default is None
         for name, parameter in signature.parameters.items()
         if name not in taken
-        and parameter.kind in _NAMED
+        and parameter.kind in _BY_KEYWORD
         and parameter.default in (None, parameter.empty)
         and not re.search(_NEVER, name)
     }
@@ -62,7 +62,7 @@ def takes_any(model: nn.Module) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _NEVER = r"cache|past_key|^output_|^return_|^use_|^labels$|_labels$|head_mask"
 """Arguments through which no parameter is reached."""
@@ -88,7 +88,7 @@ def values(model: nn.Module, name: str, call: Call) -> Iterator[Any]:
         yield _SCALARS[parameter.annotation]
         return
     shape = next((tuple(t.shape) for t in tensors_in((call.args, dict(call.kwargs))) if t.ndim), ())
-    for pattern, make in _BY_NAME.items():
+    for pattern, make in _BY_WORD.items():
         if re.search(pattern, name):
             yield make(shape or (BATCH, SEQUENCE))
             return
@@ -104,8 +104,8 @@ def floats(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def indices(*shape: int) -> Tensor:
-    """Return indices without memory; recorded are numbers from 0 to the last dimension's length."""
+def integers(*shape: int) -> Tensor:
+    """Return integers without memory; a recording counts them up along the last axis."""
     return torch.empty(shape, dtype=torch.int64, device="meta")
 
 
@@ -114,12 +114,12 @@ def _mask(shape: Sequence[int]) -> Tensor:
     return torch.ones(kept[:3] if len(kept) > 3 else kept[:2], dtype=torch.bool)
 
 
-_BY_NAME: Mapping[str, Callable[[Sequence[int]], Tensor]] = {
+_BY_WORD: Mapping[str, Callable[[Sequence[int]], Tensor]] = {
     r"mask": _mask,
-    r"timestep|^t$|^time$|^step$": lambda shape: indices(shape[0]),
+    r"timestep|^t$|^time$|^step$": lambda shape: integers(shape[0]),
     r"edge_index": lambda _: torch.tensor([[0, 1], [1, 0]]),
-    r"position_ids|pos_ids": lambda shape: indices(*shape[:2]),
-    r"_ids?$|tokens?$|index|codes$|indices": lambda shape: indices(shape[0], SEQUENCE),
+    r"position_ids|pos_ids": lambda shape: integers(*shape[:2]),
+    r"_ids?$|tokens?$|index|codes$|integers": lambda shape: integers(shape[0], SEQUENCE),
     r"lengths?$": lambda shape: torch.full(shape[:1], shape[-1]),
     r"sizes?$|shapes?$|_thw$|hw$": lambda shape: torch.tensor([[4, 4]] * shape[0]),
     r"embed|states|features|query|latent|hidden|context": lambda shape: floats(*shape[:2], 16)

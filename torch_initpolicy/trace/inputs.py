@@ -24,7 +24,7 @@ from torch_initpolicy.trace.arguments import (
 from torch_initpolicy.trace.layer_inputs import layer_inputs
 from torch_initpolicy.trace.trees import Call
 
-_MOST = 48
+_MOST_CALLS = 48
 """Inputs that are tried before giving up."""
 
 _BRANCHES, _SHAPES = 3, 4
@@ -61,7 +61,7 @@ def candidates(model: nn.Module) -> Iterator[Call]:
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    for call in itertools.islice(_all_candidates(model), _MOST):
+    for call in itertools.islice(_all_candidates(model), _MOST_CALLS):
         yield call.mapped(cast)
 
 
@@ -78,13 +78,13 @@ def _all_candidates(model: nn.Module) -> Iterator[Call]:
     if not required:
         yield Call()
     for guessed in _guessed(model):
-        named = _by_name(model, required, guessed)
+        named = _filled_in(model, required, guessed)
         if named is not None:
             yield named
         yield Call(tuple(itertools.islice(itertools.cycle(guessed), max(len(required), 1))))
 
 
-def _by_name(model: nn.Module, required: Sequence[str], guessed: tuple[Any, ...]) -> Call | None:
+def _filled_in(model: nn.Module, required: Sequence[str], guessed: tuple[Any, ...]) -> Call | None:
     """Return a call in which names say what all arguments but those of the first layer are."""
     others = required[len(guessed) :]
     call = Call(guessed)
@@ -134,41 +134,3 @@ def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
 def _broadcasts(size: int) -> bool:
     """Whether features of a size pass for any other size, and so say nothing."""
     return size == 1
-
-
-def small_and_real(call: Call, *, edge: int, indices: int, seed: int = 0, times: int = 1) -> Call:
-    """Return real inputs like those of `call`: images at most `edge` pixels wide.
-
-    Args:
-        call: Inputs; those on meta say a shape only, and what is no floating-point number and has
-            a value keeps it.
-        edge: The most pixels of an image.
-        indices: How many indices are valid.
-        seed: Which numbers to draw.
-        times: How many times as many samples to draw.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def real(argument: Tensor) -> Tensor:
-        spatial = argument.dim() == 4 and argument.shape[1] <= 4
-        shape = [n * times for n in argument.shape[:1]] + list(argument.shape[1:])
-        shape = shape[:2] + [min(edge, n) for n in shape[2:]] if spatial else shape
-        if argument.is_floating_point() or argument.is_complex():
-            return torch.randn(shape, generator=generator).to(argument.dtype)
-        if not argument.is_meta:
-            return argument.clone()
-        if argument.dtype == torch.bool:
-            return torch.ones(shape, dtype=torch.bool)
-        return torch.randint(indices, shape, generator=generator).to(argument.dtype)
-
-    return call.mapped(real)
-
-
-def vocabulary(model: nn.Module) -> int:
-    """Return how many indices every table of the model holds; tables of types are too small."""
-    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    return min((n for n in rows if n >= _TYPES), default=min(rows, default=2))
-
-
-_TYPES = 16
-"""Rows of a table up to which it is one of types: of sentences, of tokens."""

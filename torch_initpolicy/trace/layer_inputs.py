@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, indices
+from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers
 
 _IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512, 16, 8)
 """Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
@@ -75,14 +75,14 @@ def _(layer: nn.Bilinear, model: nn.Module) -> Iterator[tuple[Any, ...]]:
 @layer_inputs.register(nn.Embedding)
 @layer_inputs.register(nn.EmbeddingBag)
 def _(layer: nn.Module, model: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """Yield indices; raw parameters `(1, length, width)` that are added say how many."""
+    """Yield integers; raw parameters `(1, length, width)` that are added say how many."""
     del layer
-    yield (indices(BATCH, SEQUENCE),)
-    yield (indices(BATCH),)
+    yield (integers(BATCH, SEQUENCE),)
+    yield (integers(BATCH),)
     shapes = dict.fromkeys(tuple(p.shape) for p in model.parameters() if p.dim() == 3)
     for first, length, _ in itertools.islice(shapes, _LENGTHS):
         if first == 1:
-            yield (indices(BATCH, length),)
+            yield (integers(BATCH, length),)
 
 
 @layer_inputs.register

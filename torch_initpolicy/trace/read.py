@@ -17,7 +17,8 @@ from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.registration_order import ordered_facts
-from torch_initpolicy.trace.search import Recorded, Search, parts
+from torch_initpolicy.trace.runner import Recorded, Refused
+from torch_initpolicy.trace.search import InputSearch, lone_parts
 from torch_initpolicy.trace.site_facts import facts
 from torch_initpolicy.trace.stand_ins import is_readable
 from torch_initpolicy.trace.trees import Call
@@ -76,13 +77,13 @@ def read(
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
     with borrowing(inner):
-        search = Search(inner, sites)
+        search = InputSearch(inner, sites)
         if example_inputs is not None:
-            return _given(search, as_call(example_inputs))
+            return _given_inputs(search, as_call(example_inputs))
         recorded = search.found()
         ordered = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
-        main = ordered if recorded is None else _reading(sites, recorded, search)
-        return _completed(main, inner, sites, search.budget)
+        main = ordered if recorded is None else _read_from(recorded, search)
+        return _with_parts(main, inner, sites, search.runner.budget)
 
 
 _COMPILED = "TorchScript hides what its parameters do"
@@ -93,21 +94,22 @@ def is_scripted(model: nn.Module) -> bool:
     return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 
-def _given(search: Search, call: Call) -> Reading:
+def _given_inputs(search: InputSearch, call: Call) -> Reading:
     """Read with the user's own inputs."""
-    recorded = search.given(call)
-    if recorded is None:
-        raise refusal(search.model, call, search.failed[-1].error, "the given example_inputs")
-    return _reading(search.sites, recorded, search)
+    outcome = search.given(call)
+    if isinstance(outcome, Refused):
+        raise refusal(search.runner.model, call, outcome.error, "the given example_inputs")
+    return _read_from(outcome, search)
 
 
-def _failure(search: Search) -> str | None:
+def _failure(search: InputSearch) -> str | None:
     return in_short(search.failed[0].error) if search.failed else None
 
 
-def _reading(sites: Sequence[Site], recorded: Recorded, search: Search) -> Reading:
+def _read_from(recorded: Recorded, search: InputSearch) -> Reading:
     """Say what follows from recordings; the first that uses a parameter says what it meets."""
-    numbers = dict(_numbers(sites))
+    sites = search.runner.sites
+    numbers = dict(_single_numbers(sites))
     flows = [flow(graph, parameters=numbers) for graph in recorded.graphs]
     evidence: Evidence = "traced" if recorded.on_meta else "ran"
     found: dict[str, Facts] = {}
@@ -124,10 +126,10 @@ def _reading(sites: Sequence[Site], recorded: Recorded, search: Search) -> Readi
     )
 
 
-def _completed(main: Reading, model: nn.Module, sites: Sequence[Site], budget: Budget) -> Reading:
+def _with_parts(main: Reading, model: nn.Module, sites: Sequence[Site], budget: Budget) -> Reading:
     """Add what modules that were not reached say when they run on their own."""
     unseen = [site for site in sites if site.name in main.unused]
-    own = {name: _reading(s.sites, r, s) for name, s, r in parts(model, unseen, budget)}
+    own = {name: _read_from(r, s) for name, s, r in lone_parts(model, unseen, budget)}
     found = {n: f for part in own.values() for n, f in part.facts.items() if f.used}
     facts = {**main.facts, **{n: replace(f, feeds_output=False) for n, f in found.items()}}
     return replace(main, facts=facts, parts=tuple(own), untraced=_untraced(main, tuple(own)))
@@ -142,7 +144,7 @@ def _untraced(main: Reading, parts: Sequence[str]) -> str | None:
     return f"{said}; give example_inputs=" if said else None
 
 
-def _numbers(sites: Sequence[Site]) -> Iterator[tuple[str, float]]:
+def _single_numbers(sites: Sequence[Site]) -> Iterator[tuple[str, float]]:
     """Yield the numbers in parameters of one: learnt scales, temperatures, and slopes at start."""
     for site in sites:
         if isinstance(site.owner, nn.PReLU):

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site
-from torch_initpolicy.trace.inputs import as_call, vocabulary
+from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
-from torch_initpolicy.trace.recorder import is_index
+from torch_initpolicy.trace.stand_ins import random_call, vocabulary
 from torch_initpolicy.trace.trees import Call, tensors_in
 
-BATCH = 16
+_SAMPLES = 16
 """How many inputs are drawn."""
 
-VECTORS = 64
+_VECTORS = 64
 """How many where each is a vector: cheap, and a unit has no other positions to be seen at."""
 
 
@@ -61,39 +61,12 @@ def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> 
             f"no inputs were found with which the forward pass of {type(model).__name__} runs; "
             "give some: a tensor, a tuple of arguments or a dict of keyword arguments"
         )
-    yield _drawn(model, found, _batch(found))
-    yield _drawn(model, found, None)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for batch in _batch(found), None:
+        drawn = random_call(found, vocabulary(model), batch=batch)
+        yield drawn.mapped(lambda tensor: tensor.to(device))
 
 
 def _batch(call: Call) -> int:
     vectors = (t.ndim <= 2 and t.is_floating_point() for t in tensors_in((call.args, call.kwargs)))
-    return VECTORS if all(vectors) else BATCH
-
-
-def batch_size(call: Call) -> int:
-    """Return how many inputs a call holds: the length of its first tensor's first axis."""
-    first = next((t for t in tensors_in((call.args, dict(call.kwargs))) if t.ndim), None)
-    return max(first.shape[0], 1) if first is not None else 1
-
-
-def _drawn(model: nn.Module, call: Call, batch: int | None) -> Call:
-    """Return random arguments like those of `call`, `batch` in place of its number of inputs."""
-    generator = torch.Generator().manual_seed(0)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    before, rows = batch_size(call), vocabulary(model)
-
-    def draw(like: Tensor) -> Tensor:
-        if is_index(like):
-            return like.to(device)
-        shape = list(like.shape)
-        if batch is not None and shape and shape[0] == before:
-            shape[0] = batch
-        if like.is_floating_point() or like.is_complex():
-            drawn = torch.randn(shape, generator=generator)
-        elif like.dtype == torch.bool:
-            drawn = torch.ones(shape)
-        else:
-            drawn = torch.randint(rows, shape, generator=generator)
-        return drawn.to(device, like.dtype)
-
-    return call.mapped(draw)
+    return _VECTORS if all(vectors) else _SAMPLES

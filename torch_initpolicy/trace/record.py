@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch_initpolicy.trace.borrow import borrowed, cuda_devices
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.reach import Reach
-from torch_initpolicy.trace.recorder import Budget, Ran, Recorder, ShapeRule
+from torch_initpolicy.trace.recorder import Budget, Ran, Recorder
+from torch_initpolicy.trace.shapes import SHAPE_RULES
 from torch_initpolicy.trace.stand_ins import copied, leaf_like, plain_meta
 from torch_initpolicy.trace.trees import Call
 
@@ -77,7 +78,6 @@ def capture(
     drawn: Mapping[int, Tensor] | None = None,
     training: bool = False,
     with_grad: bool = False,
-    shape_rules: Mapping[str, ShapeRule] | None = None,
     budget: Budget | None = None,
     reach: Reach | None = None,
 ) -> Graph:
@@ -95,7 +95,6 @@ def capture(
         drawn: What to run for real with in place of a parameter, by its `id`; copies of others.
         training: Run with every module in training mode, else in evaluation mode.
         with_grad: Whether gradients can be taken.
-        shape_rules: Answers for operators, by name, in place of their own meta kernel.
         budget: How much the run may take.
         reach: What `borrowed` takes.
 
@@ -112,7 +111,7 @@ def capture(
         if not on_meta:
             _seed_cuda(model)
         answers = on_meta and not with_grad  # shape rules answer without a way back
-        recorder = Recorder(shape_rules or {} if answers else {}, on_meta=on_meta, budget=budget)
+        recorder = Recorder(SHAPE_RULES if answers else {}, on_meta=on_meta, budget=budget)
         stand_ins = _stand_ins(model, drawn or {}, on_meta=on_meta, with_grad=with_grad)
         for buffer in model.buffers():
             recorder.enter_buffer(stand_ins[id(buffer)], buffer)
@@ -174,12 +173,12 @@ def _stand_ins(
     made = {}
     for tensor in _tensors_of(model):
         stand_in = plain_meta(tensor) if on_meta else drawn.get(id(tensor))
-        stand_in = _real(tensor) if stand_in is None else stand_in
+        stand_in = _copied_or_ones(tensor) if stand_in is None else stand_in
         made[id(tensor)] = leaf_like(tensor, stand_in) if with_grad else stand_in
     return made
 
 
-def _real(tensor: Tensor) -> Tensor:
+def _copied_or_ones(tensor: Tensor) -> Tensor:
     """Copy a tensor; one without numbers stands for ones, as the statistics of a norm start."""
     return torch.ones(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else copied(tensor)
 

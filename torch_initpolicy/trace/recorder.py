@@ -21,7 +21,7 @@ from torch_initpolicy.trace.functorch import bare, inside, is_transforming, is_w
 from torch_initpolicy.trace.graph import Graph, Node, Ref, Value
 from torch_initpolicy.trace.names import op_name
 from torch_initpolicy.trace.operators import reference
-from torch_initpolicy.trace.stand_ins import copied, plain_meta
+from torch_initpolicy.trace.stand_ins import INDICES, copied, plain_meta
 from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
 
 ShapeRule = Callable[..., Any]
@@ -170,7 +170,7 @@ class Recorder(TorchFunctionMode):
 
     def enter_buffer(self, stand_in: Tensor, buffer: Tensor) -> None:
         """Make known what stands in for a buffer, and the number in one of a single element."""
-        self._new_value(stand_in, constant=_number(buffer), held=_held(buffer))
+        self._new_value(stand_in, constant=_number(buffer), held=_numbers_held(buffer))
 
     def enter_inputs(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of the forward pass known and return their stand-ins."""
@@ -287,7 +287,7 @@ class Recorder(TorchFunctionMode):
         """Make known what no operator was seen to make: a constant, or the way through `vmap`."""
         origin = self._origin(tensor)
         if origin is None:
-            self._new_value(tensor, constant=_number(tensor), held=_held(tensor))
+            self._new_value(tensor, constant=_number(tensor), held=_numbers_held(tensor))
         else:
             self.record("movedim", _unchanged, (origin,), {}, (tensor,))
 
@@ -362,18 +362,9 @@ def _storage_of(tensor: Tensor) -> int:
     return storage_of(tensor) if stored else 0
 
 
-def is_index(tensor: Tensor) -> bool:
-    """Say whether a tensor is one of indices, or a mask, that is small and holds numbers.
-
-    Forward passes look at such numbers, and decide by them, where they only compute with others.
-    """
-    discrete = not (tensor.is_floating_point() or tensor.is_complex())
-    return discrete and not tensor.is_meta and tensor.numel() <= _SMALL
-
-
 def _index_like(tensor: Tensor) -> Tensor:
     """Return what stands in for an input on meta: numbers where it is one of indices."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > _SMALL:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > INDICES:
         return plain_meta(tensor)
     if not tensor.is_meta:
         return tensor.clone()
@@ -384,9 +375,6 @@ def _index_like(tensor: Tensor) -> Tensor:
 
 _PER_UNIT = 2**17
 """Elements made for real that cost as much as an operator: about a millisecond of a convolution."""
-
-_SMALL = 2**20
-"""Elements of a tensor up to which it may hold numbers while others are on meta."""
 
 _FACTORIES = frozenset({torch.arange, torch.zeros, torch.ones, torch.full, torch.tensor})
 
@@ -413,7 +401,7 @@ def _staying(
     Only what a call of `Tensor.to` says of the device is changed.
     """
     device = args[0].device
-    if not args[0].is_meta and args[0].numel() > _SMALL:
+    if not args[0].is_meta and args[0].numel() > INDICES:
         return args, kwargs
 
     def here(value: Any) -> Any:
@@ -449,7 +437,7 @@ def _begins_on_meta(args: tuple[Any, ...]) -> bool:
     return bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
 
 
-def _held(tensor: Tensor) -> Tensor | None:
+def _numbers_held(tensor: Tensor) -> Tensor | None:
     """Return a real tensor itself, and nothing for one without numbers."""
     return None if tensor.is_meta or is_wrapped(tensor) else tensor
 

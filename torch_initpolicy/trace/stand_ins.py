@@ -1,11 +1,12 @@
-"""Tensors that stand in for those of a model while it runs: without memory, copied, or drawn."""
+"""What a model runs with in place of its tensors and inputs: without memory, copied, or drawn."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.trace.trees import Call, tensors_in
 
 
 def plain_meta(tensor: Tensor) -> Tensor:
@@ -45,10 +46,12 @@ def drawn_for(sites: Sequence[Site]) -> dict[int, Tensor]:
     a constructor sets to one number all over stays, and so does a single number.
     """
     generator = torch.Generator().manual_seed(0)
-    return dict(_drawn(sites, generator))
+    return dict(_plausible_numbers(sites, generator))
 
 
-def _drawn(sites: Sequence[Site], generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+def _plausible_numbers(
+    sites: Sequence[Site], generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
     for site in sites:
         for parameter in site.parameters:
             if not site.lazy and parameter.is_floating_point():
@@ -83,5 +86,74 @@ def _is_filled(site: Site, parameter: Tensor) -> bool:
 
 def is_readable(site: Site, parameter: Tensor) -> bool:
     """Say whether a parameter is a plain tensor whose numbers are there to be read."""
-    plain = type(parameter) is torch.nn.Parameter and parameter.numel() > 0
+    plain = type(parameter) is nn.Parameter and parameter.numel() > 0
     return plain and not site.lazy and not parameter.is_meta
+
+
+#
+# Inputs
+#
+
+
+def random_call(
+    call: Call, rows: int, *, batch: int | None = None, edge: int | None = None, seed: int = 0
+) -> Call:
+    """Return real inputs like those of a call: standard normals, indices, masks of ones.
+
+    Args:
+        call: Inputs, of which shapes count alone; small indices that hold numbers keep them.
+        rows: How many indices are valid.
+        batch: How many samples; None for as many as there are.
+        edge: The most pixels of an image; None for as many as there are.
+        seed: Which numbers to draw.
+    """
+    generator, before = torch.Generator().manual_seed(seed), batch_size(call)
+
+    def draw(like: Tensor) -> Tensor:
+        if is_index(like):
+            return like.clone()
+        shape = list(like.shape)
+        if batch is not None and shape and shape[0] == before:
+            shape[0] = batch
+        if edge is not None and len(shape) == 4 and shape[1] <= _CHANNELS:
+            shape[2:] = (min(edge, n) for n in shape[2:])
+        if like.is_floating_point() or like.is_complex():
+            return torch.randn(shape, generator=generator).to(like.dtype)
+        if like.dtype == torch.bool:
+            return torch.ones(shape, dtype=torch.bool)
+        return torch.randint(rows, shape, generator=generator).to(like.dtype)
+
+    return call.mapped(draw)
+
+
+_CHANNELS = 4
+"""Channels up to which a grid is an image."""
+
+
+def is_index(tensor: Tensor) -> bool:
+    """Say whether a tensor is one of indices, or a mask, that is small and holds numbers.
+
+    Forward passes look at such numbers, and decide by them, where they only compute with others.
+    """
+    discrete = not (tensor.is_floating_point() or tensor.is_complex())
+    return discrete and not tensor.is_meta and tensor.numel() <= INDICES
+
+
+INDICES = 2**20
+"""Elements of a tensor up to which it may hold numbers while others are on meta."""
+
+
+def batch_size(call: Call) -> int:
+    """Return how many samples a call holds: the length of its first tensor's first axis."""
+    first = next((t for t in tensors_in((call.args, dict(call.kwargs))) if t.ndim), None)
+    return max(first.shape[0], 1) if first is not None else 1
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Return how many indices every table of the model holds; tables of types are too small."""
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return min((n for n in rows if n >= _TYPES), default=min(rows, default=2))
+
+
+_TYPES = 16
+"""Rows of a table up to which it is one of types: of sentences, of tokens."""

@@ -36,7 +36,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree)
-    if type(tree) in _LEAVES:
+    if type(tree) in _PLAIN:
         return tree
     items, remade = _KINDS[type(tree)]
     return remade(tree, [map_tensors(function, item) for item in items(tree)])
@@ -45,13 +45,13 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 def _collect(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
         found.append(tree)
-    elif type(tree) not in _LEAVES:
+    elif type(tree) not in _PLAIN:
         items, _ = _KINDS[type(tree)]
         for item in items(tree):
             _collect(item, found)
 
 
-_LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
 """Most of what is no tensor: cheaper to look up than to ask what else it may be."""
 
 
