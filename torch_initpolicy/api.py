@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.calibrate.lsuv import scale
+from torch_initpolicy.calibrate.passes import scale
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.materialize.materialize import materialize_steps, revealed

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.stand_ins import copied
-from torch_initpolicy.writing.commit import Write
+from torch_initpolicy.writing.commit import commit
+from torch_initpolicy.writing.crew import crew
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.ranks import Groups
 from torch_initpolicy.writing.shards import full, multiply_, pieces
 
 
@@ -80,14 +82,26 @@ class Copies:
             for parameter in site.parameters if site.storage != "plain" else ():
                 self.of(parameter).copy_(full(parameter))
 
-    def writes(self, factors: Mapping[str, tuple[float, ...]]) -> list[Write]:
-        """Return what multiplies the weights of the model, each once, and sets its biases."""
-        return [
+    def write(self, factors: Mapping[str, tuple[float, ...]], groups: Groups) -> None:
+        """Multiply the weights of the model, each once, and set its biases; all or nothing.
+
+        Args:
+            factors: What each weight is multiplied by, by name.
+            groups: The processes that hold the model.
+        """
+        writes = [
             partial(_write, self.of(site.parameters[0]), site, factors.get(site.name))
             if changed is None
             else partial(store, site, behind(site, reading(site) * factors[site.name][0]))
             for site, changed in ((self.sites[name], found) for name, found in self.changed.items())
         ]
+
+        def write_all(journal: Journal) -> None:
+            for write in writes:
+                write(journal)
+
+        with crew([None]) as workers:
+            commit(write_all, groups, workers)
 
 
 def _write(copy: Tensor, site: Site, factors: tuple[float, ...] | None, journal: Journal) -> None:

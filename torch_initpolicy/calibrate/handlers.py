@@ -12,12 +12,11 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.calibrate.recurrent import scale_recurrent
 from torch_initpolicy.calibrate.response import unit_means
-from torch_initpolicy.calibrate.scaler import Operand, Scaler
+from torch_initpolicy.calibrate.scaler import Operand, Scaler, run_again
 from torch_initpolicy.calibrate.scales import Target
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.recorder import Ran
-from torch_initpolicy.trace.trees import tensors_in
 
 
 def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
@@ -84,9 +83,7 @@ def _scale_attention(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> N
     given = {operand.slot: operand for operand in operands}
     for index, slot in enumerate(("query", "key", "value")):
         _scale_projection(scaler, given, slot, index)
-    rerun = ran.node.function(*ran.args, **ran.kwargs)
-    for output, again in zip(ran.outputs, tensors_in(rerun), strict=False):
-        output.copy_(again)
+    run_again(ran, ran.args)
     site = scaler.site_behind(given["out_proj_weight"])
     if site is not None:
         target = Target((site.name,), "output", scaler.copies_of(site))

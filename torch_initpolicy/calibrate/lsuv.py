@@ -1,44 +1,19 @@
-"""Layer-sequential unit variance: scales each weight as its operator runs, in one forward pass.
-
-Runs the model on copies of its parameters; the model itself is written to once, at the end.
-"""
+"""Layer-sequential unit variance (LSUV): the public verb."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from torch_initpolicy.calibrate.calibration import Calibration, Left, factors_of
-from torch_initpolicy.calibrate.copies import Copies
-from torch_initpolicy.calibrate.observer import ScalingObserver
-from torch_initpolicy.calibrate.response import Groups
-from torch_initpolicy.calibrate.scaler import Settings
-from torch_initpolicy.calibrate.scales import Scales
-from torch_initpolicy.calibrate.unscaled import unscaled
-from torch_initpolicy.errors import ApplyError, ArgumentError, InitPolicyError, listing
-from torch_initpolicy.planning.decide import make_plan
+from torch_initpolicy.calibrate.calibration import Calibration
+from torch_initpolicy.calibrate.directions import orthogonalise
+from torch_initpolicy.calibrate.passes import require_writable, scale
+from torch_initpolicy.errors import ArgumentError
 from torch_initpolicy.planning.selection import Selection
-from torch_initpolicy.policy.match import anything, predicate, role
-from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.sites import require_module, sites
 from torch_initpolicy.tensors.base import plain_number
-from torch_initpolicy.tensors.initializers import Keep, Orthogonal
-from torch_initpolicy.trace.failures import refusal
-from torch_initpolicy.trace.inputs import as_call
-from torch_initpolicy.trace.read import read
-from torch_initpolicy.trace.record import observe, with_grad_if_asked
-from torch_initpolicy.writing.apply import apply_steps
-from torch_initpolicy.writing.commit import commit, undone_on_error
-from torch_initpolicy.writing.crew import crew
-from torch_initpolicy.writing.drawing import Drawing
-from torch_initpolicy.writing.journal import Journal
-from torch_initpolicy.writing.ranks import process_groups
-from torch_initpolicy.writing.shards import is_sharded, obstacles, shared
-
-ROUNDS = 40
-"""Forward passes after which weights used several times that have not settled are left."""
+from torch_initpolicy.writing.commit import undone_on_error
 
 
 def lsuv_(
@@ -112,114 +87,7 @@ def lsuv_(
     if not orthogonal:
         return scale(model, inputs, selection, std=wanted, per_channel=per_channel)
     found = sites(require_module(model))
-    _require_writable(found, selection)
+    require_writable(found, selection)
     with undone_on_error(p for site in found if site.axes is not None for p in site.parameters):
-        _orthogonalise(model, found, inputs, selection, seed)
+        orthogonalise(model, found, inputs, selection, seed)
         return scale(model, inputs, selection, std=wanted, per_channel=per_channel)
-
-
-@torch.no_grad()
-def scale(
-    model: nn.Module,
-    inputs: Any,
-    selection: Selection,
-    *,
-    std: float = 1.0,
-    per_channel: bool = False,
-) -> Calibration:
-    """Scale weights as `lsuv_` does, whose directions stay as they are.
-
-    Raises:
-        ApplyError: As for `lsuv_`.
-        TraceError: As for `lsuv_`.
-    """
-    found = sites(require_module(model))
-    _require_writable(found, selection)
-    copies = Copies(found)
-    groups = _groups(model, found)
-    settings = Settings(Scales(std, copies), copies, selection, per_channel, groups)
-    return _calibrate(model, inputs, settings)
-
-
-_START = InitPolicy([
-    Rule(
-        role("weight", "recurrent") & predicate(lambda site, _: site.storage == "plain"),
-        Orthogonal(),
-        optional=True,
-    ),
-    Rule(anything(), Keep(), optional=True),
-])  # fmt: skip
-
-
-def _require_writable(found: Sequence[Site], selection: Selection) -> None:
-    cases = [f"{site.name!r} {why}" for site in found for why in obstacles(site)]
-    cases += shared(site for site in found if selection.kept(site) is None)
-    cases += selection.idle(found)
-    if cases:
-        raise ApplyError(f"nothing was scaled:\n{listing(cases)}")
-
-
-def _orthogonalise(
-    model: nn.Module, found: Sequence[Site], inputs: Any, selection: Selection, seed: int | None
-) -> None:
-    """Write orthogonal weights; parametrised ones keep their direction."""
-    facts = read(model, found, inputs).facts
-    plan = make_plan(model, facts, _START, selection)
-    apply_steps(plan.pairs(), Drawing(seed))
-
-
-def _calibrate(model: nn.Module, inputs: Any, settings: Settings) -> Calibration:
-    """Run the model until the weights that several operators share have settled too, then write."""
-    inner = next(module for _, module in canonical_modules(model))
-    scales, copies = settings.scales, settings.copies
-    passes = 0
-    while passes == 0 or scales.unsettled():
-        if passes and passes % ROUNDS == 0:
-            settings.left.update(scales.give_up())
-        passes += 1
-        observer = _run(inner, inputs, settings)
-    scaled = scales.scaled()
-    writes = copies.writes(factors_of(scaled))
-
-    def write(journal: Journal) -> None:
-        for each in writes:
-            each(journal)
-
-    with crew([None]) as workers:
-        commit(write, process_groups(model), workers)
-    done = {entry.site for entry in scaled}
-    flow = observer.scaler.flow if observer.scaler else None
-    reasons = {**dict(unscaled(flow, copies.sites, done)), **settings.left}
-    left = (Left(name, why) for name, why in reasons.items() if name not in done)
-    return Calibration(scales.std, scaled, tuple(left), passes)
-
-
-def _run(model: nn.Module, inputs: Any, settings: Settings) -> ScalingObserver:
-    """Run one forward pass, and return what was seen of it."""
-    call = as_call(inputs)
-    names = {id(p): site.name for site in settings.copies.sites.values() for p in site.parameters}
-
-    def run(*, with_grad: bool) -> ScalingObserver:
-        settings.scales.begin()
-        observer = ScalingObserver(settings)
-        observe(model, call, observer, names=names, with_grad=with_grad)
-        return observer
-
-    try:
-        return with_grad_if_asked(run)
-    except InitPolicyError:
-        raise
-    except Exception as error:
-        raise refusal(model, call, error) from error
-
-
-def _groups(model: nn.Module, found: Iterable[Site]) -> Groups:
-    """Return the process groups over which inputs are spread."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return (model.process_group,)
-    parameters = (parameter for site in found for parameter in site.parameters)
-    sharded = next(filter(is_sharded, parameters), None)
-    if sharded is None:
-        return ()
-    mesh = sharded.device_mesh
-    return tuple(mesh.get_group(dim) for dim in range(mesh.ndim))

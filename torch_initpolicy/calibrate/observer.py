@@ -2,16 +2,43 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_initpolicy.calibrate.handlers import HANDLERS
 from torch_initpolicy.calibrate.scaler import Operand, Scaler, Settings
+from torch_initpolicy.errors import InitPolicyError
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.consumers import Uses, advance
+from torch_initpolicy.trace.failures import refusal
 from torch_initpolicy.trace.functorch import is_wrapped
+from torch_initpolicy.trace.inputs import as_call
+from torch_initpolicy.trace.record import observe, with_grad_if_asked
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.scalars import Scalars
 from torch_initpolicy.trace.trees import tensors_in
+
+
+def scaled_in_one_pass(model: nn.Module, inputs: Any, settings: Settings) -> Uses | None:
+    """Run one forward pass, and return what its operators did; None where none ran.
+
+    Raises:
+        TraceError: The forward pass raises.
+    """
+    call = as_call(inputs)
+    names = {id(p): site.name for site in settings.copies.sites.values() for p in site.parameters}
+
+    def run(*, with_grad: bool) -> Uses | None:
+        settings.scales.begin()
+        observer = ScalingObserver(settings)
+        observe(model, call, observer, names=names, with_grad=with_grad)
+        return observer.scaler.flow if observer.scaler else None
+
+    try:
+        return with_grad_if_asked(run)
+    except InitPolicyError:
+        raise
+    except Exception as error:
+        raise refusal(model, call, error) from error
 
 
 class ScalingObserver:

@@ -1,24 +1,24 @@
 """Scales recurrent layers: what goes into the gates gets the wanted standard deviation.
 
 The state comes back through the weights that are scaled, so a layer runs until its gates have
-settled; a few runs of the one layer do, because the state is bounded.
+settled; a few runs of the one layer do, because the state is bounded. Each layer runs alone in
+each direction, on packed sequences: padded ones are packed sequences of one length.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy.calibrate.scaler import Operand, Scaler
+from torch_initpolicy.calibrate.scaler import Operand, Scaler, run_again
 from torch_initpolicy.calibrate.scales import TOLERANCE, Target
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.shapes import is_packed
-from torch_initpolicy.trace.trees import tensors_in
 
 ITERATIONS = 50
 """Times that a layer runs until its gates have settled."""
@@ -53,38 +53,14 @@ class Feedback:
         return f"its gates do not settle within {ITERATIONS} runs"
 
 
-class _Steps(Protocol):
-    """How a signal is laid out over time."""
-
-    def reversed(self, signal: Tensor) -> Tensor:
-        """Return a signal with each of its sequences from its end."""
-
-    def before(self, states: Tensor, start: Tensor) -> Tensor:
-        """Return the state before each step, from those after each and the initial ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Padded:
-    """Sequences of one length along the axis `time`."""
-
-    time: int
-
-    def reversed(self, signal: Tensor) -> Tensor:
-        return signal.flip(self.time)
-
-    def before(self, states: Tensor, start: Tensor) -> Tensor:
-        steps = states.shape[self.time]
-        first = start.movedim(0, self.time)
-        return torch.cat((first, states.narrow(self.time, 0, steps - 1)), self.time)
-
-
-class _Packed:
+class _Steps:
     """Sequences of several lengths, longest first, a row for each step of each that still runs."""
 
     def __init__(self, batch_sizes: Tensor) -> None:
         running: list[int] = batch_sizes.tolist()
         starts = [0, *itertools.accumulate(running)]
         lengths = [sum(count > n for count in running) for n in range(running[0])]
+        self.sizes = batch_sizes
         self.running = running
         self.mirrored = [
             starts[lengths[n] - 1 - step] + n
@@ -92,75 +68,10 @@ class _Packed:
             for n in range(count)
         ]
 
-    def reversed(self, signal: Tensor) -> Tensor:
-        return signal[self.mirrored]
-
     def before(self, states: Tensor, start: Tensor) -> Tensor:
+        """Return the state before each step, from those after each and the initial ones."""
         each = (start[0], *torch.split(states, self.running)[:-1])
         return torch.cat([step[:n] for step, n in zip(each, self.running, strict=True)])
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a recurrent layer was called with.
-
-    Torch calls it as `(input, hx, weights, ...)`, and as `(data, batch_sizes, hx, weights, ...)`
-    for packed sequences.
-
-    Attributes:
-        ran: The layer as it ran.
-        lead: How many arguments come before the weights.
-    """
-
-    ran: Ran
-    lead: int
-
-    @classmethod
-    def of(cls, ran: Ran) -> "_Call":
-        """Tell which of the two forms a call has."""
-        return cls(ran, 3 if is_packed(ran.args) else 2)
-
-    @property
-    def hx(self) -> Tensor | Sequence[Tensor]:
-        """The initial states."""
-        found: Tensor | Sequence[Tensor] = self.ran.args[self.lead - 1]
-        return found
-
-    @property
-    def states(self) -> tuple[Tensor, ...]:
-        """The initial states, one tensor for each kind."""
-        return (self.hx,) if isinstance(self.hx, Tensor) else tuple(self.hx)
-
-    @property
-    def weights(self) -> Sequence[Tensor]:
-        """The weights, layer by layer, direction by direction."""
-        found: Sequence[Tensor] = self.ran.args[self.lead]
-        return found
-
-    @property
-    def options(self) -> tuple[Any, ...]:
-        """What follows: biases, layers, dropout, training, bidirectional, batch first if padded."""
-        return tuple(self.ran.args[self.lead + 1 :])
-
-    @property
-    def steps(self) -> _Steps:
-        """How the signal is laid out."""
-        return _Packed(self.ran.args[1]) if self.lead == 3 else _Padded(int(self.options[5]))
-
-    def again(self, weights: Sequence[Tensor]) -> Any:
-        """Run the layer with other weights."""
-        before = self.ran.args[: self.lead]
-        return self.ran.node.function(*before, list(weights), *self.options)
-
-    def alone(
-        self, signal: Tensor, weights: Sequence[Tensor], states: tuple[Tensor, ...]
-    ) -> Tensor:
-        """Run one layer in one direction and return its output."""
-        sizes = self.ran.args[1 : self.lead - 1]
-        hx: Any = states[0] if isinstance(self.hx, Tensor) else states
-        options = (self.options[0], 1, 0.0, False, False, *self.options[5:])
-        found: Tensor = self.ran.node.function(signal, *sizes, hx, list(weights), *options)[0]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,33 +79,37 @@ class _Direction:
     """One layer in one direction.
 
     Attributes:
-        call: The call of all layers.
+        function: Runs such layers.
         steps: How its signal is laid out.
         weights: Its weights, `(ih, hh, *biases, *projection)`.
-        states: Its initial states, `(1, batch, size)`.
+        has_biases: Whether there are biases among them.
+        hx: Its initial states, `(1, batch, size)`: one tensor, or one for each kind of state.
         backward: Whether it reads from the end.
     """
 
-    call: _Call
+    function: Callable[..., Any]
     steps: _Steps
     weights: tuple[Tensor, ...]
-    states: tuple[Tensor, ...]
+    has_biases: bool
+    hx: Any
     backward: bool
 
-    def outputs(self, signal: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Return what the layer gives at each time, in the order in which it reads."""
-        return self.call.alone(signal, weights, self.states)
+    def outputs(self, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Return what the layer gives at each step, in the order in which it reads."""
+        options = (self.has_biases, 1, 0.0, False, False)
+        found: Tensor = self.function(rows, self.steps.sizes, self.hx, list(weights), *options)[0]
+        return found
 
-    def turned(self, signal: Tensor) -> Tensor:
+    def turned(self, rows: Tensor) -> Tensor:
         """Bring a signal into the order in which the layer reads it, or back."""
-        return self.steps.reversed(signal) if self.backward else signal
+        return rows[self.steps.mirrored] if self.backward else rows
 
-    def gates(self, signal: Tensor, scale: float) -> Tensor:
+    def gates(self, rows: Tensor, scale: float) -> Tensor:
         """Return what the scaled weights bring to the gates, `(..., gates)`."""
         ih, hh = (weight * scale for weight in self.weights[:2])
-        states = self.outputs(signal, (ih, hh, *self.weights[2:]))
-        before = self.steps.before(states, self.states[0])
-        return F.linear(signal, ih) + F.linear(before, hh)
+        states = self.outputs(rows, (ih, hh, *self.weights[2:]))
+        start = self.hx if isinstance(self.hx, Tensor) else self.hx[0]
+        return F.linear(rows, ih) + F.linear(self.steps.before(states, start), hh)
 
 
 def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
@@ -202,19 +117,28 @@ def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> No
     if ran.node.op.endswith("_cell"):
         _scale_cell(scaler, ran, operands)
         return
-    call = _Call.of(ran)
     # The layer holds its parameters in a list of its own, which stand-ins do not reach.
     held = ((operand, scaler.parameter_of(operand)) for operand in operands)
     ours = {id(o.tensor): scaler.copies_of(site)[0] for o, site in held if site is not None}
-    flat = [ours.get(id(weight), weight) for weight in call.weights]
+    # Torch calls it as `(input, hx, weights, ...)`, or `(data, batch_sizes, hx, weights, ...)`.
+    lead = 3 if is_packed(ran.args) else 2
+    flat = [ours.get(id(weight), weight) for weight in ran.args[lead]]
     names = _names(scaler, operands)
-    signal = ran.args[0]
-    _, _, dropout, training, *_ = call.options
-    for layer in _layers(call, flat):
-        made = [_scaled(scaler, direction, signal, names) for direction in layer]
-        signal = F.dropout(torch.cat(made, -1), dropout, training=training)
-    for output, again in zip(ran.outputs, tensors_in(call.again(flat)), strict=False):
-        output.copy_(again)
+    dropout, training = ran.args[lead + 3 : lead + 5]
+    rows, sizes = _packed(ran.args)
+    for layer in _layers(ran, lead, flat, _Steps(sizes)):
+        made = [_scaled(scaler, direction, rows, names) for direction in layer]
+        rows = F.dropout(torch.cat(made, -1), dropout, training=training)
+    run_again(ran, (*ran.args[:lead], flat, *ran.args[lead + 1 :]))
+
+
+def _packed(args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return the rows that a layer reads, and how many there are at each step."""
+    if is_packed(args):
+        return args[0], args[1]
+    signal = args[0].transpose(0, 1) if args[8] else args[0]  # batch first
+    steps, batch = signal.shape[:2]
+    return signal.flatten(0, 1), torch.full((steps,), batch, device="cpu")
 
 
 def _names(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
@@ -224,29 +148,30 @@ def _names(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
     return {id(scaler.copies_of(site)[0]): site.name for site in found if scaler.copies_of(site)}
 
 
-def _layers(call: _Call, flat: Sequence[Tensor]) -> Iterator[list[_Direction]]:
+def _layers(
+    ran: Ran, lead: int, flat: Sequence[Tensor], steps: _Steps
+) -> Iterator[list[_Direction]]:
     """Yield the directions of each layer; weights come layer by layer, direction by direction."""
-    _, count, _, _, bidirectional, *_ = call.options
-    directions = 2 if bidirectional else 1
+    has_biases, count, _, _, bidirectional = ran.args[lead + 1 : lead + 6]
+    hx, directions = ran.args[lead - 1], 2 if bidirectional else 1
     each = len(flat) // (count * directions)
-    steps = call.steps
-    for layer in range(count):
-        numbers = range(layer * directions, (layer + 1) * directions)
-        yield [
-            _Direction(
-                call=call,
-                steps=steps,
-                weights=tuple(flat[number * each : (number + 1) * each]),
-                states=tuple(state[number : number + 1] for state in call.states),
-                backward=number % directions == 1,
-            )
-            for number in numbers
-        ]
+
+    def direction(number: int) -> _Direction:
+        own = slice(number, number + 1)
+        states = hx[own] if isinstance(hx, Tensor) else tuple(state[own] for state in hx)
+        weights = tuple(flat[number * each : (number + 1) * each])
+        backward = number % directions == 1
+        return _Direction(ran.node.function, steps, weights, has_biases, states, backward)
+
+    for first in range(0, count * directions, directions):
+        yield [direction(number) for number in range(first, first + directions)]
 
 
-def _scaled(scaler: Scaler, direction: _Direction, signal: Tensor, names: dict[int, str]) -> Tensor:
+def _scaled(
+    scaler: Scaler, direction: _Direction, rows: Tensor, names: Mapping[int, str]
+) -> Tensor:
     """Scale one layer in one direction and return its output."""
-    turned = direction.turned(signal)
+    turned = direction.turned(rows)
     parts = direction.weights[:2]
     if all(id(part) in names for part in parts):
 
@@ -272,14 +197,11 @@ def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     signal, hx, ih, hh = ran.args[:4]
     state = hx if isinstance(hx, Tensor) else hx[0]
     weights = [operand for operand in operands if operand.tensor is ih or operand.tensor is hh]
-    found = [scaler.site_behind(operand) for operand in weights]
-    sites = [site for site in found if site is not None]
+    sites = list(filter(None, map(scaler.site_behind, weights)))
     if len(sites) < len(weights):
         scaler.leave((site.name for site in sites), _ONE_LEFT)
         return
     parts = tuple(part for site in sites for part in scaler.copies_of(site))
     line = scaler.measure(F.linear(signal, ih) + F.linear(state, hh))
     scaler.settle(Target(tuple(site.name for site in sites), "gates", parts), line)
-    results = ran.node.function(*ran.args, **ran.kwargs)
-    for output, again in zip(ran.outputs, tensors_in(results), strict=False):
-        output.copy_(again)
+    run_again(ran, ran.args)

@@ -11,11 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed
 
+from torch_initpolicy.writing.ranks import Groups
+
 ROUNDING = 1e-12
 """Variances that are smaller parts of a second moment are rounding: numbers are all the same."""
-
-Groups = Sequence["distributed.ProcessGroup"]
-"""The groups of processes over which inputs are spread."""
 
 
 class Response(Protocol):

@@ -1,18 +1,21 @@
 """What the handlers of operators share: which site to scale, and what is left, and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from torch_initpolicy.calibrate.copies import Copies
-from torch_initpolicy.calibrate.response import Groups, Line, Response, measure
+from torch_initpolicy.calibrate.response import Line, Response, measure
 from torch_initpolicy.calibrate.scales import Scales, Target
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.trees import tensors_in
+from torch_initpolicy.writing.ranks import Groups
 
 
 class Operand(NamedTuple):
@@ -126,3 +129,10 @@ class Scaler:
             self.settings.left.update(dict.fromkeys(target.sites, scale))
             return 1.0
         return scale
+
+
+def run_again(ran: Ran, args: Sequence[Any]) -> None:
+    """Write what an operator gives with scaled weights in place of what it gave."""
+    results = ran.node.function(*args, **ran.kwargs)
+    for output, again in zip(ran.outputs, tensors_in(results), strict=False):
+        output.copy_(again)
