@@ -1,4 +1,4 @@
-"""What each of two processes does for `test_lsuv.py`: LSUV on its half of a batch.
+"""What each of two processes does for `test_passes.py`: LSUV on its half of a batch.
 
 Run alone: `python -m tests.calibrate.lsuv_ranks`.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from torch_initpolicy.calibrate.recurrent import scale_recurrent
-from torch_initpolicy.calibrate.response import unit_means
+from torch_initpolicy.calibrate.response import means
 from torch_initpolicy.calibrate.scaler import Operand, Scaler, run_again
 from torch_initpolicy.calibrate.scales import Target
 from torch_initpolicy.tensors.base import dtype_name
@@ -30,7 +30,8 @@ def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Non
         what = dtype_name(output.dtype)
         scaler.leave([site.name], f"its operator's output is of {what}, not to be scaled")
         return
-    bias = next((operand for operand in operands if operand.slot == "bias"), None)
+    biases = (operand for operand in operands if operand.slot == "bias")
+    bias = next(biases, None) if ran.kwargs.get("beta", 1) else None
     target = Target((site.name,), ran.node.op, scaler.copies_of(site))
     _settle(scaler, target, output, bias, ran)
 
@@ -50,30 +51,24 @@ def _settle(scaler: Scaler, target: Target, output: Tensor, bias: Operand | None
 
     A second tensor of the output's size would be most of what calibration adds to a forward pass.
     """
-    behind = _dims_behind_units(ran)
-    offset = None if bias is None else _offset(bias.tensor, behind, ran)
+    added = None if bias is None else _as_added(bias.tensor, ran)
+    offset = added if added is not None and added.count_nonzero() else None
     weighted = output if offset is None else output.sub_(offset)
-    shifted = scaler.bias_to_shift(bias)
-    if bias is None or shifted is None:
+    shifted = scaler.bias_to_shift(bias, output)
+    if bias is None or added is None or shifted is None:
         weighted.mul_(scaler.settle(target, scaler.measure(weighted, offset)))
         if offset is not None:
             weighted.add_(offset)
         return
-    shift = unit_means(weighted, -1 - behind, scaler.settings.groups)
+    shift = means(weighted, added.shape, scaler.settings.groups)
     scale = scaler.settle(target, scaler.measure(weighted.sub_(shift)))
-    scaler.set_bias(shifted, bias.tensor, -scale * shift)
+    scaler.set_bias(shifted, bias.tensor, -scale * shift / ran.kwargs.get("beta", 1))
     weighted.mul_(scale)
 
 
-def _dims_behind_units(ran: Ran) -> int:
-    """Return how many axes of an output lie behind that of its units: those of a kernel."""
-    return int(ran.node.op[-2]) if ran.node.op.startswith("conv") else 0
-
-
-def _offset(bias: Tensor, behind: int, ran: Ran) -> Tensor | None:
-    """Return what a bias adds, in a shape that broadcasts; None where that is nothing."""
-    if not bias.count_nonzero():
-        return None
+def _as_added(bias: Tensor, ran: Ran) -> Tensor:
+    """Return what a bias adds, in a shape that broadcasts: units before the axes of a kernel."""
+    behind = int(ran.node.op[-2]) if ran.node.op.startswith("conv") else 0
     bias = bias * ran.kwargs.get("beta", 1)
     return bias.reshape(-1, *(1,) * behind) if bias.ndim == 1 else bias
 

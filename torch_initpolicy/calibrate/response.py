@@ -92,15 +92,15 @@ def measure(weighted: Tensor, offset: Tensor | None, groups: Groups) -> Line:
     return Line.of(*_reduced(_sums(weighted, offset), groups).tolist())
 
 
-def unit_means(tensor: Tensor, axis: int, groups: Groups) -> Tensor:
-    """Return the mean of each unit along `axis`, negative, in a shape that broadcasts."""
-    others = [dim for dim in range(tensor.ndim) if dim != axis % tensor.ndim]
+def means(tensor: Tensor, shape: Sequence[int], groups: Groups) -> Tensor:
+    """Return the means over all dimensions along which a shape has one element or none."""
+    shape = (*(1,) * (tensor.ndim - len(shape)), *shape)
     double = torch.complex128 if tensor.is_complex() else torch.float64
-    total = tensor.sum(others, keepdim=True, dtype=double).flatten()
-    count = total.new_tensor([tensor.numel() / max(len(total), 1)])
-    sums = _reduced(torch.cat((total, count)), groups)
-    means = sums[:-1] / sums[-1].abs().clamp_min(1)
-    return means.to(tensor.dtype).reshape(-1, *(1,) * (-1 - axis))
+    dims = [dim for dim, size in enumerate(shape) if size == 1]
+    total = tensor.sum(dims, keepdim=True, dtype=double)
+    count = total.new_tensor([tensor.numel() / max(total.numel(), 1)])
+    sums = _reduced(torch.cat((total.flatten(), count)), groups)
+    return (sums[:-1] / sums[-1].abs().clamp_min(1)).to(tensor.dtype).reshape(shape)
 
 
 def _reduced(sums: Tensor, groups: Groups) -> Tensor:

@@ -105,9 +105,11 @@ class Scaler:
         """Return the copies that are multiplied when a site grows: none if it is parametrised."""
         return self.settings.copies.plain(site)
 
-    def bias_to_shift(self, bias: Operand | None) -> Site | None:
-        """Return the site of a bias that is to take up the means of the units, and is free to."""
-        site = None if bias is None or not self.settings.per_channel else self.parameter_of(bias)
+    def bias_to_shift(self, bias: Operand | None, output: Tensor) -> Site | None:
+        """Return the site of a bias that is to take up the means of an output, and is free to."""
+        if bias is None or bias.tensor.numel() >= output.numel():
+            return None  # it has no mean to take up: each of its numbers is added to one
+        site = self.parameter_of(bias) if self.settings.per_channel else None
         if site is None or site.name in self.shifted:
             return None
         return site if self.settings.selection.kept(site) is None else None
