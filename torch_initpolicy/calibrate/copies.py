@@ -9,7 +9,6 @@ from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.writing.commit import commit
-from torch_initpolicy.writing.crew import crew
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
 from torch_initpolicy.writing.ranks import Groups
@@ -100,8 +99,7 @@ class Copies:
             for write in writes:
                 write(journal)
 
-        with crew([None]) as workers:
-            commit(write_all, groups, workers)
+        commit(write_all, groups)
 
 
 def _write(copy: Tensor, site: Site, factors: tuple[float, ...] | None, journal: Journal) -> None:

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy.calibrate.recurrent import scale_recurrent
+from torch_initpolicy.calibrate.recurrent import run_again, scale_recurrent
 from torch_initpolicy.calibrate.response import means
-from torch_initpolicy.calibrate.scaler import Operand, Scaler, run_again
+from torch_initpolicy.calibrate.scaler import Operand, Scaler
 from torch_initpolicy.calibrate.scales import Target
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.operators import OpRole

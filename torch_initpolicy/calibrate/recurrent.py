@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy.calibrate.scaler import Operand, Scaler, run_again
+from torch_initpolicy.calibrate.scaler import Operand, Scaler
 from torch_initpolicy.calibrate.scales import TOLERANCE, Target
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.shapes import is_packed
+from torch_initpolicy.trace.trees import tensors_in
 
 ITERATIONS = 50
 """Times that a layer runs until its gates have settled."""
@@ -205,3 +206,10 @@ def _scale_cell(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     line = scaler.measure(F.linear(signal, ih) + F.linear(state, hh))
     scaler.settle(Target(tuple(site.name for site in sites), "gates", parts), line)
     run_again(ran, ran.args)
+
+
+def run_again(ran: Ran, args: Sequence[Any]) -> None:
+    """Write what an operator gives with scaled weights in place of what it gave."""
+    results = ran.node.function(*args, **ran.kwargs)
+    for output, again in zip(ran.outputs, tensors_in(results), strict=False):
+        output.copy_(again)

@@ -1,8 +1,8 @@
 """What the handlers of operators share: which site to scale, and what is left, and why."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,8 +13,6 @@ from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.recorder import Ran
-from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.ranks import Groups
 
 
@@ -131,10 +129,3 @@ class Scaler:
             self.settings.left.update(dict.fromkeys(target.sites, scale))
             return 1.0
         return scale
-
-
-def run_again(ran: Ran, args: Sequence[Any]) -> None:
-    """Write what an operator gives with scaled weights in place of what it gave."""
-    results = ran.node.function(*args, **ran.kwargs)
-    for output, again in zip(ran.outputs, tensors_in(results), strict=False):
-        output.copy_(again)

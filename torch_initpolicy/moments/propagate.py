@@ -22,18 +22,15 @@ Reference:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
-from torch_initpolicy.moments import attention, carried, pools, weights
 from torch_initpolicy.moments.following import Following, Known, LostError, Unknown, Written
 from torch_initpolicy.moments.gaussian import Size
+from torch_initpolicy.moments.rules import made
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.flow import Flow
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.regions import Composite
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,58 +72,13 @@ def _advance(following: Following, node: Node, start: int | None) -> None:
     huge = following.lost(node, "numbers that grow beyond all bounds").unknown
     known: Known = huge
     try:
-        size = _made(following, node, composite)
+        size = made(following, node, composite)
         known = size if math.isfinite(size.second) else huge
     except LostError as error:
         known = error.unknown
     except OverflowError:
         pass
     following.sizes.update(dict.fromkeys(node.outputs, known))
-
-
-def _made(following: Following, node: Node, composite: Composite | None) -> Size:
-    """Apply the rule of an operator, or that of the activation which it completes."""
-    if composite is not None:
-        return carried.activate(following, node, composite.activation, composite.start)
-    if node.op in _BY_NAME:
-        return _BY_NAME[node.op](following, node)
-    uses = following.flow.uses
-    rule = (_WEIGHED if node.index in uses.weighers else _CARRIED).get(uses.role(node))
-    if rule is None:
-        raise following.lost(node, "an operator whose effect on sizes is not known")
-    return rule(following, node)
-
-
-Rule = Callable[[Following, Node], Size]
-"""Finds the size of what an operator makes."""
-
-_WEIGHED: Mapping[OpRole, Rule] = MappingProxyType({
-    OpRole.WEIGHS: weights.product,
-    OpRole.CONTRACTS: weights.product,
-    OpRole.LOOKS_UP: weights.looked_up,
-    OpRole.PROJECTS_AND_ATTENDS: attention.attention_layer,
-    OpRole.RECURS: weights.recurring,
-})  # fmt: skip
-"""The rules of operators that apply a weight of the model, by role."""
-
-_CARRIED: Mapping[OpRole, Rule] = MappingProxyType({
-    **dict.fromkeys((OpRole.CASTS, OpRole.MOVES, OpRole.PICKS), carried.same),
-    OpRole.ACTIVATES: carried.activation,
-    OpRole.GATES: carried.gate,
-    OpRole.COMPUTES: carried.computed,
-    OpRole.MULTIPLIES: carried.multiplied,
-    OpRole.ADDS: carried.added,
-    OpRole.NORMALISES: carried.normalised,
-    OpRole.CONTRACTS: carried.contracted,
-    OpRole.ATTENDS: attention.scaled_attention,
-    OpRole.MIXES: pools.mixed,
-    OpRole.JOINS: carried.side_by_side,
-    OpRole.CREATES: carried.created,
-})  # fmt: skip
-"""The rules of other operators."""
-
-_BY_NAME: Mapping[str, Rule] = MappingProxyType({"softmax": attention.softmax})
-"""The rules of operators that their role does not settle."""
 
 
 def _joined(found: Sequence[Known]) -> Reads:

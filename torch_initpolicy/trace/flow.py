@@ -20,12 +20,11 @@ from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.joins import Join, joins
 from torch_initpolicy.trace.kernels import kernels
 from torch_initpolicy.trace.neighbours import Neighbours
-from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.operators import SOFTMAX, OpRole
 from torch_initpolicy.trace.packs import Pack, packs
 from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.scalars import Scalars, numbers
-from torch_initpolicy.trace.softmax import SOFTMAX
 from torch_initpolicy.trace.units import Following, following
 from torch_initpolicy.trace.walks import NOTHING, Ahead, Walk, behind, hidden
 

@@ -209,6 +209,9 @@ _OTHER_NAMES = {
 """The activation that an operator is, where it goes by another name."""
 
 
+SOFTMAX = Activation("softmax")
+
+
 def activation_of(node: Node) -> Activation:
     """Return the activation that an activating node applies, with its own parameter.
 

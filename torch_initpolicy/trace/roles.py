@@ -7,8 +7,7 @@ from torch_initpolicy.trace.connections import repeats
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.flow import Flow, ahead_of
-from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.softmax import SOFTMAX
+from torch_initpolicy.trace.operators import SOFTMAX, OpRole
 from torch_initpolicy.trace.units import varying
 
 

@@ -21,10 +21,9 @@ from torch_initpolicy.trace.destinations import (
 from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.flow import Flow, ahead_of
 from torch_initpolicy.trace.joins import ALONE, beside, makers
-from torch_initpolicy.trace.operators import OpRole, argument
+from torch_initpolicy.trace.operators import SOFTMAX, OpRole, argument
 from torch_initpolicy.trace.products import dot_products, tied_heads
 from torch_initpolicy.trace.roles import raw_role, role_at
-from torch_initpolicy.trace.softmax import SOFTMAX
 from torch_initpolicy.trace.walks import NOTHING, Walk
 
 

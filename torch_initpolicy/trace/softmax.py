@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.operators import SOFTMAX, OpRole
 from torch_initpolicy.trace.regions import Composite, Reading
-
-SOFTMAX = Activation("softmax")
 
 _KEEPS = (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES)
 """Roles of operators that leave a sum what it is, a guard against zero apart."""

@@ -13,10 +13,9 @@ from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.constants import BOUNDS, Constants
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import CARRIERS, OpRole, activation_of, argument
+from torch_initpolicy.trace.operators import CARRIERS, SOFTMAX, OpRole, activation_of, argument
 from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.shares import ahead, attended
-from torch_initpolicy.trace.softmax import SOFTMAX
 from torch_initpolicy.trace.units import Shown, Units
 
 

@@ -1,7 +1,7 @@
 """The commit: writes everything on all processes, or nothing on any."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ Write = Callable[[Journal], None]
 def commit(
     write: Write,
     groups: Groups,
-    workers: Crew[Any],
+    workers: Crew[Any] | None = None,
     then: Callable[[], None] | None = None,
 ) -> None:
     """Write to a model in a thread that nothing interrupts, and undo it where something fails.
@@ -28,14 +28,15 @@ def commit(
     Args:
         write: Writes everything, and keeps in the journal what was there before.
         groups: The processes that hold the model.
-        workers: The threads; the first of them calls `write`.
+        workers: The threads; the first of them calls `write`. None for a thread of its own.
         then: Is called where everything is written, before anything can interrupt.
 
     Raises:
         ApplyError: Something could not be written, here or on another process.
         BaseException: What was raised in this thread meanwhile; everything is written then.
     """
-    workers.finish(partial(_commit, write, groups, then))
+    with crew([None]) if workers is None else nullcontext(workers) as threads:
+        threads.finish(partial(_commit, write, groups, then))
 
 
 def _commit(write: Write, groups: Groups, then: Callable[[], None] | None) -> None:
