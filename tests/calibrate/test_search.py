@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from torch_initpolicy.calibrate.search import Search
+from torch_initpolicy.calibrate.search import ScaleSearch
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -23,7 +23,7 @@ def test_powers_of_several_scales(size):
             )
             return [a * b for a, b in zip(own, other, strict=True)]
 
-        search, scales = Search(), [rng.uniform(0.5, 2.0) for _ in range(size)]
+        search, scales = ScaleSearch(), [rng.uniform(0.5, 2.0) for _ in range(size)]
         for _ in range(40):
             found = measure(scales)
             each = zip(scales, found, uses, strict=True)
@@ -36,7 +36,7 @@ def test_powers_of_several_scales(size):
 @pytest.mark.parametrize(("found", "grows"), [(0.0, True), (math.inf, False), (math.nan, False)])
 def test_what_no_dtype_holds(found, grows):
     """What has vanished grows, and what has overflowed shrinks, by a bounded step."""
-    step = Search().step({"w": (1.0, found, 2)})["w"]
+    step = ScaleSearch().step({"w": (1.0, found, 2)})["w"]
 
     assert (step > 1) == grows
     assert 0.1 < step < 10

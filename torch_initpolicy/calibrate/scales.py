@@ -9,12 +9,12 @@ from torch import Tensor
 from torch_initpolicy.calibrate.calibration import Scaled
 from torch_initpolicy.calibrate.copies import Copies
 from torch_initpolicy.calibrate.response import Response
-from torch_initpolicy.calibrate.search import Search
+from torch_initpolicy.calibrate.search import ScaleSearch
 
 TOLERANCE = 1e-4
 """Relative deviation from the wanted standard deviation at which iterating ends."""
 
-Key = tuple[tuple[str, ...], str]
+TargetKey = tuple[tuple[str, ...], str]
 """Identifies a target over several uses and passes."""
 
 
@@ -68,10 +68,10 @@ class Scales:
     def __init__(self, std: float, copies: Copies) -> None:
         self.std = std
         self._copies = copies
-        self._histories: dict[Key, History] = {}
-        self._refused: set[Key] = set()
-        self._search: Search[Key] = Search()
-        self._corrections: dict[Key, float] = {}
+        self._histories: dict[TargetKey, History] = {}
+        self._refused: set[TargetKey] = set()
+        self._search: ScaleSearch[TargetKey] = ScaleSearch()
+        self._corrections: dict[TargetKey, float] = {}
 
     def begin(self) -> None:
         """Start a pass; weights with several uses are set by what the last pass saw of them all."""
@@ -106,7 +106,7 @@ class Scales:
         history.used.append((response.count, after))
         return scale
 
-    def unsettled(self) -> list[Key]:
+    def unsettled(self) -> list[TargetKey]:
         """Return what lacks its standard deviation over all uses, or is not reached any more."""
         return [
             key

@@ -26,7 +26,7 @@ _BEYOND = 60.0
 
 
 @dataclass(slots=True)
-class Search(Generic[Key]):
+class ScaleSearch(Generic[Key]):
     """What is known of how standard deviations depend on scales.
 
     Attributes:
@@ -49,7 +49,7 @@ class Search(Generic[Key]):
                 how often it is used.
 
         Examples:
-            >>> search, scale = Search(), 3.0
+            >>> search, scale = ScaleSearch(), 3.0
             >>> for _ in range(6):
             ...     scale *= search.step({"w": (scale, scale**4 / 2.0, 4)})["w"]
             >>> round(scale**4, 6)

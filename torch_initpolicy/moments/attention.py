@@ -5,15 +5,15 @@ import statistics
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from torch_initpolicy.moments.following import Drawn, Following, Known, LostError, Rows
 from torch_initpolicy.moments.gaussian import Size
+from torch_initpolicy.moments.state import Known, LostError, Propagation, Rows, WeightOutput
 from torch_initpolicy.moments.weights import behind
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import argument, attention_scale
 
 
-def _rows(power: float, count: int, keys: Drawn | None) -> Rows:
+def _rows(power: float, count: int, keys: WeightOutput | None) -> Rows:
     """Describe softmax weights over `count` values, their logits normal of variance `power`.
 
     The squared weights of a row sum to `exp(power) / count`.
@@ -21,13 +21,13 @@ def _rows(power: float, count: int, keys: Drawn | None) -> Rows:
     return Rows(min(1.0, math.exp(min(power, 50.0)) / max(count, 1)), power, keys)
 
 
-def _causal_rows(power: float, count: int, keys: Drawn | None) -> Rows:
+def _causal_rows(power: float, count: int, keys: WeightOutput | None) -> Rows:
     """Describe attention weights where position `i` sees the `i` values up to it."""
     squares = [_rows(power, seen, keys).squares for seen in range(1, count + 1)]
     return Rows(statistics.fmean(squares), power, keys)
 
 
-def averaged(value: Size, rows: Rows, count: int, drawn: Drawn | None) -> Size:
+def averaged(value: Size, rows: Rows, count: int, drawn: WeightOutput | None) -> Size:
     """Return an average by attention weights; its neighbours average likewise.
 
     Keys and values that are drawn from the same normal signal vary together, so that the average
@@ -43,50 +43,50 @@ def averaged(value: Size, rows: Rows, count: int, drawn: Drawn | None) -> Size:
     return Size(value.mean, second, even, even)
 
 
-def softmax(following: Following, node: Node) -> Size:
+def softmax(state: Propagation, node: Node) -> Size:
     """Weights of a row sum to one; how even they are follows from the logits' variance."""
     dim = int(argument(node, 1, "dim", -1) or -1)
-    count = following.shape(node.inputs[0])[dim]
-    logits = following.size(node.inputs[0])
-    keys = following.origin(node.inputs[0], Drawn)
+    count = state.shape(node.inputs[0])[dim]
+    logits = state.size(node.inputs[0])
+    keys = state.origin(node.inputs[0], WeightOutput)
     rows = _rows(logits.second - logits.shared, count, keys)
-    following.comes_from(node, rows)
+    state.comes_from(node, rows)
     return Size(1 / count, rows.squares / count, 1 / count**2, 1 / count**2)
 
 
-def scaled_attention(following: Following, node: Node) -> Size:
+def scaled_attention(state: Propagation, node: Node) -> Size:
     """Softmax attention: logits `q k / sqrt(d)` have the variance of `q` times that of `k`."""
-    given = following.slots(node)
-    value, query, key = (following.size(given[slot]) for slot in ("value", "query", "key"))
-    width, count = following.shape(given["query"])[-1], following.shape(given["key"])[-2]
+    given = state.slots(node)
+    value, query, key = (state.size(given[slot]) for slot in ("value", "query", "key"))
+    width, count = state.shape(given["query"])[-1], state.shape(given["key"])[-2]
     scale = attention_scale(node) or width**-0.5
     power = query.second * (key.second - key.shared) * width * scale**2
     rows = _causal_rows if argument(node, 5, "is_causal", default=False) else _rows
-    keys, drawn = (following.origin(given[slot], Drawn) for slot in ("key", "value"))
+    keys, drawn = (state.origin(given[slot], WeightOutput) for slot in ("key", "value"))
     return averaged(value, rows(power, count, keys), count, drawn)
 
 
-def attention_layer(following: Following, node: Node) -> Size:
+def attention_layer(state: Propagation, node: Node) -> Size:
     """Attention with its projections: each reads its own input, the last reads an average."""
-    given = following.slots(node)
-    used = {use.slot: use for use in following.flow.neighbours.applied.get(node.index, ())}
+    given = state.slots(node)
+    used = {use.slot: use for use in state.flow.neighbours.applied.get(node.index, ())}
     try:
-        inputs = {slot: following.size(given[slot]) for slot in _READ.values()}
+        inputs = {slot: state.size(given[slot]) for slot in _READ.values()}
     except LostError as error:
-        _note(following, used, dict.fromkeys(_READ.values(), error.unknown))
+        _note(state, used, dict.fromkeys(_READ.values(), error.unknown))
         raise
-    _note(following, used, inputs)
-    query, key, value = (_projected(following, node, used, slot) for slot in _READ)
+    _note(state, used, inputs)
+    query, key, value = (_projected(state, node, used, slot) for slot in _READ)
     keys, drawn = (
-        Drawn(given[slot], following.shape(given[slot])[-1]) for slot in ("key", "value")
+        WeightOutput(given[slot], state.shape(given[slot])[-1]) for slot in ("key", "value")
     )
-    count = following.shape(given["key"])[0]  # the batch lies behind the sequence
+    count = state.shape(given["key"])[0]  # the batch lies behind the sequence
     average = averaged(value, _rows(query.second * key.second, count, keys), count, drawn)
     if _LAST not in used:
         return average.weighed()
-    following.note(used[_LAST], average)
-    width = float(following.shape(node.outputs[0])[-1])
-    return behind(following, used[_LAST], node, average, width)
+    state.note(used[_LAST], average)
+    width = float(state.shape(node.outputs[0])[-1])
+    return behind(state, used[_LAST], node, average, width)
 
 
 _LAST = "out_proj_weight"
@@ -97,17 +97,17 @@ _READ: Mapping[str, str] = MappingProxyType(
 """What each projection of an attention layer reads."""
 
 
-def _note(following: Following, used: Mapping[str, Use], inputs: Mapping[str, Known]) -> None:
+def _note(state: Propagation, used: Mapping[str, Use], inputs: Mapping[str, Known]) -> None:
     """Note what the projections read; a packed one is noted with what makes its queries."""
     for slot, use in used.items():
         if slot != _LAST and slot.endswith("proj_weight"):
-            following.note(use, inputs[_READ.get(slot, "query")])
+            state.note(use, inputs[_READ.get(slot, "query")])
 
 
-def _projected(following: Following, node: Node, used: Mapping[str, Use], slot: str) -> Size:
+def _projected(state: Propagation, node: Node, used: Mapping[str, Use], slot: str) -> Size:
     """Return queries, keys or values, be their weight one of its own or packed with the others."""
-    size = following.size(following.slots(node)[_READ[slot]])
+    size = state.size(state.slots(node)[_READ[slot]])
     use = used.get(slot) or used.get("in_proj_weight")
     if use is None:
         return size
-    return behind(following, use, node, size, float(use.value.shape[-1]))
+    return behind(state, use, node, size, float(use.value.shape[-1]))

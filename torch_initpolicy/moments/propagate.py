@@ -25,9 +25,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch_initpolicy.moments.following import Following, Known, LostError, Unknown, Written
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.rules import made
+from torch_initpolicy.moments.state import (
+    Known,
+    LostError,
+    Propagation,
+    Unknown,
+    WrittenMoments,
+)
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.flow import Flow
 from torch_initpolicy.trace.graph import Node
@@ -47,7 +53,7 @@ class Reads:
 
 
 def reads(
-    flow: Flow, sites: Sequence[Site], written: Mapping[str, Written | Unknown]
+    flow: Flow, sites: Sequence[Site], written: Mapping[str, WrittenMoments | Unknown]
 ) -> dict[str, Reads]:
     """Compute what each weight of a model reads, by canonical name.
 
@@ -57,28 +63,28 @@ def reads(
         written: What a policy writes to the sites, by canonical name; sites that are not named
             are weights that normalise, scales of 1, biases of 0, or keep what they hold.
     """
-    following = Following(flow, {site.name: site for site in sites}, written)
+    state = Propagation(flow, {site.name: site for site in sites}, written)
     inside = {node: start for start, each in flow.composites.items() for node in each.inner}
     for node in flow.uses.graph.nodes:
-        _advance(following, node, inside.get(node.index))
-    return {name: _joined(found) for name, found in following.read.items()}
+        _advance(state, node, inside.get(node.index))
+    return {name: _joined(found) for name, found in state.read.items()}
 
 
-def _advance(following: Following, node: Node, start: int | None) -> None:
+def _advance(state: Propagation, node: Node, start: int | None) -> None:
     """Find the size of a node's outputs; of the nodes inside an activation, of the last alone."""
-    composite = None if start is None else following.flow.composites[start]
+    composite = None if start is None else state.flow.composites[start]
     if composite is not None and composite.end not in node.outputs:
         return
-    huge = following.lost(node, "numbers that grow beyond all bounds").unknown
+    huge = state.lost(node, "numbers that grow beyond all bounds").unknown
     known: Known = huge
     try:
-        size = made(following, node, composite)
+        size = made(state, node, composite)
         known = size if math.isfinite(size.second) else huge
     except LostError as error:
         known = error.unknown
     except OverflowError:
         pass
-    following.sizes.update(dict.fromkeys(node.outputs, known))
+    state.sizes.update(dict.fromkeys(node.outputs, known))
 
 
 def _joined(found: Sequence[Known]) -> Reads:

@@ -4,30 +4,30 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from torch_initpolicy.moments import attention, carried, weights
-from torch_initpolicy.moments.following import Following
 from torch_initpolicy.moments.gaussian import Size
+from torch_initpolicy.moments.state import Propagation
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.regions import Composite
 
 
-def made(following: Following, node: Node, composite: Composite | None) -> Size:
+def made(state: Propagation, node: Node, composite: Composite | None) -> Size:
     """Apply the rule of an operator, or that of the activation which it completes."""
     if composite is not None:
-        return carried.activate(following, node, composite.activation, composite.start)
+        return carried.activate(state, node, composite.activation, composite.start)
     if node.op in _BY_NAME:
-        return _BY_NAME[node.op](following, node)
-    uses = following.flow.uses
+        return _BY_NAME[node.op](state, node)
+    uses = state.flow.uses
     rule = (_WEIGHED if node.index in uses.weighers else _CARRIED).get(uses.role(node))
     if rule is None:
-        raise following.lost(node, "an operator whose effect on sizes is not known")
-    return rule(following, node)
+        raise state.lost(node, "an operator whose effect on sizes is not known")
+    return rule(state, node)
 
 
-Rule = Callable[[Following, Node], Size]
+SizeRule = Callable[[Propagation, Node], Size]
 """Finds the size of what an operator makes."""
 
-_WEIGHED: Mapping[OpRole, Rule] = MappingProxyType({
+_WEIGHED: Mapping[OpRole, SizeRule] = MappingProxyType({
     OpRole.WEIGHS: weights.product,
     OpRole.CONTRACTS: weights.product,
     OpRole.LOOKS_UP: weights.looked_up,
@@ -36,7 +36,7 @@ _WEIGHED: Mapping[OpRole, Rule] = MappingProxyType({
 })  # fmt: skip
 """The rules of operators that apply a weight of the model, by role."""
 
-_CARRIED: Mapping[OpRole, Rule] = MappingProxyType({
+_CARRIED: Mapping[OpRole, SizeRule] = MappingProxyType({
     **dict.fromkeys((OpRole.CASTS, OpRole.MOVES, OpRole.PICKS), carried.same),
     OpRole.ACTIVATES: carried.activation,
     OpRole.GATES: carried.gate,
@@ -52,5 +52,5 @@ _CARRIED: Mapping[OpRole, Rule] = MappingProxyType({
 })  # fmt: skip
 """The rules of other operators."""
 
-_BY_NAME: Mapping[str, Rule] = MappingProxyType({"softmax": attention.softmax})
+_BY_NAME: Mapping[str, SizeRule] = MappingProxyType({"softmax": attention.softmax})
 """The rules of operators that their role does not settle."""

@@ -3,25 +3,31 @@
 import math
 from collections.abc import Sequence
 
-from torch_initpolicy.moments.following import Drawn, Following, LostError, Unknown, Written
 from torch_initpolicy.moments.gaussian import Size, constant
 from torch_initpolicy.moments.padding import reached
+from torch_initpolicy.moments.state import (
+    LostError,
+    Propagation,
+    Unknown,
+    WeightOutput,
+    WrittenMoments,
+)
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.graph import Node
 
-NORMALISING = Written(0.0, 1.0, output=1.0)
+NORMALISING = WrittenMoments(0.0, 1.0, output=1.0)
 """A weight that is drawn so that its output has the second moment 1, whatever it reads."""
 
 _CENTRED = 0.1
 """Mean over root mean square up to which random weights, few of them, may be off their centre."""
 
 
-def behind(following: Following, use: Use, node: Node, met: Size, fan_in: float | None) -> Size:
+def behind(state: Propagation, use: Use, node: Node, met: Size, fan_in: float | None) -> Size:
     """Return the size of what a weight makes of its input.
 
     Args:
-        following: What is known so far.
+        state: What is known so far.
         use: Where the weight is applied.
         node: What applies it.
         met: Its input.
@@ -31,106 +37,106 @@ def behind(following: Following, use: Use, node: Node, met: Size, fan_in: float 
         LostError: The size of the weight is not known, or its fan is not.
     """
     name = use.source.site
-    written = following.written.get(name, NORMALISING)
-    if isinstance(written, Written) and written.output is not None:
+    written = state.written.get(name, NORMALISING)
+    if isinstance(written, WrittenMoments) and written.output is not None:
         return met.weighed().scaled(math.sqrt(written.output))
-    size = following.parameter(name)
+    size = state.parameter(name)
     if fan_in is None:
-        raise following.lost(node, f"the fan of {name!r} is unknown")
+        raise state.lost(node, f"the fan of {name!r} is unknown")
     if abs(size.mean) > _CENTRED * math.sqrt(size.second):
-        raise following.lost(node, f"the weights of {name!r} have a mean")
+        raise state.lost(node, f"the weights of {name!r} have a mean")
     return met.weighed().scaled(math.sqrt(fan_in * size.second * met.second))
 
 
-def product(following: Following, node: Node) -> Size:
+def product(state: Propagation, node: Node) -> Size:
     """Follow `weight * input`, also where the operator fixes the weight's size itself."""
-    used = following.flow.neighbours.applied.get(node.index, [])
-    proportional = following.flow.composed.proportional
+    used = state.flow.neighbours.applied.get(node.index, [])
+    proportional = state.flow.composed.proportional
     fixed = [use for use in used if use.source.site not in proportional(use.value.index)]
     try:
-        met = _met(following, node, used)
+        met = _met(state, node, used)
     except LostError as error:
         for use in used:
-            following.note(use, error.unknown)
+            state.note(use, error.unknown)
         raise
     if fixed:
-        return _fixed(following, node, fixed[0], met)
+        return _fixed(state, node, fixed[0], met)
     for use in used:
-        following.note(use, met)
+        state.note(use, met)
     if len(used) != 1:
         return met.weighed()  # products of weights are made 1 together
-    fan_in = _fan_in(following, used[0], node)
+    fan_in = _fan_in(state, used[0], node)
     if used[0].partner is not None and fan_in:
-        following.comes_from(node, Drawn(used[0].partner, int(fan_in)))
-    made = behind(following, used[0], node, met, fan_in)
-    bias = following.slots(node).get("bias")
-    added = constant(0.0) if bias is None else following.size(bias)
+        state.comes_from(node, WeightOutput(used[0].partner, int(fan_in)))
+    made = behind(state, used[0], node, met, fan_in)
+    bias = state.slots(node).get("bias")
+    added = constant(0.0) if bias is None else state.size(bias)
     return made.plus(added)
 
 
-def _met(following: Following, node: Node, used: Sequence[Use]) -> Size:
+def _met(state: Propagation, node: Node, used: Sequence[Use]) -> Size:
     """Return what a weight reads: the product of the signals it meets, less the zero padding."""
     signals = dict.fromkeys(
         value
-        for slot, value in following.flow.uses.slots(node)
-        if value in following.flow.uses.signals and slot != "bias"
+        for slot, value in state.flow.uses.slots(node)
+        if value in state.flow.uses.signals and slot != "bias"
     )
-    sizes = {value: following.size(value) for value in signals}
+    sizes = {value: state.size(value) for value in signals}
     if not used:
-        raise following.lost(node, "a weight that is no parameter")
+        raise state.lost(node, "a weight that is no parameter")
     met = constant(1.0)
     for value, size in sizes.items():
-        met = met.times(size if _sums_over_units(following, node, value) else size.unshared())
+        met = met.times(size if _sums_over_units(state, node, value) else size.unshared())
     if not signals:
         return met
-    taps = reached(node, following.shape(next(iter(signals))), used[0].value.shape)
+    taps = reached(node, state.shape(next(iter(signals))), used[0].value.shape)
     return Size(met.mean, met.second * taps.once, met.shared * taps.twice, met.near * taps.beside)
 
 
-def _sums_over_units(following: Following, node: Node, value: int) -> bool:
+def _sums_over_units(state: Propagation, node: Node, value: int) -> bool:
     """Say whether a weight sums over the units of the last one; where in doubt it does."""
     behind_units = int(node.op[-2]) if node.op.startswith("conv") and node.op[-1] == "d" else 0
-    units = following.flow.units.along(value)
+    units = state.flow.units.along(value)
     return not units or -1 - behind_units in units
 
 
-def _fixed(following: Following, node: Node, use: Use, met: Size) -> Size:
+def _fixed(state: Propagation, node: Node, use: Use, met: Size) -> Size:
     """Return the output of a weight whose size an expression fixes: standardised weights."""
-    known = following.known(use.value.index)
+    known = state.known(use.value.index)
     is_known = isinstance(known, Size)
-    following.note(use, Unknown("its operator fixes the weight's size") if is_known else known)
-    weight, fan_in = following.size(use.value.index), _fan_in(following, use, node)
+    state.note(use, Unknown("its operator fixes the weight's size") if is_known else known)
+    weight, fan_in = state.size(use.value.index), _fan_in(state, use, node)
     if fan_in is None:
-        raise following.lost(node, "the fan of its weight is unknown")
+        raise state.lost(node, "the fan of its weight is unknown")
     return met.weighed().scaled(math.sqrt(fan_in * weight.second * met.second))
 
 
-def _fan_in(following: Following, use: Use, node: Node) -> float | None:
+def _fan_in(state: Propagation, use: Use, node: Node) -> float | None:
     """Count the connections into one unit of the expression that an operator applies."""
-    faced = facing(following.flow.uses, node, use.slot, use.value)
+    faced = facing(state.flow.uses, node, use.slot, use.value)
     return None if faced is None else faced.fan_in
 
 
-def looked_up(following: Following, node: Node) -> Size:
+def looked_up(state: Propagation, node: Node) -> Size:
     """Rows of a table: as large as its numbers; a table that is a head too is as large as a head's.
 
     One connection leads into each number, so a table of its own gets numbers of second moment 1.
     """
-    found = following.flow.neighbours.applied.get(node.index)
+    found = state.flow.neighbours.applied.get(node.index)
     if not found:
-        raise following.lost(node, "a table that is no parameter")
+        raise state.lost(node, "a table that is no parameter")
     site = found[0].source.site
-    tied = [use for use in following.flow.uses.found if use.source.site == site]
+    tied = [use for use in state.flow.uses.found if use.source.site == site]
     head = next((use for use in tied if not use.node.op.startswith("embedding")), None)
-    fan_in = (None if head is None else _fan_in(following, head, head.node)) or 1.0
-    following.note(found[0], Size(0.0, fan_in))
+    fan_in = (None if head is None else _fan_in(state, head, head.node)) or 1.0
+    state.note(found[0], Size(0.0, fan_in))
     return Size(0.0, 1.0 / fan_in)
 
 
-def recurring(following: Following, node: Node) -> Size:
+def recurring(state: Propagation, node: Node) -> Size:
     """Recurrent layers: their inputs are known, their states are not followed."""
-    lost = following.lost(node, "the state of a recurrent layer")
-    for use in following.flow.neighbours.applied.get(node.index, ()):
+    lost = state.lost(node, "the state of a recurrent layer")
+    for use in state.flow.neighbours.applied.get(node.index, ()):
         is_input = "_ih" in use.source.site.rpartition(".")[2] and "_ih_l0" in use.source.site
-        following.note(use, following.known(node.inputs[0]) if is_input else lost.unknown)
+        state.note(use, state.known(node.inputs[0]) if is_input else lost.unknown)
     raise lost

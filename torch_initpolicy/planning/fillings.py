@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from torch_initpolicy.errors import ApplyError, PolicyError
-from torch_initpolicy.moments.following import Unknown, Written, held
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.propagate import Reads, reads
+from torch_initpolicy.moments.state import Unknown, WrittenMoments, held
 from torch_initpolicy.planning.choices import Choice, chosen
 from torch_initpolicy.planning.describe import ranges, summary
 from torch_initpolicy.planning.reasons import reason
@@ -123,7 +123,7 @@ def _asks_anywhere(choice: Choice, known: Surroundings) -> bool:
     )
 
 
-def _written(choice: Choice, known: Surroundings) -> Written | Unknown | None:
+def _written(choice: Choice, known: Surroundings) -> WrittenMoments | Unknown | None:
     """Return what the policy writes to a site; None where what is usual for its role may do."""
     if choice.kept is not None or choice.rule is None:
         return _kept(choice)
@@ -143,27 +143,27 @@ def _written(choice: Choice, known: Surroundings) -> Written | Unknown | None:
     return _moments(spreads, blocks, choice.facts, asks=asks)
 
 
-def _kept(choice: Choice) -> Written | Unknown | None:
+def _kept(choice: Choice) -> WrittenMoments | Unknown | None:
     """Return what a site holds that is kept; scales and biases without values start at 1 and 0."""
     size = held(choice.site)
     if isinstance(size, Size):
-        return Written(size.mean, size.second)
+        return WrittenMoments(size.mean, size.second)
     return None if choice.facts.role in ("norm_weight", "norm_bias", "bias") else size
 
 
 def _moments(
     spreads: Sequence[Spread], blocks: Sequence[Fans], facts: Facts, *, asks: bool
-) -> Written:
+) -> WrittenMoments:
     """Average the moments of a site's packed blocks."""
     mean = sum(spread.mean for spread in spreads) / len(spreads)
     powers = [spread.std**2 + spread.mean**2 for spread in spreads]
     power = sum(powers) / len(powers)
     if not asks:
-        return Written(mean, power)
+        return WrittenMoments(mean, power)
     if facts.composition is not None:  # each factor makes its part of the weight that was asked for
-        return Written(mean, power, output=1.0)
+        return WrittenMoments(mean, power, output=1.0)
     fan_in = sum(fan.fan_in for fan in blocks) / len(blocks) if blocks else 1.0
-    return Written(mean, power, output=fan_in * power * facts.multiplier.weight**2)
+    return WrittenMoments(mean, power, output=fan_in * power * facts.multiplier.weight**2)
 
 
 #

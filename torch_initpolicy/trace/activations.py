@@ -13,7 +13,7 @@ import torch
 from torch_initpolicy.tensors.gains import CUSTOM, Activation, family, recognise
 from torch_initpolicy.trace.graph import Graph, Node
 from torch_initpolicy.trace.operators import OpRole, activation_of
-from torch_initpolicy.trace.regions import CHOOSES, MASKED, Composite, Reading
+from torch_initpolicy.trace.regions import BY_MASK, CHOOSES, Composite, Elementwise
 from torch_initpolicy.trace.softmax import softmax
 
 _AFFINE = frozenset({OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS})
@@ -42,7 +42,7 @@ def composites(
     """
     learnt = {v.index: parameters.get(v.parameter) for v in graph.values if v.parameter is not None}
     known = {**numbers, **{value: number for value, number in learnt.items() if number is not None}}
-    namer = _Namer(Reading(graph, roles, known))
+    namer = _Namer(Elementwise(graph, roles, known))
     regions = namer.reading.regions().items()
     found = (namer.composite(start, nodes[:_LONGEST]) for start, nodes in regions)
     return {each.start: softmax(namer.reading, each) or each for each in found if each is not None}
@@ -52,7 +52,7 @@ def composites(
 class _Namer:
     """Names what regions compute; `known` remembers those that were evaluated."""
 
-    reading: Reading
+    reading: Elementwise
     known: dict[Any, Activation | None] = field(default_factory=dict)
 
     def composite(self, start: int, nodes: Sequence[Node]) -> Composite | None:
@@ -144,7 +144,7 @@ class _Namer:
 
     def _evaluated(self, start: int, inner: Sequence[Node]) -> Activation | None:
         bends = [n for n in inner if self._role(n) in (OpRole.ACTIVATES, OpRole.COMPUTES)]
-        chooses = any(node.op in CHOOSES | MASKED for node in inner)
+        chooses = any(node.op in CHOOSES | BY_MASK for node in inner)
         name = bends[0].op if bends else CUSTOM if chooses else "product"
         if bends and not self._is_plain(bends[0], inner):
             name = CUSTOM

@@ -57,10 +57,10 @@ class Term(NamedTuple):
 Terms = tuple[Term, ...]
 """A sum of terms."""
 
-Pieces = tuple[Terms, ...]
+Parts = tuple[Terms, ...]
 """What lies side by side in a value."""
 
-_UNKNOWN: Pieces = ((Term(math.nan),),)
+_UNKNOWN: Parts = ((Term(math.nan),),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Composed:
     """
 
     scalars: Scalars
-    made: dict[int, Pieces] = field(default_factory=dict)
+    made: dict[int, Parts] = field(default_factory=dict)
 
     def proportional(self, value: int) -> frozenset[str]:
         """Name the parameters that a value is proportional to, wherever they have gone into it."""
@@ -95,7 +95,7 @@ class Composed:
             pieces = rule(self, node) if rule else _UNKNOWN
             self.made.update(dict.fromkeys(node.outputs, pieces))
 
-    def of(self, value: int) -> Pieces:
+    def of(self, value: int) -> Parts:
         """Return what a value is made of."""
         parameter = self.scalars.uses.graph.values[value].parameter
         if parameter is not None:
@@ -122,7 +122,7 @@ def _names(terms: Terms) -> list[str]:
     return [site for term in terms for site in term.everything]
 
 
-def _number(number: float) -> Pieces:
+def _number(number: float) -> Parts:
     return ((Term(abs(number)),),)
 
 
@@ -131,15 +131,15 @@ def _number(number: float) -> Pieces:
 #
 
 
-def _same(composed: Composed, node: Node) -> Pieces:
+def _same(composed: Composed, node: Node) -> Parts:
     return composed.of(node.inputs[0])
 
 
-def _joined(composed: Composed, node: Node) -> Pieces:
+def _joined(composed: Composed, node: Node) -> Parts:
     return tuple(terms for value in node.inputs for terms in composed.of(value))
 
 
-def _mixed(composed: Composed, node: Node) -> Pieces:
+def _mixed(composed: Composed, node: Node) -> Parts:
     """Divide by the count of a mean; that a sum joins connections shows in its fans."""
     mixed = next(filter(composed.is_drawn, node.inputs), node.inputs[0])
     read, made = composed.size(node.inputs[0]), composed.size(node.outputs[0])
@@ -147,22 +147,22 @@ def _mixed(composed: Composed, node: Node) -> Pieces:
     return _times(composed.of(mixed), _number(share))
 
 
-def _normalised(composed: Composed, node: Node) -> Pieces:
+def _normalised(composed: Composed, node: Node) -> Parts:
     """A standardised weight is as large as what it is scaled by."""
     scales = [value for slot, value in composed.scalars.uses.slots(node) if slot == "weight"]
     return _times(composed.of(scales[0]), _UNKNOWN) if scales else _UNKNOWN
 
 
-def _contracted(composed: Composed, node: Node) -> Pieces:
+def _contracted(composed: Composed, node: Node) -> Parts:
     growth = _number(math.sqrt(terms_of(composed.scalars.uses, node)))
     return _independent(composed, node, [growth, *map(composed.of, node.inputs)])
 
 
-def _outer(composed: Composed, node: Node) -> Pieces:
+def _outer(composed: Composed, node: Node) -> Parts:
     return _independent(composed, node, map(composed.of, node.inputs))
 
 
-def _product(composed: Composed, node: Node) -> Pieces:
+def _product(composed: Composed, node: Node) -> Parts:
     first = composed.of(node.inputs[0])
     if len(node.inputs) == 1:
         return _times(first, _number(composed.scalars.factor(node, node.inputs[0])))
@@ -176,12 +176,12 @@ def _product(composed: Composed, node: Node) -> Pieces:
     return _independent(composed, node, (_scaling(made) if s else made for made, s in each))
 
 
-def _scaling(made: Pieces) -> Pieces:
+def _scaling(made: Parts) -> Parts:
     """Return what is made of parameters that only scale others."""
     return tuple(tuple(Term(t.constant, (), t.everything) for t in terms) for terms in made)
 
 
-def _sum(composed: Composed, node: Node) -> Pieces:
+def _sum(composed: Composed, node: Node) -> Parts:
     """Add up parameters; their own mean, taken away, changes little."""
     summands = [
         _times(composed.of(value), _number(composed.scalars.factor(node, value)))
@@ -197,7 +197,7 @@ def _comes_from(composed: Composed, value: int, names: frozenset[str]) -> bool:
     return any(source.site in names for source in composed.scalars.uses.sources.get(value, ()))
 
 
-def _independent(composed: Composed, node: Node, factors: Iterable[Pieces]) -> Pieces:
+def _independent(composed: Composed, node: Node, factors: Iterable[Parts]) -> Parts:
     """Return the product of independent factors; parameters in several of them say nothing."""
     made, repeated = functools.reduce(_times, factors), composed.repeated(node)
     if not repeated:
@@ -205,27 +205,27 @@ def _independent(composed: Composed, node: Node, factors: Iterable[Pieces]) -> P
     return tuple(tuple(term.without(repeated) for term in terms) for terms in made)
 
 
-def _times(one: Pieces, other: Pieces) -> Pieces:
+def _times(one: Parts, other: Parts) -> Parts:
     """Multiply two expressions term by term."""
     return _crossed(lambda p, q: tuple(a.times(b) for a in p for b in q), one, other)
 
 
-def _crossed(combine: Callable[[Terms, Terms], Terms], one: Pieces, other: Pieces) -> Pieces:
+def _crossed(combine: Callable[[Terms, Terms], Terms], one: Parts, other: Parts) -> Parts:
     """Combine each piece of two expressions with the first of the other."""
     rest = (combine(one[0], terms) for terms in other[1:])
     return (*(combine(terms, other[0]) for terms in one), *rest)
 
 
-def _inverse(made: Pieces) -> Pieces:
+def _inverse(made: Parts) -> Parts:
     """Return one over a number; of unknown size over anything else."""
     (term, *others), *pieces = made
     known = not (others or pieces or term.sites) and term.constant
     return _number(1 / term.constant if known else math.nan)
 
 
-Rule = Callable[[Composed, Node], Pieces]
+TermsRule = Callable[[Composed, Node], Parts]
 
-_RULES: Mapping[OpRole, Rule] = MappingProxyType({
+_RULES: Mapping[OpRole, TermsRule] = MappingProxyType({
     **dict.fromkeys((OpRole.MOVES, OpRole.CASTS, OpRole.PICKS), _same),
     OpRole.MULTIPLIES: _product,
     OpRole.CONTRACTS: _contracted,
@@ -236,5 +236,5 @@ _RULES: Mapping[OpRole, Rule] = MappingProxyType({
 })  # fmt: skip
 """How to find what an expression is made of, by the role of its operator."""
 
-_OUTERS: Mapping[str, Rule] = MappingProxyType(dict.fromkeys(("kron", "outer", "ger"), _outer))
+_OUTERS: Mapping[str, TermsRule] = MappingProxyType(dict.fromkeys(("kron", "outer", "ger"), _outer))
 """The same of operators that multiply each number of one tensor by each of another."""

@@ -31,15 +31,15 @@ from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.scalars import Scalars
 
-Source = Literal["product", "weight", "activation", "other", "input", "data"]
+MadeBy = Literal["product", "weight", "activation", "other", "input", "data"]
 """What made a signal: products of two outputs of weights; a weight, linearly; an activation;
 anything else; the model's input, or that in units of its own."""
 
-_PRECEDENCE: Sequence[Source] = ("product", "weight", "activation", "other", "input", "data")
+_PRECEDENCE: Sequence[MadeBy] = ("product", "weight", "activation", "other", "input", "data")
 """What is said to have made a mixture: the first of these that did."""
 
 
-class Signal(NamedTuple):
+class SignalSize(NamedTuple):
     """The size of a signal next to that of what made it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Signal(NamedTuple):
     """
 
     factor: float = 1.0
-    source: Source = "other"
+    source: MadeBy = "other"
     total: float = 1.0
     power: float = 1.0
     packed: bool = False
@@ -61,19 +61,19 @@ class Signal(NamedTuple):
         """Whether some weight can be scaled to scale the signal."""
         return self.source in ("weight", "product")
 
-    def times(self, number: float, *, count: int = 1) -> "Signal":
+    def times(self, number: float, *, count: int = 1) -> "SignalSize":
         """Return the sum of `count` such signals, times a number."""
         total, power = self.total * count, self.power * math.sqrt(count)
         each = (number * self.factor, number * total, number * power)
-        return Signal(each[0], self.source, *each[1:], self.packed)
+        return SignalSize(each[0], self.source, *each[1:], self.packed)
 
 
-def _single(factor: float, source: Source, *, packed: bool = False) -> Signal:
+def _single(factor: float, source: MadeBy, *, packed: bool = False) -> SignalSize:
     """Return a signal that is no sum."""
-    return Signal(factor, source, factor, factor, packed)
+    return SignalSize(factor, source, factor, factor, packed)
 
 
-_OTHER = Signal()
+_OTHER = SignalSize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Constants:
     ends: frozenset[int] = frozenset()
     kernels: Mapping[int, int] = field(default_factory=dict)
     packed: frozenset[int] = frozenset()
-    signals: dict[int, Signal] = field(default_factory=dict)
+    signals: dict[int, SignalSize] = field(default_factory=dict)
     bilinear: set[int] = field(default_factory=set)
     first: "Constants | None" = None
     taken_out: Mapping[int, float] = field(default_factory=dict)
@@ -116,8 +116,8 @@ class Constants:
         graph = self.scalars.uses.graph
         for value in graph.values:
             if value.is_input:
-                source: Source = "input" if value.dtype.is_floating_point else "data"
-                self.signals[value.index] = Signal(1.0, source)
+                source: MadeBy = "input" if value.dtype.is_floating_point else "data"
+                self.signals[value.index] = SignalSize(1.0, source)
         for node in graph.nodes:
             made = _made(self, node)
             for output in node.outputs:
@@ -130,7 +130,7 @@ class Constants:
         signal = _OTHER if value is None else self.signal(value)
         return 1.0 if signal.source == "product" else signal.factor
 
-    def signal(self, value: int) -> Signal:
+    def signal(self, value: int) -> SignalSize:
         """Return the size of a value."""
         return self.signals.get(value, _OTHER)
 
@@ -159,7 +159,7 @@ class Constants:
         read, made = (values[v].shape for v in (node.inputs[0], node.outputs[0]))
         return math.prod(read) // max(math.prod(made), 1)
 
-    def added(self, node: Node) -> dict[int, Signal]:
+    def added(self, node: Node) -> dict[int, SignalSize]:
         """Return the signals that a node adds up, each times its coefficient."""
         uses = self.scalars.uses
         return {
@@ -205,10 +205,10 @@ BOUNDS = frozenset({"clamp", "clip", "clamp_min", "clamp_max", "nan_to_num"})
 """Functions that leave most numbers as they are, if their bounds are not known numbers."""
 
 _MAKES = (OpRole.LOOKS_UP, OpRole.PROJECTS_AND_ATTENDS)
-_ACTIVATED = Signal(1.0, "activation")
+_ACTIVATED = SignalSize(1.0, "activation")
 
 
-def _made(constants: Constants, node: Node) -> Signal:
+def _made(constants: Constants, node: Node) -> SignalSize:
     """Return the size of what a node makes."""
     uses = constants.scalars.uses
     role, carried = uses.role(node), uses.carried(node)
@@ -222,7 +222,7 @@ def _made(constants: Constants, node: Node) -> Signal:
     return _RULES.get(role, _carried)(constants, node, carried)
 
 
-def _piece(constants: Constants, node: Node, output: int, made: Signal) -> Signal:
+def _piece(constants: Constants, node: Node, output: int, made: SignalSize) -> SignalSize:
     """Return one of the pieces that the output of a packed weight is cut into."""
     cuts = constants.scalars.uses.role(node) in (OpRole.MOVES, OpRole.PICKS)
     if not made.packed or not cuts or node.index in constants.packed:
@@ -231,24 +231,24 @@ def _piece(constants: Constants, node: Node, output: int, made: Signal) -> Signa
     return made.times(whole / part)
 
 
-def _activated(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
+def _activated(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     return _carried(constants, node, carried) if node.op in BOUNDS else _ACTIVATED
 
 
-def _carried(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
+def _carried(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     """Return the same signal, in other places or times a number."""
     slots = constants.scalars.uses.slots(node)
     value = next((v for slot, v in slots if slot == "value"), carried[0])
     signal, number = constants.signal(value), constants.coefficient(node, value)
     written = constants.scalars.factor(node, value)
     if signal.source == "input" and _is_unit(written):
-        return Signal(1.0, "data")
+        return SignalSize(1.0, "data")
     if written == number == 1.0:
         return signal.times(1.0, count=constants.summands(node))
     return _single(signal.factor * number, signal.source, packed=signal.packed)
 
 
-def _joined(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
+def _joined(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     """Return the root mean square of what lies side by side."""
     values = constants.scalars.uses.graph.values
     sizes = {value: math.prod(values[value].shape) for value in carried}
@@ -257,27 +257,27 @@ def _joined(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
     return _single(math.sqrt(mean), _source(map(constants.signal, carried)))
 
 
-def _sum(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
+def _sum(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     summed = constants.added(node).values()
     source = _source(summed)
     if source in ("input", "data") and len(summed) == 1:
-        return Signal(1.0, "data")  # `2 * x - 1` says in which units the input is
+        return SignalSize(1.0, "data")  # `2 * x - 1` says in which units the input is
     if node.index in constants.skips:
         return _single(constants.signal(constants.skips[node.index]).factor, source)
     drawn = [signal for signal in summed if signal.is_drawn] or list(summed)
     mean, sizes = constants.mean(node), _sizes(drawn)
     if mean is not None:
         return _single(sizes[mean], source)
-    return Signal(max((signal.factor for signal in drawn), default=1.0), source, *sizes)
+    return SignalSize(max((signal.factor for signal in drawn), default=1.0), source, *sizes)
 
 
-def _sizes(summed: Iterable[Signal]) -> tuple[float, float]:
+def _sizes(summed: Iterable[SignalSize]) -> tuple[float, float]:
     """Return the sum of what is added up, and the root of the sum of squares."""
     each = [(signal.total, signal.power) for signal in summed]
     return math.fsum(total for total, _ in each), math.hypot(*(power for _, power in each))
 
 
-def _product(constants: Constants, node: Node, carried: Sequence[int]) -> Signal:
+def _product(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     """Return the size of a product, of signals where there are several."""
     role, uses = constants.scalars.uses.role(node), constants.scalars.uses
     if len(carried) == 1:
@@ -287,7 +287,7 @@ def _product(constants: Constants, node: Node, carried: Sequence[int]) -> Signal
     if node.index in constants.kernels:
         return _single(factor * math.sqrt(terms(uses, node)), "weight")
     if role is OpRole.WEIGHS:
-        return Signal(1.0, "weight")
+        return SignalSize(1.0, "weight")
     factor *= constants.coefficient(node, carried[0]) * constants.growth(node, carried)
     bilinear = sum(signal.is_drawn for signal in factors) > 1
     if bilinear and role is OpRole.MULTIPLIES:
@@ -296,12 +296,12 @@ def _product(constants: Constants, node: Node, carried: Sequence[int]) -> Signal
     return _single(factor, "product" if is_sum else _source(factors))
 
 
-def _source(signals: Iterable[Signal]) -> Source:
+def _source(signals: Iterable[SignalSize]) -> MadeBy:
     """Return what made a mixture of signals: weights, if any of them did."""
     return min((s.source for s in signals), key=_PRECEDENCE.index, default="other")
 
 
-_RULES: Mapping[OpRole, Callable[[Constants, Node, Sequence[int]], Signal]] = MappingProxyType({
+_RULES: Mapping[OpRole, Callable[[Constants, Node, Sequence[int]], SignalSize]] = MappingProxyType({
     OpRole.RECURS: _activated,
     OpRole.ACTIVATES: _activated,
     OpRole.COMPUTES: _activated,

@@ -28,7 +28,7 @@ CHOOSES = frozenset({"where", "maximum", "minimum", "max", "min", "masked_fill"}
 _COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "zeros_like", "ones_like", "full_like"})
 """Operators that make what is chosen by, or from; what they make is no signal."""
 
-MASKED = frozenset({"getitem", "setitem"})
+BY_MASK = frozenset({"getitem", "setitem"})
 """Operators that read or write what a mask of the same shape picks: `x[x < 0] = 0`."""
 
 
@@ -50,7 +50,7 @@ class Composite:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Elementwise:
     """A graph as functions of one variable are found in it.
 
     Attributes:
@@ -89,7 +89,7 @@ class Reading:
     def _is_elementwise(self, node: Node) -> bool:
         """Say whether each number of a node's output depends on one number of its input."""
         values = self.graph.values
-        if node.op in MASKED:
+        if node.op in BY_MASK:
             refs = [values[ref.value] for ref in node.args[:2] if isinstance(ref, Ref)]
             return len(refs) == 2 and refs[1].dtype == torch.bool and refs[0].shape == refs[1].shape
         by_role = self.roles[node.index] in _ELEMENTWISE and node.op not in _OVER_AN_AXIS

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import SOFTMAX, OpRole
-from torch_initpolicy.trace.regions import Composite, Reading
+from torch_initpolicy.trace.regions import Composite, Elementwise
 
 _KEEPS = (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES)
 """Roles of operators that leave a sum what it is, a guard against zero apart."""
@@ -14,7 +14,7 @@ _GUARDS = frozenset({"clamp", "clip", "clamp_min", "reciprocal"})
 """Functions through which a sum goes before it divides what it is the sum of."""
 
 
-def softmax(reading: Reading, exponential: Composite) -> Composite | None:
+def softmax(reading: Elementwise, exponential: Composite) -> Composite | None:
     """Return the softmax that an exponential is part of; None if it is none."""
     graph, end = reading.graph, exponential.end
     producer = graph.values[end].producer
@@ -39,7 +39,7 @@ def softmax(reading: Reading, exponential: Composite) -> Composite | None:
     return None
 
 
-def _is_log_softmax(reading: Reading, value: int) -> bool:
+def _is_log_softmax(reading: Elementwise, value: int) -> bool:
     """Say whether a value is another less its own `logsumexp`."""
     values, nodes = reading.graph.values, reading.graph.nodes
     node = nodes[values[value].producer or 0]

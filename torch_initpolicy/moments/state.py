@@ -45,7 +45,7 @@ class LostError(Exception):
         self.unknown = unknown
 
 
-class Drawn(NamedTuple):
+class WeightOutput(NamedTuple):
     """Numbers that a weight made, and nothing has changed since; or the logits of such keys.
 
     Attributes:
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
 
     squares: float
     power: float
-    keys: Drawn | None = None
+    keys: WeightOutput | None = None
 
 
 class Activated(NamedTuple):
@@ -78,13 +78,13 @@ class Activated(NamedTuple):
     normal: Size
 
 
-Origin = Drawn | Rows | Activated
+Provenance = WeightOutput | Rows | Activated
 """What else is known of a value, until an operator changes its numbers."""
 
-AnyOrigin = TypeVar("AnyOrigin", Drawn, Rows, Activated)
+AnyProvenance = TypeVar("AnyProvenance", WeightOutput, Rows, Activated)
 
 
-class Written(NamedTuple):
+class WrittenMoments(NamedTuple):
     """Numbers that a policy writes to a site.
 
     Attributes:
@@ -100,7 +100,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
+class Propagation:
     """What has been found on the way through a graph.
 
     Attributes:
@@ -115,9 +115,9 @@ class Following:
 
     flow: Flow
     sites: Mapping[str, Site]
-    written: Mapping[str, Written | Unknown]
+    written: Mapping[str, WrittenMoments | Unknown]
     sizes: dict[int, Known] = field(default_factory=dict)
-    origins: dict[int, Origin] = field(default_factory=dict)
+    origins: dict[int, Provenance] = field(default_factory=dict)
     read: dict[str, list[Known]] = field(default_factory=dict)
 
     def known(self, value: int) -> Known:
@@ -163,12 +163,12 @@ class Following:
             return constant(1.0 if site.role == "norm_weight" else 0.0)
         return held(site)
 
-    def origin(self, value: int, kind: type[AnyOrigin]) -> AnyOrigin | None:
+    def origin(self, value: int, kind: type[AnyProvenance]) -> AnyProvenance | None:
         """Return where a value comes from, if that is of a kind."""
         found = self.origins.get(value)
         return found if isinstance(found, kind) else None
 
-    def comes_from(self, node: Node, origin: Origin | None) -> None:
+    def comes_from(self, node: Node, origin: Provenance | None) -> None:
         """Note where a node's outputs come from."""
         if origin is not None:
             self.origins.update(dict.fromkeys(node.outputs, origin))
