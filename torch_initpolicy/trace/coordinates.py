@@ -10,16 +10,14 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.expressions import Source
-from torch_initpolicy.trace.graph import Node, Ref, Value, mapped
+from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import RANDOM, OpRole
-from torch_initpolicy.trace.trees import tensors_in
 
 LARGEST = 1 << 26
 """Elements of the largest tensor of numbers that is made; larger parameters only through views."""
@@ -137,22 +135,14 @@ class _Replay:
     def _called(
         self, node: Node, followed: Sequence[int], change: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, ...]:
-        def look_up(argument: Any) -> Any:
-            if isinstance(argument, Ref):
-                tensor = self.of(argument.value)
-                changed = change(tensor) if argument.value in followed else tensor
-                return changed.clone()  # the operator may work in place
-            if isinstance(argument, torch.device):
-                return torch.device("cpu")
-            return argument
+        def look_up(index: int) -> Tensor:
+            tensor = self.of(index)
+            return (change(tensor) if index in followed else tensor).clone()  # it may be written to
 
-        args, kwargs = mapped(look_up, (node.args, dict(node.kwargs)))
         try:
-            result = node.function(*args, **kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            made = rerun(node, look_up)
+        except CANNOT_RUN as error:
             raise Mixed(node.op) from error
-        changed = args[:1] if node.op == "setitem" else ()
-        made = (*tensors_in(result), *changed)
         return tuple(tensor.to(_wide(tensor.dtype)) for tensor in made)
 
 

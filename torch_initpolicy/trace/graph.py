@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_initpolicy.trace.trees import tensors_in
+
 
 class Ref(NamedTuple):
     """Stands for a tensor among a node's arguments."""
@@ -91,11 +93,36 @@ class Graph:
     consumers: tuple[tuple[int, ...], ...] = field(repr=False)
 
 
-def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError)
+"""What operators raise that cannot be run again, on numbers of another kind."""
+
+
+def rerun(node: Node, look_up: Callable[[int], Tensor]) -> list[Tensor]:
+    """Run a recorded operator again on the CPU, on other numbers.
+
+    Args:
+        node: The operator.
+        look_up: Returns what to put in the place of a value.
+
+    Returns:
+        The tensors that it returns, and behind them one that it writes items of.
+    """
+
+    def given(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return look_up(argument.value)
+        return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+    args, kwargs = _mapped(given, (node.args, dict(node.kwargs)))
+    changed = args[:1] if node.op == "setitem" else ()
+    return [*tensors_in(node.function(*args, **kwargs)), *changed]
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `function` to the leaves of nested tuples, lists and dicts."""
     if isinstance(tree, Ref) or not isinstance(tree, (tuple, list, dict)):
         return function(tree)
     if isinstance(tree, dict):
-        return {key: mapped(function, item) for key, item in tree.items()}
-    items = [mapped(function, item) for item in tree]
+        return {key: _mapped(function, item) for key, item in tree.items()}
+    items = [_mapped(function, item) for item in tree]
     return items if isinstance(tree, list) else tuple(items)

@@ -61,6 +61,9 @@ _PRODUCTS = frozenset(
 _SCALED = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
 """Roles of operators behind which what has scaled a signal still does."""
 
+_MOST_WEIGHTS = 16
+"""Weights, the latest, of which pieces are followed at once."""
+
 _PACKABLE = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
 """Operators that apply a weight which may be packed, besides convolutions."""
 
@@ -68,25 +71,20 @@ _PACKABLE = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "gro
 def packs(followed: Following) -> Mapping[int, Pack]:
     """Find the weights that are several matrices packed into one, by their node."""
     nodes = followed.uses.graph.nodes
-    pieces = _Pieces(
-        followed,
-        {
-            node: size
-            for node, size in followed.sizes.items()
-            if nodes[node].op in _PACKABLE or nodes[node].op.startswith("conv")
-        },
-    )
+    sizes = {
+        node: size
+        for node, size in followed.sizes.items()
+        if nodes[node].op in _PACKABLE or nodes[node].op.startswith("conv")
+    }
+    pieces = _Pieces(followed, sizes)
     for node in nodes:
         pieces.enter(node)
     found = {
-        node: _pattern(
-            tuple(_divided((1 << pieces.sizes[node]) - 1, pieces.pieces[node], meetings))
-        )
+        node: _pattern(sizes[node], frozenset(pieces.pieces[node]), frozenset(meetings))
         for node, meetings in pieces.met.items()
     }
-    shown = followed.by_weight() if any(found.values()) else {}
     return {
-        node: Pack(*pattern, shown[node]) for node, pattern in found.items() if pattern is not None
+        node: Pack(*pattern, followed.of_weight(node)) for node, pattern in found.items() if pattern
     }
 
 
@@ -113,42 +111,49 @@ class _Pieces:
     def enter(self, node: Node) -> None:
         """Read the next node."""
         uses = self.followed.uses
-        role, weighs = uses.role(node), node.index in uses.weighers
-        operands = tuple(dict.fromkeys(uses.carried(node)))
-        if weighs or role in _PRODUCTS:
-            self._multiply(operands)
+        role, operands = uses.role(node), tuple(dict.fromkeys(uses.carried(node)))
         if role is OpRole.GATES:
             self._gate(node, operands)
-        scales = {} if weighs else self._scaled(role, operands)
+        scales: Origin = {}
+        if not self.origins.keys().isdisjoint(operands):
+            scales = self._combine(node, role, operands)
         for output in node.outputs:
             self._derive(output, operands)
             if scales:
                 self.scales[output] = scales
 
-    def _shown(self, value: int) -> dict[int, Units]:
-        shown = self.followed.shown.get(value, {})
-        return {node: here.units for node, here in shown.items() if node in self.sizes}
+    def _combine(self, node: Node, role: OpRole, operands: Sequence[int]) -> Origin:
+        """Let pieces meet in a product, and return what scales the output."""
+        weighs = node.index in self.followed.uses.weighers
+        if weighs or role in _PRODUCTS:
+            for one, other in itertools.combinations(operands, 2):
+                self._meet(self.origins.get(one, {}), self.origins.get(other, {}))
+        return {} if weighs else self._scaled(role, operands)
 
     def _derive(self, output: int, operands: Sequence[int]) -> None:
         """Say what a value depends on: the pieces that it shows, and all that went into it."""
-        pieces = self._shown(output)
+        shown = self._shown(output)
+        pieces = {n: here.units for n, here in shown.items() if self._is_part(n, here.units)}
         for node, units in pieces.items():
             self.pieces.setdefault(node, set()).add(units)
-        joined = _joined([pieces, *(self._besides(value, pieces) for value in operands)])
-        parts = {n: units for n, units in joined.items() if units.bit_count() < self.sizes[n]}
+        each = [self._besides(value, pieces) for value in operands if value in self.origins]
+        joined = _joined([pieces, *each]) if each else pieces
+        parts = {node: units for node, units in joined.items() if self._is_part(node, units)}
         if parts:
-            self.origins[output] = parts
+            latest = sorted(parts)[-_MOST_WEIGHTS:]
+            self.origins[output] = {weight: parts[weight] for weight in latest}
+
+    def _shown(self, value: int) -> dict[int, Shown]:
+        shown = self.followed.shown.get(value, {})
+        return {weight: here for weight, here in shown.items() if not here.summed}
+
+    def _is_part(self, node: int, units: Units) -> bool:
+        return units.bit_count() < self.sizes.get(node, 0)
 
     def _besides(self, value: int, pieces: Origin) -> Origin:
         """Return what an operand brings in, but for the outputs of which it is cut to a piece."""
         cut = self._shown(value).keys() & pieces.keys()
-        origin = self.origins.get(value, {})
-        return {node: units for node, units in origin.items() if node not in cut}
-
-    def _multiply(self, operands: Sequence[int]) -> None:
-        """Let the operands of a product meet, two by two."""
-        for one, other in itertools.combinations(operands, 2):
-            self._meet(self.origins.get(one, {}), self.origins.get(other, {}))
+        return {node: units for node, units in self.origins[value].items() if node not in cut}
 
     def _meet(self, one: Origin, other: Origin) -> None:
         for node in one.keys() & other.keys():
@@ -182,7 +187,7 @@ class _Pieces:
         """Cut what a gated unit reads into the two halves that it takes apart."""
         for operand in operands:
             axis = argument(node, 1, "dim", -1)
-            for weight, shown in self.followed.shown.get(operand, {}).items():
+            for weight, shown in self._shown(operand).items():
                 one, other = shown.halves(axis)
                 if weight in self.sizes and one and other and one != other:
                     self.pieces.setdefault(weight, set()).update((one, other))
@@ -196,6 +201,21 @@ def _joined(origins: Iterable[Origin]) -> Origin:
         for node, units in origin.items():
             found[node] = found.get(node, 0) | units
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(
+    size: int, pieces: frozenset[Units], meetings: frozenset[Meeting]
+) -> tuple[tuple[int, ...], int] | None:
+    """Return the sizes of the matrices in a weight and how often they recur; None for one."""
+    parts = tuple(_divided((1 << size) - 1, pieces, meetings))
+    if len(parts) < 2:
+        return None
+    runs = list(_runs(parts))
+    period = len(parts)
+    sizes = tuple(length for _, length in runs[:period])
+    recurs = len(runs) % period == 0 and runs == runs[:period] * (len(runs) // period)
+    return (sizes, len(runs) // period) if recurs else None
 
 
 def _divided(whole: Units, pieces: Iterable[Units], meetings: Iterable[Meeting]) -> Iterator[Units]:
@@ -217,18 +237,6 @@ def _parts(whole: Units, pieces: Iterable[Units]) -> tuple[Units, ...]:
             parts.append(piece)
     tiles = sum(map(int.bit_count, parts)) == whole.bit_count()
     return tuple(parts) if tiles and functools.reduce(int.__or__, parts, 0) == whole else ()
-
-
-@functools.lru_cache(maxsize=256)
-def _pattern(parts: tuple[Units, ...]) -> tuple[tuple[int, ...], int] | None:
-    """Return the sizes of parts that tile an axis and how often they recur, or None."""
-    if len(parts) < 2:
-        return None
-    runs = list(_runs(parts))
-    period = len(parts)
-    sizes = tuple(length for _, length in runs[:period])
-    recurs = len(runs) % period == 0 and runs == runs[:period] * (len(runs) // period)
-    return (sizes, len(runs) // period) if recurs else None
 
 
 def _runs(parts: Sequence[Units]) -> Iterator[tuple[int, int]]:

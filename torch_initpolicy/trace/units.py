@@ -6,6 +6,7 @@ does for the elements of parameters. A tensor of numbers is expanded along every
 the unit does not change, so that it takes no more memory than the units do.
 """
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,8 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.graph import Node, Ref, mapped
+from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
-from torch_initpolicy.trace.trees import tensors_in
 
 Units = int
 """Some of the units of a weight, as bits."""
@@ -30,10 +30,12 @@ class Shown:
     Attributes:
         ids: The number of the unit at each position, from 1; 0 for none.
         units: All of them.
+        summed: Whether elements are sums over others of their unit, as attention and means take.
     """
 
     ids: Tensor
     units: Units
+    summed: bool = False
 
     def halves(self, axis: int) -> tuple[Units, Units]:
         """Return the units in the two halves along an axis."""
@@ -56,7 +58,7 @@ class Shown:
             s and n != to for s, n, to in zip(strides, sizes, shape, strict=True)
         ):
             return None
-        return Shown(ids.as_strided(tuple(shape), strides), self.units)
+        return Shown(ids.as_strided(tuple(shape), strides), self.units, self.summed)
 
     def is_as(self, other: "Shown") -> bool:
         """Say whether another value holds the same units at the same positions."""
@@ -77,9 +79,6 @@ def varying(shape: tuple[int, ...]) -> frozenset[int]:
     return frozenset(dim - len(shape) for dim, size in enumerate(shape) if size > 1)
 
 
-_DIGITS = bytes([*b"01", *range(2, 256)])
-
-
 def bits(numbers: Tensor) -> Units:
     """Return units as bits, of which there is one for every number from 1 on.
 
@@ -87,15 +86,20 @@ def bits(numbers: Tensor) -> Units:
         >>> f"{bits(torch.tensor([0, 1, 4])):b}"
         '1001'
     """
-    held = bytearray(int(numbers.max()) + 1)
-    for number in numbers.flatten().long().tolist():
-        held[-1 - number] = 1
-    return int(held.translate(_DIGITS), 2) >> 1
+    places = numbers.flatten().long()
+    held = torch.zeros(int(places.max()) + 1, dtype=torch.uint8, device="cpu")
+    digits = held.index_fill_(0, places, 1).flip(0).add_(ord("0"))
+    return int(bytes(digits.tolist()), 2) >> 1
 
 
 def _core(ids: Tensor) -> Tensor:
     """Return the numbers without the dimensions along which they are expanded."""
     return ids[tuple(slice(None) if stride else 0 for stride in ids.stride())]
+
+
+def _folded(ids: Tensor) -> Tensor:
+    """Return the numbers with one position along each dimension that they are expanded along."""
+    return ids[tuple(slice(None) if stride else slice(1) for stride in ids.stride())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +110,26 @@ class Following:
         uses: The data flow.
         shown: The units in each value, by value and by the node of their weight.
         sizes: How many units a weight has, by node.
+        known: What has been found out about views, by what they show and how they lie in memory:
+            the blocks of a model are alike.
     """
 
     uses: Uses
     shown: dict[int, Mapping[int, Shown]] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
+    known: dict[Any, Sequence[Shown | None]] = field(default_factory=dict)
 
     def along(self, value: int) -> frozenset[int]:
         """Return the dimensions, from the last, along which the units of a value lie."""
         return frozenset().union(*(shown.along() for shown in self.shown.get(value, {}).values()))
 
-    def by_weight(self) -> dict[int, dict[int, Shown]]:
-        """Return for each weight what the values show that follow from it."""
-        found: dict[int, dict[int, Shown]] = {}
-        for value, shown in self.shown.items():
-            for node, units in shown.items():
-                found.setdefault(node, {})[value] = units
-        return found
+    def of_weight(self, node: int) -> dict[int, Shown]:
+        """Return what the values show that follow from a weight and are no sums, by value."""
+        return {
+            value: shown[node]
+            for value, shown in self.shown.items()
+            if node in shown and not shown[node].summed
+        }
 
     def enter(self, node: Node) -> None:
         """Follow one node."""
@@ -154,16 +161,10 @@ class Following:
     def _start(self, node: Node) -> None:
         """Number the units in the output of a weight."""
         value = self.uses.graph.values[node.outputs[0]]
-        dims = _unit_dims(self.uses, node, len(value.shape))
-        sizes = [size if dim in dims else 1 for dim, size in enumerate(value.shape)]
-        size = math.prod(sizes)
-        if size > 1:
-            numbers = torch.arange(1, size + 1, dtype=torch.float32, device="cpu").view(sizes)
-            ids = numbers.as_strided(
-                sizes, [s if d in dims else 0 for d, s in enumerate(numbers.stride())]
-            )
-            self.shown[value.index] = {node.index: Shown(ids.expand(value.shape), (1 << size) - 1)}
-            self.sizes[node.index] = size
+        shown = _numbered(value.shape, frozenset(_unit_dims(self.uses, node, len(value.shape))))
+        if shown is not None:
+            self.shown[value.index] = {node.index: shown}
+            self.sizes[node.index] = shown.units.bit_length()
 
     def _followed(self, node: Node) -> list[int]:
         """Return the operands whose units are still units in the output."""
@@ -178,49 +179,86 @@ class Following:
 
     def _through(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None]:
         """Return what the outputs of a node show of what it reads."""
-        role = self.uses.role(node)
-        shapes = [self.uses.graph.values[output].shape for output in node.outputs]
-        moves = role in (OpRole.MOVES, OpRole.PICKS) and node.op not in _NOT_RUN
+        moves = self.uses.role(node) in (OpRole.MOVES, OpRole.PICKS) and node.op not in _NOT_RUN
         made = self._moved(node, value, shown) if moves else None
         if made is not None:
             return made
+        shapes = tuple(self.uses.graph.values[output].shape for output in node.outputs)
+        gone = self._summed(node, value, shown.ids.dim(), len(shapes[0]))
+        if not gone:
+            return [shown.spread(shape) for shape in shapes]
+        key = (shown, gone, shapes)
+        if key not in self.known:
+            self.known[key] = [_without(shown, gone, shape) for shape in shapes]
+        return self.known[key]
+
+    def _summed(self, node: Node, value: int, before: int, after: int) -> tuple[int, ...]:
+        """Return the dimensions of an operand that a node sums over."""
+        role = self.uses.role(node)
+        if role is OpRole.ATTENDS:
+            return (-2,)
         if role is OpRole.CONTRACTS:
-            is_left = dict(self.uses.slots(node)).get("left") == value
-            return [_without(shown, [-1 if is_left else -2], shapes[0])]
-        if node.op in _REDUCES and len(shapes[0]) < shown.ids.dim():
-            dims = argument(node, 1, "dim", range(shown.ids.dim()))
-            gone = [dims] if isinstance(dims, int) else dims
-            return [_without(shown, gone, shape) for shape in shapes]
-        return [shown.spread(shape) for shape in shapes]
+            return (-1,) if dict(self.uses.slots(node)).get("left") == value else (-2,)
+        if node.op not in _REDUCES or after >= before:
+            return ()
+        dims = argument(node, 1, "dim", range(before))
+        return (dims,) if isinstance(dims, int) else tuple(dims)
 
     def _moved(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None] | None:
         """Run an operator that moves elements on the numbers of their units; None: it cannot be."""
+        values = self.uses.graph.values
+        before, outputs = values[value], [values[output] for output in node.outputs]
+        reshapes = node.op in _RESHAPES and math.prod(before.shape) == math.prod(outputs[0].shape)
+        if not (reshapes or all(output.storage == before.storage for output in outputs)):
+            return self._run(node, value, shown)
+        lies = tuple((o.shape, o.stride, o.offset - before.offset) for o in outputs)
+        key = (shown, before.shape, before.stride, lies)
+        if key not in self.known:
+            made = (
+                [_seen(_reshaped(shown.ids, output.shape), shown) for output in outputs]
+                if reshapes
+                else self._run(node, value, shown)
+            )
+            if made is None:
+                return None
+            self.known[key] = made
+        return self.known[key]
+
+    def _run(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None] | None:
         shapes = [self.uses.graph.values[output].shape for output in node.outputs]
-        if node.op in _RESHAPES and math.prod(shapes[0]) == shown.ids.numel():
-            return [_seen(_reshaped(shown.ids, shape), shown) for shape in shapes]
         if any(math.prod(shape) > _LARGEST for shape in shapes):
             return None
-        made = self._run(node, {value: shown.ids})
-        fits = [tuple(ids.shape) for ids in made] == shapes
-        return [_seen(ids, shown) for ids in made] if fits else None
+        numbers = _folded(shown.ids) if node.op in _WITHIN else shown.ids
 
-    def _run(self, node: Node, numbers: Mapping[int, Tensor]) -> Sequence[Tensor]:
-        """Run an operator; on other signals than these by their shapes alone."""
-
-        def look_up(argument: Any) -> Any:
-            if not isinstance(argument, Ref):
-                return argument
-            if argument.value in numbers:
-                return numbers[argument.value].detach()  # its shape may be changed in place
-            read = self.uses.graph.values[argument.value]
+        def look_up(read: Value) -> Tensor:
+            if read.index == value:
+                return numbers.detach()  # its shape may be changed in place
             shape_alone = torch.empty((), device="cpu").expand(read.shape)
             return shape_alone if read.held is None else read.held.cpu()
 
-        args, kwargs = mapped(look_up, (node.args, dict(node.kwargs)))
         try:
-            return tensors_in(node.function(*args, **kwargs))
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return ()
+            made = rerun(node, lambda index: look_up(self.uses.graph.values[index]))
+        except CANNOT_RUN:
+            return None
+        if node.op in _WITHIN:
+            made = [moved.expand(shown.ids.shape) for moved in made]
+        fits = [tuple(ids.shape) for ids in made] == shapes
+        return [_seen(ids, shown) for ids in made] if fits else None
+
+
+@functools.lru_cache(maxsize=256)
+def _numbered(shape: tuple[int, ...], dims: frozenset[int]) -> Shown | None:
+    """Number the units that lie along some dimensions of a shape; None for fewer than two."""
+    sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
+    size = math.prod(sizes)
+    if size < 2:
+        return None
+    numbers = torch.arange(1, size + 1, dtype=torch.float32, device="cpu").view(sizes)
+    strides = [
+        s if d in dims and n > 1 else 0
+        for d, (n, s) in enumerate(zip(sizes, numbers.stride(), strict=True))
+    ]
+    return Shown(numbers.as_strided(sizes, strides).expand(shape), (1 << size) - 1)
 
 
 def _seen(ids: Tensor, before: Shown) -> Shown | None:
@@ -228,7 +266,7 @@ def _seen(ids: Tensor, before: Shown) -> Shown | None:
     if not ids.numel() or ids.dtype != before.ids.dtype:
         return None
     is_view = ids.untyped_storage().data_ptr() == before.ids.untyped_storage().data_ptr()
-    core = ids[tuple(slice(None) if stride else slice(1) for stride in ids.stride())]
+    core = _folded(ids)
     strides = [
         0 if n == 1 or (s and not is_view and _is_constant(core, dim)) else s
         for dim, (n, s) in enumerate(zip(ids.shape, ids.stride(), strict=True))
@@ -236,7 +274,7 @@ def _seen(ids: Tensor, before: Shown) -> Shown | None:
     ids = ids.as_strided(ids.shape, strides)
     as_before = is_view and core.numel() == _core(before.ids).numel()
     units = before.units if as_before else bits(_core(ids))
-    return Shown(ids, units) if units else None
+    return Shown(ids, units, before.summed) if units else None
 
 
 def _is_constant(ids: Tensor, dim: int) -> bool:
@@ -276,7 +314,7 @@ def _without(shown: Shown, gone: Collection[int], shape: tuple[int, ...]) -> Sho
         return None
     at = tuple(0 if dim in dims else slice(None) for dim in range(ndim))
     kept = shown.ids if len(shape) >= ndim else shown.ids[at]
-    return Shown(kept, shown.units).spread(shape)
+    return Shown(kept, shown.units, summed=True).spread(shape)
 
 
 def _unit_dims(uses: Uses, node: Node, ndim: int) -> Collection[int]:
@@ -296,6 +334,9 @@ _KEEPS_UNITS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.CONTRACTS}
 _REDUCES = frozenset({"sum", "mean", "nansum", "nanmean", "amax", "amin", "max", "min"})
 
 _RESHAPES = frozenset({"reshape", "view", "flatten", "unflatten", "ravel", "reshape_as", "view_as"})
+
+_WITHIN = frozenset({"roll", "flip", "fliplr", "flipud"})
+"""Operators that move elements along dimensions, as these are."""
 
 _NOT_RUN = frozenset({"fold", "as_strided", "tril", "triu"})
 """Operators that do more than move elements, or move them by their place in memory."""
