@@ -5,7 +5,7 @@ and then given everything else that the policy writes.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
@@ -29,18 +29,11 @@ Gains: TypeAlias = Mapping[Activation | None, float]
 """The gain of every activation that a model's facts name; 1 where there is none."""
 
 
-#
-# What the numbers depend on
-#
-
-
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """A frozen record of what the numbers at one site depend on beside its own facts.
+    """What the numbers at one site depend on beside its own facts.
 
-    Attributes:
-        gains: The gains of activations.
-        reads: What each weight reads, by canonical name; empty where no initializer asks.
+    `reads` says by canonical name what each weight reads; it is empty where no initializer asks.
     """
 
     gains: Gains
@@ -60,10 +53,6 @@ class Surroundings:
             weight_multiplier=facts.multiplier.weight,
             shared=_shared(choice),
         )
-
-    def reading_one(self, choice: Choice) -> "Surroundings":
-        """Return the same for a site that reads a mean square of 1."""
-        return replace(self, reads={choice.site.name: Reads(1.0)})
 
 
 def _shared(choice: Choice) -> Shared | None:
@@ -85,7 +74,7 @@ UNREAD = Reads(None)
 
 def surroundings(choices: Sequence[Choice], flow: Flow | None) -> Surroundings:
     """Find what the numbers of a model's sites depend on."""
-    known = Surroundings(dict(_gains(choice.facts for choice in choices)))
+    known = Surroundings(_gains(choice.facts for choice in choices))
     if flow is None or not any(_asks_anywhere(choice, known) for choice in choices):
         return known
     written = {choice.site.name: _written(choice, known) for choice in choices}
@@ -93,10 +82,10 @@ def surroundings(choices: Sequence[Choice], flow: Flow | None) -> Surroundings:
     return replace(known, reads=reads(flow, [choice.site for choice in choices], stated))
 
 
-def _gains(known: Iterable[Facts]) -> Iterator[tuple[Activation | None, float]]:
-    each = (fact for facts in known for fact in (facts, *facts.blocks))
-    for activation in {activation for fact in each for activation in (fact.meets, fact.fed_by)}:
-        yield activation, _gain(activation)
+def _gains(known: Iterable[Facts]) -> Gains:
+    each = [fact for facts in known for fact in (facts, *facts.blocks)]
+    named = {fact.meets for fact in each} | {fact.fed_by for fact in each}
+    return {activation: _gain(activation) for activation in named}
 
 
 def _gain(activation: Activation | None) -> float:
@@ -130,7 +119,7 @@ def _written(choice: Choice, known: Surroundings) -> WrittenMoments | Unknown | 
     try:
         # At a signal gain of 1 an output's second moment is that for an input of second moment 1.
         asks = _asks_anywhere(choice, known)
-        around = known.reading_one(choice) if asks else known
+        around = replace(known, reads={choice.site.name: Reads(1.0)}) if asks else known
         initializer = filled(choice, choice.rule, around).initializer
         if initializer == Keep():
             return _kept(choice)
@@ -166,19 +155,8 @@ def _moments(
     return WrittenMoments(mean, power, output=fan_in * power * facts.multiplier.weight**2)
 
 
-#
-# What the rule comes to
-#
-
-
 class Filling(NamedTuple):
-    """What a site or one of its blocks is filled with.
-
-    Attributes:
-        initializer: The initializer, all numbers resolved.
-        rule: What chose it, as the policy writes it.
-        reason: Why, in words.
-    """
+    """What a site or block is filled with, all numbers resolved; what chose it; why, in words."""
 
     initializer: Initializer
     rule: str
@@ -233,11 +211,7 @@ def _filling(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
 
 
 def fans_of(choice: Choice) -> tuple[Number, Number]:
-    """Count the fans of a site, or of one of its blocks.
-
-    Raises:
-        PolicyError: The axes do not fit the site's shape.
-    """
+    """Count the fans of a site, or of one of its blocks."""
     try:
         blocks = block_fans(choice.site.shape, choice.facts.axes)
     except ValueError as error:

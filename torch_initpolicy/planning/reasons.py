@@ -21,7 +21,7 @@ _RECURS = ("lstm", "gru", "rnn")
 def reason(
     choice: Choice, rule: Rule, chosen: Initializer, what: str, *, read: Reads | None, counts: bool
 ) -> str:
-    """Say in one sentence why a site is filled as it is.
+    """Say in one sentence why a rule's initializer fills a site as `what` says.
 
     Args:
         choice: The site, and what is known about it.
