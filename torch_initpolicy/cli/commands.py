@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import RenderableType
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
@@ -51,16 +52,14 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[
-    bool,
-    typer.Option(
-        "--version", help="Print the version and exit.", is_eager=True, callback=_show_version
-    ),
-]
-
-
 @app.callback()
-def _group(*, version: Version = False) -> None:
+def _group(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(help="Print the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
     """Initialise PyTorch models by a policy, chosen by what each layer meets in the data flow."""
 
 
@@ -165,9 +164,7 @@ def audit(
         )
     if html is not None:
         found.write(html)
-    show(found.to_json() if as_json else str(found))
-    if not found.ok:
-        raise typer.Exit(FAILED)
+    _conclude(found, as_json=as_json)
 
 
 @app.command(epilog="Example: torch-initpolicy check package.module:build --input 8,3,64,64")
@@ -197,9 +194,7 @@ def check(
             tell=lambda start: say(f"trying {start} on a copy"),
         )
     advise(guessed=not inputs and bool(report.of("suspect")))
-    show(report.to_json() if as_json else tables.symmetry_table(report))
-    if not report.ok:
-        raise typer.Exit(FAILED)
+    _conclude(report, tables.symmetry_table(report), as_json=as_json)
 
 
 @app.command(epilog="Example: torch-initpolicy compare package.module:mine timm:resnet50")
@@ -214,13 +209,9 @@ def compare(
     quiet: opt.Quiet = False,
 ) -> None:
     """Compare how two models start, as distributions: which tensors are drawn differently."""
-    with progress(f"building {model} and {reference}"), _seeded(seed):
-        built = build(model), build(reference)
-    with progress("comparing"):
-        comparison = compare_inits(*built)
-    show(comparison.to_json() if as_json else str(comparison))
-    if not comparison.ok:
-        raise typer.Exit(FAILED)
+    with progress(f"comparing {model} with {reference}"), _seeded(seed):
+        comparison = compare_inits(build(model), build(reference))
+    _conclude(comparison, as_json=as_json)
 
 
 @app.command(epilog="Example: torch-initpolicy groups timm:resnet50 --optimizer muon --lr 0.02")
@@ -278,9 +269,7 @@ def scaling(
             steps=steps,
             example_inputs=drawn(inputs, maker(sizes[0])) if inputs else None,
         )
-    show(found.to_json() if as_json else str(found))
-    if not found.ok:
-        raise typer.Exit(FAILED)
+    _conclude(found, as_json=as_json)
 
 
 @app.command("presets", epilog="Example: torch-initpolicy presets --json")
@@ -288,6 +277,13 @@ def words(*, as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
     """List the words of policies: presets, matchers, initializers and roles."""
     found = vocabulary()
     show(json.dumps({"format": 1, **found}, indent=2) if as_json else words_table(found))
+
+
+def _conclude(found: Any, table: RenderableType | None = None, *, as_json: bool) -> None:
+    """Show what was found, and end with the exit code that says whether all is well."""
+    show(found.to_json() if as_json else table or str(found))
+    if not found.ok:
+        raise typer.Exit(FAILED)
 
 
 def _policy(name: str, base: str | None) -> InitPolicy:

@@ -59,12 +59,10 @@ def _input(word: str) -> Input:
 
 
 Model = Annotated[
-    str,
-    typer.Argument(help="timm:resnet50, torchvision:resnet50 or package.module:callable."),
+    str, typer.Argument(help="timm:resnet50, torchvision:resnet50 or package.module:callable.")
 ]
 Policy = Annotated[
-    str,
-    typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file."),
+    str, typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file.")
 ]
 Base = Annotated[
     str | None,
@@ -91,8 +89,7 @@ Start = Annotated[
     typer.Option(
         "--policy",
         "-p",
-        help="Look at the model as this policy starts it, not as its constructor does: a preset, "
-        "or a .json or .toml file.",
+        help="Look at the model as this preset or file starts it, not as its constructor does.",
         callback=_checked(policy_of),
     ),
 ]
@@ -117,21 +114,13 @@ Inputs = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Save the weights here, as FILE.safetensors.", callback=_file(".safetensors")
-    ),
+    Path | None, typer.Option(help="Save the weights here.", callback=_file(".safetensors"))
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Only sites of such names: 'head.*'; the others are as the constructor draws them. "
-        "Repeatable."
-    ),
+    typer.Option(help="Only sites named so: 'head.*'; others as constructed. Repeatable."),
 ]
-Skip = Annotated[
-    list[str] | None, typer.Option(help="No sites of such names: 'encoder.*'. Repeatable.")
-]
+Skip = Annotated[list[str] | None, typer.Option(help="No sites named so: 'body.*'. Repeatable.")]
 Frozen = Annotated[bool, typer.Option("--frozen", help="Also parameters that require no gradient.")]
 Keep = Annotated[
     Keeping,
@@ -140,37 +129,22 @@ Keep = Annotated[
         "nothing but what an option names."
     ),
 ]
-Strict = Annotated[
-    bool, typer.Option(help="Whether a rule that matches nothing is an error, or a warning.")
-]
+Strict = Annotated[bool, typer.Option(help="Whether a rule that matches nothing is an error.")]
 Html = Annotated[
-    Path | None,
-    typer.Option(
-        help="Write the report to this .html file: what the signal does, what repairs it, a plan, "
-        "symmetric starts.",
-        callback=_file(".html", ".htm"),
-    ),
+    Path | None, typer.Option(help="Write a page of the report.", callback=_file(".html", ".htm"))
 ]
 Suggest = Annotated[
     list[str] | None,
     typer.Option(
-        help="Policies to try on a copy; else those that the verdicts ask for. Repeatable.",
-        callback=_checked(_policies),
+        help="Policies to try, else by verdict. Repeatable.", callback=_checked(_policies)
     ),
 ]
 Budget = Annotated[
-    float,
-    typer.Option(
-        min=0, metavar="SECONDS", help="After so long nothing further is tried on a copy."
-    ),
+    float, typer.Option(min=0, metavar="SECONDS", help="When to stop trying repairs on copies.")
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        help="Check the weights in this .safetensors file, not the constructor's.",
-        exists=True,
-        dir_okay=False,
-    ),
+    typer.Option(help="Check the weights of this .safetensors file.", exists=True, dir_okay=False),
 ]
 Optimizer = Annotated[str, typer.Option(help="Name of an optimizer: adamw, sgd, lion, muon, ...")]
 Rate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate, of the base if given.")]
@@ -178,7 +152,5 @@ Decay = Annotated[float, typer.Option("--weight-decay", min=0, help="Likewise.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="Show results and errors alone.", is_eager=True, callback=_quiet
-    ),
+    typer.Option("--quiet", "-q", help="Show results and errors alone.", callback=_quiet),
 ]

@@ -1,9 +1,9 @@
-"""The words that policies are written with: presets, matchers, roles and initializers."""
+"""The words that policies are written with: presets, matchers, initializers and roles."""
 
 import inspect
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import get_args
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,39 +19,34 @@ Words = Mapping[str, Mapping[str, str]]
 
 def vocabulary() -> Words:
     """Collect the words of every kind, each with the first line of its docstring."""
-    return MappingProxyType(
-        {
-            "presets": _described(presets, set(presets.__all__) - {"policy"}),
-            "matchers": _described(match, dir(match)),
-            "initializers": _described(initializers, initializers.__all__),
-            "roles": dict.fromkeys(get_args(Role), ""),
-        }
-    )
-
-
-def _described(module: Any, names: Iterable[str]) -> dict[str, str]:
-    """Say what each function or class of a module is."""
-    known = {name: getattr(module, name) for name in sorted(names)}
-    return {name: _first_line(it) for name, it in known.items() if inspect.isroutine(it)} | {
-        name: _first_line(it) for name, it in known.items() if inspect.isclass(it)
+    return {
+        "presets": dict(_explained(presets, set(presets.__all__) - {"policy"})),
+        "matchers": dict(_explained(match, dir(match))),
+        "initializers": dict(_explained(initializers, initializers.__all__)),
+        "roles": dict.fromkeys(get_args(Role), ""),
     }
 
 
-def _first_line(it: Any) -> str:
-    return (inspect.getdoc(it) or "").partition("\n")[0]
+def _explained(module: ModuleType, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the functions of a module, then its classes, each with what it is."""
+    known = [(name, vars(module).get(name)) for name in sorted(names)]
+    for is_wanted in inspect.isroutine, inspect.isclass:
+        for name, it in known:
+            if is_wanted(it):
+                yield name, (inspect.getdoc(it) or "").partition("\n")[0]
 
 
 def words_table(words: Words) -> RenderableType:
     """Lay out the words, one table for each kind."""
-    return Group(*(part for kind, held in words.items() for part in _section(kind, held)))
+    return Group(*(part for kind, held in words.items() for part in (_laid_out(kind, held), "")))
 
 
-def _section(kind: str, held: Mapping[str, str]) -> Iterable[RenderableType]:
+def _laid_out(kind: str, held: Mapping[str, str]) -> RenderableType:
     if not any(held.values()):
-        return (Text(kind, style="underline"), Text(", ".join(held)), "")
+        return Text.assemble((kind, "underline"), "\n", ", ".join(held))
     table = Table(box=None, pad_edge=False, header_style="underline")
     for heading in (kind, "what it does"):
         table.add_column(heading, overflow="fold")
     for word, line in held.items():
-        table.add_row(Text(word, style="bold"), Text(line))
-    return (table, "")
+        table.add_row(Text(word, style="bold"), line)
+    return table
