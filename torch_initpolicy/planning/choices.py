@@ -118,7 +118,7 @@ def idle_rules(policy: InitPolicy, choices: Sequence[Choice]) -> Iterator[str]:
     for number, rule in enumerate(policy.rules):
         if rule.optional or id(rule) in deciding:
             continue
-        hidden = any(rule.matches(choice.site, choice.facts) for choice in choices)
+        hidden = any(rule.matcher.matches(choice.site, choice.facts) for choice in choices)
         why = (
             "comes too late, earlier rules match all of its sites" if hidden else "matches nothing"
         )

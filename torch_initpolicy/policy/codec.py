@@ -16,6 +16,7 @@ function of `torch.nn.init`      `{"function": "torch.nn.init.xavier_uniform_"}`
 
 import collections.abc
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -39,23 +40,27 @@ Data: TypeAlias = "bool | int | float | str | list[Data] | dict[str, Data] | Non
 Classes: TypeAlias = Mapping[str, type]
 """The classes that may occur in a file, by name."""
 
-Function: TypeAlias = Callable[..., object]
+Substitute: TypeAlias = Callable[[object], object] | None
 
-Substitute: TypeAlias = Callable[[object], object]
-
-FUNCTIONS: Mapping[str, Function] = types.MappingProxyType({
+FUNCTIONS: Mapping[str, Callable[..., object]] = types.MappingProxyType({
     f"torch.nn.init.{name}": function
     for name, function in vars(nn.init).items()
     if isinstance(function, types.FunctionType) and name.endswith("_") and name[0] != "_"
 })  # fmt: skip
 """The functions that a file may name: those of `torch.nn.init` that fill a tensor in place."""
 
+LONGEST = 2_000_000
+"""Characters up to which a policy is read: some ten thousand rules."""
+
+DEEPEST = 64
+"""Objects and arrays within one another up to which data is read."""
+
 #
 # Values to data
 #
 
 
-def encode(value: object, classes: Classes, substitute: Substitute | None = None) -> Data:
+def encode(value: object, classes: Classes, substitute: Substitute = None) -> Data:
     """Turn a value into what JSON can say.
 
     Args:
@@ -81,17 +86,17 @@ def encode(value: object, classes: Classes, substitute: Substitute | None = None
     return _object(value, classes, substitute)
 
 
-def _object(value: object, classes: Classes, substitute: Substitute | None) -> Data:
-    """Turn a value into an object of JSON."""
+def _object(value: object, classes: Classes, substitute: Substitute) -> Data:
+    """Turn a value into an object of JSON; fields that are None by default are left out."""
     name = type(value).__name__
     if isinstance(value, torch.dtype):
         return {"dtype": dtype_name(value)}
     if classes.get(name) is type(value):
         stated = {key: encode(item, classes, substitute) for key, item in _stated(value)}
         return {"class": name, **stated}
-    function = next((path for path, known in FUNCTIONS.items() if known is value), None)
-    if function is not None:
-        return {"function": function}
+    for path, known in FUNCTIONS.items():
+        if known is value:
+            return {"function": path}
     if substitute is not None:
         return encode(substitute(value), classes)
     raise PolicyError(
@@ -181,32 +186,21 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         values[key] = decode(content, classes, f"{where}.{key}")
         if not fits(values[key], hints[key]):
             raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {brief(content)}")
-    missing = [name for name, field in fields.items() if _needed(field) and name not in values]
+    missing = [name for name in fields.keys() - values.keys() if _is_needed(fields[name])]
     if missing:
-        raise PolicyError(f"{where}: {kind.__name__} needs the fields {missing}")
-    return _constructed(kind, values, where)
-
-
-def _needed(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _constructed(kind: type, values: Mapping[str, object], where: str) -> object:
-    """Call a constructor; what it refuses is an error of the file, at this place."""
+        raise PolicyError(f"{where}: {kind.__name__} needs the fields {sorted(missing)}")
+    if kind is From:  # its constructor takes the arguments of the function by name
+        values |= dict(values.pop("arguments", ()))
     try:
-        return _MAKERS.get(kind, kind)(**values)
+        return kind(**values)
     except UnknownNameError as error:
         raise UnknownNameError(f"{where}: {error}") from error
     except (ValueError, TypeError) as error:
         raise PolicyError(f"{where}: {error}") from error
 
 
-def _from(function: Callable[..., object], arguments: tuple[tuple[str, Any], ...] = ()) -> From:
-    return From(function, **dict(arguments))
-
-
-_MAKERS: Mapping[type, Callable[..., object]] = types.MappingProxyType({From: _from})
-"""How a class is called where its constructor takes something else than its fields."""
+def _is_needed(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -287,13 +281,17 @@ def digest(data: Data) -> str:
 
 def _plain(data: Data) -> Data:
     """Write whole numbers as floats where these are equal: `1 == 1.0` must have one hash."""
-    if isinstance(data, dict):
-        return {key: _plain(item) for key, item in data.items()}
-    if isinstance(data, list):
-        return [_plain(item) for item in data]
     if isinstance(data, int) and not isinstance(data, bool) and abs(data) < 2**53:
         return float(data)
-    return data
+    plain: Data = _mapped(_plain, data)
+    return plain
+
+
+def _mapped(change: Callable[[Data], Any], data: Data) -> Any:
+    """Change everything right within an object or an array."""
+    if isinstance(data, dict):
+        return {key: change(item) for key, item in data.items()}
+    return [change(item) for item in data] if isinstance(data, list) else data
 
 
 def write_json(data: Data) -> str:
@@ -303,27 +301,65 @@ def write_json(data: Data) -> str:
     return text if holds else json.dumps(data, indent=2, allow_nan=False)
 
 
-LONGEST = 2_000_000
-"""Characters up to which a policy is read: some ten thousand rules."""
-
-
 def read_json(text: str, *, longest: int | None = LONGEST) -> Data:
     """Read JSON of at most `longest` characters; None for any number.
 
     Raises:
         PolicyError: The text is no JSON, is too long, or nested too deep.
     """
-    _check_length(text, longest)
+    return _read("JSON", functools.partial(json.loads, parse_constant=_no_constant), text, longest)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f'{word} is not JSON; write {{"float": "inf"}} for infinity')
+
+
+def write_toml(data: Data) -> str:
+    """Write an object as TOML, which has `{}` for null.
+
+    Raises:
+        MissingExtraError: `tomli_w` is not installed.
+    """
+    if not isinstance(data, dict):
+        raise PolicyError(f"a TOML file is one object, got {data!r}")
+    text: str = _toml("writing TOML", "tomli_w").dumps(_without_null(data))
+    return text
+
+
+def _without_null(data: Data) -> Any:
+    return {} if data is None else _mapped(_without_null, data)
+
+
+def read_toml(text: str) -> Data:
+    """Read TOML.
+
+    Raises:
+        PolicyError: The text is no TOML, is too long, or nested too deep.
+        MissingExtraError: This is Python 3.10 and `tomli` is not installed.
+    """
+    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    return _read("TOML", _toml("reading TOML", module).loads, text, LONGEST)
+
+
+def _toml(what: str, module: str) -> Any:
     try:
-        data: Data = json.loads(text, parse_constant=_no_constant)
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(what, "toml") from error
+
+
+def _read(language: str, loads: Callable[[str], Data], text: str, longest: int | None) -> Data:
+    """Parse a text, and refuse what would take memory by the hundred megabytes."""
+    if longest is not None and len(text) > longest:
+        raise PolicyError(
+            f"a policy has at most {longest:,} characters, this one has {len(text):,}"
+        )
+    try:
+        data = loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise PolicyError(f"this is no JSON: {brief(str(error))}") from error
+        raise PolicyError(f"this is no {language}: {brief(str(error))}") from error
     _check_depth(data)
     return data
-
-
-DEEPEST = 64
-"""Objects and arrays within one another up to which data is read."""
 
 
 def _check_depth(data: Data) -> None:
@@ -339,64 +375,3 @@ def _within(data: Data) -> Iterator[Data]:
     """Yield the objects and arrays right within one."""
     items = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     return (item for item in items if isinstance(item, (dict, list)))
-
-
-def _check_length(text: str, longest: int | None) -> None:
-    """Refuse a text whose objects would take memory by the hundred megabytes."""
-    if longest is not None and len(text) > longest:
-        raise PolicyError(
-            f"a policy has at most {longest:,} characters, this one has {len(text):,}"
-        )
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f'{word} is not JSON; write {{"float": "inf"}} for infinity')
-
-
-def write_toml(data: Data) -> str:
-    """Write an object as TOML.
-
-    Raises:
-        MissingExtraError: `tomli_w` is not installed.
-    """
-    try:
-        import tomli_w  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("writing TOML", "toml") from error
-    if not isinstance(data, dict):
-        raise PolicyError(f"a TOML file is one object, got {data!r}")
-    return tomli_w.dumps(_without_null(data))
-
-
-def _without_null(data: Data) -> Any:
-    if isinstance(data, dict):
-        return {key: _without_null(item) for key, item in data.items()}
-    if isinstance(data, list):
-        return [_without_null(item) for item in data]
-    return {} if data is None else data
-
-
-def read_toml(text: str) -> Data:
-    """Read TOML.
-
-    Raises:
-        PolicyError: The text is no TOML, is too long, or nested too deep.
-        MissingExtraError: This is Python 3.10 and `tomli` is not installed.
-    """
-    _check_length(text, LONGEST)
-    try:
-        data: Data = _toml_reader()(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise PolicyError(f"this is no TOML: {brief(str(error))}") from error
-    _check_depth(data)
-    return data
-
-
-def _toml_reader() -> Callable[[str], dict[str, Any]]:
-    """Return the parser of the standard library, or its forerunner on Python 3.10."""
-    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        loads: Callable[[str], dict[str, Any]] = importlib.import_module(module).loads
-    except ImportError as error:
-        raise MissingExtraError("reading TOML", "toml") from error
-    return loads

@@ -6,7 +6,7 @@ answers with an initializer.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.axes import block_fans
+from torch_initpolicy.tensors.axes import Fans, block_fans
 from torch_initpolicy.tensors.initializers import (
     Constant,
     Initializer,
@@ -42,14 +42,11 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnitScale:
-    """Let a normalisation's scale start at one in total.
-
-    That is a weight of 1, and of 0 where the operator computes `1 + weight` (Gemma's RMSNorm).
-    """
+    """Let a normalisation's scale start at one in total: 0 where the operator adds 1 to it."""
 
     def for_site(self, site: Site, facts: Facts) -> Initializer:
         """Choose the constant that makes `offset + weight` one."""
-        return _PLAIN.get(facts.offset, Constant(1.0 - facts.offset))
+        return {0.0: Ones(), 1.0: Zeros()}.get(facts.offset, Constant(1.0 - facts.offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +80,8 @@ class SirenScale:
 
     def for_site(self, site: Site, facts: Facts) -> Initializer:
         """Choose the bounds by the fans of one weight."""
-        fan_in = _fan_in(site, facts)
-        first = facts.reads_input
-        bound = 1 / fan_in if first else math.sqrt(6 / fan_in) / self.w0
+        fan_in = max((fan.fan_in for fan in _fans(site, facts)), default=0.0) or 1.0
+        bound = 1 / fan_in if facts.reads_input else math.sqrt(6 / fan_in) / self.w0
         return Uniform(-bound, bound)
 
 
@@ -95,17 +91,12 @@ class AspectScale:
 
     def for_site(self, site: Site, facts: Facts) -> Initializer:
         """Choose the standard deviation by the fans of one weight."""
-        blocks = block_fans(site.shape, facts.axes or site.axes)
-        fan_in, fan_out = blocks[0] if blocks else (1.0, 1.0)
+        fan_in, fan_out = next(iter(_fans(site, facts)), (1.0, 1.0))
         return Normal(min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in))
 
 
-def _fan_in(site: Site, facts: Facts) -> float:
-    blocks = block_fans(site.shape, facts.axes or site.axes)
-    return max((fan.fan_in for fan in blocks), default=0.0) or 1.0
-
-
-_PLAIN: Mapping[float, Initializer] = MappingProxyType({0.0: Ones(), 1.0: Zeros()})
+def _fans(site: Site, facts: Facts) -> Sequence[Fans]:
+    return block_fans(site.shape, facts.axes or site.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +148,12 @@ class TorchDefault:
             extent = math.prod(site.shape[2:])
             return _xavier(site.shape[1] * extent, site.shape[0] * extent)
         return default_of(site.owner, site.attribute)
+
+
+RECIPES = (
+    UnitScale, EmbeddingScale, SirenScale, AspectScale, Frequencies, Phases, TorchDefault,
+)  # fmt: skip
+"""The recipes that a file may hold."""
 
 
 #

@@ -8,7 +8,7 @@ import inspect
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ParamSpec, TypeAlias
 
@@ -17,25 +17,13 @@ from torch import Tensor
 from torch_initpolicy.errors import PolicyError, UnknownNameError, brief, nearest
 from torch_initpolicy.files import write_text
 from torch_initpolicy.policy import codec, matchers
-from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.matchers import Anything, Matcher
-from torch_initpolicy.policy.recipes import (
-    AspectScale,
-    EmbeddingScale,
-    Frequencies,
-    Phases,
-    Recipe,
-    SirenScale,
-    TorchDefault,
-    UnitScale,
-)
-from torch_initpolicy.policy.scaling import Scaling
+from torch_initpolicy.policy.recipes import RECIPES, Recipe
+from torch_initpolicy.policy.scaling import SCALINGS, Scaling
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializer import REGISTERED
 from torch_initpolicy.tensors.initializers import From, Initializer
-from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
+from torch_initpolicy.trace.facts import Facts
 
 Filler: TypeAlias = Initializer | Recipe | Callable[[Tensor], object]
 """What a rule takes: an initializer, a recipe, or any function that fills a tensor in place."""
@@ -84,24 +72,18 @@ class Rule:
     ) -> None:
         if not isinstance(matcher, Matcher):
             raise PolicyError(f"a rule starts with a matcher like name('head.*'), got {matcher!r}")
-        object.__setattr__(self, "matcher", matcher)
-        object.__setattr__(self, "initializer", filling(initializer))
-        object.__setattr__(self, "note", note)
-        object.__setattr__(self, "optional", optional)
-        object.__setattr__(self, "keeps_meant", keeps_meant)
-
-    def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the rule is meant for a site."""
-        return self.matcher.matches(site, facts)
+        values = (matcher, filling(initializer), note, optional, keeps_meant)
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
         words = [repr(self.matcher), repr(self.initializer)]
         words += [repr(self.note)] if self.note else []
-        words += [f"{name}=True" for name in _SWITCHES if getattr(self, name)]
+        words += [f"{name}=True" for name in _OPTIONS[1:] if getattr(self, name)]
         return f"Rule({', '.join(words)})"
 
 
-_SWITCHES = ("optional", "keeps_meant")
+_OPTIONS = ("note", "optional", "keeps_meant")
 
 
 def filling(filler: object) -> Initializer | Recipe:
@@ -158,17 +140,15 @@ class InitPolicy:
     def __init__(
         self, rules: Iterable[Rule] = (), name: str | None = None, scaling: Scaling | None = None
     ) -> None:
-        try:
-            object.__setattr__(self, "rules", tuple(rules))
-        except TypeError as error:
-            raise PolicyError(f"a policy is made of rules, got {rules!r}") from error
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "scaling", scaling)
-        for rule in self.rules:
+        given = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+        for rule in given:
             if not isinstance(rule, Rule):
                 raise PolicyError(
                     f"a policy is made of rules: Rule(matcher, initializer), {rule!r}"
                 )
+        object.__setattr__(self, "rules", given)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "scaling", scaling)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -184,7 +164,7 @@ class InitPolicy:
 
     def first(self, site: Site, facts: Facts) -> Rule | None:
         """Return the rule that decides for a site, or None where none matches."""
-        return next((rule for rule in self.rules if rule.matches(site, facts)), None)
+        return next((rule for rule in self.rules if rule.matcher.matches(site, facts)), None)
 
     def otherwise(self, rest: "InitPolicy | Filler") -> "InitPolicy":
         """Return this policy with another, or one initializer, for what no rule matches."""
@@ -221,7 +201,7 @@ class InitPolicy:
         """Write the policy as TOML; this needs the extra `torch-initpolicy[toml]`.
 
         Raises:
-            PolicyError: The policy holds functions of your own, which no file can hold.
+            PolicyError: As for `to_json`.
             MissingExtraError: `tomli_w` is not installed.
         """
         return codec.write_toml(_data(self))
@@ -230,11 +210,11 @@ class InitPolicy:
         """Write the policy to a `.json` or `.toml` file.
 
         Raises:
-            PolicyError: The file has another ending, or the policy holds functions of your own.
+            PolicyError: The file has another ending, or as for `to_json`.
             InitPolicyError: The file cannot be written; an old one is as it was.
         """
-        text = _language(path).write(_data(self))
-        write_text(path, text)
+        write, _ = _language(path)
+        write_text(path, write(_data(self)))
 
     @classmethod
     def from_json(cls, text: str) -> "InitPolicy":
@@ -248,12 +228,7 @@ class InitPolicy:
 
     @classmethod
     def from_toml(cls, text: str) -> "InitPolicy":
-        """Read a policy from TOML; nothing in the text can run.
-
-        Raises:
-            UnknownNameError: A class, field, preset or version does not exist.
-            PolicyError: The text is no policy.
-        """
+        """Read a policy from TOML, as `from_json` does from JSON."""
         return _policy(codec.read_toml(text))
 
     @classmethod
@@ -264,9 +239,9 @@ class InitPolicy:
             UnknownNameError: A class, field, preset or version does not exist.
             PolicyError: The file is not there, or is no policy.
         """
-        language = _language(path)
+        _, read = _language(path)
         try:
-            return _policy(language.read(Path(path).read_text(encoding="utf-8")))
+            return _policy(read(Path(path).read_text(encoding="utf-8")))
         except PolicyError as error:
             raise type(error)(f"{path}: {error}") from error
         except (OSError, ValueError) as error:  # text of another encoding, or a name with a NUL
@@ -353,43 +328,23 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 # Files
 #
 
-_SCALINGS = (Axes, Family, ForwardMultiplier, Member, Scaling)
-
 _OTHERS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *matchers.SERIALISABLE,
-        UnitScale,
-        AspectScale,
-        EmbeddingScale,
-        Frequencies,
-        Phases,
-        SirenScale,
-        TorchDefault,
-        Rule,
-        *_SCALINGS,
-    )
+    kind.__name__: kind for kind in (*matchers.SERIALISABLE, *RECIPES, *SCALINGS, Rule)
 }
 
 CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)
 """The classes that a policy file may name: registered initializers, matchers, recipes and rules."""
 
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """How data becomes text, and text data."""
-
-    write: Callable[[codec.Data], str]
-    read: Callable[[str], codec.Data]
-
-
-_LANGUAGES: Mapping[str, Language] = types.MappingProxyType({
-    ".json": Language(codec.write_json, codec.read_json),
-    ".toml": Language(codec.write_toml, codec.read_toml),
-})  # fmt: skip
+_LANGUAGES: Mapping[str, tuple[Callable[[codec.Data], str], Callable[[str], codec.Data]]] = (
+    types.MappingProxyType({
+        ".json": (codec.write_json, codec.read_json),
+        ".toml": (codec.write_toml, codec.read_toml),
+    })
+)  # fmt: skip
+"""How data becomes text, and text data, by the ending of a file."""
 
 
-def _language(path: str | Path) -> Language:
+def _language(path: str | Path) -> tuple[Callable[[codec.Data], str], Callable[[str], codec.Data]]:
     suffix = Path(path).suffix
     if suffix not in _LANGUAGES:
         raise PolicyError(f"a policy file ends with {' or '.join(_LANGUAGES)}, got {str(path)!r}")
@@ -397,22 +352,20 @@ def _language(path: str | Path) -> Language:
 
 
 def _data(policy: InitPolicy) -> codec.Data:
-    """Write a policy as an object: `format`, `name` and `rules`."""
-    name: dict[str, codec.Data] = {"name": policy.name} if policy.name else {}
-    rules: list[codec.Data] = [_rule_data(rule) for rule in policy.rules]
-    data: dict[str, codec.Data] = {"format": FORMAT, **name, "rules": rules}
-    return data | ({"scaling": codec.encode(policy.scaling, CLASSES)} if policy.scaling else {})
+    """Write a policy as an object: `format`, `name`, `rules` and `scaling`."""
+    data: dict[str, codec.Data] = {"format": FORMAT}
+    if policy.name:
+        data["name"] = policy.name
+    data["rules"] = [_rule_data(rule) for rule in policy.rules]
+    if policy.scaling is not None:
+        data["scaling"] = codec.encode(policy.scaling, CLASSES)
+    return data
 
 
 def _rule_data(rule: Rule) -> codec.Data:
-    """Write a rule as an object; its class is understood."""
-    data: dict[str, codec.Data] = {
-        "matcher": codec.encode(rule.matcher, CLASSES),
-        "initializer": codec.encode(rule.initializer, CLASSES),
-    }
-    if rule.note:
-        data["note"] = rule.note
-    return {**data, **{name: True for name in _SWITCHES if getattr(rule, name)}}
+    """Write a rule as an object, whose class is understood, without what is as usual."""
+    written = ("matcher", "initializer", *(name for name in _OPTIONS if getattr(rule, name)))
+    return {name: codec.encode(getattr(rule, name), CLASSES) for name in written}
 
 
 _FIELDS = ("format", "name", "rules", "otherwise", "scaling")
@@ -432,15 +385,14 @@ def _policy(data: codec.Data) -> InitPolicy:
         if field not in _FIELDS:
             raise UnknownNameError(f"a policy has no field {brief(field)}{nearest(field, _FIELDS)}")
     name, rules = data.get("name"), data.get("rules", [])
-    if not isinstance(rules, list) or not isinstance(name, (str, types.NoneType)):
+    scaling = codec.decode(data.get("scaling"), CLASSES, "scaling")
+    if not (isinstance(rules, list) and isinstance(name, str | None)):
         raise PolicyError(
             f"rules is an array and name a string, got {brief(rules)} and {brief(name)}"
         )
-    scaling: Scaling | None = codec.decode(data.get("scaling"), CLASSES, "scaling")
-    if not isinstance(scaling, (Scaling, types.NoneType)):
+    if not isinstance(scaling, Scaling | None):
         raise PolicyError(f"scaling is an object of class Scaling, got {brief(data['scaling'])}")
-    each = (_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules))
-    policy = InitPolicy(each, name, scaling)
+    policy = InitPolicy((_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules)), name, scaling)
     return policy.otherwise(_rest(data["otherwise"])) if "otherwise" in data else policy
 
 
@@ -455,11 +407,9 @@ def _rule(data: codec.Data, where: str) -> Rule:
 
 def _rest(data: codec.Data) -> "InitPolicy | Initializer":
     """Read what `otherwise` holds: a preset's name, one with arguments, or an initializer."""
-    if isinstance(data, str):
-        return preset_named(data)
-    if isinstance(data, dict) and "preset" in data:
-        arguments = {key: value for key, value in data.items() if key != "preset"}
-        return preset_named(str(data["preset"]), arguments)
+    preset = {"preset": data} if isinstance(data, str) else data
+    if isinstance(preset, dict) and "preset" in preset:
+        return preset_named(str(preset.pop("preset")), preset)
     rest: Initializer = codec.decode(data, CLASSES, "otherwise")
     return rest
 
@@ -471,7 +421,7 @@ WEIGHTS_ONLY = (
 """The remedy where something that needs inputs and outputs was to fill biases too."""
 
 
-def is_blanket(rule: str, role: Role) -> bool:
+def is_blanket(rule: str, role: str) -> bool:
     """Tell whether a rule for everything, as steps write it, has met a parameter that is no weight.
 
     Examples:

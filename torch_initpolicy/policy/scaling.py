@@ -12,7 +12,7 @@ from typing import Literal
 from torch_initpolicy.multipliers import Like, Multipliers
 from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
-from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 Kind = Literal["mup", "complete_p", "spectral"]
 
@@ -97,6 +97,9 @@ class Scaling:
         depth = own / self.branches(own) if own else 1.0
         return _with_forward(_by_depth(width, part.facts, depth), part, member)
 
+
+SCALINGS = (Scaling, Family, Member, Axes, ForwardMultiplier)
+"""The classes that a file may hold of a policy that scales."""
 
 #
 # Width
