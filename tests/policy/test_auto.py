@@ -117,7 +117,36 @@ def test_depth_counts_where_no_norm_comes_last(last):
     expected = math.sqrt(2 / 24) / (1 if last else math.sqrt(3))
     for block in range(3):
         assert plan[f"blocks.{block}.branch.3.weight"].std == pytest.approx(expected)
-        assert plan[f"blocks.{block}.branch.1.weight"].std == pytest.approx(math.sqrt(2 / 12))
+        assert plan[f"blocks.{block}.branch.1.weight"].std == pytest.approx(math.sqrt(2 / 24))
+
+
+class Twice(nn.Module):
+    """A residual stream of one branch, in which two rectifiers follow one another."""
+
+    def __init__(self, norm=nn.LayerNorm):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(8, 8), norm(8), nn.Linear(8, 8)
+        self.first, self.second, self.third = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        inner = torch.relu(self.second(torch.relu(self.first(self.norm(x)))))
+        return self.head(F.layer_norm(x + self.third(inner), (8,)))
+
+
+def test_what_reads_a_stream_needs_no_gain():
+    """He's gain makes up for the rectifier before a weight: the second layer of a branch has it."""
+    plan = plan_policy(Twice(), example_inputs=torch.zeros(2, 8))
+    gains = {
+        name: plan[f"{name}.weight"].std * math.sqrt(8) for name in ("stem", "first", "second")
+    }
+    assert gains == pytest.approx({"first": 1, "second": 2**0.5})
+
+
+def test_batch_normalised_branches_keep_the_gain():
+    """Scales before a batch normalisation are none of the signal's, and He's are what is usual."""
+    plan = plan_policy(Twice(nn.BatchNorm1d), example_inputs=torch.zeros(2, 8))
+    assert plan["first.weight"].std == pytest.approx(math.sqrt(2 / 8))
 
 
 def test_packed_projections_of_attention_close_nothing():
@@ -161,7 +190,8 @@ def test_heads_are_as_other_layers(end, std):
     """A head is drawn by Xavier, whatever the model does with what it makes."""
     plan = plan_policy(Ending(end), example_inputs=torch.zeros(2, 8))
     assert plan["head.weight"].std == pytest.approx(std)
-    assert plan["hidden.weight"].std == pytest.approx(math.sqrt(2 / 8))
+    in_branch = plan["hidden.weight"].facts.branch_depth > 0
+    assert plan["hidden.weight"].std == pytest.approx(math.sqrt((1 if in_branch else 2) / 8))
 
 
 @pytest.mark.parametrize("frequency", [1.0, 30.0])

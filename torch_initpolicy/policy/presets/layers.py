@@ -3,7 +3,9 @@
 from torch_initpolicy.policy.match import (
     closes_residual,
     ends_in_norm,
+    fed_by,
     in_batch_norm,
+    in_residual,
     is_summand,
     meets,
     op,
@@ -43,6 +45,8 @@ def auto() -> InitPolicy:
     He where that is a rectifier (with the gain of this very one: ReLU, GELU, SiLU, ...), LeCun
     where it is SELU, Xavier where it saturates (tanh, sigmoid, the softmax of attention) or where
     there is none; the halves of a gated layer that are packed into one weight each have their own.
+    What reads a residual stream is drawn by Xavier before rectifiers, too, but in batch-normalised
+    nets: He's gain makes up for the rectifier before a weight, and there is none before this one.
     Recurrent layers: Xavier for inputs and orthogonal for states, gate by gate. Sines: uniform of
     variance 2 / fan_in, and where coordinates are multiplied by a frequency, SIREN's first layer;
     their biases spread the phases over one period.
@@ -59,8 +63,11 @@ def auto() -> InitPolicy:
         eq. 12; Klambauer et al., *Self-Normalizing Neural Networks*, 2017, arXiv:1706.02515; Goyal
         et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, section 5.1 (closed
         branches); Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019,
-        section 2.3 (division by the root of the depth); Sitzmann et al., *Implicit Neural
-        Representations with Periodic Activation Functions*, 2020, arXiv:2006.09661, section 3.2.
+        section 2.3 (division by the root of the depth); Dosovitskiy et al., *An Image is Worth
+        16x16 Words*, 2020, arXiv:2010.11929 (Xavier before GELU, in its code); Hanin and Rolnick,
+        *How to Start Training*, 2018, arXiv:1803.01719, section 3 (small branches); Sitzmann et
+        al., *Implicit Neural Representations with Periodic Activation Functions*, 2020,
+        arXiv:2006.09661, section 3.2.
 
     Examples:
         >>> [rule.matcher for rule in auto().rules[-3:-1]]
@@ -68,6 +75,9 @@ def auto() -> InitPolicy:
     """
     closing, note = closes_residual() & in_batch_norm(), "closes a branch"
     bare = closes_residual() & ~ends_in_norm()
+    reads_stream = (
+        in_residual() & fed_by("nothing", "input") & ~closes_residual() & ~in_batch_norm()
+    )
     first = (
         rule(role("norm_weight") & op("batch_norm") & closing, Zeros(), note),
         rule(WEIGHT & closing & is_summand(), Zeros(), note),
@@ -78,6 +88,7 @@ def auto() -> InitPolicy:
         rule(WEIGHT & meets("sin"), VarianceScaling(2.0, "fan_in", "uniform")),
         rule(RECTIFIED & bare, BranchScaled(he_normal("meets"))),
         rule(WEIGHT & bare, BranchScaled(xavier_normal())),
+        rule(RECTIFIED & reads_stream, xavier_normal(), "fed by no activation"),
         rule(RECTIFIED, he_normal("meets")),
         rule(WEIGHT & meets("selu"), lecun_normal()),
         rule(WEIGHT, xavier_normal()),
