@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torch_initpolicy.symmetry.units import View, equal_rows, groups, views
+from torch_initpolicy.symmetry.units import View, equal_rows, fingerprints, groups, views
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import axes_of
 
@@ -90,25 +90,30 @@ class TestViews:
         tensor = torch.randn(12, 2, 5, dtype=dtype)
         units = torch.tensor([0, view.count - 1])
 
-        same = view.put(tensor, units, view.select(tensor, units))
-        changed = view.put(tensor, units, torch.zeros_like(view.select(tensor, units)))
+        same = view.put(tensor, units, view.rows(tensor, units))
+        changed = view.put(tensor, units, torch.zeros_like(view.rows(tensor, units)))
 
         assert torch.equal(tensor, same)
-        assert torch.equal(view.select(tensor, units), view.rows(tensor)[units])
+        assert torch.equal(view.rows(tensor, units), view.rows(tensor)[units])
         others = [unit for unit in range(view.count) if unit not in units]
         assert not view.rows(changed)[units].any()
         assert torch.equal(view.rows(changed)[others], view.rows(tensor)[others])
 
-    @pytest.mark.parametrize("size", [1, 2, 7, 1000])
+    @pytest.mark.parametrize("most", [1, 2, 7, 1000])
     @pytest.mark.parametrize("axes", [(0,), (2,), (0, 2), (0, 1, 2)])
-    def test_blocks_are_the_rows_in_pieces(self, axes, size):
-        """Whatever the size of the pieces, together they are all elements of every unit."""
+    def test_first_elements(self, axes, most):
+        """Some elements of every unit, the same for each, no more than asked and one at least."""
         view = View("outputs", (4, 3, 5), axes)
-        tensor = torch.randn(4, 3, 5)
+        tensor = torch.arange(60).reshape(4, 3, 5)
+        rows = view.rows(tensor).tolist()
 
-        joined = torch.cat(list(view.blocks(tensor, None, size)), 1)
+        first = view.first(tensor, most)
+        some = view.first(tensor, most, torch.tensor([1, 3]))
 
-        assert torch.equal(joined.sort(1).values, view.rows(tensor).sort(1).values)
+        assert 1 <= first.shape[1] <= max(most, 1)
+        assert all({*found} <= {*row} for found, row in zip(first.tolist(), rows, strict=True))
+        assert torch.equal(some, first[[1, 3]])
+        assert most < 60 or torch.equal(first, view.rows(tensor))
 
 
 def _by_brute_force(rows: Tensor, *, signed: bool) -> list[int]:
@@ -125,7 +130,7 @@ def _by_brute_force(rows: Tensor, *, signed: bool) -> list[int]:
     return labels
 
 
-class TestAlike:
+class TestEqualRows:
     @given(
         st.integers(1, 12),
         st.integers(1, 4),
@@ -139,7 +144,7 @@ class TestAlike:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(-high, high + 1, (units, features), generator=generator).float()
 
-        labels, signs = equal_rows(lambda: [rows], signed=signed)
+        labels, signs = equal_rows(rows, signed=signed)
 
         assert labels.tolist() == _by_brute_force(rows, signed=signed)
         turned = rows * signs[:, None] if signed else rows
@@ -152,7 +157,7 @@ class TestAlike:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(equal_rows(lambda: [rows])[0]) == ((4, 30),)
+        assert groups(equal_rows(rows)[0]) == ((4, 30),)
 
     @pytest.mark.parametrize("noise", [1e-5, 1e-3])
     def test_larger_differences_do(self, noise):
@@ -160,7 +165,7 @@ class TestAlike:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(equal_rows(lambda: [rows])[0]) == ()
+        assert groups(equal_rows(rows)[0]) == ()
 
     def test_equal_rows_among_a_hundred_thousand(self):
         """Among many random rows only those that were copied are found."""
@@ -168,17 +173,46 @@ class TestAlike:
         rows[99_000] = rows[7]
         rows[50_000] = -rows[7]
 
-        assert groups(equal_rows(lambda: [rows])[0]) == ((7, 99_000),)
-        assert groups(equal_rows(lambda: [rows], signed=True)[0]) == ((7, 50_000, 99_000),)
+        assert groups(equal_rows(rows)[0]) == ((7, 99_000),)
+        assert groups(equal_rows(rows, signed=True)[0]) == ((7, 50_000, 99_000),)
+
+    @pytest.mark.parametrize(
+        "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+    )
+    def test_dtypes(self, dtype):
+        """Copies are found in any dtype; random rows of sixteen numbers are told apart in any."""
+        rows = (0.02 * torch.randn(1000, 16, generator=torch.Generator().manual_seed(1))).to(dtype)
+        twice = torch.cat((rows.float(), rows[:2].float())).to(dtype)
+
+        assert groups(equal_rows(twice)[0]) == ((0, 1000), (1, 1001))
+
+    def test_pairs_with_others_between_them(self):
+        """A pair is found though the first projections of many rows lie between its own."""
+        base = torch.randn(1, 8, dtype=torch.float64)
+        direction = fingerprints(torch.eye(8)).keys[:1]
+        (_, *across) = torch.linalg.svd(direction)[2]
+        others = base + torch.randn(50, 7, dtype=torch.float64) @ torch.stack(across)
+        rows = torch.cat((base, others, base * (1 + 1e-7)))
+
+        assert groups(equal_rows(rows)[0]) == ((0, 51),)
+
+    def test_tiny_rows_are_zero(self):
+        """Rows below the size that is asked for count as zeros, whatever they hold."""
+        rows = torch.randn(4, 9)
+        rows[[1, 3]] *= 1e-7
+        labels, signs = equal_rows(rows, tiny=1e-5)
+
+        assert labels.tolist() == [0, 1, 2, 1]
+        assert signs.tolist() == [1, 0, 1, 0]
 
     def test_what_is_no_number_equals_nothing(self):
         """NaNs are not equal, and do not disturb the others."""
         rows = torch.ones(4, 3)
         rows[1, 0] = rows[2, 0] = torch.nan
 
-        assert groups(equal_rows(lambda: [rows])[0]) == ((0, 3),)
+        assert groups(equal_rows(rows)[0]) == ((0, 3),)
 
     def test_nothing_to_compare(self):
         """No rows, or rows without features."""
-        assert equal_rows(lambda: [torch.zeros(0, 3)])[0].tolist() == []
-        assert groups(equal_rows(lambda: [torch.zeros(2, 0)])[0]) == ((0, 1),)
+        assert equal_rows(torch.zeros(0, 3))[0].tolist() == []
+        assert groups(equal_rows(torch.zeros(2, 0))[0]) == ((0, 1),)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import InitPolicyError, nearest
 from torch_initpolicy.sites import canonical_modules, sites
-from torch_initpolicy.symmetry.replica import vocabulary
 from torch_initpolicy.trace.real_inputs import real_inputs
+from torch_initpolicy.trace.stand_ins import vocabulary
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["KINDS", "NOTATION", "Input", "batches", "drawn", "require_distinct"]

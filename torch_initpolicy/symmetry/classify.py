@@ -3,90 +3,45 @@
 Knows which units belong together (a row and its bias) and how to say it; runs nothing.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.findings import Finding
-from torch_initpolicy.symmetry.probe import ModuleTrack, Track, UnitTrack, idle_parts
-from torch_initpolicy.symmetry.replica import Values
+from torch_initpolicy.symmetry.modules import EqualModules
+from torch_initpolicy.symmetry.probe import Probe, Track
 from torch_initpolicy.symmetry.scan import EqualUnits
 from torch_initpolicy.symmetry.units import View, views
 
-Groups = tuple[tuple[int, ...], ...]
+Group = tuple[int, ...]
+Units = Track[EqualUnits]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that a probe has found out.
-
-    Attributes:
-        sites: All parameters of the model.
-        keys: For each site the names of its trained tensors in the replica.
-        tracks: Units that were equal or zero at the start.
-        equal_modules: Modules that were.
-        reach: Which elements get a gradient where what never moved is made random.
-        first_moved: For each tensor that got a gradient the first step at which it did.
-        steps: Number of steps taken.
-    """
-
-    sites: Sequence[Site]
-    keys: Mapping[str, Sequence[str]]
-    tracks: Sequence[UnitTrack]
-    equal_modules: Sequence[ModuleTrack]
-    reach: Values
-    first_moved: Mapping[str, int]
-    steps: int
-    by_site: Mapping[str, Sequence[UnitTrack]] = field(init=False)
-    relations: Mapping[str, Sequence["Relation"]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        by_site: dict[str, list[UnitTrack]] = {}
-        for track in self.tracks:
-            by_site.setdefault(track.start.site.name, []).append(track)
-        object.__setattr__(self, "by_site", by_site)
-        relations = {name: [Relation(t) for t in tracks] for name, tracks in by_site.items()}
-        object.__setattr__(self, "relations", relations)
-
-    def has_moved(self, site: Site) -> bool:
-        """Whether any tensor behind a site has got a gradient."""
-        return any(key in self.first_moved for key in self.keys[site.name])
-
-    def is_reachable(self, site: Site) -> bool:
-        """Whether any tensor behind a site would get a gradient from another start."""
-        return any(bool(self.reach[key].any()) for key in self.keys[site.name] if key in self.reach)
-
-
-class Relation:
-    """Which units of a track are still equal, by unit number."""
-
-    def __init__(self, track: UnitTrack) -> None:
-        self.view = track.start.view
-        self.units = track.units.tolist()
-        self.label = dict(zip(self.units, track.labels.tolist(), strict=True))
-
-    def holds(self, first: int, second: int) -> bool:
-        """Whether two units are still equal."""
-        return first in self.label and self.label[first] == self.label.get(second, -1)
-
-
-def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
+def findings(probe: Probe, sites: Sequence[Site], suspects: Iterable[str]) -> Iterator[Finding]:
     """Yield a finding for each site and module that is tied, dead or was suspected.
 
     Args:
-        outcome: What the probe has found out.
+        probe: What has been found out.
+        sites: All parameters of the model.
         suspects: Names of the sites that are to be cleared by name where nothing is wrong.
     """
     named = set(suspects)
-    for site in outcome.sites:
-        if site.name in outcome.keys:
-            finding = tied(outcome, site) or _dead(outcome, site)
-            if finding is None and site.name in named:
-                finding = _harmless(outcome, site)
-            if finding is not None:
-                yield finding
-    for copies in outcome.equal_modules:
-        yield of_modules(outcome, copies)
+    for site in sites:
+        finding = tied(probe, site, sites) or _dead(probe, site, sites)
+        if finding is None and site.name in named:
+            finding = _harmless(probe, site, sites)
+        if finding is not None:
+            yield finding
+    for track in probe.modules:
+        yield of_modules(probe, track)
+
+
+def _of_site(probe: Probe, site: Site) -> list[Units]:
+    return [track for track in probe.units if track.start.site.name == site.name]
+
+
+def _has_moved(probe: Probe, site: Site) -> bool:
+    """Whether any tensor behind a site has got a gradient."""
+    return any(parameter in probe.first_moved for parameter in site.parameters)
 
 
 #
@@ -94,11 +49,11 @@ def findings(outcome: Outcome, suspects: Iterable[str]) -> Iterator[Finding]:
 #
 
 
-def tied(outcome: Outcome, site: Site) -> Finding | None:
+def tied(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
     """Say which units of a site are tied; None where none are."""
-    found: dict[str, set[tuple[int, ...]]] = {}
-    for track in outcome.by_site.get(site.name, ()):
-        for group in _tied_groups(outcome, site, track):
+    found: dict[str, set[Group]] = {}
+    for track in _of_site(probe, site):
+        for group in _tied_groups(probe, sites, track):
             found.setdefault(track.start.view.along, set()).add(group)
     if not found:
         return None
@@ -110,12 +65,12 @@ def tied(outcome: Outcome, site: Site) -> Finding | None:
         units=units,
         verdict="tied",
         along=along,
-        step=outcome.steps,
+        step=probe.steps,
         reason=(
             f"{_counted(units, along)} start equal and get equal gradients at every step, for any "
             f"inputs of this size{others and f'; so do {others}'}"
         ),
-        remedy=remedy(site, outcome.sites),
+        remedy=remedy(site, sites),
     )
 
 
@@ -132,92 +87,84 @@ def _many(count: int, along: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
-def _counted(groups: Collection[tuple[int, ...]], along: str) -> str:
+def _counted(groups: Collection[Group], along: str) -> str:
     several = f" in {len(groups)} groups" if len(groups) > 1 else ""
     return f"{_many(sum(map(len, groups)), along)}{several}"
 
 
-def _tied_groups(outcome: Outcome, site: Site, track: UnitTrack) -> Iterator[tuple[int, ...]]:
+def _tied_groups(probe: Probe, sites: Sequence[Site], track: Units) -> Iterator[Group]:
     """Yield the groups of units of one track that move together."""
-    for positions in track.groups():
-        moved = bool(track.alive[list(positions)].any())
-        elsewhere = len(outcome.keys[site.name]) > 1 and outcome.has_moved(site)
-        if moved or elsewhere:
-            group = tuple(track.units[list(positions)].tolist())
-            signs = track.signs[list(positions)].tolist()
-            for part in _same_sign_or_met(outcome, track, group, signs):
-                yield from _joint(outcome, site, track, part) if _is_vector(track) else (part,)
+    site = track.start.site
+    elsewhere = len(site.parameters) > 1 and _has_moved(probe, site)
+    for positions in map(list, track.groups()):
+        if elsewhere or bool(track.alive[positions].any()):
+            for group in _by_sign(probe, track, positions):
+                yield from _joint(probe, sites, track, group) if track.start.is_vector else (group,)
 
 
-def _is_vector(track: UnitTrack) -> bool:
-    return track.start.is_vector
-
-
-def _same_sign_or_met(
-    outcome: Outcome, track: UnitTrack, group: tuple[int, ...], signs: Sequence[int]
-) -> Iterator[tuple[int, ...]]:
+def _by_sign(probe: Probe, track: Units, positions: list[int]) -> Iterator[Group]:
     """Yield a group whole, or, where its negative members negate nothing else, by sign.
 
     A unit that is another's negative computes nothing new only if what it feeds is negated too.
     Two logits under a softmax are always opposite, and mean no loss.
     """
-    turned = [unit for unit, sign in zip(group, signs, strict=True) if sign < 0]
-    straight = [unit for unit, sign in zip(group, signs, strict=True) if sign >= 0]
-    if not turned or not straight or _met(outcome, track, straight[0], turned[0]):
-        yield group
-        return
-    for part in (straight, turned):
-        if len(part) > 1:
-            yield tuple(part)
+    units, is_negative = track.units[positions], track.signs[positions] < 0
+    parts = [tuple(units[is_negative == side].tolist()) for side in (False, True)]
+    if not all(parts) or _is_met(probe, track, parts[0][0], parts[1][0]):
+        yield tuple(units.tolist())
+    else:
+        yield from (part for part in parts if len(part) > 1)
 
 
-def _met(outcome: Outcome, track: UnitTrack, first: int, second: int) -> bool:
-    """Whether what the units feed, or are fed by, is equal up to its sign as well."""
-    own = track.start.view
-    side = "outputs" if own.along == "entries" else own.along
+def _is_met(probe: Probe, track: Units, first: int, second: int) -> bool:
+    """Whether what two units feed, or are fed by, is equal up to its sign as well."""
+    own = track.start
     return any(
-        relation.holds(first, second)
-        for name, relations in outcome.relations.items()
-        for relation in relations
-        if relation.view.count == own.count
-        and relation.view.along not in ("entries", side)
-        and (name != track.start.site.name or relation.view.axes != own.axes)
+        other.start.view.is_across(own.view)
+        and (other.start.site.name != own.site.name or other.start.view.axes != own.view.axes)
+        and other.holds(first, second)
+        for other in probe.units
     )
 
 
-def _joint(
-    outcome: Outcome, site: Site, track: UnitTrack, group: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
+def _joint(probe: Probe, sites: Sequence[Site], track: Units, group: Group) -> Iterator[Group]:
     """Yield the parts of a group of vector entries whose units are equal in the owner's matrices.
 
     The bias of a unit is no unit of its own: equal biases beside unequal rows mean nothing.
     """
-    companions = [other for other in outcome.sites if _is_companion(other, site, track)]
+    companions = _companions(sites, track)
     if not companions:
         yield group
         return
-    relations = [r for c in companions for r in outcome.relations.get(c.name, ())]
-    fitting = [r for r in relations if r.view.count == track.start.view.count]
-    parts = (_refined(group, relation) for relation in fitting)
+    parts = (_refined(group, other) for other in _beside(probe, companions, track))
     yield from next((found for found in parts if found), ())
 
 
-def _is_companion(other: Site, site: Site, track: UnitTrack) -> bool:
-    if other.owner is not site.owner or other.name == site.name:
-        return False
-    return any(v.count == track.start.view.count for v in _views(other))
+def _companions(sites: Sequence[Site], track: Units) -> list[Site]:
+    """Return the other parameters of the owner of a vector that have as many units."""
+    site, count = track.start.site, track.start.view.count
+    others = (s for s in sites if s.owner is site.owner and s.name != site.name)
+    return [s for s in others if any(view.count == count for view in _views(s))]
 
 
 def _views(site: Site) -> tuple[View, ...]:
     return views(site.shape, site.axes)
 
 
-def _refined(group: tuple[int, ...], relation: Relation) -> Groups:
-    """Split a group by another relation; units that the relation does not know stand alone."""
+def _beside(probe: Probe, companions: Iterable[Site], track: Units) -> Iterator[Units]:
+    """Yield the tracks of the companions of a vector that follow as many units."""
+    for site in companions:
+        others = _of_site(probe, site)
+        yield from (t for t in others if t.start.view.count == track.start.view.count)
+
+
+def _refined(group: Group, track: Units) -> tuple[Group, ...]:
+    """Split a group by another track; units that are not followed there stand alone."""
+    labels = dict(zip(track.units.tolist(), track.labels.tolist(), strict=True))
     parts: dict[int, list[int]] = {}
     for unit in group:
-        if unit in relation.label:
-            parts.setdefault(relation.label[unit], []).append(unit)
+        if unit in labels:
+            parts.setdefault(labels[unit], []).append(unit)
     return tuple(tuple(units) for units in parts.values() if len(units) > 1)
 
 
@@ -226,67 +173,53 @@ def _refined(group: tuple[int, ...], relation: Relation) -> Groups:
 #
 
 
-def _dead(outcome: Outcome, site: Site) -> Finding | None:
+def _dead(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
     """Say which units of a site never get a gradient by fault of their start; None where none."""
-    if not outcome.has_moved(site):
-        if not outcome.is_reachable(site):
+    if not _has_moved(probe, site):
+        reach = (probe.reach[p] for p in site.parameters if p in probe.reach)
+        if not any(bool(gradient.any()) for gradient in reach):
             return None
         view = _views(site)[0]
-        units = tuple(range(view.count))
-        return _dead_finding(outcome, site, view.along, units)
-    parts = idle_parts(outcome.by_site.get(site.name, ()), outcome.reach)
-    for track, dead in parts:
-        numbers = set(track.units[dead].tolist())
-        if _is_vector(track):
-            numbers &= _dead_rows(outcome, site, track)
-        if numbers:
-            along = track.start.view.along
-            return _dead_finding(outcome, site, along, tuple(sorted(numbers)))
+        return _dead_finding(probe, site, sites, view.along, range(view.count))
+    for track, units in probe.dead_units():
+        if track.start.site.name == site.name:
+            dead = units & _dead_rows(probe, sites, track) if track.start.is_vector else units
+            if dead:
+                return _dead_finding(probe, site, sites, track.start.view.along, sorted(dead))
     return None
 
 
-def _dead_rows(outcome: Outcome, site: Site, track: UnitTrack) -> set[int]:
-    """Return the units whose rows in the owner's matrices are dead."""
-    companions = [other for other in outcome.sites if _is_companion(other, site, track)]
-    tracks = [t for c in companions for t in outcome.by_site.get(c.name, ()) if not _is_vector(t)]
-    fitting = [t for t in tracks if t.start.view.count == track.start.view.count]
-    return {
-        unit for t, dead in idle_parts(fitting, outcome.reach) for unit in t.units[dead].tolist()
-    }
+def _dead_rows(probe: Probe, sites: Sequence[Site], track: Units) -> set[int]:
+    """Return the units of a vector whose rows in the owner's matrices are dead."""
+    beside = list(_beside(probe, _companions(sites, track), track))
+    dead = (units for other, units in probe.dead_units() if other in beside)
+    return set().union(*dead)
 
 
-def _dead_finding(outcome: Outcome, site: Site, along: str, units: tuple[int, ...]) -> Finding:
-    own = site.name in outcome.by_site
-    causes = [name for name in _idle_suspects(outcome) if name != site.name]
+def _dead_finding(
+    probe: Probe, site: Site, sites: Sequence[Site], along: str, units: Sequence[int]
+) -> Finding:
+    own = bool(_of_site(probe, site))
+    idle = (t for t in probe.units if t.start.is_suspect and not bool(t.alive.any()))
+    causes = [name for name in dict.fromkeys(t.start.site.name for t in idle) if name != site.name]
     shown = [*["it"] * own, *causes[:3], *[f"{len(causes) - 3} more"] * (len(causes) > 3)]
     return Finding(
         name=site.name,
-        units=(units,),
+        units=(tuple(units),),
         verdict="dead",
         along=along,
-        step=outcome.steps,
+        step=probe.steps,
         reason=(
             f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient from this "
             f"start, but would if {_enumerated(shown)} started with other values"
         ),
-        remedy=remedy(site, outcome.sites) if own else "",
+        remedy=remedy(site, sites) if own else "",
     )
 
 
 def _enumerated(names: Sequence[str]) -> str:
     """Write names of which all are meant: another start of all of them is what was tried."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-def _idle_suspects(outcome: Outcome) -> list[str]:
-    """Name the suspects of which some unit never moved."""
-    return list(
-        dict.fromkeys(
-            track.start.site.name
-            for track in outcome.tracks
-            if track.start.is_suspect and not bool(track.alive.any())
-        )
-    )
 
 
 def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
@@ -313,52 +246,40 @@ def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
 #
 
 
-def _harmless(outcome: Outcome, site: Site) -> Finding:
-    tracks = [t for t in outcome.by_site.get(site.name, ()) if not t.start.shuffled]
-    first = tracks[0]
+def _harmless(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding:
+    first = next(track for track in _of_site(probe, site) if not track.start.shuffled)
     return Finding(
         name=site.name,
-        units=groups_of(first.start),
+        units=first.start.groups(),
         verdict="harmless",
         along=first.start.view.along,
         step=first.separated or first.first_moved,
-        reason=_why_harmless(outcome, first),
+        reason=_why_harmless(probe, first, sites),
     )
 
 
-def groups_of(like: EqualUnits) -> Groups:
-    """List the units that were equal at the start, by group; a row of zeros may stand alone."""
-    members: dict[int, list[int]] = {}
-    for unit, label in zip(like.units.tolist(), like.labels.tolist(), strict=True):
-        members.setdefault(label, []).append(unit)
-    return tuple(map(tuple, members.values()))
-
-
-def _why_harmless(outcome: Outcome, track: UnitTrack) -> str:
+def _why_harmless(probe: Probe, track: Units, sites: Sequence[Site]) -> str:
     if track.first_moved is None:
-        return _unmoved(outcome)
-    waited = _waited(outcome, track.first_moved) if track.first_moved > 1 else ""
+        return _unmoved(probe)
+    waited = _waited(probe, track.first_moved, sites) if track.first_moved > 1 else ""
     if track.separated is None:
         return f"{waited}gets a gradient from step {track.first_moved} on"
     return f"{waited}its units get different gradients, and are apart after step {track.separated}"
 
 
-def _unmoved(outcome: Outcome) -> str:
+def _unmoved(probe: Probe) -> str:
     """Say why a parameter that never moves is not to blame."""
     why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
-    tracks: list[Track] = [*outcome.tracks, *outcome.equal_modules]
-    if any(track.moves_together for track in tracks):
+    if probe.moves_together:
         why = "it has no effect on the loss, or none while the units above are tied"
     return f"no gradient arrives, nor would it from another start of its own: {why}"
 
 
-def _waited(outcome: Outcome, step: int) -> str:
+def _waited(probe: Probe, step: int, sites: Sequence[Site]) -> str:
     """Say what had to move first."""
-    before = [
-        name
-        for name in outcome.by_site
-        if any(outcome.first_moved.get(key) == step - 1 for key in outcome.keys[name])
-    ]
+    suspects = {track.start.site.name for track in probe.units if track.start.is_suspect}
+    moved = (s for s in sites if any(probe.first_moved.get(p) == step - 1 for p in s.parameters))
+    before = [site.name for site in moved if site.name in suspects]
     return f"waits for {', '.join(before[:3])}, and moves from step {step} on; "
 
 
@@ -367,34 +288,34 @@ def _waited(outcome: Outcome, step: int) -> str:
 #
 
 
-def of_modules(outcome: Outcome, copies: ModuleTrack) -> Finding:
+def of_modules(probe: Probe, track: Track[EqualModules]) -> Finding:
     """Say what became of modules that were copies of one another."""
-    names = copies.equal_modules.names
-    moving = [g for g in copies.groups() if bool(copies.alive[list(g)].any())]
+    names = track.start.names
+    moving = [g for g in track.groups() if bool(track.alive[list(g)].any())]
     if not moving:
-        return _harmless_modules(copies, _separated_modules(copies))
-    if all(parameter.ndim < 2 for parameter in copies.equal_modules.parameters[0]):
-        return _harmless_modules(copies, _FACTORS)
-    tied = tuple(tuple(names[member] for member in group) for group in moving)
+        return _harmless_modules(track, _why_separate(track))
+    if all(parameter.ndim < 2 for parameter in track.start.held[0]):
+        return _harmless_modules(track, _FACTORS)
+    groups = tuple(tuple(names[member] for member in group) for group in moving)
     return Finding(
-        name=tied[0][0],
-        units=tied,
+        name=groups[0][0],
+        units=groups,
         verdict="tied",
         along="modules",
-        step=outcome.steps,
+        step=probe.steps,
         reason=_TIED_MODULES,
-        remedy=f"apply_policy(model, only={[f'{n}.*' for n in tied[0][1:]]})",
+        remedy=f"apply_policy(model, only={[f'{n}.*' for n in groups[0][1:]]})",
     )
 
 
-def _harmless_modules(copies: ModuleTrack, reason: str) -> Finding:
-    names = copies.equal_modules.names
+def _harmless_modules(track: Track[EqualModules], reason: str) -> Finding:
+    names = track.start.names
     return Finding(
         name=names[0],
         units=(names,),
         verdict="harmless",
         along="modules",
-        step=copies.separated,
+        step=track.separated,
         reason=reason,
     )
 
@@ -410,8 +331,8 @@ _FACTORS = (
 )
 
 
-def _separated_modules(copies: ModuleTrack) -> str:
-    if copies.first_moved is None:
+def _why_separate(track: Track[EqualModules]) -> str:
+    if track.first_moved is None:
         return "copies of one another that get no gradient"
-    step = copies.separated
+    step = track.separated
     return f"copies at the start; their gradients differ, and they are apart after step {step}"

@@ -5,17 +5,18 @@ reports.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from torch_initpolicy.errors import TraceError
+from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
-from torch_initpolicy.symmetry.attempts import Attempt, attempts, attempts_with
-from torch_initpolicy.symmetry.classify import groups_of
+from torch_initpolicy.symmetry.batches import Attempt, attempts, attempts_with
 from torch_initpolicy.symmetry.findings import Finding, Report, sort
+from torch_initpolicy.symmetry.replica import Loss
 from torch_initpolicy.symmetry.scan import FAR, EqualUnits, Suspects, suspects
 from torch_initpolicy.symmetry.search import Subject, probed
 from torch_initpolicy.symmetry.shards import shard_findings
@@ -29,7 +30,7 @@ from torch_initpolicy.trace.trees import Call
 
 
 def find_symmetry(
-    model: nn.Module, example_inputs: Any = None, loss_fn: Callable[[Any], Tensor] | None = None
+    model: nn.Module, example_inputs: Any = None, loss_fn: Loss | None = None
 ) -> Report:
     """Find units that are identical and will stay identical, and parameters that cannot move.
 
@@ -66,7 +67,12 @@ def find_symmetry(
         >>> [(f.name, f.along) for f in find_symmetry(model).of("tied")]
         [('0.weight', 'outputs'), ('0.bias', 'entries'), ('2.weight', 'inputs')]
     """
-    inner = next(module for _, module in canonical_modules(require_module(model)))
+    with BORROWING:
+        return _found(require_module(model), example_inputs, loss_fn)
+
+
+def _found(model: nn.Module, example_inputs: Any, loss_fn: Loss | None) -> Report:
+    inner = next(module for _, module in canonical_modules(model))
     found = sites(model)
     require_values(found)
     spread = tuple(shard_findings(found))
@@ -126,7 +132,7 @@ def _unprobed(suspected: Suspects, failure: str) -> Report:
     reason = f"units are equal at the start; {failure}"
     equal_units = {like.site.name: like for like in reversed(suspected.equal_units)}
     rows = (
-        Finding(name, groups_of(like), "suspect", reason, along=like.view.along)
+        Finding(name, like.groups(), "suspect", reason, along=like.view.along)
         for name, like in reversed(equal_units.items())
     )
     modules = (
@@ -145,15 +151,14 @@ def _informed(subject: Subject, reading: Reading, *, asked: bool) -> Subject:
     """Look again at raw parameters and at biases, now that their use is known."""
     used = {name: facts for name, facts in reading.facts.items() if facts.used}
     raw = {site.name for site in subject.sites if _is_raw(site)} & used.keys()
-    equal_units = subject.suspects.equal_units
-    excused = [like.site.name for like in equal_units if _is_fine(like, used)]
-    if not (raw or excused):
+    equal_units, copies = subject.suspects
+    fine = {like.site.name for like in equal_units if _is_fine(like, used)}
+    if not raw | fine:
         return subject
-    known = tuple(
-        _with_use(site, used[site.name]) if site.name in raw else site for site in subject.sites
-    )
-    again = suspects(subject.model, known, excused=excused, asked=asked)
-    return Subject(subject.model, known, again, subject.loss)
+    known = [_with_use(s, used[s.name]) if s.name in raw else s for s in subject.sites]
+    again = suspects(subject.model, known, among=raw, asked=asked).equal_units
+    others = (like for like in equal_units if like.site.name not in raw | fine)
+    return replace(subject, sites=known, suspects=Suspects((*others, *again), copies))
 
 
 def _is_raw(site: Site) -> bool:

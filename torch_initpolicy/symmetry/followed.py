@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_initpolicy.sites import canonical_modules, sites
-from torch_initpolicy.symmetry.classify import Outcome, of_modules, remedy, tied
+from torch_initpolicy.symmetry.classify import of_modules, remedy, tied
 from torch_initpolicy.symmetry.findings import Finding
-from torch_initpolicy.symmetry.probe import ModuleTrack, Progress, Track, UnitTrack, tracks_of
-from torch_initpolicy.symmetry.replica import Values, dense, random_states
-from torch_initpolicy.symmetry.scan import suspects
+from torch_initpolicy.symmetry.probe import Probe, Track
+from torch_initpolicy.symmetry.replica import dense
+from torch_initpolicy.symmetry.scan import EqualUnits, suspects
+from torch_initpolicy.symmetry.units import Values
 
 
 class Followed:
@@ -30,7 +31,6 @@ class Followed:
         self.model = model
         self.found: tuple[Finding, ...] = ()
         self.is_done = False
-        self._names = {id(p): name for name, p in model.named_parameters()}
         self._follower: _Follower | None = None
         self._noise = _Noise()
         self._handles = [
@@ -60,8 +60,8 @@ class Followed:
         The first step that trains the model starts the scan.
         """
         if self._follower is None:
-            self._names = {id(p): name for name, p in self.model.named_parameters()}
-            if not any(True for _ in _gradients(optimizer, self._names)):
+            own = frozenset(self.model.parameters())
+            if not any(p in own and p.grad is not None for p in _trained(optimizer)):
                 return False
             self._follower = _Follower(self.model)
         self._follower.look(optimizer, self._noise.patience(self.model))
@@ -85,30 +85,11 @@ def _ended() -> Followed:
     return followed
 
 
-def _gradients(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the gradients of the named parameters that an optimizer is about to use."""
-    for name, parameter in _trained(optimizer, names):
-        if parameter.grad is not None:
-            yield name, parameter.grad
-
-
-def _without_gradients(
-    optimizer: Optimizer, names: Mapping[int, str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield zeros for the named parameters to which no gradient has come."""
-    for name, parameter in _trained(optimizer, names):
-        if parameter.grad is None:
-            yield name, torch.zeros_like(parameter)
-
-
-def _trained(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named parameters that an optimizer is about to move."""
+def _trained(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """Yield the parameters that an optimizer is about to move."""
     for group in optimizer.param_groups:
-        if float(group.get("lr", 1.0)) == 0.0:  # a warm-up from zero moves nothing yet
-            continue
-        for parameter in group["params"]:
-            if id(parameter) in names:
-                yield names[id(parameter)], parameter
+        if float(group.get("lr", 1.0)) != 0.0:  # a warm-up from zero moves nothing yet
+            yield from group["params"]
 
 
 _SURE = 1
@@ -124,11 +105,11 @@ _NOISY = 24
 _DEAD = 10
 """Steps with a gradient of exactly zero after which a parameter of zeros is dead."""
 
-_SAME: Mapping[torch.dtype, float] = {torch.float64: 1e-6, torch.float32: 1e-5}
-"""Gradients are equal where they differ by less than this, relatively: rounding makes up 1e-6 at
-most, and units that have just separated move the gradients of others by the step length."""
+_SAME: Mapping[torch.dtype, float] = {torch.float64: 3e-7, torch.float32: 3e-6}
+"""Gradients are equal where they differ by less than this, relatively: rounding makes up a tenth of
+it, and units that have just separated move the gradients of others by the step length."""
 
-_SAME_IN_HALF = 3e-2
+_SAME_IN_HALF = 1e-2
 
 
 @dataclass
@@ -137,13 +118,11 @@ class _Observed:
 
     Attributes:
         track: The track.
-        keys: Names of the parameters it needs gradients of.
         quiet: Steps since anything changed.
         pending: Gradients that wait for those of another optimizer.
     """
 
-    track: Track
-    keys: frozenset[str]
+    track: Track[Any]
     quiet: int = 0
     pending: Values = field(default_factory=dict)
 
@@ -164,14 +143,14 @@ class _Observed:
             idle: Zeros for what it holds without a gradient: experts that no sample has chosen.
             step: Number of the step.
         """
-        self.pending |= {key: g for key, g in gradients.items() if key in self.keys}
+        wanted = self.track.start.parameters
+        self.pending |= {p: gradients[p] for p in wanted if p in gradients}
         if self.pending:
-            self.pending = {key: g for key, g in idle.items() if key in self.keys} | self.pending
-        if self.pending.keys() < self.keys:
-            return
-        seen, self.pending = self.pending, {}
-        same = max(_SAME.get(g.dtype, _SAME_IN_HALF) for g in seen.values())
-        self.quiet = 0 if self.track.see(seen, step, same) else self.quiet + 1
+            self.pending = {p: idle[p] for p in wanted if p in idle} | self.pending
+        if len(self.pending) == len(wanted):
+            seen, self.pending = self.pending, {}
+            same = max(_SAME.get(g.dtype, _SAME_IN_HALF) for g in seen.values())
+            self.quiet = 0 if self.track.see(seen, step, same) else self.quiet + 1
 
 
 class _Follower:
@@ -179,18 +158,10 @@ class _Follower:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = sites(model)
-        inner = next(module for _, module in canonical_modules(model))
-        found = suspects(inner, self.sites)
-        names = {id(p): name for name, p in inner.named_parameters()}
-        self.tracks = tracks_of(found.equal_units, names)
-        self.equal_modules = [ModuleTrack(copies, names) for copies in found.equal_modules]
-        self.observed = [
-            *(_Observed(track, frozenset((track.key,))) for track in self.tracks),
-            *(_Observed(copies, frozenset().union(*copies.keys)) for copies in self.equal_modules),
-        ]
-        wanted = frozenset[str]().union(*(o.keys for o in self.observed))
-        self.names = {number: name for number, name in names.items() if name in wanted}
-        self.progress = Progress()
+        found = suspects(next(module for _, module in canonical_modules(model)), self.sites)
+        self.wanted = frozenset(found.parameters)
+        self.probe = Probe.of(*found)
+        self.observed = [_Observed(track) for track in self.probe.tracks]
         self.patience = _WAITING
 
     def look(self, optimizer: Optimizer, noise: int) -> None:
@@ -200,13 +171,14 @@ class _Follower:
             optimizer: The optimizer.
             noise: Steps to wait because random numbers are drawn; 0 where none are.
         """
-        gradients = {name: dense(g) for name, g in _gradients(optimizer, self.names)}
+        held = [p for p in _trained(optimizer) if p in self.wanted]
+        gradients = {p: dense(p.grad) for p in held if p.grad is not None}
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
             return
-        self.progress.note(gradients, (), 0.0)
-        idle = dict(_without_gradients(optimizer, self.names))
+        self.probe.steps += 1
+        idle = {p: torch.zeros_like(p) for p in held if p.grad is None}
         for observed in self.observed:
-            observed.show(gradients, idle, self.progress.steps)
+            observed.show(gradients, idle, self.probe.steps)
         blocked = not all(bool(observed.track.alive.any()) for observed in self.observed)
         self.patience = noise or (_WAITING if blocked else _SURE)
 
@@ -218,74 +190,62 @@ class _Follower:
 
     def found(self) -> tuple[Finding, ...]:
         """Return what is tied, once any of it is certain; else, at the end, what is dead."""
-        outcome = self._outcome()
         moving = [o for o in self.observed if o.track.moves_together and not o.is_spreading]
         certain = any(o.quiet >= self._patience_with(o.track) for o in moving)
-        ties = tuple(_ties(outcome)) if certain and any(_reads(o.track) for o in moving) else ()
+        ties = tuple(self._ties()) if certain and any(_reads(o.track) for o in moving) else ()
         if ties or not self.is_settled:
             return ties
-        waited = [o.track for o in self.observed if o.quiet >= _DEAD]
-        dead = ((t, _dead_units(t)) for t in self.tracks if t in waited)
-        findings = {t.start.site.name: _dead(t, units) for t, units in dead if units}
-        return tuple(findings.values())
+        waited = {id(o.track) for o in self.observed if o.quiet >= _DEAD}
+        dead = ((t, _dead_units(t)) for t in self.probe.units if id(t) in waited)
+        return tuple({t.start.site.name: _dead(t, units) for t, units in dead if units}.values())
 
-    def _patience_with(self, track: Track) -> int:
+    def _patience_with(self, track: Track[Any]) -> int:
         """Return the steps to wait for a track; more where its units may be about to separate."""
-        may_follow = any(_is_of_as_many(other, track) for other in self.tracks if other.separated)
+        separated = [other for other in self.probe.units if other.separated]
+        may_follow = any(_is_of_as_many(other, track) for other in separated)
         return max(self.patience, _WAITING) if may_follow else self.patience
 
-    def _outcome(self) -> Outcome:
-        keys = {
-            site.name: [self.names[id(p)] for p in site.parameters if id(p) in self.names]
-            for site in self.sites
-        }
-        kept = {name: of_site for name, of_site in keys.items() if of_site}
-        first_moved, steps = self.progress.first_moved, self.progress.steps
-        return Outcome(self.sites, kept, self.tracks, self.equal_modules, {}, first_moved, steps)
+    def _ties(self) -> Iterator[Finding]:
+        yield from filter(None, (tied(self.probe, site, self.sites) for site in self.sites))
+        of_copies = (of_modules(self.probe, track) for track in self.probe.modules)
+        yield from (finding for finding in of_copies if finding.verdict == "tied")
 
 
-def _is_of_as_many(other: UnitTrack, track: Track) -> bool:
+def _is_of_as_many(other: Track[EqualUnits], track: Track[Any]) -> bool:
     """Whether units could be those of another track, or of one of its gates."""
-    if isinstance(track, ModuleTrack) or other is track:
-        return False
-    return other.start.view.count % track.start.view.count == 0
+    start = track.start
+    is_own = not isinstance(start, EqualUnits) or other is track
+    return not is_own and other.start.view.count % start.view.count == 0
 
 
-def _reads(track: Track) -> bool:
+def _reads(track: Track[Any]) -> bool:
     """Whether a tie is not only one of outputs.
 
     Where hidden units are tied, so are the inputs of what reads them. Outputs alone are tied where
     the loss treats the outputs of the model equally, which is the loss' affair.
     """
-    if isinstance(track, ModuleTrack):
+    start = track.start
+    if not isinstance(start, EqualUnits):
         return True
-    like = track.start
-    return like.view.along != "outputs" or like.site.role == "embedding"
+    return start.view.along != "outputs" or start.site.role == "embedding"
 
 
-def _ties(outcome: Outcome) -> Iterator[Finding]:
-    trained = (site for site in outcome.sites if site.name in outcome.keys)
-    yield from filter(None, (tied(outcome, site) for site in trained))
-    of_twins = (of_modules(outcome, copies) for copies in outcome.equal_modules)
-    yield from (finding for finding in of_twins if finding.verdict == "tied")
-
-
-def _dead_units(track: UnitTrack) -> tuple[int, ...]:
+def _dead_units(track: Track[EqualUnits]) -> tuple[int, ...]:
     """Return the units that have got gradients, and nothing but zeros, by fault of their start.
 
     All units of a parameter that starts at a constant; or the rows that alone start at zero, but
     not in a lookup table, which may just not have met them.
     """
     like = track.start
-    if len(like.units) == like.view.count:
+    if like.is_whole:
         return () if bool(track.alive.any()) else tuple(range(like.view.count))
     if like.is_vector or like.view.along != "outputs" or like.site.role == "embedding":
         return ()
-    idle = ~track.alive & (like.signs == 0).cpu()
+    idle = ~track.alive & (like.signs == 0)
     return tuple(track.units[idle].tolist())
 
 
-def _dead(track: UnitTrack, units: tuple[int, ...]) -> Finding:
+def _dead(track: Track[EqualUnits], units: tuple[int, ...]) -> Finding:
     site = track.start.site
     return Finding(
         name=site.name,
@@ -312,13 +272,13 @@ class _Noise:
 
     def before(self) -> None:
         """Note the random states before a forward pass."""
-        self.started = random_states()
+        self.started = _random_states()
 
     def after(self) -> None:
         """Compare them with those after it."""
         if self.started is None:
             return
-        before, now, self.started = self.started, random_states(), None
+        before, now, self.started = self.started, _random_states(), None
         self.has_run = True
         self.has_drawn |= len(now) != len(before) or any(
             not torch.equal(a, b) for a, b in zip(before, now, strict=True)
@@ -331,6 +291,14 @@ class _Noise:
         if self.has_run:
             return 0
         return _NOISY if any(map(_drops, model.modules())) else _WAITING
+
+
+def _random_states() -> list[Tensor]:
+    """Return the states of torch's generators."""
+    states = [torch.random.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return states
 
 
 def _callable(model: nn.Module) -> Iterator[nn.Module]:

@@ -183,9 +183,9 @@ def _diverged(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> 
 def _copied(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> Finding | None:
     """Find shards along one dimension of the mesh that are copies; constants are no copies."""
     stack = _gathered_along(parameter, own, dimension)
-    labels, _ = equal_rows(lambda: [stack])
-    constant = stack[:, -1] > 0
-    labels = torch.where(constant, torch.arange(len(labels), device=labels.device), labels)
+    labels, _ = equal_rows(stack.cpu())
+    constant = stack[:, -1].cpu() > 0
+    labels = torch.where(constant, torch.arange(len(labels)), labels)
     found = float(bool(groups(labels)))
     if not bool(_reduced(parameter, own.new_tensor([found]), "MAX")):
         return None

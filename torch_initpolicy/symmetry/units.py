@@ -3,14 +3,19 @@
 Knows tensors and axes; neither models nor gradients nor verdicts.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_initpolicy.tensors.axes import Axes
+
+Values = dict[nn.Parameter, Tensor]
+"""Tensors by the parameter that they stand for: its value, or its gradient."""
 
 #
 # Views
@@ -42,50 +47,44 @@ class View:
         """Number of elements of one unit."""
         return math.prod(self.shape) // max(self.count, 1)
 
+    def is_across(self, other: "View") -> bool:
+        """Whether these may be the units of another view, in what they feed or are fed by."""
+        side = "outputs" if other.along == "entries" else other.along
+        return self.count == other.count and self.along not in ("entries", side)
+
     @property
-    def _rest(self) -> tuple[int, ...]:
-        return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+    def _order(self) -> tuple[int, ...]:
+        """The axes of `shape`, those that number units first."""
+        return (*self.axes, *(a for a in range(len(self.shape)) if a not in self.axes))
 
-    def _units_first(self, tensor: Tensor) -> Tensor:
-        """Permute the unit axes to the front; a view of the same memory where there is one."""
-        return tensor.reshape(self.shape).permute((*self.axes, *self._rest))
+    def rows(self, tensor: Tensor, units: Tensor | None = None) -> Tensor:
+        """Lay a parameter (or its gradient) out as `(units, features)`: all units, or some."""
+        split = tensor.reshape(self.shape)
+        units = None if units is None else units.to(tensor.device)
+        if units is not None and len(self.axes) == 1:
+            split = split.index_select(self.axes[0], units)
+            return _real(split.permute(self._order).reshape(len(units), self.features))
+        rows = _real(split.permute(self._order).reshape(self.count, self.features))
+        return rows if units is None else rows[units]
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """Lay a parameter (or its gradient) out as `(units, features)`."""
-        return _real(self._units_first(tensor).reshape(self.count, self.features))
-
-    def select(self, tensor: Tensor, units: Tensor) -> Tensor:
-        """Return the rows of some units only."""
-        if len(self.axes) == 1:
-            chosen = tensor.reshape(self.shape).index_select(self.axes[0], units)
-            return _real(chosen.movedim(self.axes[0], 0).reshape(len(units), self.features))
-        return self.rows(tensor)[units]
+    def first(self, tensor: Tensor, most: int, units: Tensor | None = None) -> Tensor:
+        """Return the first elements of each row: at most about as many as asked, at least one."""
+        rest = [axis for axis in self._order[len(self.axes) :] if self.shape[axis] > 1]
+        shape, part = list(self.shape), tensor.reshape(self.shape)
+        for axis in rest:
+            behind = math.prod(self.shape[a] for a in rest if a > axis)
+            shape[axis] = min(shape[axis], max(1, most // behind))
+            part = part.narrow(axis, 0, shape[axis])
+        return View(self.along, tuple(shape), self.axes).rows(part, units)
 
     def put(self, tensor: Tensor, units: Tensor, rows: Tensor) -> Tensor:
         """Return the parameter with the rows of some units replaced."""
-        whole = self._units_first(tensor).reshape(self.count, self.features).clone()
         new = torch.view_as_complex(rows.reshape(len(rows), -1, 2)) if tensor.is_complex() else rows
-        whole[units] = new.to(whole.dtype)
-        order = (*self.axes, *self._rest)
-        back = [order.index(axis) for axis in range(len(order))]
-        split = whole.reshape([self.shape[axis] for axis in order])
-        return split.permute(back).reshape(tensor.shape)
-
-    def blocks(self, tensor: Tensor, units: Tensor | None, size: int) -> Iterator[Tensor]:
-        """Yield the rows of some units (None: all) in pieces of about `size` features."""
-        first = next((axis for axis in self._rest if self.shape[axis] > 1), None)
-        split = tensor.reshape(self.shape)
-        if first is None:
-            yield from self._piece(split, units)
-            return
-        step = max(1, size * self.shape[first] // self.features)
-        for start in range(0, self.shape[first], step):
-            length = min(step, self.shape[first] - start)
-            yield from self._piece(split.narrow(first, start, length), units)
-
-    def _piece(self, split: Tensor, units: Tensor | None) -> Iterator[Tensor]:
-        part = View(self.along, tuple(split.shape), self.axes)
-        yield part.rows(split) if units is None else part.select(split, units)
+        split = tensor.reshape(self.shape).permute(self._order)
+        whole = split.reshape(self.count, self.features).clone()
+        whole[units.to(whole.device)] = new.to(whole.dtype)
+        back = [self._order.index(axis) for axis in range(len(self.shape))]
+        return whole.reshape(split.shape).permute(back).reshape(tensor.shape)
 
 
 def _real(rows: Tensor) -> Tensor:
@@ -153,29 +152,85 @@ def _known_views(shape: Sequence[int], axes: Axes) -> Iterator[View]:
 # Equal rows
 #
 
-Pieces = Callable[[], Iterable[Tensor]]
-"""Yields rows in pieces, `(units, features of the piece)`, as often as it is called."""
-
 NEAR = 1e-6
-"""Rows are equal where they differ by less than this, relative to their largest element: noise of
-such a size needs thousands of steps to grow."""
+"""Rows are equal where they differ by less than this, relative to their size: noise of such a size
+needs thousands of steps to grow."""
 
-_PIECE = 1 << 20
-"""Elements that are compared at once."""
+_DIRECTIONS = 4
+"""Random vectors that rows are projected on. Two rows that differ agree on each by accident with
+the probability of about the tolerance: 1e-12 together where that is 1e-3."""
+
+_PIECE = 1 << 22
+"""Elements that are converted to double precision at once."""
+
+
+class Fingerprints(NamedTuple):
+    """A few numbers of each row, which tell whether rows are equal; on the CPU.
+
+    Attributes:
+        keys: Projections on random vectors, `(_DIRECTIONS, rows)`.
+        scale: The largest element of each row, times the root of their number.
+    """
+
+    keys: Tensor
+    scale: Tensor
+
+    def turned(self, signs: Tensor) -> "Fingerprints":
+        """Return those of the rows times signs; a sign of 0 turns nothing."""
+        return self._replace(keys=self.keys * torch.where(signs < 0, -1.0, 1.0))
+
+    def labels(self, near: float) -> Tensor:
+        """Return for each row the first that it equals, up to a relative difference."""
+        near = min(
+            near, 0.1 / max(len(self.scale), 1)
+        )  # or most of a million would have neighbours
+        labels = torch.arange(len(self.scale))
+        members, runs = _runs(self.keys.unbind(), near * self.scale + _TINY)
+        labels[members] = members[firsts(runs)]
+        return labels
+
+    def distances(self, leaders: Tensor) -> Tensor:
+        """Return how far each row is from another, relative to the larger of the two."""
+        apart = (self.keys - self.keys[:, leaders]).abs().amax(0)
+        return apart / torch.maximum(self.scale, self.scale[leaders]).clamp_min(_TINY)
+
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def fingerprints(rows: Tensor) -> Fingerprints:
+    """Project rows, `(units, features)`, on fixed random vectors.
+
+    By the lemma of Schwartz and Zippel rows that differ have different projections, but for a set
+    of vectors of measure zero.
+    """
+    width, wide = rows.shape[1], torch.float64 if rows.device.type != "mps" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.rand(_DIRECTIONS, width, generator=generator, dtype=torch.float64) * 2 - 1
+    vectors = vectors.to(rows.device, wide)
+    step = len(rows) if rows.dtype == wide else _PIECE // max(width, 1)
+    pieces = (piece.to(wide) for piece in torch.split(rows, max(step, 1)))
+    found = [(vectors @ piece.mT, _largest(piece)) for piece in pieces]
+    keys, largest = (torch.cat(p, -1).to("cpu", torch.float64) for p in zip(*found, strict=True))
+    return Fingerprints(keys, largest * max(width, 1) ** 0.5)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    if not rows.numel():
+        return rows.new_zeros(len(rows))
+    return torch.maximum(rows.amax(1), -rows.amin(1))  # five times faster than a norm
 
 
 def equal_rows(
-    blocks: Pieces, *, signed: bool = False, near: float = NEAR
+    rows: Tensor, *, signed: bool = False, near: float = NEAR, tiny: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Find equal rows.
 
-    Rows are projected on two fixed random vectors and sorted by the results; neighbours that are
-    close by both are then compared element by element.
-
     Args:
-        blocks: The rows.
+        rows: The rows, `(units, features)`.
         signed: Whether a row also equals its negative.
-        near: Difference, relative to the larger row's largest element, up to which rows are equal.
+        near: Difference, relative to the larger row, up to which rows are equal.
+        tiny: Size of an element up to which rows count as zero.
 
     Returns:
         For each row the number of the first row that it equals (its own, where that is none), and
@@ -183,94 +238,90 @@ def equal_rows(
 
     Examples:
         >>> rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0], [1.0, 2.0]])
-        >>> labels, signs = equal_rows(lambda: [rows], signed=True)
+        >>> labels, signs = equal_rows(rows, signed=True)
         >>> labels.tolist(), signs.tolist()
         ([0, 1, 0, 0], [1, 0, -1, 1])
     """
-    keys, scale, features = _projections(blocks)
-    signs = keys[0].sign() if signed else (scale > 0).to(keys.dtype)
-    near = min(near, 0.1 / max(len(scale), 1))  # or most of a million rows would have neighbours
-    close = near * scale * math.sqrt(features) + 1e-12 * scale
-    members, runs = _runs(keys * signs if signed else keys, close)
-    labels = torch.arange(len(scale), device=scale.device)
-    while members.numel():
-        leaders = members[_firsts(runs)]
-        apart = _distances(blocks, members, leaders, signs)
-        same = apart <= near * torch.maximum(scale[members], scale[leaders])
-        same |= members == leaders
-        labels[members[same]] = leaders[same]
-        members, runs = members[~same], runs[~same]
-    return labels, signs.to(torch.int8)
+    prints = fingerprints(rows)
+    is_zero = prints.scale <= tiny * max(rows.shape[1], 1) ** 0.5
+    signs = torch.where(is_zero, 0.0, prints.keys[0].sign() if signed else 1.0)
+    turned = prints._replace(keys=prints.keys * signs)
+    return turned.labels(near), signs.to(torch.int8)
 
 
-def _projections(blocks: Pieces) -> tuple[Tensor, Tensor, int]:
-    """Project rows on two random vectors; also their largest elements and number of features."""
-    generator = torch.Generator().manual_seed(0)
-    keys, scales, features = [], [], 0
-    for block in blocks():
-        width = block.shape[1]
-        vectors = torch.rand(width, 2, generator=generator, dtype=torch.float64) * 2 - 1
-        wide = block.double() if block.device.type != "mps" else block.float()
-        keys.append(wide @ vectors.to(wide))
-        scales.append(wide.abs().amax(1) if width else wide.new_zeros(len(wide)))
-        features += width
-    return sum(keys[1:], keys[0]).T, torch.stack(scales).amax(0), features
-
-
-def _runs(keys: Tensor, close: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows with close neighbours, in order, and the number of the run of each."""
-    members = torch.arange(keys.shape[1], device=keys.device)
+def _runs(keys: Sequence[Tensor], close: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that are close to others by each key, in order, and the run of each."""
+    members = torch.arange(len(close))
     runs = torch.zeros_like(members)
     for key in keys:
-        members, runs = _split(members, runs, key, close)
-    order = (runs * keys.shape[1] + members).argsort()
+        order = key[members].argsort(stable=True)
+        order = order[runs[order].argsort(stable=True)]
+        members, runs = members[order], runs[order]
+        reach = torch.maximum(close[members][1:], close[members][:-1])
+        is_next = (key[members].diff() <= reach) & (runs.diff() == 0)  # NaN is next to nothing
+        runs = torch.cat([runs.new_zeros(min(len(runs), 1)), (~is_next).cumsum(0)])
+        kept = runs.bincount()[runs] > 1 if len(runs) else runs.bool()
+        members, runs = members[kept], runs[kept]
+        if not len(members):
+            break
+    order = members.argsort()
     return members[order], runs[order]
 
 
-def _split(members: Tensor, runs: Tensor, key: Tensor, close: Tensor) -> tuple[Tensor, Tensor]:
-    """Split runs where the key jumps, and drop what is left alone."""
-    order = key[members].argsort(stable=True)
-    order = order[runs[order].argsort(stable=True)]
-    members, runs = members[order], runs[order]
-    gap, reach = key[members].diff(), torch.maximum(close[members][1:], close[members][:-1])
-    # Not "closer than": what is no number is put with its neighbours and compared.
-    apart = (gap > reach) | (runs.diff() > 0)
-    runs = torch.cat([runs.new_zeros(min(len(runs), 1)), apart.cumsum(0)])
-    in_company = runs.bincount()[runs] > 1 if len(runs) else runs.bool()
-    return members[in_company], runs[in_company]
+def sift(rows: Tensor, tiny: float = 0.0) -> Tensor:
+    """Return the rows that may be zero, or equal another up to the sign, in order.
+
+    Random rows differ in a few numbers already: they are told apart by them at little cost. Those
+    that are not left differ for certain.
+
+    Args:
+        rows: The first numbers of some rows, `(units, numbers)`.
+        tiny: Size of an element up to which rows count as zero.
+
+    Examples:
+        >>> sift(torch.tensor([[1.0, 2.0], [3.0, 1.0], [-1.0, -2.0], [0.0, 0.0]])).tolist()
+        [0, 2, 3]
+    """
+    numbers = rows.to("cpu", torch.float64)
+    left, limit = torch.arange(len(rows)), max(NEAR * float(numbers.abs().max()), _TINY)
+    for weights in _sieves(rows.shape[1]):
+        # Where two rows differ by little, so do their sums with weights that sum to 1. Torch sorts
+        # whole numbers by their digits; what is no number, or exceeds them all, falls together.
+        keys = (numbers @ weights).abs_()
+        ordered, order = keys.div(limit).int().sort()
+        at = (ordered.diff() <= 1).nonzero().flatten()
+        zero = (keys <= tiny).nonzero().flatten()
+        kept = torch.unique(torch.cat((order[at], order[at + 1], zero)))
+        is_over = len(kept) in (0, len(left))
+        left, numbers = left[kept], numbers[kept]
+        if is_over:
+            break
+    return left
 
 
-def _firsts(runs: Tensor) -> Tensor:
-    """Return, for each member, the position of the first member of its run."""
-    is_first = torch.ones_like(runs, dtype=torch.bool)
-    is_first[1:] = runs[1:] != runs[:-1]
-    return is_first.nonzero().flatten()[is_first.cumsum(0) - 1]
+@functools.cache
+def _sieves(width: int) -> tuple[Tensor, ...]:
+    """Return a few fixed random vectors, the sizes of which sum to 1."""
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.rand(_DIRECTIONS, width, generator=generator, dtype=torch.float64) * 2 - 1
+    return (vectors / vectors.abs().sum(1, keepdim=True)).unbind()
 
 
-def _distances(blocks: Pieces, members: Tensor, leaders: Tensor, signs: Tensor) -> Tensor:
-    """Return the largest difference of each member from its leader, both turned to sign 1."""
-    turn = signs[members] * signs[leaders]
-    turn = torch.where(turn == 0, torch.ones_like(turn), turn)
-    largest = [
-        torch.cat(
-            [
-                (block[part] - turn[at].to(block)[:, None] * block[leaders[at]]).abs().amax(1)
-                for part, at in _pieces(members, block.shape[1])
-            ]
-        )
-        for block in blocks()
-        if block.shape[1]
-    ]
-    return (
-        torch.stack(largest).amax(0).to(signs.dtype) if largest else signs.new_zeros(len(members))
-    )
+def firsts(labels: Tensor) -> Tensor:
+    """Return, for each position, the first position with the same label.
+
+    Examples:
+        >>> firsts(torch.tensor([7, 3, 7])).tolist()
+        [0, 1, 0]
+    """
+    dense = torch.unique(labels, return_inverse=True)[1]
+    first = torch.full((len(labels),), len(labels), dtype=torch.int64)
+    return first.scatter_reduce_(0, dense, torch.arange(len(labels)), "amin")[dense]
 
 
-def _pieces(members: Tensor, width: int) -> Iterator[tuple[Tensor, slice]]:
-    step = max(1, _PIECE // width)
-    for start in range(0, len(members), step):
-        at = slice(start, start + step)
-        yield members[at], at
+def in_company(labels: Tensor, signs: Tensor) -> Tensor:
+    """Return the rows that are zero or share their label."""
+    return ((labels.bincount(minlength=1)[labels] > 1) | (signs == 0)).nonzero().flatten()
 
 
 def groups(labels: Tensor) -> tuple[tuple[int, ...], ...]:

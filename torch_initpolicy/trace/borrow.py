@@ -23,9 +23,21 @@ from torch_initpolicy.trace.stand_ins import copied
 
 
 class Lent:
-    """A model that is lent, with the places where its tensors are held."""
+    """A model that is lent, with the places where its tensors are held.
 
-    def __init__(self, model: nn.Module, reach: Reach) -> None:
+    Attributes:
+        model: The model.
+        parameters: Its own parameters, whatever stands in for them.
+        buffers: Its own buffers.
+        generator: What random operators on the CPU draw from while the model is lent.
+        undo: What puts back all that the model reaches.
+    """
+
+    def __init__(self, model: nn.Module, reach: Reach, generator: torch.Generator) -> None:
+        self.model = model
+        self.parameters = tuple(model.parameters())
+        self.buffers = tuple(model.buffers())
+        self.generator = generator
         self.undo = reach.undo
         self._slots = reach.slots
         own = ((vars(m)["_parameters"], vars(m)["_buffers"]) for m in model.modules())
@@ -76,8 +88,9 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
         reach: What the model was found to reach, by who borrows it several times in a row and holds
             `BORROWING` all the while.
     """
-    with borrowing(model), warnings.catch_warnings(), _same_process(model):
-        lent = Lent(model, Reach(model) if reach is None else reach)
+    generator = torch.Generator().manual_seed(0)
+    with borrowing(model), warnings.catch_warnings(), _same_process(model, generator):
+        lent = Lent(model, Reach(model) if reach is None else reach, generator)
         try:
             for module in model.modules():
                 _drop_hooks(module)
@@ -123,7 +136,7 @@ def _drop_compilation(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _same_process(model: nn.Module) -> Iterator[None]:
+def _same_process(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
     """Put back the random states and settings of the process.
 
     Torch's generator of the CPU is not even borrowed: other threads may draw from it meanwhile.
@@ -132,7 +145,7 @@ def _same_process(model: nn.Module) -> Iterator[None]:
     states = [(write, read()) for read, write in _generators(model)]
     environment = dict(os.environ)
     try:
-        with drawing_from({"cpu": torch.Generator().manual_seed(0)}):
+        with drawing_from({"cpu": generator}):
             yield
     finally:
         for write, state in states:

@@ -1,0 +1,146 @@
+"""Finds modules that are copies of one another: experts, critics, layers that were cloned."""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_initpolicy.sites import canonical_modules
+from torch_initpolicy.symmetry.shards import digest
+from torch_initpolicy.symmetry.units import NEAR, Values
+from torch_initpolicy.writing.shards import full, is_sharded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EqualModules:
+    """Modules of one class that hold equal parameters.
+
+    Attributes:
+        names: Their canonical names, in order.
+        held: For each module its parameters, in one order.
+    """
+
+    names: tuple[str, ...]
+    held: tuple[tuple[nn.Parameter, ...], ...] = field(repr=False)
+
+    is_vector = False
+    shuffled = False
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The tensors whose gradients say what becomes of the modules."""
+        return tuple(itertools.chain.from_iterable(self.held))
+
+    @property
+    def units(self) -> Tensor:
+        """The positions of the modules."""
+        return torch.arange(len(self.names))
+
+    @property
+    def labels(self) -> Tensor:
+        """The position of the module that each of them equals."""
+        return torch.zeros_like(self.units)
+
+    @property
+    def signs(self) -> Tensor:
+        """The sign of each: copies are never negated."""
+        return torch.ones_like(self.units, dtype=torch.int8)
+
+    def rows(self, tensors: Values) -> Iterator[Tensor]:
+        """Yield what tensors hold for these modules, parameter by parameter, a row for each."""
+        for counterparts in zip(*self.held, strict=True):
+            rows = torch.stack([tensors[parameter].flatten() for parameter in counterparts])
+            yield torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+
+    def level(self, tensors: Values, leaders: Tensor, _: Tensor) -> None:
+        """Put what each module's leader holds in place of its own."""
+        for own, leader in zip(self.held, leaders.tolist(), strict=True):
+            tensors.update({p: tensors[q] for p, q in zip(own, self.held[leader], strict=True)})
+
+
+def equal_modules(model: nn.Module) -> tuple[EqualModules, ...]:
+    """Find modules with a matrix that are copies of one another: the largest there are.
+
+    Modules that share a parameter are no copies, and modules that are not trained cannot be told
+    apart by training.
+    """
+    if not _has_equal_matrices(model):
+        return ()
+    kinds: dict[object, dict[str, tuple[nn.Parameter, ...]]] = {}
+    for name, kind, parameters in _comparable(model):
+        kinds.setdefault(kind, {})[name] = parameters
+    found: list[EqualModules] = []
+    for modules in kinds.values():
+        found.extend(group for group in _equal(modules) if not _inside(group, found))
+    return tuple(found)
+
+
+def _has_equal_matrices(model: nn.Module) -> bool:
+    """Tell at little cost whether any two trained matrices start with the same elements."""
+    matrices = (p for p in model.parameters() if p.ndim > 1 and p.requires_grad and not is_lazy(p))
+    starts = [(matrix.shape, _start(matrix)) for matrix in matrices]
+    return len(set(starts)) < len(starts)
+
+
+def _comparable(model: nn.Module) -> Iterator[tuple[str, object, tuple[nn.Parameter, ...]]]:
+    """Yield each module to compare: its name, what its copies have in common, its parameters."""
+    seen: set[nn.Module] = set()
+    for name, module in canonical_modules(model):
+        if name and module not in seen:
+            seen.add(module)
+            named = dict(module.named_parameters())
+            if _is_comparable(named.values()):
+                kind = type(module), tuple((n, p.shape, p.dtype) for n, p in named.items())
+                yield name, kind, tuple(named.values())
+
+
+def _is_comparable(parameters: Collection[nn.Parameter]) -> bool:
+    trained = all(p.requires_grad and not is_lazy(p) for p in parameters)
+    return trained and any(p.ndim > 1 for p in parameters)
+
+
+def _equal(modules: Mapping[str, Sequence[nn.Parameter]]) -> Iterator[EqualModules]:
+    """Group modules of one kind by what they hold: by a few elements first."""
+    by_start: dict[object, list[str]] = {}
+    if len(modules) > 1:
+        for name, parameters in modules.items():
+            by_start.setdefault(tuple(map(_start, parameters)), []).append(name)
+    waiting = list(by_start.values())
+    while waiting:
+        first, *others = waiting.pop(0)
+        same = [first, *(n for n in others if _are_copies(modules[first], modules[n]))]
+        if len(same) > 1:
+            yield EqualModules(tuple(same), tuple(tuple(modules[name]) for name in same))
+        rest = [name for name in others if name not in same]
+        waiting += [rest] if len(rest) > 1 else []
+
+
+def _start(parameter: Tensor) -> tuple[float, ...]:
+    """Return the first few elements, rounded as far as noise could reach."""
+    local = parameter.detach()
+    if is_sharded(local):
+        return digest(local)
+    start = local[(0,) * (local.ndim - 1)][:4] if local.ndim and local.numel() else local.flatten()
+    return tuple(float(f"{abs(number):.4g}") for number in start.tolist())
+
+
+def _are_copies(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(a is not b for a, b in pairs) and all(_near(a, b) for a, b in pairs)
+
+
+def _near(first: Tensor, second: Tensor) -> bool:
+    a, b = full(first), full(second)
+    return torch.equal(a, b) or bool((a - b).abs().amax() <= NEAR * a.abs().amax())
+
+
+def _inside(group: EqualModules, found: Sequence[EqualModules]) -> bool:
+    """Tell whether modules are equal only as parts of larger ones."""
+    return any(
+        len({o for n in group.names for o in larger.names if n.startswith(f"{o}.")})
+        == len(group.names)
+        for larger in found
+    )
