@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.symmetry.batches import Batches
 from torch_initpolicy.symmetry.units import Values, equal_rows
-from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.borrow import Lent, borrowed, cuda_devices
 from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.crew import cores_restored
-from torch_initpolicy.writing.shards import full, is_sharded
+from torch_initpolicy.writing.shards import full
 
 Loss = Callable[[Any], Tensor]
 """What the model returned, to a scalar."""
@@ -43,7 +42,7 @@ def scalar(loss: object) -> Tensor:
 def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
-    return f"one of shape {tuple(value.shape)}, {dtype_name(value.dtype)}"
+    return f"one of shape {tuple(value.shape)} and {value.dtype}"
 
 
 @contextlib.contextmanager
@@ -120,7 +119,7 @@ class Replica:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         """Copy: a forward pass may write to what it is given."""
-        value = copied((full(tensor) if is_sharded(tensor) else tensor).detach())
+        value = copied(full(tensor))
         if value.is_complex():
             dtype = torch.promote_types(self.batches.dtype, torch.complex64)
             return value.to(self.batches.device, dtype)
@@ -251,7 +250,7 @@ def _smallest_slice(gradient: Tensor) -> float:
 
 def dense(gradient: Tensor) -> Tensor:
     """Return a gradient without its graph, its sparsity or its sharding."""
-    plain = full(gradient) if is_sharded(gradient) else gradient.detach()
+    plain = full(gradient)
     return plain.to_dense() if plain.layout != torch.strided else plain
 
 
