@@ -49,7 +49,8 @@ from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprints
 from torch_initpolicy.writing.journal import Journal
-from torch_initpolicy.writing.shards import obstacles, reshard
+from torch_initpolicy.writing.obstacles import obstacles
+from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import measure_steps
 
 SEED = 7

@@ -18,8 +18,8 @@ from torch_initpolicy.calibrate.unscaled import unscaled
 from torch_initpolicy.errors import ApplyError, listing
 from torch_initpolicy.planning.selection import Selection
 from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.writing.obstacles import obstacles, shared
 from torch_initpolicy.writing.ranks import process_groups
-from torch_initpolicy.writing.shards import obstacles, shared
 
 ROUNDS = 40
 """Forward passes after which weights used several times that have not settled are left."""

@@ -13,8 +13,8 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import Spread, working_dtype
 from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.writing.obstacles import obstacles, shared
 from torch_initpolicy.writing.parametrized import behind
-from torch_initpolicy.writing.shards import obstacles, shared
 from torch_initpolicy.writing.streams import isolated
 
 

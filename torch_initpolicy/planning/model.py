@@ -32,7 +32,7 @@ from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
-from torch_initpolicy.writing.shards import require_shapes
+from torch_initpolicy.writing.obstacles import require_shapes
 
 
 def plan_model(

@@ -45,8 +45,9 @@ from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprint, fingerprints
+from torch_initpolicy.writing.obstacles import require_shapes
 from torch_initpolicy.writing.ranks import process_groups, together
-from torch_initpolicy.writing.shards import require_shapes, reshard
+from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
 
 
@@ -280,7 +281,7 @@ class Receipt(Grouped):
     @classmethod
     def of(cls, plan: Plan, written: Written) -> "Receipt":
         """Return the receipt of a plan that was carried out in this process."""
-        seconds = written.staging + written.writing
+        seconds = written.seconds
         found = [] if plan.model is None else [site for site, _ in plan.pairs()]
         prints = tuple(fingerprints(found, plan.model).items())
         return cls(plan, written.seed, written.devices, Versions.here(), seconds, prints)

@@ -130,12 +130,8 @@ class Crew(Generic[Tool]):
     def share(self, tasks: Iterable[Callable[[Tool], None]], *, stops: bool = False) -> None:
         """Do all tasks, each thread taking the next from a common list. Called in the leading one.
 
-        Args:
-            tasks: What to do.
-            stops: Whether no further ones are begun once the caller of `finish` is interrupted.
-
-        Raises:
-            BaseException: What the first task to fail raised; no further ones were begun then.
+        No further ones are begun once one has failed, which is raised then, or, if this `stops`,
+        once the caller of `finish` is interrupted.
         """
         left = iter(tasks)
         lock = threading.Lock()

@@ -33,9 +33,6 @@ def fingerprints(sites: Iterable[Site], model: nn.Module | None = None) -> dict[
         sites: The sites of the model.
         model: The model, where its wrapper (DDP) may spread it over processes.
 
-    Returns:
-        16 hexadecimal digits for each site.
-
     Raises:
         InitPolicyError: Another process of the model could not read its part.
     """
@@ -53,12 +50,7 @@ def fingerprints(sites: Iterable[Site], model: nn.Module | None = None) -> dict[
 
 
 def fingerprint(tensors: Mapping[str, str]) -> str:
-    """Hash the fingerprints of all tensors of a model, whatever their order.
-
-    Examples:
-        >>> fingerprint({"a": "1", "b": "2"}) == fingerprint({"b": "2", "a": "1"})
-        True
-    """
+    """Hash the fingerprints of all tensors of a model, whatever their order."""
     return _digest(f"{name!a}: {tensors[name]}" for name in sorted(tensors))
 
 
@@ -68,17 +60,15 @@ def _digest(words: Iterable[str]) -> str:
 
 def _summed(parameters: Sequence[Tensor], sums: Sequence[int]) -> list[int]:
     """Add up over the processes of each mesh what they hold of its tensors."""
-    totals = list(sums)
-    sharded = [(n, p) for n, p in enumerate(parameters) if is_sharded(p)]
-    for mesh in dict.fromkeys(p.device_mesh for _, p in sharded):
-        numbers = [n for n, p in sharded if p.device_mesh == mesh]
+    totals = dict(enumerate(sums))
+    sharded = {n: p.device_mesh for n, p in enumerate(parameters) if is_sharded(p)}
+    for mesh in dict.fromkeys(sharded.values()):
+        numbers = [n for n, other in sharded.items() if other == mesh]
         held = torch.tensor([totals[n] for n in numbers], device=mesh.device_type)
         for group in process_groups(None, [parameters[numbers[0]]]):
             distributed.all_reduce(held, group=group)
-        totals = [*totals]
-        for n, total in zip(numbers, held.tolist(), strict=True):
-            totals[n] = total
-    return totals
+        totals.update(zip(numbers, held.tolist(), strict=True))
+    return list(totals.values())
 
 
 def _own_sum(parameter: Tensor) -> int:

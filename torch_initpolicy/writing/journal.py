@@ -16,16 +16,7 @@ ROOM = 64 << 20
 
 
 class Journal:
-    """What puts back the old values of tensors and attributes.
-
-    Examples:
-        >>> import torch
-        >>> journal, tensor = Journal(), torch.zeros(2)
-        >>> journal.write(tensor, torch.ones(2))
-        >>> journal.undo()
-        >>> tensor.tolist()
-        [0.0, 0.0]
-    """
+    """What puts back the old values of tensors and attributes."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []

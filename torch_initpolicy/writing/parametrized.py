@@ -1,8 +1,4 @@
-"""What lies behind a parametrised weight, found without touching the model.
-
-Knows `torch.nn.utils.parametrize` and the hooks that came before it; neither
-initializers nor random numbers.
-"""
+"""What lies behind a parametrised weight, found without touching the model."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,8 +39,6 @@ class Behind:
 def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     """Find what must be written behind a parametrised site for it to read as `target`.
 
-    Nothing of the model is touched: inverses run on copies of its parametrisations.
-
     Args:
         site: A site whose storage is not plain.
         target: The whole logical tensor that reading the site must give.
@@ -53,8 +47,7 @@ def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
 
     Raises:
         ApplyError: The parametrisation has no inverse, or reading it back gives something else
-            than the target, rounding apart; or what is frozen makes numbers of its zeros. The
-            message leaves it to the caller to name the site.
+            than the target, rounding apart; or what is frozen makes numbers of its zeros.
     """
     found = _SOLVERS[site.storage](site, target)
     if [value.shape for value in found.values] != [held.shape for held in site.parameters]:

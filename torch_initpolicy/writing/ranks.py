@@ -1,8 +1,4 @@
-"""Processes that hold one model together: what fails on one of them fails on all.
-
-Knows process groups, and which of them a model is spread over; a model that no group holds is its
-process' own affair.
-"""
+"""Processes that hold one model together: what fails on one of them fails on all."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +17,10 @@ Groups = Sequence["distributed.ProcessGroup"]
 
 
 def process_groups(model: nn.Module | None, parameters: Iterable[Tensor] = ()) -> Groups:
-    """Return the groups that hold a model's parameters, each once.
+    """Return the groups that hold a model, or some parameters where no model is given, each once.
 
-    Those are the groups along the axes of the meshes of its sharded parameters, and those of
-    wrappers that keep a group: DDP and FSDP.
-
-    Args:
-        model: The model, or None where only its parameters are known.
-        parameters: Its parameters, where no model is given.
+    Those are the groups along the axes of the meshes of sharded parameters, and those of wrappers
+    that keep a group: DDP and FSDP.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return ()

@@ -1,25 +1,21 @@
-"""Where the bytes of a site live: which part of its logical tensor this process holds, and how.
+"""Where the bytes of a parameter live: which part of its logical tensor this process holds.
 
 Everything is said in boxes of the logical tensor: one `range` per axis. A plain parameter is one
 box, a sharded one what its placements leave to this process, and a run of the flattened tensor is
-a few boxes again. Knows sites and torch's own ways of holding a parameter, and neither
-initializers nor random numbers.
+a few boxes again.
 """
 
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.errors import ApplyError, PlanError, listing
-from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.aliases import repeats, sharing
+from torch_initpolicy.errors import ApplyError
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -35,11 +31,6 @@ Box = tuple[range, ...]
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
     """Cut a run of the flattened tensor into boxes, in order; there are fewer than `2 * ndim`.
-
-    Args:
-        shape: Shape of the tensor.
-        start: First element of the run, counted in C order.
-        stop: One past its last element.
 
     Examples:
         >>> list(boxes((3, 4), 2, 11))
@@ -170,18 +161,13 @@ class Piece:
 
 def whole(tensor: Tensor) -> Piece:
     """Return a plain tensor as the only piece of itself."""
-    return _piece(_plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
+    return _piece(plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
 
 
 def pieces(parameter: Tensor) -> tuple[Piece, ...]:
     """Return the parts of a parameter that this process holds, each as a plain tensor.
 
-    Args:
-        parameter: A plain tensor, or a DTensor of any mesh with `Shard` and `Replicate`
-            placements, those that FSDP2 composes with tensor parallelism included.
-
-    Returns:
-        One piece, or several where the placements interleave; none for a process outside the mesh.
+    There are several where placements interleave, and none for a process outside the mesh.
 
     Raises:
         ApplyError: The placements hold no values (`Partial`), or say another shape than the
@@ -192,7 +178,7 @@ def pieces(parameter: Tensor) -> tuple[Piece, ...]:
     coordinate = parameter.device_mesh.get_coordinate()
     if coordinate is None:
         return ()
-    local = _local(parameter)
+    local = local_part(parameter)
     shape = tuple(parameter.shape)
     places = _places(parameter, coordinate)
     if tuple(sum(map(len, axis)) for axis in places) != tuple(local.shape):
@@ -206,7 +192,7 @@ def pieces(parameter: Tensor) -> tuple[Piece, ...]:
 def full(parameter: Tensor) -> Tensor:
     """Return a parameter's whole logical tensor; a sharded one is gathered by its whole mesh."""
     if not is_sharded(parameter):
-        return _plain(parameter)
+        return plain(parameter)
     with torch.no_grad():
         return parameter.full_tensor()
 
@@ -219,12 +205,7 @@ def along(piece: Piece, axis: int, positions: range) -> Tensor:
 
 
 def multiply_(held: Iterable[Piece], factors: Sequence[float]) -> None:
-    """Multiply the pieces of a tensor in place.
-
-    Args:
-        held: The pieces that this process holds.
-        factors: One number for all of the tensor, or one for each of as many equal parts along its
-            first axis.
+    """Multiply pieces in place: as many equal parts along their first axis as there are factors.
 
     Examples:
         >>> tensor = torch.ones(4)
@@ -232,16 +213,16 @@ def multiply_(held: Iterable[Piece], factors: Sequence[float]) -> None:
         >>> tensor.tolist()
         [2.0, 2.0, 3.0, 3.0]
     """
-    for piece in held:
-        if len(factors) == 1:
-            piece.tensor.mul_(factors[0])
-            continue
+    for piece in held if len(factors) > 1 else ():
         rows = piece.shape[0] // len(factors)
         for number, factor in enumerate(factors):
             along(piece, 0, range(number * rows, (number + 1) * rows)).mul_(factor)
+    for piece in held if len(factors) == 1 else ():
+        piece.tensor.mul_(factors[0])
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """Return the memory of a tensor as a plain tensor."""
     # A parameter that `skip_init` left undrawn refuses to be read; its memory may be written.
     with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - torch's own way round a subclass
         return tensor.detach()
@@ -254,10 +235,9 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 
 def reshard(model: nn.Module) -> None:
-    """Let FSDP2 go back from the parameters it has gathered for a forward pass to its shards.
+    """Let FSDP2 go back from the parameters that it has gathered for a forward pass to its shards.
 
-    The outermost module of a model stays gathered after a forward pass without a backward pass, and
-    what is then written to its parameters is lost. Costs nothing where nothing is gathered.
+    Without a backward pass its outermost module stays gathered; what is written then is lost.
     """
     module = sys.modules.get("torch.distributed.fsdp")
     if module is None:
@@ -369,107 +349,9 @@ def _axis_and_groups(placement: "Placement") -> tuple[int, int]:
     raise ApplyError(f"a tensor placed as {placement} holds no values of its own to write")
 
 
-#
-# What stands in the way
-#
-
-
-def obstacles(site: Site) -> Iterator[str]:
-    """Yield what keeps the memory of a site from being written, each with its remedy."""
-    for parameter in site.parameters:
-        reason = next((why for test, why in _OBSTACLES if test(parameter)), None)
-        if reason is not None:
-            yield reason
-        elif is_sharded(parameter):
-            yield from _misplaced(parameter)
-
-
-def require_shapes(model: nn.Module) -> None:
-    """Refuse a model whose parameters are flat pieces without a shape of their own.
-
-    Raises:
-        PlanError: Names the engine, and what to call.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    flat = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
-    for name, module in model.named_modules():
-        if isinstance(module, flat) and module.training_state.name != "SUMMON_FULL_PARAMS":
-            raise PlanError(
-                f"{name or 'the model'!r} is wrapped by FullyShardedDataParallel, which keeps flat "
-                "pieces without shapes; call this within FullyShardedDataParallel."
-                "summon_full_params(model), before wrapping, or shard with fully_shard(model)"
-            )
-    cases = [name for name, parameter in model.named_parameters() if _is_partitioned(parameter)]
-    if cases:
-        raise PlanError(
-            f"partitioned by DeepSpeed ZeRO-3, without shapes here:\n{listing(cases)}\n"
-            "call this on every rank within deepspeed.zero.GatheredParameters("
-            "list(model.parameters()), modifier_rank=0)"
-        )
-
-
-def _is_partitioned(tensor: Tensor) -> bool:
-    """Tell whether DeepSpeed has taken a parameter's values away, and left an empty tensor."""
-    status = vars(tensor).get("ds_status")
-    return status is not None and status.name != "AVAILABLE"
-
-
-def _misplaced(parameter: Tensor) -> Iterator[str]:
-    try:
-        pieces(parameter)
-    except ApplyError as error:
-        yield str(error)
-
-
-def shared(sites: Iterable[Site]) -> Iterator[str]:
-    """Yield which sites to be written would be written over by each other, with the remedy.
-
-    A tensor under several names is one site; this is about different parameters whose elements
-    are one place in memory. What has no memory of its own yet shares none.
-    """
-    held = [(site.name, part) for site in sites for part in _in_memory(site)]
-    for first, second in sharing([part for _, part in held]):
-        yield (
-            f"{held[first][0]!r} and {held[second][0]!r} share memory, but are different "
-            "parameters; make them one, clone() one of them, or leave one out with skip=[...]"
-        )
-
-
-def _in_memory(site: Site) -> Iterator[Tensor]:
-    for parameter in site.parameters:
-        if not is_lazy(parameter) and not parameter.is_meta and parameter.layout == torch.strided:
-            yield _local(parameter)
-
-
-def _local(parameter: Tensor) -> Tensor:
+def local_part(parameter: Tensor) -> Tensor:
     """Return what this process holds of a parameter."""
     if not is_sharded(parameter):
-        return _plain(parameter)
+        return plain(parameter)
     with torch.no_grad():
         return parameter.to_local().detach()
-
-
-_OBSTACLES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
-    (is_lazy, "has no shape yet; run one forward pass first"),
-    (
-        lambda tensor: tensor.is_meta,
-        "is on the meta device and has no memory; call materialize(model, ...) instead",
-    ),
-    (
-        lambda tensor: tensor.layout != torch.strided,
-        "is sparse; initialise it before it is made sparse",
-    ),
-    (
-        torch.is_inference,
-        "was made under torch.inference_mode(), which forbids writing; make the model outside it",
-    ),
-    (
-        lambda tensor: type(_plain(_local(tensor))) is not Tensor,
-        "holds its numbers in a way of its class' own; initialise it before it is wrapped",
-    ),
-    (
-        repeats,
-        "has several elements in one place in memory, as expand() makes them; clone it first",
-    ),
-)
-"""What to look for, in this order, and what to say."""

@@ -4,8 +4,6 @@ The logical tensor, flattened in C order, is cut into blocks of 2^16 elements. E
 64-bit key, a blake2b of the seed, the canonical name and the block's number, and a generator of
 its own that starts at that key. So the bits of a parameter depend on nothing else: not on other
 parameters, the order of the modules, the threads or the processes that draw them.
-
-Knows seeds, names and generators, and neither distributions nor models.
 """
 
 import functools
@@ -42,14 +40,6 @@ def keys(seed: int, name: str, *, salt: int = 0) -> Callable[[int], int]:
         seed: Seed of the whole application, 64 bits, signed or unsigned (`-1` is `2**64 - 1`).
         name: Canonical name of the parameter.
         salt: Number of the stream, where a parameter has several.
-
-    Returns:
-        A function that takes a block's number, from 0, and returns an integer in `[0, 2**64)`.
-
-    Examples:
-        >>> key = keys(0, "fc.weight")
-        >>> key(0) == keys(0, "fc.weight")(0), key(0) == key(1)
-        (True, False)
     """
     # The name stands between fields of fixed width, which makes the encoding unambiguous.
     prefix = hashlib.blake2b(
@@ -73,10 +63,7 @@ def key(seed: int, name: str, block: int, *, salt: int = 0) -> int:
 
 
 def draws_on(device: torch.device) -> torch.device:
-    """Return where the numbers for a tensor on `device` are drawn.
-
-    That is the device itself where torch's generator keeps all 64 bits of a seed, else the CPU.
-    """
+    """Return a device itself where its generator keeps all 64 bits of a seed, else the CPU."""
     return device if device.type in _NATIVE else torch.device("cpu")
 
 
@@ -87,12 +74,6 @@ def seeker(device: torch.device) -> Seek:
 
     Raises:
         ApplyError: This torch keeps the state of its CPU generator in an unknown layout.
-
-    Examples:
-        >>> seek = seeker(torch.device("cpu"))
-        >>> first = torch.rand(3, generator=seek(7))
-        >>> torch.equal(first, torch.rand(3, generator=seek(7)))
-        True
     """
     generator = torch.Generator(device)
     if device.type != "cpu":

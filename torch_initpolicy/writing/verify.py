@@ -20,23 +20,13 @@ from torch import Tensor
 from torch_initpolicy.errors import VerifyError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
-from torch_initpolicy.tensors.axes import Axes, block_ranges, conventional, part
+from torch_initpolicy.tensors.axes import block_ranges
 from torch_initpolicy.tensors.base import Spread
-from torch_initpolicy.tensors.initializers import (
-    ICNR,
-    Blocks,
-    DeltaOrthogonal,
-    Dirac,
-    Identity,
-    Initializer,
-    Keep,
-    Orthogonal,
-    Sparse,
-)
-from torch_initpolicy.tensors.maps import Maps, maps
-from torch_initpolicy.tensors.samplers import Joint, Sampler, build
+from torch_initpolicy.tensors.initializers import Blocks, Keep
+from torch_initpolicy.tensors.samplers import Joint, Sampler
 from torch_initpolicy.writing.parametrized import ROUNDING, direction, reading
 from torch_initpolicy.writing.shards import Piece, along, full, pieces, whole
+from torch_initpolicy.writing.structure import structure
 
 FALSE_ALARM = 1e-6
 """Probability that some test of a model fails although all is well."""
@@ -91,27 +81,18 @@ def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
     orthogonality, sparsity and repetition where these are promised, zero rows of padding. Of a
     sharded tensor each process measures its own part; structured ones are gathered, so that every
     process of the mesh must ask.
-
-    Args:
-        pairs: Each site with its step.
-
-    Returns:
-        What was measured and what was found.
     """
     known = [(site, calibrated(step)) for site, step in pairs]
     checked = [(site, step) for site, step in known if not _is_unmeasured(site, step)]
     tests = 3 * sum(max(len(step.axes.blocks) if step.axes else 1, 1) for _, step in checked)
     z = -NormalDist().inv_cdf(FALSE_ALARM / (2 * max(tests, 1)))
+    measured = tuple(step.name for _, step in checked)
     with torch.no_grad():
-        findings = tuple(
-            Finding(site.name, reason)
-            for site, step in checked
-            for reason in _reasons(site, step, z)
-        )
+        reasons = [(site.name, why) for site, step in checked for why in _reasons(site, step, z)]
     return Verification(
-        measured=tuple(step.name for _, step in checked),
-        unmeasured=tuple(step.name for site, step in known if _is_unmeasured(site, step)),
-        findings=findings,
+        measured=measured,
+        unmeasured=tuple(step.name for _, step in known if step.name not in set(measured)),
+        findings=tuple(Finding(*reason) for reason in reasons),
     )
 
 
@@ -127,26 +108,21 @@ def verify_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
     return verification
 
 
-def _is_silent(step: Step) -> bool:
-    """Tell whether nothing is known of the values that a step leaves behind."""
-    return step.initializer.is_opaque
-
-
 def _is_unmeasured(site: Site, step: Step) -> bool:
-    return _is_silent(step) or (bool(step.frozen) and direction(site, step.frozen) is None)
+    """Tell whether nothing is known of the values that a step leaves behind."""
+    is_opaque = step.initializer.is_opaque
+    return is_opaque or (bool(step.frozen) and direction(site, step.frozen) is None)
 
 
 def calibrated(step: Step) -> Step:
     """Return a step that says of its initializer what its factors make of it.
 
-    Where parts have factors of their own that are no blocks of the plan, nothing is known of the
-    values any more, and the step keeps them.
+    Nothing is known any more where they are of parts that are no blocks of the plan.
     """
-    if not step.factors or _is_silent(step):
+    if not step.factors or step.initializer.is_opaque:
         return step
     if len(set(step.factors)) == 1:
-        scaled = step.initializer.scaled(step.factors[0])
-        return replace(step, initializer=scaled)
+        return replace(step, initializer=step.initializer.scaled(step.factors[0]))
     blocks = step.axes.blocks if step.axes else ()
     if len(blocks) != len(step.factors) or len(set(blocks)) > 1:
         return replace(step, initializer=Keep())
@@ -164,12 +140,14 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
     held = pieces(site.parameters[0]) if is_plain else (whole(_drawn(site, step)),)
     once = is_plain and not step.factors
     rounding = torch.finfo(site.dtype).eps * (1 if once else ROUNDING)
-    if step.padding is not None and any(map(Tensor.any, _rows(held, step.padding))):
-        yield f"row {step.padding} is for padding and not zero"
+    row = step.padding
+    if row is not None and any(along(piece, 0, range(row, row + 1)).any() for piece in held):
+        yield f"row {row} is for padding and not zero"
     for title, spread, parts in _parts(step, held):
-        yield from (title + reason for reason in _off(parts, spread, Allowance(z, rounding)))
+        yield from (title + reason for reason in _off(parts, spread, z, rounding))
     if step.padding is None and isinstance(_sampler(step), Joint):
-        yield from structure(step.initializer, _gathered(site, held), step.axes)
+        tensor = full(site.parameters[0]) if is_plain else held[0].tensor
+        yield from structure(step.initializer, tensor, step.axes)
 
 
 def _drawn(site: Site, step: Step) -> Tensor:
@@ -180,14 +158,6 @@ def _drawn(site: Site, step: Step) -> Tensor:
 
 def _sampler(step: Step) -> Sampler:
     return step.initializer.sampler(step.shape, step.axes)
-
-
-def _gathered(site: Site, held: Sequence[Piece]) -> Tensor:
-    return full(site.parameters[0]) if site.storage == "plain" else held[0].tensor
-
-
-def _rows(held: Iterable[Piece], row: int) -> Iterator[Tensor]:
-    return (along(piece, 0, range(row, row + 1)) for piece in held)
 
 
 #
@@ -256,54 +226,50 @@ def _differences(chunk: Tensor, mean: float) -> Tensor:
     return chunk.to(torch.float64) - mean
 
 
-class Allowance(NamedTuple):
-    """What a sample may be off by: quantiles of the normal, and rounding relative to the values."""
+def _off(
+    parts: Sequence[Tensor], spread: Spread, quantile: float, rounding: float
+) -> Iterator[str]:
+    """Yield which moments and bounds of numbers are not those of their distribution.
 
-    quantile: float
-    rounding: float
-
-
-def _off(parts: Sequence[Tensor], spread: Spread, allowed: Allowance) -> Iterator[str]:
-    """Yield which moments and bounds of a sample are not those of the distribution."""
+    Args:
+        parts: The numbers.
+        spread: What they should be.
+        quantile: Standard deviations of the normal that moments may be off by.
+        rounding: By how much each number may be off, relative to the values.
+    """
     if any(map(torch.is_complex, parts)):
         spread = Spread(spread.mean, spread.std * math.sqrt(0.5), kurtosis=spread.kurtosis)
-    sample = _sample(parts, spread.mean)
+    sample, slack = _sample(parts, spread.mean), rounding * max(abs(spread.mean), spread.std)
     if not math.isfinite(sample.squares):
         yield "values that are not finite"
-        return
-    checks = (_off_mean, _off_std, _off_bounds) if spread.std else (_off_value,)
-    if sample.size:
-        yield from (reason for check in checks for reason in check(sample, spread, allowed))
+    elif sample.size and spread.std:
+        yield from _off_moments(sample, spread, quantile, slack)
+        yield from _off_bounds(sample, spread, 4 * slack)
+    elif sample.size:
+        yield from _off_bounds(sample, spread, slack)
 
 
-def _off_value(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[str]:
-    worst = max(-sample.least, sample.greatest)
-    if not worst <= allowed.rounding * abs(spread.mean):
-        low, high = sample.least + spread.mean, sample.greatest + spread.mean
-        yield f"values between {low:.6g} and {high:.6g}, expected {spread.mean:.6g}"
-
-
-def _off_mean(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[str]:
-    error = allowed.quantile * spread.std / math.sqrt(sample.size)
-    error += allowed.rounding * max(abs(spread.mean), spread.std)
-    mean = sample.shift / sample.size
+def _off_moments(sample: Sample, spread: Spread, quantile: float, slack: float) -> Iterator[str]:
+    elements = counted(sample.size, "element")
+    mean, error = sample.shift / sample.size, quantile * spread.std / math.sqrt(sample.size) + slack
     if not abs(mean) <= error:
-        yield (
-            f"mean {spread.mean + mean:.6g} of {counted(sample.size, 'element')}, "
-            f"expected {spread.mean:.6g} +- {error:.2g}"
-        )
-
-
-def _off_std(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[str]:
+        expected = f"{spread.mean:.6g} +- {error:.2g}"
+        yield f"mean {spread.mean + mean:.6g} of {elements}, expected {expected}"
     std = math.sqrt(sample.squares / sample.size)
-    bounds = std_bounds(sample.size, max(spread.kurtosis, 3.0), allowed.quantile)
+    bounds = std_bounds(sample.size, max(spread.kurtosis, 3.0), quantile)
     low, high = (spread.std * bound for bound in bounds)
-    slack = allowed.rounding * max(abs(spread.mean), spread.std)
     if not low - slack <= std <= high + slack:
-        yield (
-            f"std {std:.6g} of {counted(sample.size, 'element')}, "
-            f"expected {spread.std:.6g}, between {low:.6g} and {high:.6g}"
-        )
+        expected = f"{spread.std:.6g}, between {low:.6g} and {high:.6g}"
+        yield f"std {std:.6g} of {elements}, expected {expected}"
+
+
+def _off_bounds(sample: Sample, spread: Spread, slack: float) -> Iterator[str]:
+    low = -math.inf if spread.low is None else spread.low
+    high = math.inf if spread.high is None else spread.high
+    least, greatest = sample.least + spread.mean, sample.greatest + spread.mean
+    if not (low - slack <= least and greatest <= high + slack):
+        expected = f"{low:.6g} to {high:.6g}" if low < high else f"{low:.6g}"
+        yield f"values between {least:.6g} and {greatest:.6g}, expected {expected}"
 
 
 def std_bounds(count: int, kurtosis: float, quantile: float) -> tuple[float, float]:
@@ -329,126 +295,3 @@ def std_bounds(count: int, kurtosis: float, quantile: float) -> tuple[float, flo
     roots = (1 - spread + sign * quantile * math.sqrt(spread) for sign in (-1, 1))
     low, high = (max(root, 0.0) ** 1.5 for root in roots)
     return low, high
-
-
-def _off_bounds(sample: Sample, spread: Spread, allowed: Allowance) -> Iterator[str]:
-    low = -math.inf if spread.low is None else spread.low
-    high = math.inf if spread.high is None else spread.high
-    slack = 4 * allowed.rounding * max(abs(spread.mean), spread.std)
-    least, greatest = sample.least + spread.mean, sample.greatest + spread.mean
-    if not (low - slack <= least and greatest <= high + slack):
-        yield f"values between {least:.6g} and {greatest:.6g}, expected {low:.6g} to {high:.6g}"
-
-
-#
-# Structure
-#
-
-
-@functools.singledispatch
-def structure(initializer: Initializer, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    """Yield in what a tensor lacks the structure that its initializer gives.
-
-    Args:
-        initializer: What has filled it.
-        tensor: The whole logical tensor, without padding.
-        axes: What its axes mean.
-    """
-    return iter(())
-
-
-@structure.register(Orthogonal)
-def _(initializer: Orthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
-        yield from _not_orthogonal(title, _matrices(each), initializer, tensor.dtype)
-
-
-def _not_orthogonal(
-    title: str, matrices: Tensor, initializer: Orthogonal | DeltaOrthogonal, dtype: torch.dtype
-) -> Iterator[str]:
-    """Yield how far rows (columns, where there are fewer) are from orthonormal times the gain."""
-    rows, columns = matrices.shape[-2:]
-    short = matrices if rows <= columns else matrices.mH
-    square = cast("float", initializer.gain) ** 2
-    unit = torch.eye(min(rows, columns), dtype=short.dtype, device=short.device)
-    errors = (short @ short.mH - square * unit).abs()
-    error = errors.max().item() if errors.numel() else 0.0
-    if not error <= square * (8 * torch.finfo(dtype).eps + _BUILT_WITHIN):
-        yield f"{title}products of units are off by {error:.2g} from those of {initializer}"
-
-
-_BUILT_WITHIN = 1e-5
-"""How far from orthogonal a matrix of any size is built in float32."""
-
-
-@structure.register(DeltaOrthogonal)
-def _(initializer: DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
-        centre = each.centre.reshape(each.sizes)
-        yield from _not_orthogonal(title, centre, initializer, tensor.dtype)
-        if each.view.count_nonzero() > each.centre.count_nonzero():
-            yield f"{title}values beside the middle tap, expected zeros"
-
-
-@structure.register(Dirac)
-@structure.register(Identity)
-def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    expected = build(initializer.sampler(tensor.shape, axes), tensor.shape, tensor.new_zeros)
-    rounding = 4 * torch.finfo(tensor.dtype).eps  # of a gain, and of what is multiplied to it
-    wrong = int(((expected - tensor).abs() > rounding * expected.abs()).sum())
-    if wrong:
-        yield f"{counted(wrong, 'element')} other than those of {initializer}"
-
-
-@structure.register(Sparse)
-def _(initializer: Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
-        matrices = _matrices(each)
-        expected = math.ceil(initializer.sparsity * matrices.shape[-1])
-        least = int((matrices == 0).sum(-1).min()) if matrices.numel() else expected
-        if initializer.std and least < expected:
-            yield f"{title}a unit with {counted(least, 'zero')}, expected {expected}"
-
-
-@structure.register(ICNR)
-def _(initializer: ICNR, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    axis, times = (axes or conventional(tensor.shape)).outputs[0], initializer.upscale_factor**2
-    copies = tensor.reshape(*tensor.shape[:axis], -1, times, *tensor.shape[axis + 1 :])
-    if not torch.equal(copies, copies.narrow(axis + 1, 0, 1).expand_as(copies)):
-        yield f"kernels differ within patches of {times} channels"
-
-
-@structure.register(Blocks)
-def _(initializer: Blocks, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    blocks = zip(initializer.initializers, _blocks(tensor, axes), strict=True)
-    for number, (inner, (block, block_axes)) in enumerate(blocks):
-        for reason in structure(inner, block, block_axes):
-            yield f"block {number}: {reason}"
-
-
-def _blocks(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[Tensor, Axes]]:
-    """Yield each packed block of a tensor, or the tensor, with its axes."""
-    layout = axes or conventional(tensor.shape)
-    if layout.packed is None:
-        yield tensor, layout
-        return
-    for number, ranges in enumerate(block_ranges(tensor.shape, layout)):
-        parts = [tensor.narrow(layout.packed, at.start, len(at)) for at in ranges]
-        yield torch.cat(parts, layout.packed), part(tensor.shape, layout, number)[1]
-
-
-def _maps(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[str, Maps]]:
-    """Yield the linear maps of each packed block, widened to float64."""
-    wide = torch.promote_types(tensor.dtype, torch.float64)
-    blocks = list(_blocks(tensor.contiguous(), axes))
-    for number, (block, layout) in enumerate(blocks):
-        title = f"block {number}: " if len(blocks) > 1 else ""
-        yield title, maps(block.to(wide), layout)
-
-
-def _matrices(each: Maps) -> Tensor:
-    """View maps as matrices `(count, out, in * kernel)`."""
-    count, outputs, _ = each.sizes
-    return (
-        each.view.reshape(count, outputs, -1) if each.view.numel() else each.view.new_empty(0, 0, 0)
-    )

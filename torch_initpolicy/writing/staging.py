@@ -1,0 +1,173 @@
+"""Staging: the values that are not drawn in place, computed before anything is written.
+
+Here is all that may fail: callables of the user, matrices that are built as a whole, and
+parametrisations that must be inverted.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.errors import ApplyError, listing
+from torch_initpolicy.policy.rules import WEIGHTS_ONLY, is_blanket
+from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.base import dtype_name
+from torch_initpolicy.tensors.initializers import From
+from torch_initpolicy.tensors.samplers import Joint
+from torch_initpolicy.writing.blocks import Job, Workspace, drawn, normals
+from torch_initpolicy.writing.commit import Write
+from torch_initpolicy.writing.crew import Crew
+from torch_initpolicy.writing.journal import Journal
+from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.shards import Piece, multiply_, whole
+from torch_initpolicy.writing.streams import isolated
+
+
+def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> list[Write]:
+    """Compute what is not drawn in place; return what writes it.
+
+    Code of the user runs in this thread, with the workspace `own`.
+
+    Raises:
+        ApplyError: Lists every site whose values could not be computed.
+    """
+    threaded, serial = split((job for job in jobs if not job.is_direct), _is_own_work)
+    threaded.sort(key=lambda job: -math.prod(job.site.shape))
+    found: dict[str, Write | ApplyError] = {}
+
+    def stage(job: Job, workspace: Workspace) -> None:
+        found[job.site.name] = _attempt(job, workspace)
+
+    workers.finish(lambda: workers.share((partial(stage, job) for job in threaded), stops=True))
+    for job in serial:
+        stage(job, own)
+    outcomes = [(job, found[job.site.name]) for job in (*threaded, *serial)]
+    errors = [outcome for _, outcome in outcomes if isinstance(outcome, ApplyError)]
+    if errors:
+        failed = [job for job, outcome in outcomes if isinstance(outcome, ApplyError)]
+        lines = "nothing was written:", listing(list(map(str, errors))), *_remedies(failed)
+        raise ApplyError("\n".join(lines)) from errors[0]
+    return [write for _, write in outcomes if not isinstance(write, ApplyError)]
+
+
+def _remedies(failed: Sequence[Job]) -> Iterator[str]:
+    """Yield what would help with many failures at once."""
+    functions = any(isinstance(job.step.initializer, From) for job in failed)
+    if functions and all(is_blanket(job.step.rule, job.step.role) for job in failed):
+        yield WEIGHTS_ONLY
+
+
+def split(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
+    """Part the jobs that pass a test from those that do not."""
+    parts: tuple[list[Job], list[Job]] = ([], [])
+    for job in jobs:
+        parts[not test(job)].append(job)
+    return parts
+
+
+def _is_own_work(job: Job) -> bool:
+    """Tell whether any thread may compute a job: nothing of the user runs, and on the CPU."""
+    known = not job.step.initializer.is_opaque
+    return known and job.site.storage == "plain" and job.origin.type == "cpu"
+
+
+def _attempt(job: Job, workspace: Workspace) -> Write | ApplyError:
+    """Compute a job's values aside, or say why not."""
+    try:
+        if _is_own_work(job):
+            return _prepare(job, workspace)
+        with isolated(job.origin, workspace.key(job, _GLOBAL)):
+            return _prepare(job, workspace)
+    except ApplyError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - whatever a user's callable may raise
+        failure = _refused(job, f"raised {error!r}")
+        failure.__cause__ = error
+        return failure
+
+
+_GLOBAL = 1 << 63
+"""Salt of the stream that stands in for torch's global generators."""
+
+
+def _prepare(job: Job, workspace: Workspace) -> Write:
+    site = job.site
+    target = _target(job, workspace).to(site.device, site.dtype)
+    wrong = int(target.isfinite().logical_not().sum())
+    if wrong:
+        share = f"{wrong} of {target.numel()} elements"
+        raise _refused(job, f"gives {share} that are not finite in {target.dtype}")
+    zero_padding(job, [whole(target)])
+    if site.storage != "plain":
+        return partial(store, site, _behind(job, target))
+    return partial(_place, [(piece, _own(piece.part_of(target))) for piece in job.held])
+
+
+def _behind(job: Job, target: Tensor) -> Behind:
+    """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
+    try:
+        found = behind(job.site, target, job.step.frozen)
+        if not job.step.factors:
+            return found
+        multiplied = found.reading.clone()
+        multiply_([whole(multiplied)], job.step.factors)
+        return behind(job.site, multiplied, job.step.frozen)
+    except ApplyError as error:
+        raise ApplyError(f"{_title(job.site)}: {error}") from error
+
+
+def _own(part: Tensor) -> Tensor:
+    """Return a part that keeps no more memory alive than it needs."""
+    return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
+
+
+def _place(parts: Iterable[tuple[Piece, Tensor]], journal: Journal) -> None:
+    for piece, part in parts:
+        journal.write(piece.tensor, part)
+
+
+def _target(job: Job, workspace: Workspace) -> Tensor:
+    """Return the whole logical tensor that a job asks for."""
+    if job.draws:
+        return drawn(job, workspace)
+    sampler = job.step.initializer.sampler(job.site.shape, job.step.axes)
+    if isinstance(sampler, Joint):
+        return sampler.build(partial(normals, job, workspace, count()))
+    return _called(job, workspace)
+
+
+def _called(job: Job, workspace: Workspace) -> Tensor:
+    """Let code of the user fill a copy of what the site holds now."""
+    now = reading(job.site).to(job.origin, job.working)
+    copy = now.clone(memory_format=torch.contiguous_format)
+    job.step.initializer(copy, job.step.axes, generator=workspace.stream(job)(0))
+    made, wanted = map(_described, (copy, now))
+    if made != wanted:
+        raise _refused(job, f"made {made} of a tensor {wanted}")
+    return copy
+
+
+def _described(tensor: Tensor) -> str:
+    return f"of shape {tuple(tensor.shape)}, {dtype_name(tensor.dtype)}, on {tensor.device}"
+
+
+def _refused(job: Job, why: str) -> ApplyError:
+    return ApplyError(f"{_title(job.site)}: {job.step.initializer} {why}")
+
+
+def _title(site: Site) -> str:
+    return f"{site.name!r} ({site.kind}, {site.shape})"
+
+
+def zero_padding(job: Job, held: Iterable[Piece]) -> None:
+    """Zero the row of an embedding that stands for nothing."""
+    row = job.step.padding
+    if row is None:
+        return
+    for piece in held:
+        first = piece.box[0].start
+        piece.tensor[max(row - first, 0) : max(row + 1 - first, 0)].zero_()
