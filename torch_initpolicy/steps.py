@@ -6,14 +6,14 @@ Knows facts, initializers and shapes; neither rules nor how a step is carried ou
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.tensors.axes import Axes, block_fans, conventional
 from torch_initpolicy.tensors.base import Spread, dtype_name
-from torch_initpolicy.tensors.initializers import Constant, Initializer, Keep, Zeros
+from torch_initpolicy.tensors.initializers import Blocks, Constant, Initializer, Keep, Zeros
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence, Facts
 
@@ -160,6 +160,23 @@ def misfit(spreads: Iterable[Spread], dtype: torch.dtype) -> str | None:
             what = f"of standard deviation {spread.std:.6g}" if spread.std else f"{spread.mean:.6g}"
             return f"values {what} become zero in {name}, whose least step is {least:.3g}"
     return None
+
+
+def calibrated(step: Step) -> Step:
+    """Return a step that says of its initializer what its factors make of it.
+
+    Nothing is known any more where they are of parts that are no blocks of the plan.
+    """
+    if not step.factors or step.initializer.is_opaque:
+        return step
+    if len(set(step.factors)) == 1:
+        return replace(step, initializer=step.initializer.scaled(step.factors[0]))
+    blocks = step.axes.blocks if step.axes else ()
+    if len(blocks) != len(step.factors) or len(set(blocks)) > 1:
+        return replace(step, initializer=Keep())
+    each = enumerate(step.factors)
+    parts = (step.initializer.of_block(number).scaled(factor) for number, factor in each)
+    return replace(step, initializer=Blocks(tuple(parts)))
 
 
 def symmetric(steps: Iterable[Step]) -> tuple[Step, ...]:

@@ -30,6 +30,13 @@ def structure(initializer: Initializer, tensor: Tensor, axes: Axes | None) -> It
     return iter(())
 
 
+def has_structure(initializer: Initializer) -> bool:
+    """Tell whether `structure` knows what to look for."""
+    each = initializer.initializers if isinstance(initializer, Blocks) else (initializer,)
+    nothing = structure.dispatch(object)
+    return any(structure.dispatch(type(inner)) is not nothing for inner in each)
+
+
 @structure.register(Orthogonal)
 def _(initializer: Orthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     for title, each in _maps(tensor, axes):

@@ -10,7 +10,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple, cast
 
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from torch_initpolicy.errors import VerifyError, counted, listing
 from torch_initpolicy.sites import Site
-from torch_initpolicy.steps import Step
+from torch_initpolicy.steps import Step, calibrated
 from torch_initpolicy.tensors.axes import block_ranges
 from torch_initpolicy.tensors.base import Spread
-from torch_initpolicy.tensors.initializers import Blocks, Keep
-from torch_initpolicy.tensors.samplers import Joint, Sampler
 from torch_initpolicy.writing.parametrized import ROUNDING, direction, reading
 from torch_initpolicy.writing.shards import Piece, along, full, pieces, whole
-from torch_initpolicy.writing.structure import structure
+from torch_initpolicy.writing.structure import has_structure, structure
 
 FALSE_ALARM = 1e-6
 """Probability that some test of a model fails although all is well."""
@@ -114,23 +112,6 @@ def _is_unmeasured(site: Site, step: Step) -> bool:
     return is_opaque or (bool(step.frozen) and direction(site, step.frozen) is None)
 
 
-def calibrated(step: Step) -> Step:
-    """Return a step that says of its initializer what its factors make of it.
-
-    Nothing is known any more where they are of parts that are no blocks of the plan.
-    """
-    if not step.factors or step.initializer.is_opaque:
-        return step
-    if len(set(step.factors)) == 1:
-        return replace(step, initializer=step.initializer.scaled(step.factors[0]))
-    blocks = step.axes.blocks if step.axes else ()
-    if len(blocks) != len(step.factors) or len(set(blocks)) > 1:
-        return replace(step, initializer=Keep())
-    each = enumerate(step.factors)
-    parts = (step.initializer.of_block(number).scaled(factor) for number, factor in each)
-    return replace(step, initializer=Blocks(tuple(parts)))
-
-
 def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
     """Yield in what a site differs from its step."""
     if site.shape != tuple(step.shape) or site.device.type == "meta":
@@ -145,7 +126,7 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
         yield f"row {row} is for padding and not zero"
     for title, spread, parts in _parts(step, held):
         yield from (title + reason for reason in _off(parts, spread, z, rounding))
-    if step.padding is None and isinstance(_sampler(step), Joint):
+    if row is None and has_structure(step.initializer):
         tensor = full(site.parameters[0]) if is_plain else held[0].tensor
         yield from structure(step.initializer, tensor, step.axes)
 
@@ -156,10 +137,6 @@ def _drawn(site: Site, step: Step) -> Tensor:
     return reading(site) if trained is None else trained
 
 
-def _sampler(step: Step) -> Sampler:
-    return step.initializer.sampler(step.shape, step.axes)
-
-
 #
 # Moments
 #
@@ -167,7 +144,7 @@ def _sampler(step: Step) -> Sampler:
 
 def _parts(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Sequence[Tensor]]]:
     """Yield what is to be measured together: everything, or each packed block."""
-    spreads = _sampler(step).spread
+    spreads = step.initializer.spread(step.shape, step.axes)
     if isinstance(spreads, Spread):
         yield "", spreads, _without(held, step.padding)
     elif spreads is not None and step.axes is not None:
