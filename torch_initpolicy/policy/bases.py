@@ -13,7 +13,7 @@ from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.errors import PolicyError, listing
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.policy import codec
-from torch_initpolicy.policy.family import Family, Member, part_of
+from torch_initpolicy.policy.family import Family, Member, member_of
 from torch_initpolicy.policy.recipes import Recipe
 from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.policy.serialize import Opaque, current, steps_of
@@ -52,28 +52,17 @@ def family(base: Base, policy: InitPolicy) -> Family:
 
 
 def _of_steps(steps: Sequence[Step]) -> Family:
-    members = (_member(s.name, s.shape, s.facts, _stored(s.initializer)) for s in steps)
-    return Family(tuple(members), steps[0].facts.residual_branches if steps else 0)
-
-
-def _stored(initializer: Initializer) -> Initializer | None:
-    """Return an initializer, but for a function of the user's of which a file has the name only."""
-    return None if isinstance(initializer, Opaque) else initializer
-
-
-def _member(
-    name: str, shape: tuple[int, ...], facts: Facts, drawn: Initializer | None = None
-) -> Member:
-    return Member(
-        name=name,
-        shape=shape,
-        axes=facts.axes,
-        part=part_of(facts),
-        multipliers=tuple(known.multiplier for known in (facts, *facts.blocks)),
-        dot_product=facts.dot_product,
-        tied_head=facts.tied_head,
-        drawn=drawn,
+    """Take what steps say; of a function of the user's own a file has the name alone."""
+    members = (
+        member_of(
+            step.name,
+            step.shape,
+            step.facts,
+            None if isinstance(step.initializer, Opaque) else step.initializer,
+        )
+        for step in steps
     )
+    return Family(tuple(members), steps[0].facts.residual_branches if steps else 0)
 
 
 def _of_model(model: nn.Module, policy: InitPolicy) -> Family:
@@ -81,8 +70,9 @@ def _of_model(model: nn.Module, policy: InitPolicy) -> Family:
         found = sites(model)
         facts = read(model, found).facts
     members = (
-        _member(site.name, site.shape, facts[site.name], _drawn(policy, site, facts[site.name]))
+        member_of(site.name, site.shape, known, _drawn(policy, site, known))
         for site in found
+        for known in (facts[site.name],)
     )
     branches = next((known.residual_branches for known in facts.values()), None)
     return Family(tuple(members), branches)
@@ -100,15 +90,15 @@ def _of_shapes(shapes: Mapping[str, object], where: str) -> Family:
     cases = [f"{name!r}: {shape!r}" for name, shape in shapes.items() if not _is_shape(shape)]
     if cases or not shapes:
         raise PolicyError(f"{where}: shapes by name are wanted, got\n{listing(cases or ['none'])}")
-    return Family(
-        tuple(Member(name, tuple(cast("Sequence[int]", shape))) for name, shape in shapes.items())
-    )
+    given = cast("Mapping[str, Sequence[int]]", shapes)
+    return Family(tuple(Member(name, tuple(shape)) for name, shape in given.items()))
 
 
 def _is_shape(shape: object) -> bool:
-    is_list = isinstance(shape, Sequence) and not isinstance(shape, str)
-    return is_list and all(
-        isinstance(size, int) and size >= 0 for size in cast("Sequence[object]", shape)
+    return (
+        isinstance(shape, Sequence)
+        and not isinstance(shape, str)
+        and all(isinstance(size, int) and size >= 0 for size in shape)
     )
 
 

@@ -61,13 +61,7 @@ DEEPEST = 64
 
 
 def encode(value: object, classes: Classes, substitute: Substitute = None) -> Data:
-    """Turn a value into what JSON can say.
-
-    Args:
-        value: An instance of one of the classes, or anything that a field of one holds.
-        classes: The classes that may occur.
-        substitute: Asked for a value to write in place of one that has no notation; without it
-            there is none.
+    """Turn a value into what JSON can say; `substitute` replaces what has no notation.
 
     Raises:
         PolicyError: Something has no notation: a list, a function of your own, a module.
@@ -119,15 +113,7 @@ def _stated(value: Any) -> Iterator[tuple[str, object]]:
 
 
 def decode(data: Data, classes: Classes, where: str = "file") -> Any:
-    """Turn data back into the value it stands for.
-
-    Args:
-        data: What `encode` returns, or a file holds.
-        classes: The classes that may occur.
-        where: What errors call the place.
-
-    Returns:
-        A value equal to the one that was encoded; arrays come back as tuples.
+    """Turn data back into the value it stands for, arrays into tuples.
 
     Raises:
         UnknownNameError: A class, field, dtype or function does not exist.
@@ -204,9 +190,7 @@ def _is_needed(field: "dataclasses.Field[Any]") -> bool:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Say whether a value can be what an annotation asks for.
-
-    Knows the annotations that values of this package have; anything else fits.
+    """Say whether a value can be what an annotation asks for; those not known here fit.
 
     Examples:
         >>> fits((1, None), tuple[int | None, ...]), fits("head.*", tuple[str, ...])

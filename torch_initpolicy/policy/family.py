@@ -6,7 +6,6 @@ Knows names, shapes and facts of parameters; multiplies nothing.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from torch_initpolicy.errors import PlanError, listing, nearest
 from torch_initpolicy.tensors.axes import Axes
@@ -41,6 +40,40 @@ class Member:
     drawn: Initializer | None = None
 
 
+def member_of(
+    name: str, shape: tuple[int, ...], facts: Facts, drawn: Initializer | None = None
+) -> Member:
+    """Keep of the facts about a parameter what a parametrisation needs."""
+    return Member(
+        name=name,
+        shape=shape,
+        axes=facts.axes,
+        part=part_of(facts),
+        multipliers=tuple(known.multiplier for known in (facts, *facts.blocks)),
+        dot_product=facts.dot_product,
+        tied_head=facts.tied_head,
+        drawn=drawn,
+    )
+
+
+def part_of(facts: Facts) -> tuple[str, ...]:
+    """Say in words what a parameter does, whatever the size and depth of its model.
+
+    Examples:
+        >>> part_of(Facts("bias", op="linear"))
+        ('bias', 'linear', '', '', '', '', '')
+    """
+    return (
+        facts.role,
+        facts.op or "",
+        facts.meets.name if facts.meets else "",
+        facts.fed_by.name if facts.fed_by else "",
+        "reads the input" if facts.reads_input else "",
+        "makes the output" if facts.feeds_output else "",
+        "ends a residual branch" if facts.ends_residual else "",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A base model, as much of it as a parametrisation needs.
@@ -66,25 +99,26 @@ class Family:
         by_name = {member.name: member for member in self.members}
         if by_name.keys() == names.keys():
             return by_name
-        found = {name: self._nearest(name, facts) for name, facts in names.items()}
-        missing = [f"{n!r}{nearest(n, by_name)}" for n, member in found.items() if member is None]
+        nearby = {name: self._nearest(name, facts) for name, facts in names.items()}
+        found = {name: member for name, member in nearby.items() if member is not None}
+        missing = [f"{name!r}{nearest(name, by_name)}" for name in names if name not in found]
         if missing:
             raise PlanError(
                 f"the base has nothing that stands for these parameters:\n{listing(missing)}\n"
                 "give as base a model of the same family, of another width or depth"
             )
-        return {name: member for name, member in found.items() if member is not None}
+        return found
 
     def _nearest(self, name: str, facts: Facts) -> Member | None:
-        template, numbers, part = _template(name), _numbers(name), part_of(facts)
+        part = part_of(facts)
 
         def distance(member: Member) -> tuple[int, list[int]]:
             differs = sum(a != b for a, b in zip(part, member.part, strict=False))
-            distances = (abs(a - b) for a, b in zip(numbers, _numbers(member.name), strict=True))
-            return differs, list(distances)
+            numbers = zip(_numbers(name), _numbers(member.name), strict=True)
+            return differs, [abs(a - b) for a, b in numbers]
 
-        candidates = (member for member in self.members if _template(member.name) == template)
-        return min(candidates, key=distance, default=None)
+        same = (member for member in self.members if _template(member.name) == _template(name))
+        return min(same, key=distance, default=None)
 
 
 NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
@@ -97,27 +131,3 @@ def _template(name: str) -> str:
 
 def _numbers(name: str) -> list[int]:
     return [int(number) for number in NUMBER.findall(name)]
-
-
-_MARKS: Mapping[str, str] = MappingProxyType({
-    "reads_input": "reads the input",
-    "feeds_output": "makes the output",
-    "ends_residual": "ends a residual branch",
-})  # fmt: skip
-"""Facts that are true or false, with what is said where they are true."""
-
-
-def part_of(facts: Facts) -> tuple[str, ...]:
-    """Say in words what a parameter does, whatever the size and depth of its model.
-
-    Examples:
-        >>> part_of(Facts("bias", op="linear"))
-        ('bias', 'linear', '', '', '', '', '')
-    """
-    return (
-        facts.role,
-        facts.op or "",
-        facts.meets.name if facts.meets else "",
-        facts.fed_by.name if facts.fed_by else "",
-        *(mark if getattr(facts, key) else "" for key, mark in _MARKS.items()),
-    )

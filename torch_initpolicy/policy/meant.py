@@ -34,10 +34,9 @@ _WEIGHTS = ("weight", "recurrent", "embedding")
 
 
 def values_of(site: Site) -> Tensor | None:
-    """Return the values of a site; None where there are none to see: on meta, sharded, lazy.
+    """Return the values of a site; None where there are none to see: on meta, lazy, parametrised.
 
-    A shard holds a part of the values, and every process must come to the same plan. A parametrised
-    weight is computed from others, and what is zero there is one of these.
+    Of a shard neither: it holds a part of them, and all processes must come to the same plan.
     """
     if site.lazy or site.storage != "plain" or site.device.type == "meta":
         return None
@@ -51,17 +50,10 @@ def meant(
     look: Look = values_of,
     drawn: Collection[str] = (),
 ) -> dict[str, str]:
-    """Say which sites hold what was meant, and what that is.
+    """Say by name which sites hold what was meant, and what: `"zero, of a head"`.
 
-    Args:
-        sites: The parameters of a model.
-        facts: What the trace says about each, by canonical name.
-        look: How values are seen.
-        drawn: Names of sites that are known to hold a plain random draw, seen or not.
-
-    Returns:
-        By canonical name, in a few words: `"zero, which closes a residual branch"`. A site that is
-        missing may be overwritten, or nothing is known of its values.
+    Sites named in `drawn` are known to hold a plain random draw, seen or not. One that is missing
+    from the answer may be overwritten, or nothing is known of its values.
     """
     known = {
         site.name: _see(site, facts.get(site.name) or Facts(site.role, site.axes), look(site))
@@ -89,11 +81,7 @@ def meant(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A site with what is known about it and what it holds.
-
-    Attributes:
-        constant: The number that it is filled with, or None.
-    """
+    """A site with what is known about it and what it holds: perhaps one number throughout."""
 
     site: Site
     facts: Facts

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch_initpolicy.multipliers import Like, Multipliers
 from torch_initpolicy.policy.family import Family, Member
@@ -19,14 +19,7 @@ Kind = Literal["mup", "complete_p", "spectral"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One parameter as a parametrisation sees it.
-
-    Attributes:
-        name: Its canonical name.
-        shape: Its shape.
-        facts: What is known about it.
-        takes_hook: Whether a hook can multiply what it makes, or what its head reads.
-    """
+    """One parameter; a hook may be able to multiply what it makes, or what its head reads."""
 
     name: str
     shape: tuple[int, ...]
@@ -114,8 +107,9 @@ def _by_width(part: Part, member: Member) -> Multipliers:
     """
     axes, base_axes = layouts(part.shape, part.facts, member)
     blocks = list(zip(_blocks(part.shape, axes), _blocks(member.shape, base_axes), strict=True))
-    inputs = [_ratio(now.inputs, then.inputs) for now, then in blocks]
-    units = [_ratio(now.units, then.units) for now, then in blocks]
+    inputs, units = (
+        [now[i] / then[i] if then[i] and now[i] else 1.0 for now, then in blocks] for i in (0, 1)
+    )
     likes = [_like(f, w, axes) for f, w in zip(inputs, units, strict=True)]
     stds = [f ** _EXPONENT.get(like, 0.0) for like, f in zip(likes, inputs, strict=True)]
     like: Like = "hidden" if "hidden" in likes else "output" if "output" in likes else likes[0]
@@ -140,8 +134,7 @@ _EXPONENT: Mapping[Like, float] = MappingProxyType({"hidden": -0.5, "output": -1
 """How the standard deviation goes with the ratio of fans; of what is not here it stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """Connections into one unit, and the number of units, of one packed block."""
 
     inputs: float
@@ -166,10 +159,6 @@ def _blocks(shape: Sequence[int], axes: Axes | None) -> list[_Block]:
     ]
 
 
-def _ratio(now: float, then: float) -> float:
-    return now / then if then and now else 1.0
-
-
 def _like(fan_in: float, width: float, axes: Axes | None) -> Like:
     if fan_in != 1.0:
         return "hidden" if width != 1.0 else "output"
@@ -179,13 +168,7 @@ def _like(fan_in: float, width: float, axes: Axes | None) -> Like:
 
 
 def layouts(shape: Sequence[int], facts: Facts, member: Member) -> tuple[Axes | None, Axes | None]:
-    """Return what the axes of a parameter mean, and those of its counterpart.
-
-    Args:
-        shape: Shape of the parameter.
-        facts: What is known about it.
-        member: Its counterpart.
-    """
+    """Return what the axes of a parameter mean, and those of its counterpart."""
     axes = facts.axes
     if axes is None and facts.role in ("weight", "recurrent") and len(shape) > 1:
         axes = conventional(shape)

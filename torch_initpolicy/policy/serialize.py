@@ -19,7 +19,7 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.initializer import Initializer
-from torch_initpolicy.trace.facts import Composition, Facts, ForwardMultiplier
+from torch_initpolicy.trace.facts import Composition, Facts
 
 PLAN_FORMAT = 2
 """Version of the layout of the JSON of plans and receipts."""
@@ -34,11 +34,7 @@ NO_CLASSES: codec.Classes = types.MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Opaque(Initializer):
-    """Stand for something of the user's that a file cannot hold.
-
-    Attributes:
-        text: What it is called.
-    """
+    """Stand, by its name, for something of the user's that a file cannot hold."""
 
     is_opaque: ClassVar[bool] = True
 
@@ -52,17 +48,7 @@ class Opaque(Initializer):
 
 
 _OWN: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Activation,
-        Axes,
-        Composition,
-        Facts,
-        ForwardMultiplier,
-        Multipliers,
-        Opaque,
-        Step,
-    )
+    kind.__name__: kind for kind in (Activation, Composition, Facts, Multipliers, Opaque, Step)
 }
 _CLASSES: codec.Classes = ChainMap(_OWN, CLASSES)
 
@@ -103,11 +89,8 @@ def step_data(step: Step) -> codec.Data:
 def _facts_data(facts: Facts) -> dict[str, codec.Data]:
     """Write facts as an object, without what is as usual."""
     values = {name: getattr(facts, name) for name in _FACTS}
-    data = {
-        name: _encoded(value)
-        for name, value in values.items()
-        if name in _ALWAYS or value != _FACTS[name]
-    }
+    unusual = {name: it for name, it in values.items() if name in _ALWAYS or it != _FACTS[name]}
+    data = {name: _encoded(value) for name, value in unusual.items()}
     data |= {name: _activation_data(values[name]) for name in _MET}
     if facts.blocks:
         data["blocks"] = [_facts_data(block) for block in facts.blocks]

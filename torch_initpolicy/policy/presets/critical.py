@@ -3,11 +3,11 @@
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy.match import fed_by, feeds_output, meets, reads_input, role
-from torch_initpolicy.policy.presets.parts import EMBEDDINGS, KEPT, RECURRENT, REST, WEIGHT, rule
+from torch_initpolicy.policy.presets.parts import WEIGHT, layers, rule
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors import meanfield
 from torch_initpolicy.tensors.initializers import (
@@ -26,9 +26,7 @@ _CRITICAL = ("tanh", "erf", "atan", "softsign", "hardtanh", "sin")
 Drawn = Literal["normal", "orthogonal", "delta_orthogonal"]
 
 
-_Maker: TypeAlias = Callable[[Gain], Initializer]
-
-_MAKERS: Mapping[str, _Maker] = types.MappingProxyType({
+_MAKERS: Mapping[str, Callable[[Gain], Initializer]] = types.MappingProxyType({
     "normal": lambda gain: VarianceScaling(1.0, "fan_in", gain=gain),
     "orthogonal": Orthogonal,
     "delta_orthogonal": DeltaOrthogonal,
@@ -82,20 +80,13 @@ def critical(*, q: float = 1 / 64, weights: Drawn = "orthogonal") -> InitPolicy:
     first = rule(
         WEIGHT & reads_input() & meets(*_CRITICAL), _matrix(weights, math.sqrt(q)), "to the edge"
     )
-    return InitPolicy(
-        (
-            *biases,
-            *REST,
-            EMBEDDINGS,
-            *RECURRENT,
-            KEPT,
-            rule(WEIGHT & feeds_output(), xavier_normal()),
-            first,
-            *others,
-            rule(WEIGHT & fed_by("rectifier"), _matrix(weights, "fed_by")),
-            rule(WEIGHT, _matrix(weights, 1.0)),
-        )
-    )
+    return layers(
+        rule(WEIGHT & feeds_output(), xavier_normal()),
+        first,
+        *others,
+        rule(WEIGHT & fed_by("rectifier"), _matrix(weights, "fed_by")),
+        rule(WEIGHT, _matrix(weights, 1.0)),
+    ).override(InitPolicy(biases))
 
 
 @preset

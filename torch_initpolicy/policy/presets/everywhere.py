@@ -1,7 +1,7 @@
 """Presets that fill every weight alike, embeddings and recurrent ones too."""
 
 from torch_initpolicy.policy.match import anything
-from torch_initpolicy.policy.presets.parts import everywhere, rule, to_the_letter
+from torch_initpolicy.policy.presets.parts import everywhere, rule
 from torch_initpolicy.policy.recipes import TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
@@ -38,7 +38,7 @@ def zeros() -> InitPolicy:
         >>> zeros().rules[-1].initializer
         Zeros()
     """
-    return to_the_letter(everywhere(Zeros()))
+    return everywhere(Zeros(), keeps_meant=False)
 
 
 @preset
@@ -49,7 +49,7 @@ def ones() -> InitPolicy:
         >>> ones().rules[-1].initializer
         Ones()
     """
-    return to_the_letter(everywhere(Ones()))
+    return everywhere(Ones(), keeps_meant=False)
 
 
 @preset
@@ -63,7 +63,7 @@ def constant(value: float) -> InitPolicy:
         >>> constant(0.1).rules[-1].initializer
         Constant(value=0.1)
     """
-    return to_the_letter(everywhere(Constant(value)))
+    return everywhere(Constant(value), keeps_meant=False)
 
 
 @preset

@@ -17,7 +17,6 @@ from torch_initpolicy.policy.presets.parts import (
     KEPT,
     MATRIX,
     RECTIFIED,
-    RECURRENT,
     REST,
     WEIGHT,
     layers,
@@ -163,15 +162,8 @@ def orthogonal() -> InitPolicy:
         >>> [rule.initializer for rule in orthogonal().rules[-2:]]
         [Orthogonal(gain='meets'), Orthogonal(gain=1.0)]
     """
-    return InitPolicy(
-        (
-            *REST,
-            EMBEDDINGS,
-            KEPT,
-            rule(RECTIFIED, Orthogonal("meets")),
-            rule(MATRIX, Orthogonal()),
-        )
-    )
+    matrices = (rule(RECTIFIED, Orthogonal("meets")), rule(MATRIX, Orthogonal()))
+    return InitPolicy((*REST, EMBEDDINGS, KEPT, *matrices))
 
 
 @preset
@@ -193,6 +185,4 @@ def signal() -> InitPolicy:
         VarianceScaling(scale=1.0, mode='fan_in', distribution='normal', gain='signal')
     """
     scaled = VarianceScaling(1.0, "fan_in", gain="signal")
-    return InitPolicy(
-        (*REST, *RECURRENT, KEPT, rule(role("embedding"), scaled), rule(WEIGHT, scaled))
-    )
+    return layers(rule(WEIGHT, scaled), embeddings=scaled)

@@ -8,6 +8,8 @@
 - what the author of a model meant stays.
 """
 
+from dataclasses import replace
+
 from torch_initpolicy.policy.match import Matcher, kind, meets, name, role
 from torch_initpolicy.policy.recipes import EmbeddingScale, Recipe, UnitScale
 from torch_initpolicy.policy.rules import InitPolicy, Rule
@@ -34,12 +36,6 @@ def rule(
     It lets stay what the author of a model meant, unless that is what the preset is about.
     """
     return Rule(matcher, initializer, note, optional=True, keeps_meant=keeps_meant)
-
-
-def to_the_letter(policy: InitPolicy) -> InitPolicy:
-    """Return a policy that overwrites what was meant, too."""
-    each = (rule(r.matcher, r.initializer, r.note, keeps_meant=False) for r in policy)
-    return InitPolicy(each)
 
 
 _LSTM = kind("torch.nn.LSTM", "torch.nn.LSTMCell")
@@ -69,15 +65,16 @@ KEPT = rule(
 
 WEIGHT = role("weight")
 MATRIX = role("weight", "recurrent")
-ANY_WEIGHT = role("weight", "recurrent", "embedding")
 RECTIFIED = WEIGHT & meets("rectifier")
 
 
-def layers(*rules: Rule) -> InitPolicy:
-    """Make a preset that says something of the layers' weights alone."""
-    return InitPolicy((*REST, EMBEDDINGS, *RECURRENT, KEPT, *rules))
+def layers(*rules: Rule, embeddings: Initializer | None = None) -> InitPolicy:
+    """Make a preset that says something of the layers' weights, and perhaps of embeddings."""
+    tables = EMBEDDINGS if embeddings is None else rule(role("embedding"), embeddings)
+    return InitPolicy((*REST, tables, *RECURRENT, KEPT, *rules))
 
 
-def everywhere(initializer: Initializer) -> InitPolicy:
+def everywhere(initializer: Initializer, *, keeps_meant: bool = True) -> InitPolicy:
     """Make a preset that fills every weight alike, embeddings and recurrent ones too."""
-    return InitPolicy((*REST, KEPT, rule(ANY_WEIGHT, initializer)))
+    rules = (*REST, KEPT, rule(role("weight", "recurrent", "embedding"), initializer))
+    return InitPolicy(replace(each, keeps_meant=keeps_meant) for each in rules)

@@ -9,9 +9,9 @@ from torch_initpolicy.policy.presets.parts import (
     EMBEDDINGS,
     KEPT,
     MATRIX,
-    RECURRENT,
     REST,
     WEIGHT,
+    layers,
     rule,
 )
 from torch_initpolicy.policy.recipes import AspectScale, SirenScale, TorchDefault
@@ -33,14 +33,8 @@ def gpt2() -> InitPolicy:
         >>> gpt2().rules[0].initializer
         BranchScaled(inner=Normal(std=0.02, mean=0.0), exponent=-0.5)
     """
-    return normal(0.02).override(
-        InitPolicy(
-            [
-                rule(WEIGHT & ends_residual(), BranchScaled(Normal(0.02))),
-                rule(role("position"), Normal(0.02)),
-            ]
-        )
-    )
+    last = rule(WEIGHT & ends_residual(), BranchScaled(Normal(0.02)))
+    return normal(0.02).override(InitPolicy([last, rule(role("position"), Normal(0.02))]))
 
 
 @preset
@@ -59,15 +53,12 @@ def timm_vit() -> InitPolicy:
         >>> timm_vit().rules[0]
         Rule(role('position'), Normal(std=0.02, mean=0.0), optional=True, keeps_meant=True)
     """
-    return normal(0.02).override(
-        InitPolicy(
-            [
-                rule(role("position"), Normal(0.02)),
-                rule(role("token"), Normal(1e-6)),
-                rule(kind("torch.nn.modules.conv._ConvNd"), TorchDefault()),
-            ]
-        )
+    first = (
+        rule(role("position"), Normal(0.02)),
+        rule(role("token"), Normal(1e-6)),
+        rule(kind("torch.nn.modules.conv._ConvNd"), TorchDefault()),
     )
+    return normal(0.02).override(InitPolicy(first))
 
 
 @preset
@@ -93,8 +84,7 @@ def siren(w0: float = 30.0) -> InitPolicy:
     """
     if not w0 > 0:
         raise PolicyError(f"w0 is a positive factor, got {w0}")
-    biases = rule(role("bias"), TorchDefault())
-    return InitPolicy((biases, *REST, EMBEDDINGS, *RECURRENT, KEPT, rule(WEIGHT, SirenScale(w0))))
+    return layers(rule(WEIGHT, SirenScale(w0))).override(rule(role("bias"), TorchDefault()))
 
 
 @preset
@@ -115,18 +105,13 @@ def ppo() -> InitPolicy:
         [1.0, 0.01, 1.0, 0.01]
     """
     head = WEIGHT & feeds_output()
-    return InitPolicy(
-        (
-            *REST,
-            EMBEDDINGS,
-            KEPT,
-            rule(head & name(regex=_VALUE), Orthogonal(1.0), "a value"),
-            rule(head & name(regex=_ACTION), Orthogonal(0.01), "actions"),
-            rule(head & shape(1, None), Orthogonal(1.0), "a value"),
-            rule(head, Orthogonal(0.01), "actions"),
-            rule(MATRIX, Orthogonal(math.sqrt(2))),
-        )
+    heads = (
+        rule(head & name(regex=_VALUE), Orthogonal(1.0), "a value"),
+        rule(head & name(regex=_ACTION), Orthogonal(0.01), "actions"),
+        rule(head & shape(1, None), Orthogonal(1.0), "a value"),
+        rule(head, Orthogonal(0.01), "actions"),
     )
+    return InitPolicy((*REST, EMBEDDINGS, KEPT, *heads, rule(MATRIX, Orthogonal(math.sqrt(2)))))
 
 
 _VALUE = r"(.*[._])?(critic|value|values|vf|v_head|value_head)([._].*)?"
@@ -149,13 +134,8 @@ def nanochat() -> InitPolicy:
         [Zeros(), AspectScale()]
     """
     last = WEIGHT & (ends_residual() | feeds_output())
-    return InitPolicy(
-        (
-            *REST,
-            rule(role("embedding"), Normal(1.0)),
-            *RECURRENT,
-            KEPT,
-            rule(last, Zeros(), keeps_meant=False),
-            rule(WEIGHT, AspectScale()),
-        )
+    return layers(
+        rule(last, Zeros(), keeps_meant=False),
+        rule(WEIGHT, AspectScale()),
+        embeddings=Normal(1.0),
     )

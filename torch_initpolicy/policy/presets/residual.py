@@ -9,15 +9,7 @@ from torch_initpolicy.policy.match import (
     role,
 )
 from torch_initpolicy.policy.presets.layers import auto
-from torch_initpolicy.policy.presets.parts import (
-    KEPT,
-    RECTIFIED,
-    RECURRENT,
-    REST,
-    WEIGHT,
-    layers,
-    rule,
-)
+from torch_initpolicy.policy.presets.parts import RECTIFIED, WEIGHT, layers, rule
 from torch_initpolicy.policy.rules import InitPolicy, preset
 from torch_initpolicy.tensors.initializers import (
     BranchScaled,
@@ -43,14 +35,11 @@ def depth_scaled() -> InitPolicy:
         >>> depth_scaled().rules[0].initializer.exponent
         -0.5
     """
-    return auto().override(
-        InitPolicy(
-            [
-                rule(RECTIFIED & ends_residual(), BranchScaled(he_normal("meets"))),
-                rule(WEIGHT & ends_residual(), BranchScaled(xavier_normal())),
-            ]
-        )
+    last = (
+        rule(RECTIFIED & ends_residual(), BranchScaled(he_normal("meets"))),
+        rule(WEIGHT & ends_residual(), BranchScaled(xavier_normal())),
     )
+    return auto().override(InitPolicy(last))
 
 
 @preset
@@ -154,14 +143,9 @@ def t_fixup() -> InitPolicy:
         -0.25
     """
     scaled = BranchScaled(xavier_normal(0.67 * 2**0.25), -0.25)
-    return InitPolicy(
-        (
-            *REST,
-            *RECURRENT,
-            KEPT,
-            rule(role("embedding"), VarianceScaling(1.0, "fan_out")),
-            rule(WEIGHT & meets("softmax"), xavier_normal()),
-            rule(WEIGHT & in_residual(), scaled),
-            rule(WEIGHT, xavier_normal()),
-        )
+    return layers(
+        rule(WEIGHT & meets("softmax"), xavier_normal()),
+        rule(WEIGHT & in_residual(), scaled),
+        rule(WEIGHT, xavier_normal()),
+        embeddings=VarianceScaling(1.0, "fan_out"),
     )
