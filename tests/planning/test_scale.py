@@ -78,3 +78,32 @@ def test_what_shapes_do_not_tell():
         scaled(Language, shapes(Language(16)), "torch_default")
 
     assert "norm.weight" not in str(caught.value)  # ones, at every size
+
+
+class Gated(nn.Module):
+    """A packed projection whose first block grows with the width, and whose others do not."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.rank = width // 16
+        self.read = nn.Linear(4, width)
+        self.packed = nn.Linear(width, self.rank + 8 + 8, bias=False)
+        self.step = nn.Linear(self.rank, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        step, left, right = self.packed(torch.relu(self.read(x))).split([self.rank, 8, 8], -1)
+        mixed = torch.sigmoid(self.step(step)) * torch.cat([left.tanh(), right], -1)
+        return self.head(mixed)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_blocks_that_are_as_large_at_one_width(width):
+    """Blocks of one size here and of several there are compared one by one."""
+    step = plan_policy(Gated(width), presets.mup(base=Gated(64), policy="xavier"))["packed.weight"]
+    ratio = width / 64
+    stds = step.std if isinstance(step.std, tuple) else (step.std,) * 3
+
+    base = [(2 / (64 + units)) ** 0.5 for units in (4, 8, 8)]
+    expected = [base[0] * ratio**-0.5, base[1] / ratio, base[2] / ratio]
+    assert list(stds) == pytest.approx(expected)

@@ -103,15 +103,17 @@ def _factors(found: Multipliers, now: Sequence[float], then: Sequence[float]) ->
     at this size.
     """
     stds = found.std if isinstance(found.std, tuple) else (found.std,)
-    changes = [base / here if here and base else 1.0 for here, base in zip(now, then, strict=True)]
-    each = max(len(stds), len(changes))
-    pairs = zip(_spread_over(stds, each), _spread_over(changes or [1.0], each), strict=True)
-    return tuple(std * found.folded * change for std, change in pairs)
+    each = max(len(stds), len(now), len(then))
+    numbers = (_for_each(given, each) for given in (stds, now, then))
+    return tuple(
+        std * found.folded * (base / here if here and base else 1.0)
+        for std, here, base in zip(*numbers, strict=True)
+    )
 
 
-def _spread_over(numbers: Sequence[float], count: int) -> list[float]:
-    """Repeat one number that holds for all packed blocks."""
-    return [*numbers] * count if len(numbers) == 1 else [*numbers]
+def _for_each(numbers: Sequence[float], count: int) -> list[float]:
+    """Repeat one number that holds for all packed blocks; nothing is known where there is none."""
+    return [*(numbers or [0.0])] * (1 if len(numbers) > 1 else count)
 
 
 def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
