@@ -1,7 +1,9 @@
-"""The core tests on the oldest supported torch and the newest: `nox`.
+"""The core tests on the oldest supported torch and the newest; the wheel beside torch: `nox`.
 
 Not part of `.ci/run`: each session installs a torch of its own.
 """
+
+from pathlib import Path
 
 import nox
 
@@ -27,3 +29,15 @@ def core(session: nox.Session, torch: str) -> None:
     session.install(f"torch=={torch}" if torch else "torch", "-e", ".[cli,toml]")
     session.install("hypothesis", "numpy", "pytest", "pytest-timeout", "scipy")
     session.run("pytest", "-q", *(session.posargs or CORE))
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build wheel and sdist; initialise a model from the wheel where only torch is installed."""
+    session.install("build", "torch")
+    session.run("python", "-m", "build", "-o", session.create_tmp())
+    (built,) = Path(session.create_tmp()).glob("*.whl")
+    session.install(str(built))
+    code = "from torch import nn; import torch_initpolicy as t; t.apply_policy(nn.Linear(2, 2))"
+    session.run("python", "-c", code)
+    session.run("torch-initpolicy", "presets", success_codes=[1])  # names the extra that is missing

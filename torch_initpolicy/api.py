@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from torch_initpolicy.materialize.search import Build
 
 
-class Options(Selecting, total=False):
-    """The keyword arguments of `apply_policy`, as what calls it later takes them."""
-
-    seed: int | None
-    example_inputs: Any
-    calibrate: Any
-    threads: int | None
-    draw_on: torch.device | str | None
-
-
 def plan_policy(
     model: nn.Module,
     policy: Policyish = "auto",

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.api import Options, apply_policy
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import NotAModuleError
-from torch_initpolicy.planning.selection import require_known
+from torch_initpolicy.planning.selection import Options, require_known
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets import policy as policy_of
 
@@ -239,6 +239,6 @@ def init_policy(
     """
     if isinstance(policy, type):
         return _decorate(policy, functools.partial(apply_policy, policy="auto"))
-    require_known(options, Options.__optional_keys__)
+    require_known(options)
     apply = functools.partial(apply_policy, policy=policy_of(policy), **options)
     return lambda cls: _decorate(cls, apply)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from torch_initpolicy.api import Options, apply_policy
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import UnknownNameError, listing
 from torch_initpolicy.planning.plan import Receipt
-from torch_initpolicy.planning.selection import require_known
+from torch_initpolicy.planning.selection import Options, require_known
 from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.sites import Site, require_module, sites
 

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from torch_initpolicy.api import Options, apply_policy
+from torch_initpolicy.api import apply_policy
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.planning.selection import require_known
+from torch_initpolicy.planning.selection import Options, require_known
 from torch_initpolicy.policy.presets import Policyish
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class ApplyPolicy(Callback):  # type: ignore[misc, unused-ignore]
     def __init__(self, policy: Policyish = "auto", **options: "Unpack[Options]") -> None:
         """Take the arguments of `apply_policy`."""
         super().__init__()
-        require_known(options, Options.__optional_keys__)
+        require_known(options)
         self.policy = policy
         self.options = options
         self.receipt: Receipt | None = None

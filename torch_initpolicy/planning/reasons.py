@@ -45,7 +45,8 @@ def _details(choice: Choice, chosen: Initializer) -> Iterator[str]:
     if blocks and choice.facts.role in ("weight", "recurrent") and not isinstance(chosen, Blocks):
         yield f"each of {counted(len(blocks), 'block')}"
     if isinstance(chosen, BranchScaled):
-        yield f"scaled for {choice.reckoned.residual_branches} residual branches"
+        count = choice.reckoned.residual_branches
+        yield f"scaled for {count} residual {'branch' if count == 1 else 'branches'}"
     if choice.facts.offset:
         yield f"as {figure(choice.facts.offset)} is added to it"
     if choice.facts.padding is not None:

@@ -5,7 +5,9 @@ Knows sites and globs of their names.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
+
+import torch
 
 from torch_initpolicy.errors import PolicyError, nearest
 from torch_initpolicy.policy.matchers import Name
@@ -45,6 +47,16 @@ class Selecting(TypedDict, total=False):
     frozen: bool
     keep: Keeping
     strict: bool
+
+
+class Options(Selecting, total=False):
+    """The keyword arguments of `apply_policy`, as what calls it later takes them."""
+
+    seed: int | None
+    example_inputs: Any
+    calibrate: Any
+    threads: int | None
+    draw_on: torch.device | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +117,18 @@ class Selection:
                     yield f"{argument}={glob!r} matches nothing{nearest(glob, patterns(found))}"
 
 
-def require_known(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise where a keyword argument is not among those that there are.
+def require_known(given: Iterable[str], known: Iterable[str] = Options.__optional_keys__) -> None:
+    """Raise where a keyword argument is not among those that there are, as Python does.
 
     Raises:
-        TypeError: There is no such argument; suggests the nearest.
+        TypeError: There is no such argument; suggests the nearest of all that verbs have.
     """
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
-        raise TypeError(f"there is no argument {unknown!r}{nearest(unknown, known)}")
+        meant = nearest(unknown, Options.__optional_keys__)
+        raise TypeError(
+            f"there is no argument {unknown!r}{meant or f'; there are {sorted(known)}'}"
+        )
 
 
 def _globs(argument: str, globs: Globs) -> tuple[str, ...]:
