@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from torch_initpolicy.calibrate.calibration import Scaled
 from torch_initpolicy.calibrate.copies import Copies
 from torch_initpolicy.calibrate.scales import History, Scales, Target
 from torch_initpolicy.sites import sites
@@ -49,8 +50,15 @@ def test_one_use_is_settled_at_once(layer):
     assert scales.settle(target, Power(copy, 1)) == 0.5
     assert copy.unique().tolist() == [2.0]
     assert scales.unsettled() == []
-    (scaled,) = scales.scaled()
-    assert (scaled.before, scaled.after, scaled.factor) == (4.0, 2.0, 0.5)
+    assert scales.scaled() == (Scaled("weight", "linear", 4.0, 2.0, 0.5),)
+
+
+def test_the_report_names_every_site_and_the_block(layer):
+    """Weights that are scaled together have an entry each; a block is said to be one."""
+    scales, _, copy = setting(layer)
+    scales.settle(Target(("weight",), "value", (copy,), block=2), Power(copy, 1))
+
+    assert scales.scaled() == (Scaled("weight", "value", 4.0, 1.0, 0.25, block=2),)
 
 
 def test_later_uses_in_a_pass_are_only_measured(layer):
@@ -88,6 +96,9 @@ def test_several_uses_settle_over_passes(layer, powers):
     value = copy[0, 0].item()
     joint = math.sqrt(sum(value ** (2 * power) for power in powers) / len(powers))
     assert joint == pytest.approx(1.5, rel=2e-4)
+    (scaled,) = scales.scaled()
+    assert scaled.before == 4.0 ** powers[0]
+    assert scaled.factor == pytest.approx(value / 4)
 
 
 def test_what_does_not_settle_is_restored_and_refused(layer):
