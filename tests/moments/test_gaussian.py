@@ -85,3 +85,27 @@ def test_huge_signals():
     huge = Size(1e120, 1e241, 0.0, 0.0)
     assert huge.times(constant(1e10)).second == pytest.approx(1e261)
     assert activated(Activation("relu"), Size(0.0, 1e200)).second == pytest.approx(5e199)
+
+
+RELU_MAP = {1: 0.318, 5: 0.736, 10: 0.872, 30: 0.972}  # traps D15
+
+
+def test_the_correlation_map_of_relu():
+    """From independent inputs, depth makes ReLU nets' outputs alike as the table says."""
+    size = Size()
+    for depth in range(1, 31):
+        size = activated(Activation("relu"), size).weighed()
+        if depth in RELU_MAP:
+            assert size.shared == pytest.approx(RELU_MAP[depth], abs=2e-3)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_the_largest_of_several(correlation):
+    """The moments of a max pool of ReLU agree with a million draws within 1 %."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(1, 250_000, generator=generator) * correlation**0.5
+    own = torch.randn(4, 250_000, generator=generator) * (1 - correlation) ** 0.5
+    drawn = torch.relu((common + own).amax(0)).double()
+    size = activated(Activation("relu"), Size(0.0, 1.0, correlation, correlation), largest_of=4)
+    assert size.mean == pytest.approx(drawn.mean().item(), rel=0.01)
+    assert size.second == pytest.approx(drawn.square().mean().item(), rel=0.01)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -175,7 +176,7 @@ def created(state: Propagation, node: Node) -> Size:
 
 def mixed(state: Propagation, node: Node) -> Size:
     """Pools, means and the like."""
-    rule = next((rule for word, rule in _MIXTURES.items() if word in node.op), None)
+    rule = _MIXTURES.get(re.sub(r"\dd$", "", node.op))
     if rule is None or not node.inputs:
         raise state.lost(node, "a mixture whose effect on sizes is not known")
     before, after = (math.prod(state.shape(v)) for v in (node.inputs[0], node.outputs[0]))
@@ -235,9 +236,12 @@ def _window(node: Node) -> int:
 
 _MIXTURES: Mapping[str, Callable[[Propagation, Node, Size, float], Size]] = MappingProxyType({
     "max_pool": _largest,
+    "adaptive_max_pool": _largest,
+    "fractional_max_pool": _largest,
     "adaptive_avg_pool": _mean,
     "avg_pool": _window_mean,
     "mean": _mean,
+    "nanmean": _mean,
     "nansum": _sum,
     "sum": _sum,
     "pad": _padded,
@@ -246,4 +250,4 @@ _MIXTURES: Mapping[str, Callable[[Propagation, Node, Size, float], Size]] = Mapp
     "masked_fill": _kept,
     "broadcast_tensors": _kept,
 })  # fmt: skip
-"""What mixtures do, by a part of their name; the first that fits."""
+"""What mixtures do, by their name without the number of dimensions."""
