@@ -183,6 +183,59 @@ class TestSize:
         assert len(doubled) <= CEILINGS["doubled names"], doubled
 
 
+UNMIRRORED = frozenset(
+    f"{folder}.{name}".removeprefix(".")
+    for folder, names in {
+        "cli": "console vocabulary",
+        "integrations": "timm",
+        "planning": "model versions",
+        "policy": "bases family",
+        "policy.presets": "critical everywhere layers parts published residual scaled",
+        "": "pytest_plugin",
+        "report": "trial",
+        "signal": "backward forward judges measure observe outputs points signal statistics "
+        "training verdicts",
+        "symmetry": "followed search",
+        "tensors": "isolation",
+        "writing": "staging structure",
+        "trace": "answers arguments borrow consumers expressions facts functorch graph hooks "
+        "layer_inputs names reach real_inputs recorder registration_order residuals roles "
+        "runner search site_facts stand_ins trees walks",
+    }.items()
+    for name in names.split()
+)
+"""Modules that are tested through others; a module of the list that gets its tests leaves it."""
+
+
+def mirror(path: Path) -> Path:
+    """Return the file that tests a module: `trace/flow.py` is tested by `trace/test_flow.py`."""
+    inside = path.relative_to(PACKAGE)
+    return ROOT / "tests" / inside.parent / f"test_{inside.name}"
+
+
+def defines(tree: ast.Module) -> bool:
+    """Say whether a module defines a function or a class that others may use."""
+    named = (ast.FunctionDef, ast.ClassDef)
+    return any(isinstance(node, named) and not node.name.startswith("_") for node in tree.body)
+
+
+class TestMap:
+    """Tests mirror the package file by file."""
+
+    def test_every_module_has_its_tests(self):
+        """A module that others use has a test file of its name; the exceptions only get fewer."""
+        without = {
+            dotted(path)
+            for path in MODULES
+            if path.stem not in {"__init__", "__main__"}
+            and defines(TREES[dotted(path)])
+            and not mirror(path).exists()
+        }
+
+        assert without - UNMIRRORED == set()
+        assert {dotted(path) for path in MODULES if mirror(path).exists()} & UNMIRRORED == set()
+
+
 PUBLIC = {name: getattr(torch_initpolicy, name) for name in torch_initpolicy.__all__}
 HANDED_OUT = {
     *("Calibration", "Comparison", "Facts", "Finding", "ScalingCheck", "Signal", "Site", "Step"),
