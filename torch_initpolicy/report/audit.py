@@ -33,8 +33,8 @@ from torch_initpolicy.symmetry.replica import Loss
 
 NOW = "as it is"
 
-DRAWN = 3
-"""How many repairs have their profile drawn beside the model's own."""
+DRAWN, MOST = 3, 2
+"""How many repairs are drawn over the model's own course, and how many verdicts a headline has."""
 
 BUDGET = 120.0
 """Seconds after which nothing further is tried."""
@@ -103,12 +103,15 @@ class Audit:
         return f"<Audit: {self.headline} Print it for more>"
 
     def __str__(self) -> str:
-        repairs = [filled(str(repair), "  ") for repair in self.repairs]
-        tried = [filled(self.cost + ":"), *repairs, ""] if repairs else []
         findings = [verdict.finding for verdict in self.signal.verdicts]
-        said = [*map(filled, filter(None, (*findings, self.signal.note)))]
-        said += [""] if said else []
-        return "\n".join((self.signal.table, "", *said, *tried, *map(filled, _sentences(self))))
+        tried = [filled(f"{self.cost}:"), *(filled(str(repair), "  ") for repair in self.repairs)]
+        parts = (
+            [self.signal.table],
+            [*map(filled, filter(None, (*findings, self.signal.note)))],
+            tried if self.repairs else [],
+            [*map(filled, _sentences(self))],
+        )
+        return "\n\n".join("\n".join(part) for part in parts if part)
 
     def to_json(self) -> str:
         """Write the signal as `Signal.to_json` does, and beside it what repairs it."""
@@ -119,7 +122,7 @@ class Audit:
             "ok": self.ok,
             "headline": self.headline,
             "recommended": None if best is None else best.call,
-            "repairs": [_repair_data(repair) for repair in self.repairs],
+            "repairs": [repair.as_data() for repair in self.repairs],
             "untried": list(self.untried),
             "symmetry": [dataclasses.asdict(finding) for finding in self.symmetry.findings],
         }
@@ -127,14 +130,13 @@ class Audit:
 
     @property
     def page(self) -> Page:
-        """The audit as a page; the best repairs' profiles are drawn over the model's own."""
-        drawn = {r.name: r.signal for r in self.repairs if r.signal is not None}
-        best = dict(list(drawn.items())[:DRAWN])
+        """The audit as a page; the courses of the best repairs are drawn over the model's own."""
+        drawn = [(r.name, r.signal) for r in self.repairs if r.signal is not None]
         return Page(
             title=self.title,
             headline=self.headline,
             picture=picture_of(self.headline, self._courses, self._tied),
-            signals={NOW: self.signal, **best},
+            signals={NOW: self.signal, **dict(drawn[:DRAWN])},
             repairs=self.repairs,
             cost=self.cost,
             plan=self.plan,
@@ -173,25 +175,15 @@ class Audit:
         self.page.write(path)
 
 
-def _repair_data(repair: Repair) -> dict[str, Any]:
-    signal = repair.signal
-    return {
-        "name": repair.name,
-        "call": repair.call,
-        "outcome": repair.outcome,
-        "reason": repair.reason,
-        "seconds": repair.seconds,
-        "verdicts": [] if signal is None else [dataclasses.asdict(v) for v in signal.verdicts],
-    }
-
-
 def _sentences(audit: Audit) -> Iterator[str]:
     """Say what goes wrong, then what repairs it."""
     said = audit.signal.verdicts
     grave = [verdict for verdict in said if not verdict.mild]
     same = len(for_ever(audit.symmetry))
     if said or not same:
-        what = ", ".join(verdict.headline for verdict in grave or said) or audit.signal.all_well
+        first = [verdict.headline for verdict in grave or said]
+        what = ", ".join(first[:MOST]) or audit.signal.all_well
+        what += f" and {len(first) - MOST} more" if len(first) > MOST else ""
         yield f"{what[:1].upper()}{what[1:]}{f', {MILD}' if said and not grave else ''}."
     if same:
         what = "parameter holds" if same == 1 else "parameters hold"

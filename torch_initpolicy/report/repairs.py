@@ -5,8 +5,8 @@ Knows signals before and after; tries nothing itself.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from torch_initpolicy.signal.points import Point, arriving, body_of
 from torch_initpolicy.signal.signal import Signal
@@ -52,6 +52,18 @@ class Repair:
     def works(self) -> bool:
         """Whether nothing grave is left."""
         return self.outcome in ("repairs", "nearly")
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as JSON has it: all but what was measured."""
+        signal = self.signal
+        return {
+            "name": self.name,
+            "call": self.call,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "verdicts": [] if signal is None else [asdict(verdict) for verdict in signal.verdicts],
+        }
 
     def __str__(self) -> str:
         return f"{self.call} {self.reason}"

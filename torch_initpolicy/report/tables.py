@@ -27,13 +27,6 @@ def plan_table(plan: Plan, names: Collection[str] | None = None) -> RenderableTy
     Parameters of numbered modules to which the same happens share a line. Where the terminal is
     narrow names and reasons wrap; nothing is cut off.
 
-    Args:
-        plan: The plan.
-        names: Names of the parameters to show; None for all.
-
-    Returns:
-        What rich can print.
-
     Examples:
         >>> from rich.console import Console
         >>> from torch import nn
@@ -53,12 +46,6 @@ def plan_table(plan: Plan, names: Collection[str] | None = None) -> RenderableTy
 
 def groups_table(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Lay out optimizer groups: their numbers, their parameters and the reason.
-
-    Args:
-        groups: The groups, as `plan.param_groups` returns them.
-
-    Returns:
-        What rich can print.
 
     Examples:
         >>> from rich.console import Console
@@ -130,13 +117,6 @@ def _says_something(cells: list[tuple[str, ...]], at: int) -> bool:
 def receipt_table(receipt: Receipt, names: Collection[str] | None = None) -> RenderableType:
     """Lay out a receipt: the plan that was carried out, then with which seed and by what.
 
-    Args:
-        receipt: The receipt.
-        names: Names of the parameters to show; None for all.
-
-    Returns:
-        What rich can print.
-
     Examples:
         >>> from rich.console import Console
         >>> from torch import nn
@@ -155,12 +135,6 @@ _VERDICTS = {"tied": "bold red", "dead": "bold red", "diverged": "bold red", "su
 
 def symmetry_table(report: Report) -> RenderableType:
     """Lay out what a search for symmetric starts has found, the gravest first.
-
-    Args:
-        report: What `find_symmetry` returned.
-
-    Returns:
-        What rich can print.
 
     Examples:
         >>> from rich.console import Console

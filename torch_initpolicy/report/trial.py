@@ -47,9 +47,6 @@ _MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
 })  # fmt: skip
 """Policies by the verdicts that they may help against, None for any; the simplest first."""
 
-_PUBLISHED: Mapping[str, str] = MappingProxyType({"sin": "siren"})
-"""Published starts for a structure, by the operator that tells it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -109,29 +106,19 @@ class Trials:
         if names is not None:
             for name in names:
                 self._policy(Start(name), known_too=True)
-        elif self._is_to_be_repaired():
+        elif _can_be_repaired(self.before, self.symmetry):
             self._some_parameters()
             if not self._is_repaired():
                 self._all_parameters()
         if self.before.points and self.tried and not any(r.works for r in self.tried):
             self._calibrations()
 
-    def _is_to_be_repaired(self) -> bool:
-        """Say whether something is wrong that another start can change."""
-        found = [verdict for verdict in self.before.verdicts if not verdict.structural]
-        return bool(found) or not (self.symmetry.ok or self.before.verdicts)
-
     def _is_repaired(self) -> bool:
         return any(repair.outcome == "repairs" for repair in self.tried)
 
-    def _published(self) -> list[str]:
-        """Name the published starts for the structure that was seen."""
-        seen = {point.op for point in self.before.points}
-        return [name for op, name in _PUBLISHED.items() if op in seen]
-
     def _some_parameters(self) -> None:
         """Try to start anew only what is at fault, from the fewest parameters on."""
-        base = next(iter(self._published()), "auto")
+        base = next(iter(_published(self.before)), "auto")
         for names, keep in self._suspects():
             self._narrow(base, names, keep)
             if self._is_repaired():
@@ -141,7 +128,7 @@ class Trials:
         """Try the policies that the verdicts and the structure ask for, the simplest first."""
         kinds = {verdict.kind for verdict in self.before.verdicts}
         asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
-        for name in (*self._published(), *asked):
+        for name in (*_published(self.before), *asked):
             self._policy(Start(name))
         first = next((r.name for r in self.tried if r.outcome == "repairs" and r.sites), "auto")
         if first != "auto":
@@ -231,16 +218,17 @@ class Trials:
 
     def _calibrations(self) -> None:
         """Try what scales the weights on the inputs themselves, but for those that are meant."""
-        self._try("auto, calibrated", _CALIBRATED, lambda: self._copy(self._calibrate))
+
+        def calibrate(other: nn.Module) -> None:
+            receipt = apply_policy(other, seed=0, calibrate=self.inputs)
+            self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
+
+        self._try("auto, calibrated", _CALIBRATED, partial(self._copy, calibrate))
         meant = [s.name for s in self._plan(Start("auto")) if s.keeps and len(s.shape) > 1]
         for name, centred in ("lsuv", False), ("lsuv, centred", True):
             more = (", per_channel=True" * centred) + (f", skip={meant!r}" if meant else "")
             scale = partial(lsuv_, inputs=self.inputs, per_channel=centred, skip=meant or None)
             self._try(name, f"lsuv_(model, batch{more})", partial(self._copy, scale))
-
-    def _calibrate(self, other: nn.Module) -> None:
-        receipt = apply_policy(other, seed=0, calibrate=self.inputs)
-        self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
 
     def _try(self, name: str, call: str, started: Callable[[], nn.Module | None]) -> None:
         begun = time.perf_counter()
@@ -318,6 +306,22 @@ def with_remedy(
 def for_ever(report: Report) -> tuple[Finding, ...]:
     """Return the findings about units that training does not change by itself."""
     return report.of("tied", "dead", "diverged")
+
+
+def _can_be_repaired(signal: Signal, symmetry: Report) -> bool:
+    """Say whether something is wrong that another start can change."""
+    found = [verdict for verdict in signal.verdicts if not verdict.structural]
+    return bool(found) or not (symmetry.ok or signal.verdicts)
+
+
+_PUBLISHED: Mapping[str, str] = MappingProxyType({"sin": "siren"})
+"""Published starts for a structure, by the operator that tells it."""
+
+
+def _published(signal: Signal) -> list[str]:
+    """Name the published starts for the structure that was seen."""
+    seen = {point.op for point in signal.points}
+    return [name for op, name in _PUBLISHED.items() if op in seen]
 
 
 SHORT, FEW = 4, 6
