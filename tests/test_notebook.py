@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from torch_initpolicy import apply_policy, audit_model, audit_signal, find_symmetry, plan_policy
-from torch_initpolicy.notebook import LARGEST, framed
+from torch_initpolicy.notebook import LARGEST_TEXT, framed
 
 
 def model() -> nn.Sequential:
@@ -35,6 +35,6 @@ def test_what_a_notebook_shows(make):
 
 def test_long_texts_end_early():
     """What is too long says how much is missing, and markup in a text is shown as it is."""
-    shown = framed("", "<" * (LARGEST + 7))
+    shown = framed("", "<" * (LARGEST_TEXT + 7))
     assert "7 more characters" in shown
     assert "<<" not in shown

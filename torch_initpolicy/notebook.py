@@ -2,7 +2,7 @@
 
 import html
 
-LARGEST = 150_000
+LARGEST_TEXT = 150_000
 """Characters of text that are shown; what is longer ends with a line that says so."""
 
 
@@ -17,7 +17,7 @@ def framed(picture: str, text: str) -> str:
         >>> framed("", "a < b")
         '<div><pre style="white-space: pre; overflow-x: auto; color: inherit">a &lt; b</pre></div>'
     """
-    if len(text) > LARGEST:
-        text = f"{text[:LARGEST]}\n... {len(text) - LARGEST} more characters: print it"
+    if len(text) > LARGEST_TEXT:
+        text = f"{text[:LARGEST_TEXT]}\n... {len(text) - LARGEST_TEXT} more characters: print it"
     style = "white-space: pre; overflow-x: auto; color: inherit"
     return f'<div>{picture}<pre style="{style}">{html.escape(text, quote=False)}</pre></div>'

@@ -139,7 +139,7 @@ def assert_untouched(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         after = dict(_state(model))
-        changed = [label for label in before | after if not _same(before, after, label)]
+        changed = [label for label in before | after if not _unchanged(before, after, label)]
         if changed:
             raise AssertionError(f"{len(changed)} not as before:\n{listing(changed)}")
 
@@ -176,17 +176,17 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().contiguous().flatten().view(torch.uint8)
 
 
-def _same(before: Mapping[str, object], after: Mapping[str, object], label: str) -> bool:
+def _unchanged(before: Mapping[str, object], after: Mapping[str, object], label: str) -> bool:
     if label not in before or label not in after:
         return False
     old, new = before[label], after[label]
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         return old.shape == new.shape and torch.equal(old, new)
     if isinstance(old, tuple) and isinstance(new, tuple):
-        return len(old) == len(new) and all(map(_is_same, old, new))
-    return _is_same(old, new)
+        return len(old) == len(new) and all(map(_is_unchanged, old, new))
+    return _is_unchanged(old, new)
 
 
-def _is_same(old: object, new: object) -> bool:
+def _is_unchanged(old: object, new: object) -> bool:
     """Compare by identity, words and numbers by value."""
     return old is new or (isinstance(old, str | int | float) and old == new)

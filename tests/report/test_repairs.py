@@ -15,7 +15,7 @@ from torch_initpolicy.report.repairs import (
 )
 from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.signal import Signal
-from torch_initpolicy.signal.verdicts import Kind, Verdict
+from torch_initpolicy.signal.verdicts import Pathology, Verdict
 
 
 def point(second: float, gradient: float | None = 1.0, site: str | None = "w") -> Point:
@@ -31,7 +31,7 @@ def headed(points: list[Point]) -> list[Point]:
     return [*points[:-1], dataclasses.replace(points[-1], leads_on=False)]
 
 
-def signal(*kinds: Kind, seconds: tuple[float, ...] = ()) -> Signal:
+def signal(*kinds: Pathology, seconds: tuple[float, ...] = ()) -> Signal:
     """Make a signal with verdicts and second moments; that it wanders is mild."""
     said = tuple(Verdict(kind, "4.weight", "", "", mild=kind == "wanders") for kind in kinds)
     return Signal(tuple(headed(list(map(point, seconds)))) if seconds else (), verdicts=said)
@@ -151,7 +151,7 @@ def test_order():
     """What repairs comes first; equals stay as they were given; a hundredfold is no equal."""
     sick = signal("vanishes")
 
-    def tried(name: str, *kinds: Kind, last: float = 1.0) -> Repair:
+    def tried(name: str, *kinds: Pathology, last: float = 1.0) -> Repair:
         return judged(name, name, sick, signal(*kinds, seconds=(1.0, 1.0, last, 1.0)))
 
     found = ranked([

@@ -39,7 +39,7 @@ def test_scores_of_a_module():
 
     _, expected = layer(x, x, x, average_attn_weights=False)
 
-    assert torch.allclose(found.rows.softmax(-1), expected[0], atol=1e-5)
+    assert torch.allclose(found[0].softmax(-1), expected[0], atol=1e-5)
 
 
 def test_gates_of_a_layer_that_is_too_large():

@@ -798,6 +798,10 @@ def test_a_cell_that_runs_often_learns_from_its_later_calls():
 
     signal = audit_signal(fill(Cell(), 0.4), batch(16, 40, 8))
     (verdict,) = [v for v in signal.verdicts if v.kind == "gradient vanishes"]
+    lines = [line.split("  ")[0] for line in str(signal).splitlines()]
+    assert [line for line in lines if "keep.weight" in line and "call" in line][:2] == [
+        "keep.weight (call 1 of 40)", "keep.weight (call 40 of 40)",
+    ]  # fmt: skip
     assert verdict.mild
     assert "learns from its later calls alone" in verdict.reason
 

@@ -23,8 +23,8 @@ from torch_initpolicy.report.repairs import Repair, ranked
 from torch_initpolicy.report.trial import Trials, for_ever
 from torch_initpolicy.signal.plots import Figure, plot_picture
 from torch_initpolicy.signal.points import Point
-from torch_initpolicy.signal.run import follow
-from torch_initpolicy.signal.signal import Signal, filled, picture_of
+from torch_initpolicy.signal.run import follow_signal
+from torch_initpolicy.signal.signal import Signal, picture_of, wrapped
 from torch_initpolicy.signal.training import Training
 from torch_initpolicy.signal.verdicts import MILD
 from torch_initpolicy.symmetry.find import find_symmetry
@@ -33,7 +33,7 @@ from torch_initpolicy.symmetry.replica import Loss
 
 NOW = "as it is"
 
-DRAWN, MOST = 3, 2
+OVERLAID, MOST = 3, 2
 """How many repairs are drawn over the model's own course, and how many verdicts a headline has."""
 
 BUDGET = 120.0
@@ -104,12 +104,12 @@ class Audit:
 
     def __str__(self) -> str:
         findings = [verdict.finding for verdict in self.signal.verdicts]
-        tried = [filled(f"{self.cost}:"), *(filled(str(repair), "  ") for repair in self.repairs)]
+        tried = [wrapped(f"{self.cost}:"), *(wrapped(str(repair), "  ") for repair in self.repairs)]
         parts = (
             [self.signal.table],
-            [*map(filled, filter(None, (*findings, self.signal.note)))],
+            [*map(wrapped, filter(None, (*findings, self.signal.note)))],
             tried if self.repairs else [],
-            [*map(filled, _sentences(self))],
+            [*map(wrapped, _sentences(self))],
         )
         return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -136,7 +136,7 @@ class Audit:
             title=self.title,
             headline=self.headline,
             picture=picture_of(self.headline, self._courses, self._tied),
-            signals={NOW: self.signal, **dict(drawn[:DRAWN])},
+            signals={NOW: self.signal, **dict(drawn[:OVERLAID])},
             repairs=self.repairs,
             cost=self.cost,
             plan=self.plan,
@@ -254,7 +254,7 @@ def audit_model(
     """
     ends = time.perf_counter() + budget
     training = Training.of(loss_fn, optimizer, lr)
-    call, signal = follow(model, inputs, training)
+    call, signal = follow_signal(model, inputs, training)
     symmetry = find_symmetry(model, call, loss_fn)
     trials = Trials(model, call, signal, symmetry, training, ends, tell)
     trials.run(suggest)

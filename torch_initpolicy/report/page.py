@@ -93,23 +93,23 @@ def _sections(page: Page) -> Iterator[str]:
         yield _framed("Picture", page.picture)
     if page.signals:
         first = next(iter(page.signals.values()))
-        yield _section("What the signal does", _verdicts(first, advise=not page.repairs))
+        yield _titled("What the signal does", _verdicts(first, advise=not page.repairs))
         if page.repairs:
             works = any(repair.works for repair in page.repairs)
             what = "What repairs it" if works else "What was tried to repair it"
-            yield _section(what, _repairs(page.repairs, page.cost))
-        yield _section("Signal over the depth", _profiles(page.signals))
-        yield _section("Signal, operator by operator", _points(first))
+            yield _titled(what, _repairs(page.repairs, page.cost))
+        yield _titled("Signal over the depth", _profiles(page.signals))
+        yield _titled("Signal, operator by operator", _points(first))
     if page.plan is not None:
-        yield _section(f"Plan: {page.plan.policy}", _plan(page.plan))
+        yield _titled(f"Plan: {page.plan.policy}", _plan_section(page.plan))
     if page.findings is not None:
-        yield _section("Symmetric starts", _findings(page.findings))
+        yield _titled("Symmetric starts", _findings(page.findings))
     if page.receipt is not None:
         text = html.escape(page.receipt)
-        yield _section("Receipt", f"<details><summary>JSON</summary><pre>{text}</pre></details>")
+        yield _titled("Receipt", f"<details><summary>JSON</summary><pre>{text}</pre></details>")
 
 
-def _section(title: str, body: str) -> str:
+def _titled(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n"
 
 
@@ -135,7 +135,7 @@ def _verdict(verdict: Verdict, *, advise: bool) -> str:
     )
 
 
-_CLASSES: Mapping[Outcome, str] = {
+_STYLES_OF_OUTCOMES: Mapping[Outcome, str] = {
     "repairs": "good", "nearly": "good", "fails": "bad", "refused": "bad",
 }  # fmt: skip
 
@@ -150,12 +150,12 @@ def _repair(repair: Repair) -> str:
     what, _, numbers = repair.reason.partition(": ")
     more = f": {_with_code(numbers)}" if numbers else ""
     return (
-        f'<li class="{_CLASSES[repair.outcome]}"><code>{_escaped(repair.call)}</code> '
+        f'<li class="{_STYLES_OF_OUTCOMES[repair.outcome]}"><code>{_escaped(repair.call)}</code> '
         f"<strong>{html.escape(what)}</strong>{more}.</li>\n"
     )
 
 
-_CODE = re.compile(r"(\w+\([^()]*\)|(?<!\w)'[^' ]+')")
+_SET_AS_CODE = re.compile(r"(\w+\([^()]*\)|(?<!\w)'[^' ]+')")
 """Calls, and names in quotes."""
 
 
@@ -166,7 +166,7 @@ def _with_code(text: str) -> str:
         >>> _with_code("dies at '3:relu'; lsuv_(model, batch)")
         'dies at <code>3:relu</code>; <code>lsuv_(model, batch)</code>'
     """
-    plain, codes = _CODE.split(text)[::2], _CODE.findall(text)
+    plain, codes = _SET_AS_CODE.split(text)[::2], _SET_AS_CODE.findall(text)
     shown = [f"<code>{_escaped(code.strip(chr(39)))}</code>" for code in codes]
     return "".join(map(str.__add__, map(_escaped, plain), [*shown, ""]))
 
@@ -196,11 +196,11 @@ def _mark(signal: Signal, *, back: bool) -> str:
     """Return the weight at which it first goes wrong in one direction, if it does."""
     for verdict in signal.verdicts:
         if not verdict.mild and verdict.kind.startswith("gradient") is back:
-            return _weight_at(signal, verdict.where) or ""
+            return _nearest_weight(signal, verdict.where) or ""
     return ""
 
 
-def _weight_at(signal: Signal, name: str) -> str | None:
+def _nearest_weight(signal: Signal, name: str) -> str | None:
     """Return the weight at, or before, a place."""
     seen: str | None = None
     for point in signal.points:
@@ -221,10 +221,10 @@ def _points(signal: Signal) -> str:
         )
         for point in signal.points
     )  # fmt: skip
-    return _table("signal", head, rows)
+    return _sortable("signal", head, rows)
 
 
-def _plan(plan: Plan) -> str:
+def _plan_section(plan: Plan) -> str:
     head = ("parameter", "shape", "role", "operator", "meets", "fed by", "initializer", "std",
             "reason", "evidence")  # fmt: skip
     rows = (
@@ -235,7 +235,7 @@ def _plan(plan: Plan) -> str:
         )
         for step in plan
     )  # fmt: skip
-    return _table("plan", head, rows)
+    return _sortable("plan", head, rows)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -243,17 +243,17 @@ def _findings(findings: Sequence[Finding]) -> str:
         return '<p class="good">No units start alike.</p>\n'
     head = ("parameter", "verdict", "groups of units", "reason", "what to write instead")
     rows = ((f.name, f.verdict, len(f.units), f.reason, f.remedy) for f in findings)
-    return _table("findings", head, rows)
+    return _sortable("findings", head, rows)
 
 
 Cell = str | Number
 
 
-def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+def _sortable(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """Write a table whose columns can be sorted, with a field to filter its rows by."""
     lines = list(rows)
     columns = "".join(
-        f'<th scope="col"{_kind(cell)}><button type="button">{html.escape(word)}</button></th>'
+        f'<th scope="col"{_alignment(cell)}><button type="button">{html.escape(word)}</button></th>'
         for word, cell in zip(head, lines[0] if lines else head, strict=True)
     )
     body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>\n" for line in lines)
@@ -267,7 +267,7 @@ def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> st
     )
 
 
-def _kind(value: Cell) -> str:
+def _alignment(value: Cell) -> str:
     return "" if isinstance(value, str) else ' class="number"'
 
 

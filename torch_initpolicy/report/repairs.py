@@ -96,8 +96,8 @@ def judged(
     words = (_SICK if (bool(before.verdicts) if sick is None else sick) else _WELL)[outcome]
     left = ", ".join(_left(before.verdicts, after.verdicts, same))
     told = {
-        "repairs": words + _within(after.points),
-        "nearly": f"{words} {left}, {MILD}{_within(after.points)}",
+        "repairs": words + _span_words(after.points),
+        "nearly": f"{words} {left}, {MILD}{_span_words(after.points)}",
         "fails": f"{words}: {left}",
     }
     return Repair(name, call, outcome, told[outcome], after)
@@ -154,15 +154,15 @@ def _left(
         still = "still" if verdict.kind in known else "now"
         yield f"{still} {verdict.headline}"
     if same:
-        more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
-        names = ", ".join(map(repr, same[:_NAMED]))
+        more = f" and {len(same) - _LISTED} more" if len(same) > _LISTED else ""
+        names = ", ".join(map(repr, same[:_LISTED]))
         yield f"leaves units identical or dead in {names}{more}"
 
 
-_NAMED = 3
+_LISTED = 3
 
 
-def _within(points: Sequence[Point]) -> str:
+def _span_words(points: Sequence[Point]) -> str:
     """Say within which factors a signal stays that is not lost."""
     ahead, back = span_ahead(points), span_back(points)
     parts = [] if ahead is None else [f"second moments stay within a factor {_factor_words(ahead)}"]

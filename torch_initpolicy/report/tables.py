@@ -41,7 +41,8 @@ def plan_table(plan: Plan, names: Collection[str] | None = None) -> RenderableTy
         bias      8     0      bias: zeros
     """
     heading = header(plan.steps, plan.policy, dict(plan.unknown_operators), plan.untraced)
-    return Group(Text(heading), "", _steps([s for s in plan if names is None or s.name in names]))
+    shown = [step for step in plan if names is None or step.name in names]
+    return Group(Text(heading), "", _step_table(shown))
 
 
 def groups_table(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -98,7 +99,7 @@ def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps({"format": 1, "groups": kept}, indent=2)
 
 
-def _steps(steps: Sequence[Step]) -> Table:
+def _step_table(steps: Sequence[Step]) -> Table:
     cells = rows(steps)
     shown = [at for at, _ in enumerate(HEADINGS) if _says_something(cells, at)]
     table = Table(box=None, pad_edge=False, header_style="underline")
@@ -130,7 +131,7 @@ def receipt_table(receipt: Receipt, names: Collection[str] | None = None) -> Ren
     return Group(plan_table(receipt.plan, names), "", Text(str(receipt)))
 
 
-_VERDICTS = {"tied": "bold red", "dead": "bold red", "diverged": "bold red", "suspect": "yellow"}
+_COLOURS = {"tied": "bold red", "dead": "bold red", "diverged": "bold red", "suspect": "yellow"}
 
 
 def symmetry_table(report: Report) -> RenderableType:
@@ -154,7 +155,7 @@ def symmetry_table(report: Report) -> RenderableType:
         table.add_column(heading, overflow="fold")
     for finding in report.findings:
         units = describe(finding.units, finding.along)
-        verdict = Text(finding.verdict, style=_VERDICTS.get(finding.verdict, ""))
+        verdict = Text(finding.verdict, style=_COLOURS.get(finding.verdict, ""))
         table.add_row(verdict, Text(finding.name, style="bold"), Text(units), Text(finding.reason))
     remedies = dict.fromkeys(f"-> {f.remedy}" for f in report.findings if f.remedy)
     shown = ("", table) if report.findings else ()

@@ -21,23 +21,23 @@ from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.planning.selection import Keeping
 from torch_initpolicy.report.repairs import Repair, judged, ranked, refused
-from torch_initpolicy.signal.run import follow
+from torch_initpolicy.signal.run import follow_signal
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.training import Training
-from torch_initpolicy.signal.verdicts import Kind
+from torch_initpolicy.signal.verdicts import Pathology
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Finding, Report
 from torch_initpolicy.trace.trees import Call
 
-_GROWS: frozenset[Kind] = frozenset({"overflows", "explodes", "gradient explodes"})
-_SHRINKS: frozenset[Kind] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})
-_RESIDUAL: frozenset[Kind] = _GROWS | {"tokens collapse", "gradient vanishes"}
+_GROWS: frozenset[Pathology] = frozenset({"overflows", "explodes", "gradient explodes"})
+_SHRINKS: frozenset[Pathology] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})
+_RESIDUAL: frozenset[Pathology] = _GROWS | {"tokens collapse", "gradient vanishes"}
 
-_SILENCE: frozenset[Kind] = frozenset({"dies", "saturates", "gradient stops", "not finite"})
+_SILENCE: frozenset[Pathology] = frozenset({"dies", "saturates", "gradient stops", "not finite"})
 """Verdicts whose parameters cannot be meant as they are."""
 
-_MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
+_MENDS: Mapping[str, frozenset[Pathology] | None] = MappingProxyType({
     "auto": None,
     "depth_scaled": _RESIDUAL,
     "zero_residual": _RESIDUAL,
@@ -49,7 +49,7 @@ _MENDS: Mapping[str, frozenset[Kind] | None] = MappingProxyType({
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Attempt:
     """A policy for some of a model's parameters.
 
     Attributes:
@@ -98,14 +98,14 @@ class Trials:
     tried: list[Repair] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
-    _planned: dict[Start, Plan] = field(default_factory=dict)
+    _planned: dict[Attempt, Plan] = field(default_factory=dict)
     _longest: float = 0.0
 
     def run(self, names: Sequence[str] | None) -> None:
         """Try policies by name, or what the verdicts ask for; calibrate where none of it helps."""
         if names is not None:
             for name in names:
-                self._policy(Start(name), known_too=True)
+                self._policy(Attempt(name), known_too=True)
         elif _can_be_repaired(self.before, self.symmetry):
             self._some_parameters()
             if not self._is_repaired():
@@ -129,15 +129,15 @@ class Trials:
         kinds = {verdict.kind for verdict in self.before.verdicts}
         asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
         for name in (*_published(self.before), *asked):
-            self._policy(Start(name))
+            self._policy(Attempt(name))
         first = next((r.name for r in self.tried if r.outcome == "repairs" and r.sites), "auto")
         if first != "auto":
             self._narrow(first, self._differing(first))
 
     def _differing(self, policy: str) -> list[str]:
         """Name the parameters that a policy starts otherwise than `auto` does, if they are few."""
-        usual = {step.name: step for step in self._plan(Start("auto"))}
-        written = [step for step in self._plan(Start(policy)) if not step.keeps]
+        usual = {step.name: step for step in self._plan(Attempt("auto"))}
+        written = [step for step in self._plan(Attempt(policy)) if not step.keeps]
         others = [step.name for step in written if step.std != usual[step.name].std]
         return others if 2 * len(others) <= len([s for s in written if len(s.shape) > 1]) else []
 
@@ -152,17 +152,17 @@ class Trials:
         silenced = {n for v in self.before.verdicts if v.kind in _SILENCE for n in v.sites}
         silenced |= {finding.name for finding in lasting if finding.verdict == "dead"}
         unlike = self._unlike("meant")
-        yield _beside(unlike, named), "meant"
-        yield _beside(self._unlike("nothing"), silenced), "nothing"
+        yield _in_modules_of(unlike, named), "meant"
+        yield _in_modules_of(self._unlike("nothing"), silenced), "nothing"
         yield (
-            [s.name for s in self._plan(Start("auto")) if s.name in named and not s.keeps],
+            [s.name for s in self._plan(Attempt("auto")) if s.name in named and not s.keeps],
             "meant",
         )
         yield unlike, "meant"
 
     def _unlike(self, keep: Keeping) -> list[str]:
         """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
-        plan = self._plan(Start("auto", keep=keep))
+        plan = self._plan(Attempt("auto", keep=keep))
         try:
             started = self._copy(lambda other: plan.apply(other, seed=0))
         except InitPolicyError:
@@ -176,8 +176,8 @@ class Trials:
     def _narrow(self, policy: str, names: Sequence[str], keep: Keeping = "meant") -> None:
         """Try a policy on some of the parameters, where they can be named in a line."""
         globs = self._globs(names, keep)
-        if 0 < len(names) < len(self._plan(Start("auto"))) and len(globs) <= FEW:
-            self._policy(Start(policy, tuple(globs), keep))
+        if 0 < len(names) < len(self._plan(Attempt("auto"))) and len(globs) <= IN_A_LINE:
+            self._policy(Attempt(policy, tuple(globs), keep))
 
     def _globs(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
         """Write many names as globs, by their last parts or by modules, that match no others."""
@@ -187,13 +187,13 @@ class Trials:
             {".".join(["*", *part[-2:]] if len(part) > 2 else part) for part in parts},
             {f"{'.'.join(part[:-1])}.*" for part in parts},
         ]
-        for globs in map(sorted, spellings if len(names) > SHORT else ()):
-            planned = self._plan(Start("auto", tuple(globs), keep))
+        for globs in map(sorted, spellings if len(names) > SPELLED_OUT else ()):
+            planned = self._plan(Attempt("auto", tuple(globs), keep))
             if len(globs) < len(names) and {s.name for s in planned if not s.keeps} == set(names):
                 return globs
         return names
 
-    def _plan(self, start: Start) -> Plan:
+    def _plan(self, start: Attempt) -> Plan:
         """Plan once for each question: planning costs as much as a forward pass."""
         if start not in self._planned:
             with warnings.catch_warnings():
@@ -204,7 +204,7 @@ class Trials:
                 )  # fmt: skip
         return self._planned[start]
 
-    def _policy(self, start: Start, *, known_too: bool = False) -> None:
+    def _policy(self, start: Attempt, *, known_too: bool = False) -> None:
         """Try a policy; one that would write what another has written only where asked for."""
 
         def started() -> nn.Module | None:
@@ -224,7 +224,7 @@ class Trials:
             self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
 
         self._try("auto, calibrated", _CALIBRATED, partial(self._copy, calibrate))
-        meant = [s.name for s in self._plan(Start("auto")) if s.keeps and len(s.shape) > 1]
+        meant = [s.name for s in self._plan(Attempt("auto")) if s.keeps and len(s.shape) > 1]
         for name, centred in ("lsuv", False), ("lsuv, centred", True):
             more = (", per_channel=True" * centred) + (f", skip={meant!r}" if meant else "")
             scale = partial(lsuv_, inputs=self.inputs, per_channel=centred, skip=meant or None)
@@ -254,7 +254,7 @@ class Trials:
     def _judged(self, name: str, call: str, other: nn.Module) -> Repair:
         before, after = self.before, self.before
         if before.points:
-            after = follow(other, self.inputs, self.training)[1]
+            after = follow_signal(other, self.inputs, self.training)[1]
         same: list[str] = []
         if not self.symmetry.ok and after.ok:
             report = find_symmetry(other, self.inputs, self.training.loss_fn)
@@ -324,13 +324,13 @@ def _published(signal: Signal) -> list[str]:
     return [name for op, name in _PUBLISHED.items() if op in seen]
 
 
-SHORT, FEW = 4, 6
+SPELLED_OUT, IN_A_LINE = 4, 6
 """Names that are written out where globs would do, and entries of `only=` that make a line."""
 
 _CALIBRATED = "apply_policy(model, calibrate=batch)"
 
 
-def _beside(names: Sequence[str], others: Collection[str]) -> list[str]:
+def _in_modules_of(names: Sequence[str], others: Collection[str]) -> list[str]:
     """Return those names that are parameters of the same modules as others."""
     places = {other.rpartition(".")[0] for other in others}
     return [name for name in names if name.rpartition(".")[0] in places]
@@ -343,7 +343,7 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 UNLIKE = 2.0
 """A factor between the sizes of a parameter now and under `auto` from which on it is suspected."""
 
-NOTHING = 0.5
+NEGLIGIBLE = 0.5
 """Values up to this size count for nothing where `auto` would write zeros."""
 
 
@@ -356,7 +356,7 @@ def _is_unlike(now: Tensor, then: Tensor) -> bool:
         return True
     size, usual = float(now.square().mean().sqrt()), float(then.square().mean().sqrt())
     if usual == 0:
-        return size > NOTHING
+        return size > NEGLIGIBLE
     shifted = now.numel() > 1 and abs(float(now.mean() - then.mean())) > usual
     constant = now.numel() > 1 and bool(now.std() == 0) and bool(then.std() > 0)
     return not 1 / UNLIKE < size / usual < UNLIKE or shifted or constant

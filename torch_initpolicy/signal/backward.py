@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from torch_initpolicy.signal.points import FEWEST_WEIGHTS, Point
-from torch_initpolicy.signal.verdicts import REPAIR, Kind, Verdict, changed
+from torch_initpolicy.signal.verdicts import REPAIR, Verdict, changed
 
 GRADIENT_RANGE, SIGNED_RANGE = 1e5, 1e8
 """Factors, up or down, between the squared lengths of the gradient at both ends of a model.
@@ -39,20 +39,18 @@ def gradient_course(body: Sequence[Point], *, signed: bool) -> Iterator[Verdict]
         again = late > end / most
         if again:
             reason += f"; {first.name!r} learns from its later calls alone"
-        yield _graded("gradient vanishes", known[where][0], reason, REPAIR, mild=again)
+        point = known[where][0]
+        yield Verdict("gradient vanishes", point.name, reason, REPAIR, mild=again, line=point.line)
     elif start > end * most or not math.isfinite(start):
         where = max(i for i, (_, length) in enumerate(known) if not length < 10 * end)
-        yield _graded("gradient explodes", known[where][0], reason, _CRITICAL)
+        point = known[where][0]
+        yield Verdict("gradient explodes", point.name, reason, _KEEPS_GRADIENTS, line=point.line)
 
 
-_CRITICAL = (
+_KEEPS_GRADIENTS = (
     'apply_policy(model, "critical") keeps the gradient\'s size, '
     'apply_policy(model, "zero_residual") starts residual branches at zero'
 )
-
-
-def _graded(kind: Kind, point: Point, reason: str, advice: str, *, mild: bool = False) -> Verdict:
-    return Verdict(kind, point.name, reason, advice, mild=mild, line=point.line)
 
 
 def gradient_stop(points: Sequence[Point]) -> Iterator[Verdict]:
@@ -76,10 +74,10 @@ def gradient_stop(points: Sequence[Point]) -> Iterator[Verdict]:
         "gradient stops",
         stops.name,
         reason,
-        _MORE if structural else REPAIR,
+        _NO_START if structural else REPAIR,
         line=stops.line,
         structural=structural,
     )
 
 
-_MORE = "no start changes that: another axis, more than one class or feature, or a sigmoid does"
+_NO_START = "no start changes that: another axis, more than one class or feature, or a sigmoid does"

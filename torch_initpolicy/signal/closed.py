@@ -31,7 +31,7 @@ def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -
         return {}
     ways: Ways = {}
     ahead: dict[int, Sites] = {}
-    readers, factors = _readers(uses), _factors(uses, zeros)
+    readers, factors = _readers(uses), _zero_factors(uses, zeros)
     for node in reversed(uses.graph.nodes):
         reading = [index for value in node.outputs for index in readers.get(value, ())]
         ways[node.index] = None if gradients.get(node.index) else _way(reading, factors, ways)
@@ -52,7 +52,7 @@ def _readers(uses: Uses) -> dict[int, list[int]]:
     return readers
 
 
-def _factors(uses: Uses, zeros: Collection[str]) -> dict[int, Sites]:
+def _zero_factors(uses: Uses, zeros: Collection[str]) -> dict[int, Sites]:
     """Return the zeros that each node multiplies by; a bias of zeros is in nobody's way."""
     factors: dict[int, Sites] = {}
     for use in uses.found:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch_initpolicy.signal.born_dead import born_dead
 from torch_initpolicy.signal.points import FEWEST_WEIGHTS, Point, arriving
-from torch_initpolicy.signal.verdicts import REPAIR, Kind, Verdict, as_in, changed
+from torch_initpolicy.signal.verdicts import REPAIR, Pathology, Verdict, as_in, changed
 
 
 def judge_forward(points: Sequence[Point], body: Sequence[Point], *, opens: bool) -> list[Verdict]:
@@ -21,8 +21,8 @@ def judge_forward(points: Sequence[Point], body: Sequence[Point], *, opens: bool
     """
     found = [*_saturation(points, whole=not body), *_dying(points)]
     if not cut_off(points):  # else all that follows is constant, and that is the cause
-        found += _size(body)
-        found += [] if opens else [*_likeness(body, points), *_tokens(body, points)]
+        found += _sizes(body)
+        found += [] if opens else [*_likeness(body, points), *_token_likeness(body, points)]
     places = {point.name: place for place, point in reversed(list(enumerate(points)))}
     return sorted(found, key=lambda verdict: places[verdict.where])
 
@@ -41,7 +41,7 @@ WANDERED = 4.0
 """A factor, up or down, by which second moments may change before it is worth a word."""
 
 
-def _size(body: Sequence[Point]) -> Iterator[Verdict]:
+def _sizes(body: Sequence[Point]) -> Iterator[Verdict]:
     """Judge second moments against those at the first weight (or 1, where it has a head start)."""
     if not body:
         return
@@ -62,7 +62,7 @@ def _largest_ahead(values: Sequence[float]) -> list[float]:
     return list(itertools.accumulate(reversed(values), max))[::-1]
 
 
-def _sized(kind: Kind, body: Sequence[Point], index: int) -> Verdict:
+def _sized(kind: Pathology, body: Sequence[Point], index: int) -> Verdict:
     start, end = body[0], body[-1]
     reason = (
         f"the second moment goes from {start.second:.3g} at {start.name!r} to {end.second:.3g} at "
@@ -268,7 +268,7 @@ _ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_f
 _STREAMS = frozenset({"add", "layer_norm", "rms_norm", "linear"})
 
 
-def _tokens(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
+def _token_likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge how different attention leaves the tokens of an input."""
     if sum(point.op in _ATTENTIONS for point in points) < DEEP:
         return

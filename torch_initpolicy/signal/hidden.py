@@ -7,23 +7,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-
-class Scores(NamedTuple):
-    """What goes into a softmax.
-
-    Attributes:
-        rows: The scores, `(heads, queries, keys)`.
-        allowed: Which of them count, of a shape that broadcasts; None for all.
-    """
-
-    rows: Tensor
-    allowed: Tensor | None
+Scores = tuple[Tensor, Tensor | None]
+"""What goes into a softmax, `(heads, queries, keys)`, and which of it counts; None for all."""
 
 
 def scores(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scores | None:
@@ -31,7 +22,7 @@ def scores(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scores 
 
     None for other operators, and where queries and keys have shapes that torch's do not get.
     """
-    read, names = _READERS.get(op, (None, ()))
+    read, names = _SCORES.get(op, (None, ()))
     return None if read is None else read(dict(zip(names, args, strict=False)) | dict(kwargs))
 
 
@@ -43,7 +34,7 @@ def _of_heads(given: Mapping[str, Any]) -> Scores | None:
     found = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).mT
     found = found * (q.shape[-1] ** -0.5 if scale is None else scale)
     if given.get("is_causal"):
-        return Scores(found, torch.ones_like(found[0], dtype=torch.bool).tril())
+        return found, torch.ones_like(found[0], dtype=torch.bool).tril()
     return _masked(found, given.get("attn_mask"), excludes=False)
 
 
@@ -70,20 +61,22 @@ def _first(tensor: Tensor) -> Tensor:
 def _masked(found: Tensor, mask: Tensor | None, *, excludes: bool) -> Scores:
     """Apply a mask: of numbers to add, or of truth values that include or exclude."""
     if mask is None:
-        return Scores(found, None)
+        return found, None
     own = _first(mask)[: len(found)]
     if own.dtype != torch.bool:
-        return Scores(found + own, None)
-    return Scores(found, ~own if excludes else own)
+        return found + own, None
+    return found, ~own if excludes else own
 
 
-_PROJECTS = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
-_ATTENDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+ScoresOf = Callable[[Mapping[str, Any]], Scores | None]
 
-_READERS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Scores | None], tuple[str, ...]]]
-_READERS = MappingProxyType({
-    "scaled_dot_product_attention": (_of_heads, _ATTENDS),
-    "multi_head_attention_forward": (_of_streams, _PROJECTS),
+_SCORES: Mapping[str, tuple[ScoresOf, tuple[str, ...]]] = MappingProxyType({
+    "scaled_dot_product_attention": (
+        _of_heads, ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    ),
+    "multi_head_attention_forward": (
+        _of_streams, tuple(inspect.signature(F.multi_head_attention_forward).parameters)
+    ),
 })  # fmt: skip
 """How to compute scores, and the names of positional arguments, by operator."""
 

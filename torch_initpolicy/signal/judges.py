@@ -30,7 +30,7 @@ def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
     stops = list(gradient_stop(points))
     # What makes all that follows meaningless is said alone.
     for alone in (
-        _not_finite(signal.updates),
+        _broken(signal.updates),
         _overflow(points),
         (v for v in stops if v.structural),
     ):
@@ -48,7 +48,7 @@ def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
         *(() if grave else stops),
         *behind,
         *(() if "explodes" in grave else _large_outputs(signal)),
-        *_steps(signal.updates),
+        *_first_steps(signal.updates),
     )
     return tuple(sorted(found, key=lambda verdict: verdict.mild))
 
@@ -65,7 +65,7 @@ def _is_masked(point: Point) -> bool:
     return not math.isfinite(point.second) and point.mean < MASKED
 
 
-def _not_finite(updates: Sequence[Update]) -> Iterator[Verdict]:
+def _broken(updates: Sequence[Update]) -> Iterator[Verdict]:
     """Find parameters that hold nan or inf."""
     sites = [update.site for update in updates if not math.isfinite(update.second)]
     if sites:
@@ -150,19 +150,17 @@ LARGE_STEP, SMALL_STEP = 0.5, 1e-6
 """Bounds of the first step's length, relative to the values that it changes."""
 
 
-def _steps(updates: Sequence[Update]) -> Iterator[Verdict]:
+def _first_steps(updates: Sequence[Update]) -> Iterator[Verdict]:
     """Judge the first step of the optimizer, where that is known."""
     known = sorted((u.step, u.site) for u in updates if u.step is not None and "bias" not in u.site)
     if not known:
         return
     (least, slow), (most, fast) = known[0], known[-1]
     if most > LARGE_STEP:
-        yield Verdict(
-            "step too large", fast, f"it changes the values by {most:.2g} of their size",
-            "lower the learning rate, or start larger", sites=(fast,),
-        )  # fmt: skip
+        reason = f"it changes the values by {most:.2g} of their size"
+        advice = "lower the learning rate, or start larger"
+        yield Verdict("step too large", fast, reason, advice, sites=(fast,))
     if least < SMALL_STEP:
-        yield Verdict(
-            "step too small", slow, f"it changes the values by {least:.2g} of their size",
-            "raise the learning rate, or start smaller", sites=(slow,), mild=True,
-        )  # fmt: skip
+        reason = f"it changes the values by {least:.2g} of their size"
+        advice = "raise the learning rate, or start smaller"
+        yield Verdict("step too small", slow, reason, advice, sites=(slow,), mild=True)

@@ -18,7 +18,9 @@ from torch_initpolicy.trace.recorder import Ran
 
 
 @torch.no_grad()
-def measure(ran: Ran, role: OpRole, inputs: int, *, site: str | None, source: str | None) -> Point:
+def measured_point(
+    ran: Ran, role: OpRole, inputs: int, *, site: str | None, source: str | None
+) -> Point:
     """Measure the first output of an operator; names are as a `Point` has them."""
     node, output = ran.node, bare(ran.outputs[0]).detach()
     activates = role in (OpRole.ACTIVATES, OpRole.GATES)

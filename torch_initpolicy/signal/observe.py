@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.signal.closed import closed
-from torch_initpolicy.signal.measure import measure
+from torch_initpolicy.signal.measure import measured_point
 from torch_initpolicy.signal.outputs import outputs_of
 from torch_initpolicy.signal.points import Point, Update
 from torch_initpolicy.signal.signal import Signal
@@ -61,7 +61,7 @@ class SignalObserver:
         node = ran.node
         advance(self._uses, node)
         self._makers.update(dict.fromkeys(map(id, ran.outputs), node.index))
-        site = _weight_at(self._uses, node)
+        site = _applied_weight(self._uses, node)
         source = site or self._source_of(node)
         if source is not None:
             self._sources.update(dict.fromkeys(node.outputs, source))
@@ -70,7 +70,7 @@ class SignalObserver:
             return
         role = self._uses.role(node)
         inputs = batch_size(self.call)
-        self._points.append(measure(ran, role, inputs, site=site, source=source))
+        self._points.append(measured_point(ran, role, inputs, site=site, source=source))
         if output.requires_grad:
             output.register_hook(partial(self._remember, node.index))  # type: ignore[no-untyped-call]
 
@@ -141,7 +141,7 @@ def _is_signal(uses: Uses, node: Node, output: Tensor) -> bool:
     return signal and has_gradient(output) and output.numel() > 0
 
 
-def _weight_at(uses: Uses, node: Node) -> str | None:
+def _applied_weight(uses: Uses, node: Node) -> str | None:
     """Name the largest weight that a node applies, the last that was read by `uses`."""
     if node.index not in uses.weighers:
         return None

@@ -33,6 +33,7 @@ def outputs_of(
         points: What was measured.
         results: What the model returned.
     """
+    seconds = {point.index: point.second for point in points}
     for tensor in tensors_in(results):
         index = makers.get(id(tensor))
         maker = next((p for p in reversed(points) if index is not None and p.index <= index), None)
@@ -47,7 +48,7 @@ def outputs_of(
                 varies=statistics.spread(plain),
                 classes=0 if axis is None else plain.shape[axis],
                 excess=None if axis is None else statistics.excess(plain, axis),
-                scale=_scale(uses, uses.graph.nodes[index], {p.index: p.second for p in points}),
+                scale=_temperature(uses, uses.graph.nodes[index], seconds),
             )
 
 
@@ -73,7 +74,7 @@ def _before(uses: Uses, node: Node) -> Iterator[Node]:
     return (uses.graph.nodes[index] for index in dict.fromkeys(producers) if index is not None)
 
 
-def _scale(uses: Uses, node: Node, seconds: Mapping[int, float]) -> str | None:
+def _temperature(uses: Uses, node: Node, seconds: Mapping[int, float]) -> str | None:
     """Name a parameter that multiplies what comes to a node, from the last weight on, by much."""
     waiting, seen = [node], {node.index}
     while waiting:

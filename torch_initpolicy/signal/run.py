@@ -34,8 +34,6 @@ def audit_signal(
     The model runs once in the mode it is in, on copies of its buffers, and is left untouched.
     Gradients are taken of `loss_fn`, or of a random direction of the outputs with about one unit of
     length for each input; without a `loss_fn` only their course over the depth means something.
-    Complex numbers count as one each, by their absolute values: `E |z| ** 2` is twice the second
-    moment of their parts.
 
     Args:
         model: The model, its weights initialised; wrappers are looked through.
@@ -69,10 +67,10 @@ def audit_signal(
         >>> signal.ok
         True
     """
-    return follow(model, inputs, Training.of(loss_fn, optimizer, lr))[1]
+    return follow_signal(model, inputs, Training.of(loss_fn, optimizer, lr))[1]
 
 
-def follow(model: nn.Module, inputs: Any, training: Training) -> tuple[Call, Signal]:
+def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Call, Signal]:
     """Follow the signal as `audit_signal` does, and return with which inputs."""
     inner = next(module for _, module in canonical_modules(require_module(model)))
     found = sites(model)

@@ -137,19 +137,28 @@ class Signal:
 
     def __str__(self) -> str:
         words = [str(verdict) for verdict in self.verdicts] or [self.all_well]
-        return "\n".join((self.table, "", *map(filled, filter(None, (*words, self.note)))))
+        return "\n".join((self.table, "", *map(wrapped, filter(None, (*words, self.note)))))
 
     @property
     def table(self) -> str:
-        """One line for each weight and output, in order of execution, and what the columns mean."""
+        """One line for each weight and output, in order of execution, and what the columns mean.
+
+        Of a weight that runs again and again the first and the last call are shown.
+        """
         behind = {p.source: p for p in reversed(self.points) if p.activates and not p.site}
         returned = {output.name for output in self.outputs}
-        shown = [point for point in self.points if point.site or point.name in returned]
-        if not shown:
+        calls: dict[str, list[Point]] = {}
+        for point in self.points:
+            if point.site or point.name in returned:
+                calls.setdefault(point.name, []).append(point)
+        if not calls:
             return "no operator applies a weight"
+        ends = [(p, f"{p.name}{_which(i, len(own))}") for own in calls.values()
+                for i, p in enumerate(own) if i in (0, len(own) - 1)]  # fmt: skip
+        ends.sort(key=lambda end: end[0].index)
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
         heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
-        rows = [_row(p, behind.get(p.site, p) if p.site else p) for p in shown]
+        rows = [(name, *_numbers_of(p, behind.get(p.site, p) if p.site else p)) for p, name in ends]
         return "\n".join((heading, aligned([_HEAD, *rows]), _LEGEND))
 
 
@@ -170,25 +179,29 @@ _LEGEND = (
 )
 
 
-def _row(point: Point, activation: Point) -> tuple[str, ...]:
+def _which(place: int, count: int) -> str:
+    return f" (call {place + 1} of {count})" if count > 1 else ""
+
+
+def _numbers_of(point: Point, activation: Point) -> tuple[str, ...]:
     gradient = None if point.gradient is None else point.gradient**0.5
     numbers = (
         point.mean, point.std, activation.dead, activation.saturated, point.likeness, gradient,
     )  # fmt: skip
     shown = ["-" if x is None else f"{x:.3g}" for x in numbers]
-    return (point.name, point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
+    return (point.op, *shown[:-1], "closed" if point.closed_by else shown[-1])
 
 
 _CALL = re.compile(r"\w+\([^()]*\)")
 
 
-def filled(text: str, indent: str = "") -> str:
+def wrapped(text: str, indent: str = "") -> str:
     """Break a sentence into lines of a terminal's width; names and calls stay whole.
 
     Lines after the first go in further than `indent`.
 
     Examples:
-        >>> print(filled(f"{'so ' * 25}write apply_policy(model, 'signal')"))
+        >>> print(wrapped(f"{'so ' * 25}write apply_policy(model, 'signal')"))
         so so so so so so so so so so so so so so so so so so so so so so so so so write
             apply_policy(model, 'signal')
     """

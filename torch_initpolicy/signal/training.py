@@ -21,8 +21,7 @@ class Training(NamedTuple):
 
     Attributes:
         loss_fn: Makes a scalar of what the model returns.
-        signed: Whether the first step has the learning rate's length in every element, else it is
-            that times the gradient.
+        signed: Whether the first step is the learning rate in every element, not times a gradient.
         lr: The learning rate; None where it is not known.
     """
 
@@ -67,28 +66,22 @@ class Training(NamedTuple):
 
     def no_gradient(self, results: Any) -> str:
         """Say why no gradient could be taken."""
-        tensors = list(tensors_in(results))
-        if self.loss_fn is not None:
-            what = "the loss depends on no parameter that requires a gradient"
-        elif any(map(has_gradient, tensors)):
-            what = "what the model returns depends on no parameter that requires a gradient"
-        else:
+        tensors = tensors_in(results)
+        what = "the loss" if self.loss_fn is not None else "what the model returns"
+        why = f"{what} depends on no parameter that requires a gradient"
+        if self.loss_fn is None and not any(map(has_gradient, tensors)):
             dtypes = dict.fromkeys(dtype_name(t.dtype) for t in tensors)
-            what = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
-        return f"no gradients were followed: {what}"
+            why = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
+        return f"no gradients were followed: {why}"
 
     def step(self, second: float, ratio: float | None) -> float | None:
         """Return the first step's length over that of a parameter's values, where it is known.
 
-        Args:
-            second: Second moment of the values.
-            ratio: Root mean square of the gradient over that of the values.
+        From the values' second moment, and from the gradient's root mean square over theirs.
         """
-        if self.lr is None or not ratio:
+        if self.lr is None or not ratio or not (self.signed or self.loss_fn):
             return None
-        if self.signed:
-            return self.lr / math.sqrt(second)
-        return self.lr * ratio if self.loss_fn is not None else None
+        return self.lr / math.sqrt(second) if self.signed else self.lr * ratio
 
 
 def has_gradient(tensor: Tensor) -> bool:
@@ -98,8 +91,6 @@ def has_gradient(tensor: Tensor) -> bool:
 
 def _in_random_direction(output: Tensor, inputs: int) -> Tensor:
     generator = torch.Generator(output.device).manual_seed(0)
-    direction = torch.randn(
-        output.shape, generator=generator, device=output.device, dtype=torch.float32
-    )
+    direction = torch.randn(output.shape, generator=generator, device=output.device)
     length: float = (inputs / max(output.numel(), 1)) ** 0.5
-    return (output.float() * direction).sum() * length
+    return (output.float() * direction.float()).sum() * length

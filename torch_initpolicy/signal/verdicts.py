@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal[
+Pathology = Literal[
     "not finite", "overflows", "vanishes", "explodes", "wanders", "saturates", "dies",
     "collapses", "tokens collapse", "gradient vanishes", "gradient explodes", "gradient stops",
     "output too large", "step too large", "step too small",
 ]  # fmt: skip
 
-SENTENCES: Mapping[Kind, str] = MappingProxyType(
+SENTENCES: Mapping[Pathology, str] = MappingProxyType(
     {
         "not finite": "a parameter is not finite",
         "overflows": "the signal overflows",
@@ -49,7 +49,7 @@ class Verdict:
         structural: Whether no policy can change it, so that the advice is all there is to say.
     """
 
-    kind: Kind
+    kind: Pathology
     where: str
     reason: str
     advice: str
