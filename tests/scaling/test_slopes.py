@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -57,3 +58,17 @@ def test_check():
     pytest.importorskip("matplotlib")
     left, right = check.plot().axes
     assert len(left.lines) == len(right.lines) == 2
+
+
+def test_in_a_notebook(monkeypatch):
+    """A notebook shows the picture and the table; without matplotlib the table alone."""
+    check = ScalingCheck((layer("fc<1>", WIDTHS, (1, 1, 1), (0, 1, 2), 0.2),), WIDTHS, 5, "auto")
+
+    shown = check._repr_html_()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+    assert "<svg" in shown
+    assert "fc&lt;1&gt; changes" in shown
+    assert len(shown) < 200_000
+    assert "<svg" not in check._repr_html_()
+    assert "fc&lt;1&gt;" in check._repr_html_()

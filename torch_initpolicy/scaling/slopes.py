@@ -8,13 +8,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from torch_initpolicy.errors import MissingExtraError
+from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.describe import aligned
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from torch_initpolicy.signal.plots import INK, Figure, as_svg, inked, open_figure
 
 Sizes = tuple[float, ...]
 """A root mean square at each width, the geometric mean over seeds."""
@@ -132,7 +130,7 @@ class ScalingCheck:
         layers = [{**asdict(layer), "verdict": layer.verdict} for layer in self.layers]
         return json.dumps({"format": 1, **asdict(self), "ok": self.ok, "layers": layers}, indent=2)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Draw the sizes against width, before the first step and what the steps change.
 
         Returns:
@@ -142,35 +140,33 @@ class ScalingCheck:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        return _drawn(self)
+        figure = open_figure(10, 4.5)
+        titles = ("output at the start", f"change of it after {self.steps} steps")
+        sizes = ([layer.start for layer in self.layers], [layer.change for layer in self.layers])
+        for axes, title, of_layers in zip(figure.subplots(1, 2), titles, sizes, strict=True):
+            for layer, found in zip(self.layers, of_layers, strict=True):
+                style = "--" if layer.verdict else "-"
+                axes.plot(self.widths, found, style, marker=".", label=layer.name)
+            inked(axes, f"root mean square of the {title}")
+            axes.set(xscale="log", yscale="log", xlabel="width", xticks=self.widths)
+            axes.set_xticklabels(map(str, self.widths))
+            axes.set_xticks([], minor=True)
+            axes.grid(visible=True, alpha=0.3)
+        if len(self.layers) <= _NAMED:
+            axes.legend(frameon=False, fontsize="small", labelcolor=INK)
+        return figure
 
-
-def _numbers(sizes: Sequence[float]) -> str:
-    return " ".join(f"{size:.3g}" for size in sizes)
+    def _repr_html_(self) -> str:
+        try:
+            picture = as_svg(self.plot(), self.verdict)
+        except MissingExtraError:
+            picture = ""
+        return framed(picture, str(self))
 
 
 _NAMED = 12
 """Layers up to which a legend is of help."""
 
 
-def _drawn(check: ScalingCheck) -> "Figure":
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("plot()", "plots") from error
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for layer in check.layers:
-        style = "--" if layer.verdict else "-"
-        left.plot(check.widths, layer.start, style, marker=".", label=layer.name)
-        right.plot(check.widths, layer.change, style, marker=".", label=layer.name)
-    titles = ("output at the start", f"change of it after {check.steps} steps")
-    for axes, title in zip((left, right), titles, strict=True):
-        axes.set_title(f"root mean square of the {title}", loc="left", fontsize="medium")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel("width")
-        axes.grid(visible=True, alpha=0.3)
-    if len(check.layers) <= _NAMED:
-        right.legend(frameon=False, fontsize="small")
-    return figure
+def _numbers(sizes: Sequence[float]) -> str:
+    return " ".join(f"{size:.3g}" for size in sizes)

@@ -28,7 +28,8 @@ BLUE, RED, VIOLET = (0.05, 0.34, 0.82), (0.78, 0.15, 0.12), (0.55, 0.2, 0.75)
 """Colours that can be told apart on light and on dark paper."""
 
 
-def _figure(width: float, height: float) -> Figure:
+def open_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, or say which extra is missing."""
     try:
         from matplotlib.figure import Figure as Canvas  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -53,7 +54,7 @@ def as_svg(figure: Figure, label: str = "") -> str:
     return text[text.index("<svg") :].replace("<svg", named, 1).replace(INK, "currentColor")
 
 
-def _inked(axes: "Axes", title: str = "", y_label: str = "") -> None:
+def inked(axes: "Axes", title: str = "", y_label: str = "") -> None:
     """Write the words of a plot, and draw its frame, in the colour of the text around it."""
     axes.set_title(title, loc="left", color=INK, fontsize="medium")
     axes.set_ylabel(y_label, color=INK, fontsize="small")
@@ -90,7 +91,7 @@ def plot_signals(
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    figure = _figure(10, 6)
+    figure = open_figure(10, 6)
     above, below = figure.subplots(2, 1, sharex=True)
     for name, points in courses.items():
         weighted = [point for point in points if point.site is not None]
@@ -101,8 +102,8 @@ def plot_signals(
         if mark in names:
             axes.axvline(names.index(mark), color=RED, linestyle=":", label="here it goes wrong")
     below.set_xlabel("weights, in order of execution")
-    _inked(above, "second moment of the output")
-    _inked(below, "squared length of the gradient by the output")
+    inked(above, "second moment of the output")
+    inked(below, "squared length of the gradient by the output")
     above.legend(frameon=False, labelcolor=INK)
     return figure
 
@@ -127,7 +128,7 @@ def plot_picture(
         MissingExtraError: Matplotlib is not installed.
     """
     count = max(len(courses), 1)
-    figure = _figure(6.0 * count, 5.2)
+    figure = open_figure(6.0 * count, 5.2)
     figure.suptitle(title, color=INK, wrap=True, fontsize="medium")
     grid = figure.subplots(
         3, count, squeeze=False, sharex="col", sharey="row", height_ratios=(3, 6, 1)
@@ -145,9 +146,9 @@ def plot_picture(
                        [(*RED, p.dead or 0.0) for p in shown]], (0, 2))  # fmt: skip
         strip.set_yticks((0.5, 1.5), ("tied", "dead"))
         strip.set_xlabel("weights and activations, in order of execution")
-        _inked(above, name, "gradient (rms)")
-        _inked(middle, y_label="log10 of |activation|")
-        _inked(strip)
+        inked(above, name, "gradient (rms)")
+        inked(middle, y_label="log10 of |activation|")
+        inked(strip)
     return figure
 
 
@@ -168,17 +169,17 @@ def plot_four(points: Sequence[Point], updates: Sequence[Update]) -> Figure:
         Karpathy, *Neural Networks: Zero to Hero*, 2022, part 4 (makemore, activations and
         gradients).
     """
-    figure = _figure(11, 7)
+    figure = open_figure(11, 7)
     flat, slopes, ratios, dead = figure.subplots(2, 2).flat
     _bars(flat, "saturated share of each bounded activation", (p.saturated for p in points))
     _bars(dead, "dead share of each activation", (p.dead for p in points))
     _curve(slopes, [p.length for p in points if p.site is not None])
-    _inked(slopes, "squared length of the gradient behind each weight")
+    inked(slopes, "squared length of the gradient behind each weight")
     _curve(ratios, [u.ratio if u.step is None else u.step for u in updates])
     stepped = any(update.step is not None for update in updates)
     if stepped:
         ratios.axhline(1e-3, linestyle=":", color="gray")
-    _inked(ratios, f"{'first step' if stepped else 'gradient'} over values, of each parameter")
+    inked(ratios, f"{'first step' if stepped else 'gradient'} over values, of each parameter")
     return figure
 
 
@@ -186,4 +187,4 @@ def _bars(axes: "Axes", title: str, shares: Iterable[float | None]) -> None:
     known = [share for share in shares if share is not None]
     axes.bar(range(len(known)), known)
     axes.set_ylim(0, 1)
-    _inked(axes, title)
+    inked(axes, title)
