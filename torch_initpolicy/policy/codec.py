@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -208,7 +209,7 @@ def spelt(hint: Any) -> str:
         ('float', 'tuple[int, ...]', 'str | None')
     """
     plain = isinstance(hint, type) and not get_args(hint)
-    return hint.__name__ if plain else str(hint).replace("typing.", "")
+    return hint.__name__ if plain else re.sub(r"[\w.]+\.(?=\w)", "", str(hint))
 
 
 def _is_a(value: object, hint: Any) -> bool:

@@ -328,23 +328,22 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
 # Files
 #
 
-_OTHERS: dict[str, type] = {
-    kind.__name__: kind for kind in (*matchers.SERIALISABLE, *RECIPES, *SCALINGS, Rule)
-}
-
-CLASSES: ChainMap[str, type] = ChainMap(_OTHERS, REGISTERED)
+CLASSES: ChainMap[str, type] = ChainMap(
+    {kind.__name__: kind for kind in (*matchers.SERIALISABLE, *RECIPES, *SCALINGS, Rule)},
+    REGISTERED,
+)
 """The classes that a policy file may name: registered initializers, matchers, recipes and rules."""
 
-_LANGUAGES: Mapping[str, tuple[Callable[[codec.Data], str], Callable[[str], codec.Data]]] = (
-    types.MappingProxyType({
-        ".json": (codec.write_json, codec.read_json),
-        ".toml": (codec.write_toml, codec.read_toml),
-    })
-)  # fmt: skip
-"""How data becomes text, and text data, by the ending of a file."""
+Language: TypeAlias = tuple[Callable[[codec.Data], str], Callable[[str], codec.Data]]
+"""How data becomes text, and text data."""
+
+_LANGUAGES: Mapping[str, Language] = types.MappingProxyType({
+    ".json": (codec.write_json, codec.read_json),
+    ".toml": (codec.write_toml, codec.read_toml),
+})  # fmt: skip
 
 
-def _language(path: str | Path) -> tuple[Callable[[codec.Data], str], Callable[[str], codec.Data]]:
+def _language(path: str | Path) -> Language:
     suffix = Path(path).suffix
     if suffix not in _LANGUAGES:
         raise PolicyError(f"a policy file ends with {' or '.join(_LANGUAGES)}, got {str(path)!r}")
@@ -368,41 +367,23 @@ def _rule_data(rule: Rule) -> codec.Data:
     return {name: codec.encode(getattr(rule, name), CLASSES) for name in written}
 
 
-_FIELDS = ("format", "name", "rules", "otherwise", "scaling")
-
-
 def _policy(data: codec.Data) -> InitPolicy:
     """Read the object that `_data` writes; `otherwise` may name a preset for what is left."""
-    if not isinstance(data, dict):
+    found = data.get("format") if isinstance(data, dict) else data
+    if not isinstance(data, dict) or found != FORMAT:
         raise PolicyError(
-            f"a policy file holds an object with the fields {_FIELDS}, got {brief(data)}"
+            f"a policy file holds an object with format = {FORMAT}, rules, and perhaps a name, "
+            f"otherwise and scaling; this one has format = {brief(found)}"
         )
-    if data.get("format") != FORMAT:
-        raise PolicyError(
-            f"this version reads policy files of format = {FORMAT}, got {brief(data.get('format'))}"
-        )
-    for field in data:
-        if field not in _FIELDS:
-            raise UnknownNameError(f"a policy has no field {brief(field)}{nearest(field, _FIELDS)}")
-    name, rules = data.get("name"), data.get("rules", [])
-    scaling = codec.decode(data.get("scaling"), CLASSES, "scaling")
-    if not (isinstance(rules, list) and isinstance(name, str | None)):
-        raise PolicyError(
-            f"rules is an array and name a string, got {brief(rules)} and {brief(name)}"
-        )
-    if not isinstance(scaling, Scaling | None):
-        raise PolicyError(f"scaling is an object of class Scaling, got {brief(data['scaling'])}")
-    policy = InitPolicy((_rule(rule, f"rules[{i}]") for i, rule in enumerate(rules)), name, scaling)
+    held = {key: content for key, content in data.items() if key not in ("format", "otherwise")}
+    rules = held.get("rules", [])
+    if isinstance(rules, list):
+        rules = [{"class": "Rule", **rule} if isinstance(rule, dict) else rule for rule in rules]
+    whole: codec.Data = {**held, "rules": rules, "class": "InitPolicy"}
+    policy: InitPolicy = codec.decode(
+        whole, CLASSES.new_child({"InitPolicy": InitPolicy}), "policy"
+    )
     return policy.otherwise(_rest(data["otherwise"])) if "otherwise" in data else policy
-
-
-def _rule(data: codec.Data, where: str) -> Rule:
-    if not isinstance(data, dict):
-        raise PolicyError(
-            f"{where} is an object with a matcher and an initializer, got {brief(data)}"
-        )
-    rule: Rule = codec.decode({"class": "Rule", **data}, CLASSES, where)
-    return rule
 
 
 def _rest(data: codec.Data) -> "InitPolicy | Initializer":
