@@ -6,10 +6,10 @@ answers with an initializer.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -193,34 +193,28 @@ def default_of(module: nn.Module, name: str) -> Initializer:
     return Keep()
 
 
-@default_of.register(nn.Linear)
-def _(module: nn.Linear, name: str) -> Initializer:
-    return _affine(name, module.in_features)
+def _affine(fan: Callable[[Any], int], module: nn.Module, name: str) -> Initializer:
+    return _within(fan(module)) if name in ("weight", "bias") else Keep()
+
+
+_FANS: Mapping[type[nn.Module], Callable[[Any], int]] = MappingProxyType({
+    nn.Linear: lambda layer: layer.in_features,
+    nn.Bilinear: lambda layer: layer.in1_features,
+    _ConvNd: lambda layer: layer.in_channels // layer.groups * math.prod(layer.kernel_size),
+    _ConvTransposeNd: lambda layer: (
+        layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+    ),
+})  # fmt: skip
+"""What torch counts as the fan-in of a layer, whose weight and bias it draws by that alone."""
+
+for _kind, _fan in _FANS.items():
+    default_of.register(_kind, functools.partial(_affine, _fan))
 
 
 @default_of.register(NonDynamicallyQuantizableLinear)
 def _(module: nn.Linear, name: str) -> Initializer:
     # The output projection of nn.MultiheadAttention, which sets its bias to zero.
-    return Zeros() if name == "bias" else _affine(name, module.in_features)
-
-
-@default_of.register(nn.Bilinear)
-def _(module: nn.Bilinear, name: str) -> Initializer:
-    return _affine(name, module.in1_features)
-
-
-@default_of.register(_ConvNd)
-def _(module: nn.Conv2d, name: str) -> Initializer:
-    return _affine(name, module.in_channels // module.groups * math.prod(module.kernel_size))
-
-
-@default_of.register(_ConvTransposeNd)
-def _(module: nn.ConvTranspose2d, name: str) -> Initializer:
-    return _affine(name, module.out_channels // module.groups * math.prod(module.kernel_size))
-
-
-def _affine(name: str, fan: int) -> Initializer:
-    return _within(fan) if name in ("weight", "bias") else Keep()
+    return Zeros() if name == "bias" else _affine(_FANS[nn.Linear], module, name)
 
 
 @default_of.register(nn.RNNBase)

@@ -324,6 +324,14 @@ def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> In
         ) from error
 
 
+def policy_named(policy: InitPolicy | str | Path) -> InitPolicy:
+    """Return a policy, the preset of a name, or what a `.json` or `.toml` file holds."""
+    if isinstance(policy, InitPolicy):
+        return policy
+    is_file = Path(policy).suffix in _LANGUAGES
+    return InitPolicy.load(policy) if is_file else preset_named(str(policy))
+
+
 #
 # Files
 #

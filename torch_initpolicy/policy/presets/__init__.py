@@ -30,7 +30,7 @@ from torch_initpolicy.policy.presets.residual import (
     zero_residual,
 )
 from torch_initpolicy.policy.presets.scaled import complete_p, mup, spectral
-from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, preset_named
+from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, policy_named
 
 __all__ = [
     "auto",
@@ -83,13 +83,8 @@ def policy(given: Policyish) -> InitPolicy:
         >>> policy("he") == he()
         True
     """
-    if isinstance(given, InitPolicy):
-        return given
+    if isinstance(given, (InitPolicy, str, Path)):
+        return policy_named(given)
     if isinstance(given, Rule):
         return InitPolicy([given])
-    if isinstance(given, (str, Path)):
-        is_file = Path(given).suffix in (".json", ".toml")
-        return InitPolicy.load(given) if is_file else preset_named(str(given))
-    if isinstance(given, Iterable):
-        return InitPolicy(given)
-    return InitPolicy().otherwise(given)
+    return InitPolicy(given) if isinstance(given, Iterable) else InitPolicy().otherwise(given)

@@ -1,10 +1,8 @@
 """Presets that say how a model is initialised, and learns, at another size than its base model."""
 
-from pathlib import Path
-
 from torch_initpolicy.policy.bases import Base, family
 from torch_initpolicy.policy.match import role
-from torch_initpolicy.policy.rules import InitPolicy, Rule, preset, preset_named
+from torch_initpolicy.policy.rules import InitPolicy, Rule, policy_named, preset
 from torch_initpolicy.policy.scaling import Kind, Scaling
 from torch_initpolicy.tensors.initializers import he_normal
 
@@ -104,22 +102,13 @@ def spectral(*, policy: InitPolicy | str | None = None) -> InitPolicy:
         True
     """
     fills = Rule(role("weight"), he_normal("meets"), optional=True)
-    given = preset_named("auto").override(fills) if policy is None else _policy(policy)
+    given = policy_named("auto").override(fills) if policy is None else policy_named(policy)
     return InitPolicy(given.rules, scaling=Scaling("spectral"))
 
 
 def _scaled(
     kind: Kind, base: Base, policy: InitPolicy | str, *, forward_multipliers: bool
 ) -> InitPolicy:
-    given = _policy(policy)
+    given = policy_named(policy)
     scaling = Scaling(kind, family(base, given), forward_multipliers)
     return InitPolicy(given.rules, scaling=scaling)
-
-
-def _policy(given: InitPolicy | str) -> InitPolicy:
-    """Return a policy by its name or file."""
-    if isinstance(given, InitPolicy):
-        return given
-    return (
-        InitPolicy.load(given) if Path(given).suffix in (".json", ".toml") else preset_named(given)
-    )
