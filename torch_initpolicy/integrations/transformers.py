@@ -32,7 +32,7 @@ def declared_inputs(model: nn.Module) -> Iterator[Call]:
             for tensors in itertools.islice(combined, _VARIANTS):
                 yield Call((), dict(zip(wanted, tensors, strict=True)))
     dummies = getattr(model, "dummy_inputs", None)
-    if known and isinstance(dummies, Mapping):
+    if known and isinstance(dummies, Mapping) and dummies.keys() <= taken.keys():
         yield Call((), dict(dummies))
 
 

@@ -39,7 +39,7 @@ def answers(model: nn.Module, call: Call, error: Exception) -> Iterator[Call]:
     message = str(error)
     missing = _missing(model, call, message, frames)
     yield from _with(model, call, missing)
-    for name in missing[1:]:
+    for name in missing if len(missing) > 1 else ():
         yield from _with(model, call, [name])
     yield from _without_refused(call, message)
     yield from _with_tokens(model, call, message)
@@ -90,7 +90,8 @@ def _failing(places: Sequence[_Place]) -> nn.Module | None:
 def _missing(model: nn.Module, call: Call, message: str, places: Sequence[_Place]) -> list[str]:
     """Return the arguments that an error asks for: in words, or as variables that hold nothing."""
     free, empty = free_arguments(model, call), list(dict.fromkeys(_unset(places)))
-    asked = [name for name in re.findall(r"[^\W\d]\w*", message) if name in free]
+    words = re.findall(r"[^\W\d]\w*", message)
+    asked = [name for word in words for name in free if f"_{name}".endswith(f"_{word}")]
     asked = asked or [name for name in empty if name in free]
     if not asked and takes_any(model):
         asked = [name for name in empty if name not in call.kwargs]
@@ -154,7 +155,7 @@ def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
     width = getattr(getattr(config, "text_config", config), "hidden_size", 1)
     counts = {n // k for n in _spoken_numbers(message) for k in (BATCH, 1, BATCH * width, width)}
     for name in sorted(known, key=lambda name: name.split("_")[0] not in message.lower()):
-        for count in sorted(n for n in counts if SEQUENCE < n <= _LARGEST):
+        for count in sorted(n for n in counts if 0 < n <= _LARGEST):
             token = known[name]
             if isinstance(token, int):
                 text = torch.tensor([[*[token] * count, *range(SEQUENCE)]] * BATCH)
@@ -176,7 +177,8 @@ def _of_other_shape(tensor: Tensor, message: str, failing: nn.Module | None) -> 
     """Yield tensors of other shapes: of the rank or the length that an error or a layer names."""
     shape, numbers = tuple(tensor.shape), _spoken_numbers(message)
     own = [] if failing is None else [n for p in failing.parameters(recurse=False) for n in p.shape]
-    shapes = [*_of_other_rank(shape, numbers), *_unflattened(shape, failing)]
+    ranks = _of_other_rank(shape, numbers) if re.search(_RANKS, message) else ()
+    shapes = [*ranks, *_unflattened(shape, failing)]
     if tensor.is_floating_point() and "unpack" not in message:
         shapes += _stretched(shape, [*numbers, *own])
     for other in dict.fromkeys(shapes) if tensor.is_meta else ():
@@ -185,6 +187,10 @@ def _of_other_shape(tensor: Tensor, message: str, failing: nn.Module | None) -> 
     for made, *_ in itertools.islice(_inputs(failing), _VALUES):
         if isinstance(made, Tensor) and made.dtype == tensor.dtype:
             yield made
+
+
+_RANKS = r"unpack|dim|\dD|shape"
+"""What errors that speak of a rank say."""
 
 
 def _inputs(layer: nn.Module | None) -> Iterator[tuple[Any, ...]]:

@@ -78,18 +78,12 @@ def _all_candidates(model: nn.Module) -> Iterator[Call]:
     if not required:
         yield Call()
     for guessed in _guessed(model):
-        named = _filled_in(model, required, guessed)
-        if named is not None:
-            yield named
-        yield Call(tuple(itertools.islice(itertools.cycle(guessed), max(len(required), 1))))
-
-
-def _filled_in(model: nn.Module, required: Sequence[str], guessed: tuple[Any, ...]) -> Call | None:
-    """Return a call in which names say what all arguments but those of the first layer are."""
-    others = required[len(guessed) :]
-    call = Call(guessed)
-    known = {name: next(values(model, name, call), None) for name in others}
-    return Call(guessed, known) if others and None not in known.values() else None
+        others = required[len(guessed) :]
+        known = {name: next(values(model, name, Call(guessed)), None) for name in others}
+        if others and None not in known.values():
+            yield Call(guessed, known)
+        else:
+            yield Call(tuple(itertools.islice(itertools.cycle(guessed), max(len(required), 1))))
 
 
 def _declared(model: nn.Module) -> Iterator[Call]:
@@ -102,13 +96,14 @@ def _declared(model: nn.Module) -> Iterator[Call]:
 
 
 def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator[list[Call]]:
-    """Yield calls with one more argument, for each argument that may reach what is unused.
+    """Yield longer texts, then calls with one more argument, for each that may reach more.
 
     Args:
         model: The model.
         call: A call that its forward pass takes.
         unused: Parameters that this call does not use.
     """
+    yield [call.mapped(_longer)]
     free = [n for n in free_arguments(model, call) if not re.search(ASKED_FOR, n)]
     branches = {site.name.partition(".")[0]: site.owner for site in reversed(unused)}
     for name in free:
@@ -116,6 +111,17 @@ def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator
         for owner in () if known else itertools.islice(branches.values(), _BRANCHES):
             known += (made[0] for made in itertools.islice(layer_inputs(owner, model), _SHAPES))
         yield [call._replace(kwargs={**call.kwargs, name: value}) for value in known]
+
+
+def _longer(tensor: Tensor) -> Tensor:
+    """Return more indices in a row: what reads one of many is reached by long texts alone."""
+    if tensor.is_floating_point() or tensor.dim() != 2 or not tensor.is_meta:
+        return tensor
+    return tensor.new_empty(tensor.shape[0], _LONG)
+
+
+_LONG = 256
+"""Length of a long text."""
 
 
 def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:

@@ -15,7 +15,6 @@ from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, refusal
 from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call
-from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.registration_order import ordered_facts
 from torch_initpolicy.trace.runner import Recorded, Refused
 from torch_initpolicy.trace.search import InputSearch, lone_parts
@@ -83,7 +82,7 @@ def read(
         recorded = search.found()
         ordered = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
         main = ordered if recorded is None else _read_from(recorded, search)
-        return _with_parts(main, inner, sites, search.runner.budget)
+        return _with_parts(main, inner, sites)
 
 
 _COMPILED = "TorchScript hides what its parameters do"
@@ -126,10 +125,10 @@ def _read_from(recorded: Recorded, search: InputSearch) -> Reading:
     )
 
 
-def _with_parts(main: Reading, model: nn.Module, sites: Sequence[Site], budget: Budget) -> Reading:
+def _with_parts(main: Reading, model: nn.Module, sites: Sequence[Site]) -> Reading:
     """Add what modules that were not reached say when they run on their own."""
     unseen = [site for site in sites if site.name in main.unused]
-    own = {name: _read_from(r, s) for name, s, r in lone_parts(model, unseen, budget)}
+    own = {name: _read_from(r, s) for name, s, r in lone_parts(model, unseen)}
     found = {n: f for part in own.values() for n, f in part.facts.items() if f.used}
     facts = {**main.facts, **{n: replace(f, feeds_output=False) for n, f in found.items()}}
     return replace(main, facts=facts, parts=tuple(own), untraced=_untraced(main, tuple(own)))

@@ -67,7 +67,8 @@ class InputSearch:
         recorded = self._first(candidates(self.runner.model), self.runner.on_meta)
         if recorded is None and self.runner.fits_in_memory:
             furthest = sorted(self.failed, key=_needs_no_numbers)[:_REAL]
-            recorded = self._first([failed.call for failed in furthest], self.runner.for_real)
+            calls = [failed.call for failed in furthest]
+            recorded = self._first(calls, self.runner.for_real, tries=2 * _REAL)
         return None if recorded is None else self._extended(recorded)
 
     def _extended(self, recorded: Recorded) -> Recorded:
@@ -151,7 +152,7 @@ def _needs_no_numbers(failed: Refused) -> tuple[bool, float]:
 
 
 def lone_parts(
-    model: nn.Module, unseen: Sequence[Site], budget: Budget
+    model: nn.Module, unseen: Sequence[Site]
 ) -> Iterator[tuple[str, InputSearch, Recorded]]:
     """Runs the outermost modules whose parameters are all unseen on their own.
 
@@ -160,12 +161,12 @@ def lone_parts(
     Args:
         model: The model, without wrappers.
         unseen: The parameters that nothing has read yet.
-        budget: How much the searches for their inputs may take, all together.
 
     Yields:
         The name of a module, the search for its inputs, and what was recorded with them.
     """
     sites = {id(p): site for site in unseen for p in site.parameters}
+    budget = Budget(_BASE + _SHARE * len(unseen))
     waiting = [(name, child) for name, child in canonical_modules(model) if name]
     done: tuple[str, ...] = ()
     for name, module in waiting:

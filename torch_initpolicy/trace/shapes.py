@@ -1,7 +1,8 @@
-"""What shape an operator returns, for the operators whose own meta kernels are slow.
+"""What shape an operator returns, where its own meta kernel is slow or there is none.
 
 Torch writes many meta kernels in Python, and those of recurrent layers loop over time. A rule
-gives the same shapes and refuses the same misfits; it is for tensors on meta alone.
+gives the same shapes and refuses the same misfits; it is for tensors on meta alone. Where a shape
+depends on numbers, the largest is given.
 """
 
 import itertools
@@ -157,6 +158,60 @@ def is_packed(args: Sequence[Any]) -> bool:
     return isinstance(args[1], Tensor) and args[1].dtype == torch.int64
 
 
+def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:  # noqa: A002 - torch's name
+    """Return where a tensor without numbers is not zero: everywhere, so that all is reached.
+
+    The places hold numbers themselves, for what follows asks for them.
+    """
+    if input.numel() > _PLACES:
+        places = torch.empty(input.numel(), input.dim(), dtype=torch.int64, device="meta")
+    else:
+        places = torch.ones(input.shape, dtype=torch.bool, device="cpu").nonzero()
+    return places.unbind(1) if as_tuple else places
+
+
+_PLACES = 2**20
+"""Elements up to which all places of a tensor are written out."""
+
+
+def _where(condition: Tensor, *rest: Any, **others: Any) -> Any:
+    whole = rest or others
+    return torch.where(condition, *rest, **others) if whole else nonzero(condition, as_tuple=True)
+
+
+def _masked_select(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    return input.new_empty((input.expand_as(mask) if mask.ndim > input.ndim else input).numel())
+
+
+def numbered(index: Any) -> Any:
+    """Write the masks in an index as numbers: how many they are is not known on meta."""
+    items = index if isinstance(index, tuple) else (index,)
+    parts = (_places(i) if isinstance(i, Tensor) else (i,) for i in items)
+    return tuple(itertools.chain.from_iterable(parts))
+
+
+def _places(index: Tensor) -> tuple[Tensor, ...]:
+    """Return where a mask holds: everywhere for one without numbers."""
+    if index.dtype != torch.bool or not index.ndim:
+        return (index,)
+    if index.is_meta or index.numel() <= _PLACES:
+        return tuple((nonzero if index.is_meta else Tensor.nonzero)(index, as_tuple=True))
+    return (torch.empty(int(index.sum()), dtype=torch.int64, device="meta"),) * index.ndim
+
+
+def _getitem(input: Tensor, index: Any) -> Tensor:  # noqa: A002 - torch's name
+    return input[numbered(index) if _has_mask(index) else index]
+
+
+def _setitem(input: Tensor, index: Any, value: Any) -> None:  # noqa: A002 - torch's name
+    input[numbered(index) if _has_mask(index) and isinstance(value, Tensor) else index] = value
+
+
+def _has_mask(index: Any) -> bool:
+    items = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(item, Tensor) and item.dtype == torch.bool for item in items)
+
+
 def _check(fits: bool, *what: Any) -> None:  # noqa: FBT001 - the condition, as in torch._check
     if not fits:
         shapes = (tuple(x.shape) if isinstance(x, Tensor) else x for x in what)
@@ -172,6 +227,11 @@ SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
+    "__getitem__": _getitem,
+    "__setitem__": _setitem,
+    "nonzero": nonzero,
+    "where": _where,
+    "masked_select": _masked_select,
     "_grouped_mm": _grouped,
     "grouped_mm": _grouped,
     "lstm": _lstm,
