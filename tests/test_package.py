@@ -198,9 +198,9 @@ UNMIRRORED = frozenset(
         "symmetry": "followed search",
         "tensors": "isolation",
         "writing": "staging structure",
-        "trace": "answers arguments borrow consumers expressions facts functorch graph hooks "
+        "trace": "arguments borrow consumers expressions facts functorch graph hooks "
         "layer_inputs names reach real_inputs recorder registration_order residuals roles "
-        "runner search site_facts stand_ins trees walks",
+        "runner site_facts stand_ins trees walks",
     }.items()
     for name in names.split()
 )

@@ -1,0 +1,60 @@
+"""On meta, small indices and masks hold numbers, and forward passes decide by them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.sites import sites
+from torch_initpolicy.trace.read import read
+
+
+class Forward(nn.Module):
+    """A layer whose output a function makes use of."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.linear, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))
+
+
+def expanded(y: Tensor) -> Tensor:
+    """Ask a mask how many it hides, after it took the shape of features."""
+    hidden = torch.tensor([[True], [False]]).expand_as(y).to(y.device)
+    assert y[hidden].numel() == 4
+    return torch.tanh(y)
+
+
+def written(y: Tensor) -> Tensor:
+    """Write features into a real tensor, which holds no numbers from then on."""
+    kept = torch.zeros(2, 4, device="cpu")
+    kept[0] = y[0]
+    return torch.tanh(kept * y)
+
+
+def routed(y: Tensor) -> Tensor:
+    """Send each row to the experts that its numbers choose: all of them are reached."""
+    hit = (y > 0).nonzero()
+    rows = torch.where(y.sum(1) > 0)[0]
+    assert (len(hit), rows.tolist()) == (8, [0, 1])
+    return torch.tanh(y[rows] * y[y[:, 0] > 0] + y.masked_select(y > 0).mean())
+
+
+def filled(y: Tensor) -> Tensor:
+    """Replace some rows by others of the same choice."""
+    chosen = y[:, 0] > 0
+    y[chosen] = y[chosen] * 2
+    return torch.tanh(y)
+
+
+@pytest.mark.parametrize(
+    "function", [expanded, written, routed, filled], ids=lambda function: function.__name__
+)
+def test_numbers_are_there_to_be_asked(function):
+    """The forward pass is traced, and what the layer meets is seen behind the question."""
+    model = Forward(function)
+    found = read(model, sites(model))
+
+    assert found.evidence == "traced"
+    assert found.facts["linear.weight"].meets.name == "tanh"
