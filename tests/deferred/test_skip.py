@@ -288,6 +288,31 @@ class TestWhatIsSkipped:
         mark_filled(module.third)
         assert type(module.first) is nn.Parameter
 
+    @pytest.mark.parametrize(
+        ("made", "expected"),
+        [
+            (lambda: torch.randn(4, 4), Normal(1.0)),
+            (lambda: torch.rand(4, 4), Uniform(0.0, 1.0)),
+            (lambda: torch.randn_like(torch.zeros(4, 4)), Normal(1.0)),
+            (lambda: torch.rand_like(torch.zeros(4, 4)), Uniform(0.0, 1.0)),
+            (lambda: torch.normal(0.5, 0.02, (4, 4)), Normal(0.02, 0.5)),
+            (lambda: torch.normal(mean=0.0, std=0.02, size=(4, 4)), Normal(0.02)),
+            (lambda: torch.normal(torch.zeros(4, 4), 0.02), None),
+            (lambda: torch.normal(0.0, torch.ones(4, 4)), None),
+            (lambda: torch.randn(4, 4, out=torch.empty(0)), None),
+        ],
+    )
+    def test_allocated_and_filled_in_one(self, made, expected):
+        """What is made and drawn in one call is put off where its distribution has two numbers."""
+        before = torch.get_rng_state()
+        with skip_init():
+            module = nn.Module()
+            module.weight = nn.Parameter(made())
+        pending = pending_of(module.weight)
+
+        assert expected == (pending and pending.initializer)
+        assert torch.equal(before, torch.get_rng_state()) == (expected is not None)
+
     def test_others_are_drawn(self):
         """Buffers and plain tensors are drawn when the block ends, at the latest."""
         with skip_init():

@@ -234,11 +234,13 @@ def _fill(ledger: Ledger, call: Call) -> Any:
 def _allocate(ledger: Ledger, call: Call) -> Any:
     """Put off the draw of a tensor that is allocated and filled in one."""
     kwargs = {name: value for name, value in call.kwargs.items() if name != "generator"}
-    tensor = torch.empty(*call.args, **kwargs)
-    if kwargs.get("out") is not None or tensor.requires_grad or not _can_wait(tensor):
-        return call.run()
-    ledger.put_off(tensor, DRAWN[call.func], call.kwargs.get("generator"))
-    return tensor
+    if kwargs.get("out") is not None:
+        return _read(ledger, call)
+    made = DRAWN[call.func](*call.args, **kwargs)
+    if made is None or made[0].requires_grad or not _can_wait(made[0]):
+        return _read(ledger, call)
+    ledger.put_off(*made, call.kwargs.get("generator"))
+    return made[0]
 
 
 def _can_wait(tensor: Tensor) -> bool:
@@ -409,8 +411,22 @@ FILLS: Mapping[Function, Callable[..., Draw | None]] = {
 timm arrive here."""
 
 
-DRAWN: Mapping[Function, Draw] = {torch.randn: NormalDraw(), torch.rand: UniformDraw()}
-"""What a tensor that is allocated and filled in one is filled with."""
+def _normals(
+    mean: Any, std: Any = 1.0, size: Any = None, **options: Any
+) -> tuple[Tensor, Draw] | None:
+    is_plain = size is not None and not any(isinstance(each, Tensor) for each in (mean, std))
+    draw = _normal(torch.empty(0), mean, std) if is_plain else None
+    return None if draw is None else (torch.empty(size, **options), draw)
+
+
+DRAWN: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
+    torch.randn: lambda *sizes, **options: (torch.empty(*sizes, **options), NormalDraw()),
+    torch.rand: lambda *sizes, **options: (torch.empty(*sizes, **options), UniformDraw()),
+    torch.randn_like: lambda other, **options: (torch.empty_like(other, **options), NormalDraw()),
+    torch.rand_like: lambda other, **options: (torch.empty_like(other, **options), UniformDraw()),
+    torch.normal: _normals,
+}
+"""What is allocated and filled in one: the memory, and what it is filled with."""
 
 
 #
