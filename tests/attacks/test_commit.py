@@ -189,6 +189,38 @@ def test_failures(tries, monkeypatch, place, kind):
     assert failed
 
 
+@pytest.mark.parametrize(
+    ("place", "times", "outcome"),
+    [("journal", 1, "before"), ("draws", 1, "after"), ("draws", 99, "half written")],
+)
+def test_failures_beyond_the_journal(monkeypatch, place, times, outcome):
+    """Of a model too large for the journal what may fail is undone; what may not is done again."""
+    model = nn.Sequential(nn.Linear(4200, 4200), nn.Linear(16, 16))
+    assert model[0].weight.nbytes > journal.ROOM
+    steps = pairs(model, lambda site: Orthogonal() if site.shape == (16, 16) else Normal(0.5))
+    before = state(model)
+    apply_steps(steps, Drawing(0))
+    after = state(model)
+    restore(model, before)
+    holder, name = PLACES[place]
+    function, left = getattr(holder, name), iter(range(times))
+
+    def fails(*args, **kwargs):
+        if next(left, None) is not None:
+            raise MemoryError("here")
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(holder, name, fails)
+    expected = contextlib.nullcontext() if outcome == "after" else pytest.raises(ApplyError)
+    with expected as raised:
+        apply_steps(steps, Drawing(0))
+
+    if outcome == "half written":
+        assert "half written; apply the policy again" in str(raised.value)
+    else:
+        assert same(state(model), {"before": before, "after": after}[outcome])
+
+
 def test_no_thread_starts(monkeypatch):
     """Where the machine starts no thread, or only some, nothing hangs and nothing is lost."""
     model = mixed(32)

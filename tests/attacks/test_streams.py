@@ -1,5 +1,6 @@
 """Random numbers: a user's initializer has its own, whatever the rest of the process draws."""
 
+import asyncio
 import inspect
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # torch's own name for it
+from torch.utils.data import DataLoader, Dataset
 
 from torch_initpolicy import InitPolicy, Rule, apply_policy, match, plan_policy
 
@@ -109,3 +111,48 @@ def test_forks_while_planning(tries):
         stop.set()
         thread.join()
     assert not any(codes)
+
+
+class Initialised(Dataset):
+    """A data set whose samples are the first weights of a model, made where they are asked for."""
+
+    def __len__(self):
+        """Return how many there are."""
+        return 4
+
+    def __getitem__(self, seed):
+        """Return a matrix that a policy has written from a seed."""
+        net = model()
+        apply_policy(net, "he", seed=seed)
+        return net[0].weight.detach()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers are not forked there")
+def test_workers_of_a_data_loader():
+    """Processes that load data, forked after threads have drawn here, leave the same bits."""
+    data = Initialised()
+    here = torch.stack([data[seed] for seed in range(4)])
+    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context="fork")
+
+    assert torch.equal(torch.cat(list(loader)), here)
+
+
+def test_tasks_of_an_event_loop():
+    """Coroutines that write in turns and in the loop's threads leave the same bits."""
+    expected, plain = [Initialised()[seed] for seed in range(4)], inspect.unwrap(apply_policy)
+    nets = [(model(), model()) for _ in range(4)]
+
+    async def write(seed):
+        await asyncio.sleep(0)
+        plain(nets[seed][0], "he", seed=seed)
+        await asyncio.to_thread(plain, nets[seed][1], "he", seed=seed)
+
+    async def everything():
+        await asyncio.gather(*map(write, range(4)))
+
+    before = torch.get_rng_state()
+    asyncio.run(everything())
+
+    assert torch.equal(torch.get_rng_state(), before)
+    for written, wanted in zip(nets, expected, strict=True):
+        assert all(torch.equal(net[0].weight.detach(), wanted) for net in written)
