@@ -8,14 +8,13 @@ from torch import nn
 
 from torch_initpolicy.deferred.ledger import (
     Ledger,
+    MatrixDraw,
     NormalDraw,
-    OrthogonalDraw,
-    SparseDraw,
     UniformDraw,
     covers_storage,
     same_storage,
 )
-from torch_initpolicy.tensors.initializers import Normal, TruncatedNormal
+from torch_initpolicy.tensors.initializers import Normal, Orthogonal, Sparse, TruncatedNormal
 
 INFINITE = math.inf
 
@@ -34,8 +33,8 @@ class TestAlgebra:
             (NormalDraw(0.0, 1.0, -2.0, 2.0).clamped(-2.0, 2.0), NormalDraw(0.0, 1.0, -2.0, 2.0)),
             (NormalDraw(0.0, 0.02).clamped(-2.0, 2.0), NormalDraw(0.0, 0.02, -2.0, 2.0)),
             (UniformDraw(-1.0, 1.0).erfinv(), NormalDraw(0.0, math.sqrt(0.5))),
-            (OrthogonalDraw(2.0).scaled(-0.5), OrthogonalDraw(1.0)),
-            (SparseDraw(0.1, 2.0).scaled(-0.5), SparseDraw(0.1, 1.0)),
+            (MatrixDraw(Orthogonal(2.0)).scaled(-0.5), MatrixDraw(Orthogonal(1.0))),
+            (MatrixDraw(Sparse(0.1, 2.0)).scaled(-0.5), MatrixDraw(Sparse(0.1, 1.0))),
         ],
     )
     def test_expressible(self, found, expected):
@@ -51,8 +50,8 @@ class TestAlgebra:
             NormalDraw(0.0, 1.0).erfinv(),
             UniformDraw(-2.0, 1.0).erfinv(),
             UniformDraw(0.0, 1.0).clamped(0.0, 0.5),
-            OrthogonalDraw().shifted(1.0),
-            SparseDraw(0.1, 1.0).clamped(0.0, 1.0),
+            MatrixDraw(Orthogonal()).shifted(1.0),
+            MatrixDraw(Sparse(0.1, 1.0)).clamped(0.0, 1.0),
         ],
     )
     def test_not_expressible(self, found):

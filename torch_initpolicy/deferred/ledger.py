@@ -1,7 +1,7 @@
 """What a constructor would have drawn, written down instead of drawn.
 
-Knows distributions and storages; neither modules nor policies. A storage is the bytes
-behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`) share one entry.
+A storage is the bytes behind a tensor, so that all aliases of a parameter (`p.data`, `p.view(-1)`)
+share one entry.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.tensors import initializers
 from torch_initpolicy.tensors.aliases import storage_of
+from torch_initpolicy.tensors.base import known
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.tensors.standards import truncation
 
@@ -152,44 +153,27 @@ class NormalDraw(Draw):
 
 
 @dataclass(frozen=True)
-class OrthogonalDraw(Draw):
-    """A random orthogonal matrix in torch's layout, times `gain`."""
+class MatrixDraw(Draw):
+    """A matrix that torch draws at once, orthogonal or sparse; its negative is no other draw."""
 
-    gain: float = 1.0
+    matrix: Initializer
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Call `orthogonal_`."""
-        nn.init.orthogonal_(tensor, self.gain, generator=generator)
+        """Call `orthogonal_` or `sparse_`."""
+        if isinstance(self.matrix, initializers.Sparse):
+            share, std = self.matrix.sparsity, self.matrix.std
+            nn.init.sparse_(tensor, share, std, generator=generator)
+        elif isinstance(self.matrix, initializers.Orthogonal):
+            nn.init.orthogonal_(tensor, known(self.matrix.gain), generator=generator)
 
-    def scaled(self, factor: float) -> "OrthogonalDraw":
-        """Scale the gain; a random orthogonal matrix and its negative are alike."""
-        return OrthogonalDraw(self.gain * abs(factor))
+    def scaled(self, factor: float) -> "MatrixDraw":
+        """Scale the matrix."""
+        return MatrixDraw(self.matrix.scaled(abs(factor)))
 
     @property
     def initializer(self) -> Initializer:
-        """The orthogonal initializer."""
-        return initializers.Orthogonal(gain=self.gain)
-
-
-@dataclass(frozen=True)
-class SparseDraw(Draw):
-    """A normal draw with a share of zeros in each column."""
-
-    sparsity: float
-    std: float
-
-    def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Call `sparse_`."""
-        nn.init.sparse_(tensor, self.sparsity, self.std, generator=generator)
-
-    def scaled(self, factor: float) -> "SparseDraw":
-        """Scale the standard deviation."""
-        return SparseDraw(self.sparsity, self.std * abs(factor))
-
-    @property
-    def initializer(self) -> Initializer:
-        """The sparse initializer."""
-        return initializers.Sparse(sparsity=self.sparsity, std=self.std)
+        """The initializer of the whole matrix."""
+        return self.matrix
 
 
 def _tidy(value: float) -> float:
@@ -213,14 +197,8 @@ def _erfinv(value: float) -> float:
 class Entry:
     """One storage whose fill has been put off.
 
-    Attributes:
-        draw: What would have been drawn.
-        generator: The generator the constructor passed, or None.
-        shape: Shape of the tensor that was to be filled; it covers the storage.
-        dtype: Its dtype.
-        storage: The storage, without keeping it alive.
-        parameters: The parameters seen there, without keeping them alive.
-        padding: The row that was zeroed since, as an embedding does with its padding, or None.
+    The tensor that was to be filled has a `shape` and a `dtype`, and covers the storage; neither
+    that nor the `parameters` seen there are kept alive. `padding` is the row that was zeroed since.
     """
 
     draw: Draw
@@ -265,11 +243,7 @@ class Entry:
 
 
 class Ledger:
-    """All fills that have been put off and not yet been drawn or overwritten.
-
-    Attributes:
-        modules: The modules that were built meanwhile.
-    """
+    """All fills that have been put off and not yet been drawn or overwritten."""
 
     def __init__(self) -> None:
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -1,7 +1,6 @@
-"""Build a model without drawing its random weights.
+"""Build a model without drawing its random weights: what each call means within a constructor.
 
-Knows torch's in-place fills and what may follow them in a constructor; the bookkeeping is
-`deferred.ledger`, what guards the weights afterwards is `deferred.undrawn`.
+The bookkeeping is `deferred.ledger`, what guards the weights afterwards is `deferred.undrawn`.
 """
 
 import math
@@ -22,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch_initpolicy.deferred.ledger import (
     Draw,
     Ledger,
+    MatrixDraw,
     NormalDraw,
-    OrthogonalDraw,
-    SparseDraw,
     UniformDraw,
     covers_storage,
     same_storage,
@@ -42,7 +40,8 @@ from torch_initpolicy.deferred.undrawn import (
     tensors,
     unguarded,
 )
-from torch_initpolicy.tensors.axes import Axes, fans
+from torch_initpolicy.tensors.axes import conventional, fans
+from torch_initpolicy.tensors.initializers import Orthogonal, Sparse
 
 
 @contextmanager
@@ -67,9 +66,6 @@ def skip_init() -> Iterator[None]:
     it; nothing of torch is replaced. On the meta device, where fills do nothing but take time, they
     are left out and not remembered: `with torch.device("meta"), skip_init(): ...` is the fastest
     way to a model for `materialize`.
-
-    Yields:
-        None.
 
     Examples:
         >>> with skip_init():
@@ -99,15 +95,11 @@ def _noting_modules(ledger: Ledger) -> Iterator[None]:
         if any(mode.ledger is ledger for mode in _active_modes()):
             ledger.modules.add(module)
 
-    handles = (
+    with (
         register_module_parameter_registration_hook(note),
         register_module_module_registration_hook(note),
-    )
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -137,10 +129,7 @@ def opened(held: nn.Module | Iterable[Tensor]) -> Iterator[None]:
 
 
 class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like torch's own modes
-    """Note random fills in a ledger instead of carrying them out.
-
-    Every call is looked up in the table of rules; one without a rule reads its arguments.
-    """
+    """Note random fills in a ledger instead of carrying them out, each call by its rule."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -162,10 +151,7 @@ class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like tor
 
 
 def _original(func: Function) -> Function:
-    """Return the function of `torch.nn.init` in whose place a library has put one of its own.
-
-    Transformers does so while it builds a model; torch then passes on what it finds under the name.
-    """
+    """Return the function of `torch.nn.init` in whose place transformers has put one of its own."""
     name = getattr(func, "__name__", "")
     replaced = name in _FILLERS and getattr(nn.init, name) is func
     return _FILLERS[name] if replaced else func
@@ -281,8 +267,8 @@ def _set_item(ledger: Ledger, call: Call) -> Any:
     if entry is None or isinstance(value, Tensor):
         return _read(ledger, call)
     if isinstance(entry.draw, NormalDraw) and (sparse := _locals_of("sparse_")) is not None:
-        entry.draw = SparseDraw(sparse["sparsity"], entry.draw.std)
-    if isinstance(entry.draw, SparseDraw):
+        entry.draw = MatrixDraw(Sparse(sparse["sparsity"], entry.draw.std))
+    if isinstance(entry.draw.initializer, Sparse):
         return None
     view = target[index]
     if not same_storage(view, target):
@@ -299,7 +285,7 @@ def _transform(ledger: Ledger, call: Call) -> Any:
     if entry is None or entry.padding is not None or not covers_storage(target):
         return _read(ledger, call)
     if (
-        isinstance(entry.draw, OrthogonalDraw)
+        isinstance(entry.draw, MatrixDraw)
         and isinstance(operands[0], Tensor)
         and _locals_of("orthogonal_")
     ):
@@ -341,7 +327,7 @@ def _factorise(ledger: Ledger, call: Call) -> Any:
         return _read(ledger, call)
     ledger.forget(matrix)
     factor = matrix.new_empty(matrix.shape)
-    ledger.put_off(factor, OrthogonalDraw())
+    ledger.put_off(factor, MatrixDraw(Orthogonal()))
     return factor, matrix.new_zeros(()).expand(matrix.shape[1], matrix.shape[1])
 
 
@@ -394,7 +380,7 @@ def _kaiming_std(
 ) -> float | None:
     if tensor.dim() < 2:
         return None
-    fan_in, fan_out = fans(tensor.shape, Axes(inputs=(1,), outputs=(0,)))
+    fan_in, fan_out = fans(tensor.shape, conventional(tensor.shape))
     fan = {"fan_in": fan_in, "fan_out": fan_out}.get(mode.lower())
     return nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else None
 

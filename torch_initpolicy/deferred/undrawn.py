@@ -154,13 +154,7 @@ def tensors(arguments: Any) -> Iterator[Tensor]:
 
 
 class Pending(NamedTuple):
-    """What a constructor would have filled a parameter with.
-
-    Attributes:
-        initializer: The distribution.
-        padding: The row that it set to zero, or None.
-        source: Who says so.
-    """
+    """What a constructor would have filled a parameter with, and which row of it with zeros."""
 
     initializer: Initializer
     padding: int | None = None
@@ -171,10 +165,8 @@ class Pending(NamedTuple):
 class Skipped:
     """What is remembered of one undrawn storage.
 
-    Attributes:
-        pending: What the constructor would have drawn.
-        modules: The modules that were built in the same block: an error looks there for names.
-        holders: Everything guarded because it lives on this storage.
+    An error looks for names in the modules that were built in the same block; the holders are all
+    that is guarded because it lives on this storage.
     """
 
     pending: Pending
@@ -332,12 +324,7 @@ def _model_of(skipped: Skipped) -> nn.Module:
 
 
 def guard(entries: Iterable[Entry], modules: weakref.WeakSet[nn.Module]) -> None:
-    """Guard the parameters of the given entries; fill at once what is no plain parameter.
-
-    Args:
-        entries: What has been put off.
-        modules: The modules that were built meanwhile.
-    """
+    """Guard the parameters of the given entries; fill at once what is no plain parameter."""
     for entry in entries:
         initializer, parameters = entry.draw.initializer, entry.living
         if initializer is None or not parameters or not all(map(entry.fits, parameters)):
@@ -371,10 +358,6 @@ def as_constructed(step: Step, pending: Pending) -> Step:
     """Return the step that draws what a constructor would have drawn, where a policy says `Keep()`.
 
     Its axes are torch's own, which is what the constructor went by.
-
-    Args:
-        step: The step of a kept site.
-        pending: What was to be drawn.
     """
     spread = pending.initializer.spread(step.shape, None)
     return replace(
