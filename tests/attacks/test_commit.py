@@ -153,7 +153,7 @@ PLACES = {
     "journal": (journal.Journal, "save"),
     "attributes": (journal.Journal, "assign"),
     "parametrisations": (parametrized, "pieces"),
-    "fills": (blocks, "_fill"),
+    "fills": (blocks, "_fill_all"),
 }
 
 

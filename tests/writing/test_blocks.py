@@ -22,7 +22,7 @@ from torch_initpolicy.tensors.initializers import (
 from torch_initpolicy.writing import apply as applying
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.drawing import Drawing
-from torch_initpolicy.writing.shards import _piece
+from torch_initpolicy.writing.shards import _made_piece
 from torch_initpolicy.writing.streams import BLOCK, keys, seeker
 
 
@@ -64,7 +64,7 @@ class TestContract:
                 for number, (cut, size) in enumerate(zip(cuts, shape, strict=True))
             )
             local = torch.empty([len(side) for side in box])
-            part = _piece(local, shape, box)
+            part = _made_piece(local, shape, box)
             monkeypatch.setattr(applying, "pieces", lambda _, part=part: (part,))
             fill(held, initializer)
 

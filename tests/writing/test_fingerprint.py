@@ -13,7 +13,7 @@ from torch_initpolicy.planning.plan import Receipt
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.initializers import Normal
 from torch_initpolicy.writing.fingerprint import _piece_sum, fingerprints
-from torch_initpolicy.writing.shards import _piece, whole
+from torch_initpolicy.writing.shards import _made_piece, whole
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
 
@@ -47,7 +47,7 @@ def test_shards_add_up(dtype):
             box = [range(size) for size in tensor.shape]
             box[axis] = range(start, stop)
             part = tensor.narrow(axis, start, stop - start)
-            total += _piece_sum(_piece(part, tuple(tensor.shape), tuple(box)))
+            total += _piece_sum(_made_piece(part, tuple(tensor.shape), tuple(box)))
 
         assert (total - _piece_sum(whole(tensor))) % 2**64 == 0
 

@@ -147,7 +147,7 @@ class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like tor
         if self.paused:
             return Call(func, *arguments).run()
         call = Call(_original(func), *arguments)
-        return RULES.get(call.func, _read)(self.ledger, call)
+        return RULES.get(call.func, _draw_and_run)(self.ledger, call)
 
 
 def _original(func: Function) -> Function:
@@ -173,19 +173,19 @@ def _active_modes() -> list[recording]:
 #
 
 
-def _run(ledger: Ledger, call: Call) -> Any:
+def _run_plainly(ledger: Ledger, call: Call) -> Any:
     """Run a call that asks what a tensor is and not what it holds."""
     return call.run()
 
 
-def _read(ledger: Ledger, call: Call) -> Any:
+def _draw_and_run(ledger: Ledger, call: Call) -> Any:
     """Draw whatever the call could read, then run it."""
     for tensor in tensors(call.arguments):
         ledger.settle(tensor)
     return call.run()
 
 
-def _see(ledger: Ledger, call: Call) -> Any:
+def _note_home(ledger: Ledger, call: Call) -> Any:
     """Note where a parameter lives: a module registers it, or it is given other bytes."""
     result = call.run()
     ledger.see(call.target)
@@ -199,10 +199,10 @@ def _view(ledger: Ledger, call: Call) -> Any:
         return result
     if all(same_storage(view, call.target) for view in tensors(result)):
         return result
-    return _read(ledger, call)
+    return _draw_and_run(ledger, call)
 
 
-def _fill(ledger: Ledger, call: Call) -> Any:
+def _put_off_fill(ledger: Ledger, call: Call) -> Any:
     """Put off a random fill of a whole storage; what has no memory is not filled at all."""
     target, kwargs = call.target, call.kwargs.copy()
     if target.is_meta:
@@ -210,7 +210,7 @@ def _fill(ledger: Ledger, call: Call) -> Any:
     if not _can_wait(target):
         return _overwrite(ledger, call)
     generator = kwargs.pop("generator", None)
-    draw = FILLS[call.func](*call.args, **{_ARGUMENTS.get(k, k): v for k, v in kwargs.items()})
+    draw = FILLS[call.func](*call.args, **{_OF_UNIFORM.get(k, k): v for k, v in kwargs.items()})
     if draw is None:
         return _overwrite(ledger, call)
     ledger.put_off(target, draw, generator)
@@ -221,10 +221,10 @@ def _allocate(ledger: Ledger, call: Call) -> Any:
     """Put off the draw of a tensor that is allocated and filled in one."""
     kwargs = {name: value for name, value in call.kwargs.items() if name != "generator"}
     if kwargs.get("out") is not None:
-        return _read(ledger, call)
-    made = DRAWN[call.func](*call.args, **kwargs)
+        return _draw_and_run(ledger, call)
+    made = ALLOCATED[call.func](*call.args, **kwargs)
     if made is None or made[0].requires_grad or not _can_wait(made[0]):
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     ledger.put_off(*made, call.kwargs.get("generator"))
     return made[0]
 
@@ -242,7 +242,7 @@ def _overwrite(ledger: Ledger, call: Call) -> Any:
         ledger.settle(source)
     if covers_storage(call.target):
         ledger.forget(call.target)
-    return _read(ledger, call)
+    return _draw_and_run(ledger, call)
 
 
 def _fill_constant(ledger: Ledger, call: Call) -> Any:
@@ -265,14 +265,14 @@ def _set_item(ledger: Ledger, call: Call) -> Any:
     target, index, value = call.args
     entry = ledger.find(target)
     if entry is None or isinstance(value, Tensor):
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     if isinstance(entry.draw, NormalDraw) and (sparse := _locals_of("sparse_")) is not None:
         entry.draw = MatrixDraw(Sparse(sparse["sparsity"], entry.draw.std))
     if isinstance(entry.draw.initializer, Sparse):
         return None
     view = target[index]
     if not same_storage(view, target):
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     return _fill_constant(ledger, Call(Tensor.fill_, (view, value), {}))
 
 
@@ -283,7 +283,7 @@ def _transform(ledger: Ledger, call: Call) -> Any:
         return target
     entry = ledger.find(target)
     if entry is None or entry.padding is not None or not covers_storage(target):
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     if (
         isinstance(entry.draw, MatrixDraw)
         and isinstance(operands[0], Tensor)
@@ -291,10 +291,10 @@ def _transform(ledger: Ledger, call: Call) -> Any:
     ):
         return target
     if not all(isinstance(operand, (int, float, NoneType)) for operand in operands):
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     draw = TRANSFORMS[call.func](entry.draw, *call.args[1:], **call.kwargs)
     if draw is None:
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     entry.draw = draw
     ledger.see(target)
     return target
@@ -310,12 +310,12 @@ def _reject(ledger: Ledger, call: Call) -> Any:
     target, bounds = call.target, call.arguments[1:]
     entry = ledger.find(target)
     if entry is None or _locals_of("_no_grad_trunc_normal_") is None:
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     bound = float(bounds[0])
     limits = (bound, math.inf) if call.func is Tensor.lt else (-math.inf, bound)
     draw = entry.draw.rejected(*limits)
     if draw is None:
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     entry.draw = draw
     return torch.zeros((), dtype=torch.bool, device=target.device)
 
@@ -324,14 +324,14 @@ def _factorise(ledger: Ledger, call: Call) -> Any:
     """Take the factorisation within `orthogonal_` as the draw of its orthogonal factor."""
     matrix = call.target
     if ledger.find(matrix) is None or _locals_of("orthogonal_") is None:
-        return _read(ledger, call)
+        return _draw_and_run(ledger, call)
     ledger.forget(matrix)
     factor = matrix.new_empty(matrix.shape)
     ledger.put_off(factor, MatrixDraw(Orthogonal()))
     return factor, matrix.new_zeros(()).expand(matrix.shape[1], matrix.shape[1])
 
 
-def _copy(ledger: Ledger, call: Call) -> Any:
+def _copy_over(ledger: Ledger, call: Call) -> Any:
     """Hand an orthogonal factor on to the tensor it was made for; any other copy overwrites."""
     target, source = call.target, next(tensors(call.arguments[1:]))
     entry = ledger.find(source)
@@ -353,7 +353,7 @@ def _locals_of(name: str) -> Mapping[str, Any] | None:
 # The fills, as distributions; None where torch itself would raise
 #
 
-_ARGUMENTS = {"from": "a", "to": "b"}
+_OF_UNIFORM = {"from": "a", "to": "b"}
 """Names of `Tensor.uniform_`, of which one is a keyword, to those of `torch.nn.init`."""
 
 
@@ -405,7 +405,7 @@ def _normals(
     return None if draw is None else (torch.empty(size, **options), draw)
 
 
-DRAWN: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
+ALLOCATED: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
     torch.randn: lambda *sizes, **options: (torch.empty(*sizes, **options), NormalDraw()),
     torch.rand: lambda *sizes, **options: (torch.empty(*sizes, **options), UniformDraw()),
     torch.randn_like: lambda other, **options: (torch.empty_like(other, **options), NormalDraw()),
@@ -453,18 +453,18 @@ TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
 
 
 RULES: Mapping[Function, Callable[[Ledger, Call], Any]] = {
-    **dict.fromkeys(HARMLESS, _run),
+    **dict.fromkeys(HARMLESS, _run_plainly),
     **dict.fromkeys(OVERWRITES, _overwrite),
     **dict.fromkeys(VIEWS, _view),
-    **dict.fromkeys(FILLS, _fill),
-    **dict.fromkeys(DRAWN, _allocate),
+    **dict.fromkeys(FILLS, _put_off_fill),
+    **dict.fromkeys(ALLOCATED, _allocate),
     **dict.fromkeys(TRANSFORMS, _transform),
     **dict.fromkeys((Tensor.zero_, Tensor.fill_, nn.init.constant_), _fill_constant),
     **dict.fromkeys((Tensor.lt, Tensor.gt), _reject),
     Tensor.__setitem__: _set_item,
-    Tensor.copy_: _copy,
+    Tensor.copy_: _copy_over,
     torch.linalg.qr: _factorise,
-    setter("data"): _see,
-    getter("grad_fn"): _see,  # what a module asks for when it registers a parameter
+    setter("data"): _note_home,
+    getter("grad_fn"): _note_home,  # what a module asks for when it registers a parameter
 }
 """What each function of torch means here; all others read their arguments."""

@@ -241,7 +241,7 @@ class SkippedParameter(nn.Parameter):
 
 
 _GUARDED: Mapping[type, type] = {nn.Parameter: SkippedParameter, Tensor: SkippedTensor}
-_PLAIN: Mapping[type, type] = {plain: guarded for guarded, plain in _GUARDED.items()}
+_UNGUARDED: Mapping[type, type] = {plain: guarded for guarded, plain in _GUARDED.items()}
 
 
 def _skipped(tensor: Any) -> Skipped | None:
@@ -250,7 +250,7 @@ def _skipped(tensor: Any) -> Skipped | None:
 
 def _unguard(tensor: Tensor) -> None:
     vars(tensor).pop("_skipped", None)
-    tensor.__class__ = _PLAIN.get(type(tensor), type(tensor))
+    tensor.__class__ = _UNGUARDED.get(type(tensor), type(tensor))
 
 
 def _answer(call: Call) -> Any:
@@ -378,7 +378,7 @@ def unguarded(tensors: Iterable[Tensor]) -> Iterator[None]:
     """
     parameters = [tensor for tensor in tensors if isinstance(tensor, SkippedParameter)]
     for parameter in parameters:
-        parameter.__class__ = _PLAIN[SkippedParameter]
+        parameter.__class__ = _UNGUARDED[SkippedParameter]
     try:
         yield
     finally:

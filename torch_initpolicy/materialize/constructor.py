@@ -34,25 +34,25 @@ def constructor_steps(
     pairs = list(zip(found, steps, strict=True))
     asked = [site for site, step in pairs if step.initializer == AsConstructed()]
     open_ = [s for s in asked if s.name not in known and pending_of(s.parameters[0]) is None]
-    told = {**known, **origins(model, map(_lost, open_))} if open_ else known
-    made = tuple(_made(site, step, told) for site, step in pairs)
-    _warn_of_kept(site for site, step in zip(found, made, strict=True) if step.reason == _UNKNOWN)
+    told = {**known, **origins(model, map(_as_lost, open_))} if open_ else known
+    made = tuple(_carried_out(site, step, told) for site, step in pairs)
+    _warn_of_open(site for site, step in zip(found, made, strict=True) if step.reason == _OPEN)
     return made
 
 
-def _lost(site: Site) -> Lost:
+def _as_lost(site: Site) -> Lost:
     module = site.name.rpartition(".")[0]
     return Lost(module, site.owner, site.attribute, torch.Size(site.shape))
 
 
-def _made(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
+def _carried_out(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
     wanted = step.initializer == AsConstructed()
     pending = pending_of(site.parameters[0]) if step.keeps or wanted else None
     if pending is not None:
         return as_constructed(step, pending)
     if not wanted:
         return step
-    unknown = replace(step, initializer=Keep(), reason=_UNKNOWN)
+    unknown = replace(step, initializer=Keep(), reason=_OPEN)
     origin = rebuilt.get(site.name)
     if origin is None:
         return unknown
@@ -64,7 +64,7 @@ def _made(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
     return unknown if is_open and not measure_steps([(site, made)]).ok else made
 
 
-_UNKNOWN = "kept: building the model once more does not tell what its constructor draws here"
+_OPEN = "kept: building the model once more does not tell what its constructor draws here"
 
 
 def _with_value(site: Site, step: Step, origin: Origin) -> Step:
@@ -77,11 +77,13 @@ def _with_value(site: Site, step: Step, origin: Origin) -> Step:
     own = site.parameters[0]
     same = value is not None and (own.is_meta or torch.equal(own.detach().cpu(), value))
     return replace(
-        step, initializer=Keep(), reason=f"kept: {origin.source} computes it" if same else _UNKNOWN
+        step,
+        initializer=Keep(),
+        reason=f"kept: {origin.source} computes it" if same else _OPEN,
     )
 
 
-def _warn_of_kept(kept: Iterator[Site]) -> None:
+def _warn_of_open(kept: Iterator[Site]) -> None:
     cases = [f"{site.name!r} ({site.kind}, shape {site.shape})" for site in kept]
     if cases:
         warn(

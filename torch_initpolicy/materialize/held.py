@@ -28,13 +28,13 @@ def nested_of(module: nn.Module) -> Iterator[tuple[str, Nested]]:
     """Yield the tensors within the containers and helper objects of a module."""
     for name, value in vars(module).items():
         if name not in _OF_TORCH:
-            yield from _nested(name, value, _DEPTH)
+            yield from _nested(name, value, _NESTED)
 
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module, which hold parameters, submodules and hooks."""
 
-_DEPTH = 3
+_NESTED = 3
 """Containers within containers that are looked into."""
 
 

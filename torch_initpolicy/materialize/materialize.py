@@ -46,13 +46,13 @@ def revealed(
     lost = list(_lost(model, ()))
     found = origins(model, lost, rebuild=rebuild, seed=drawing.seed or 0)
     known = [(held_by(t.owner, t.attribute), found[t.name]) for t in lost if t.name in found]
-    values = {id(tensor): _like(tensor, o.value) for tensor, o in known if o.value is not None}
+    values = {id(tensor): _as_kind(tensor, o.value) for tensor, o in known if o.value is not None}
     pending = [(tensor, o.pending) for tensor, o in known if o.pending is not None]
     with remembered(pending), _replaced(model, values):
         yield found
 
 
-def _like(tensor: Tensor, value: Tensor) -> Tensor:
+def _as_kind(tensor: Tensor, value: Tensor) -> Tensor:
     """Return a value as a tensor of the kind that it stands in for."""
     cast = value.to(tensor.dtype)
     is_parameter = isinstance(tensor, nn.Parameter)
@@ -111,7 +111,7 @@ def materialize_steps(
         ApplyError: A step cannot be carried out. The model is as it was.
     """
     lost = list(_lost(model, pairs))
-    _check(lost, found, {step.name for _, step in pairs})
+    _require(lost, found, {step.name for _, step in pairs})
     constants = list(_constants(model))
     steps = tuple(_settled(step, found) for _, step in pairs)
     with _undone_on_error(model):
@@ -125,7 +125,7 @@ def materialize_steps(
 
 def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost]:
     """Yield the tensors on meta that no step fills, each under its first name."""
-    filled = {id(p) for site, step in pairs if not step.keeps for p in _drawn(site, step)}
+    filled = {id(p) for site, step in pairs if not step.keeps for p in _written(site, step)}
     for name, module in _modules(model):
         known = buffers_of(module)
         for attribute, tensor in tensors_of(module):
@@ -135,7 +135,7 @@ def _lost(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> Iterator[Lost
                 yield Lost(name, module, attribute, tensor.shape)
 
 
-def _drawn(site: Site, step: Step) -> list[nn.Parameter]:
+def _written(site: Site, step: Step) -> list[nn.Parameter]:
     """Return the parameters behind a site that a step writes."""
     if not step.frozen:
         return list(site.parameters)
@@ -154,7 +154,7 @@ def _is_derived(module: nn.Module, attribute: str) -> bool:
     return any(f"{attribute}_{part}" in vars(module)["_parameters"] for part in ("g", "orig"))
 
 
-def _check(lost: Iterable[Lost], found: Mapping[str, Origin], names: Collection[str]) -> None:
+def _require(lost: Iterable[Lost], found: Mapping[str, Origin], names: Collection[str]) -> None:
     """Raise one error for all that is lost for good; a draw is made up for at sites alone."""
     drawn = {name for name, origin in found.items() if origin.value is None}
     cases = [
@@ -215,7 +215,7 @@ def _existing(device: torch.device | str) -> torch.device:
 
 def allocate(model: nn.Module, device: torch.device) -> None:
     """Give memory to all that is on meta, and move the rest; what is tied stays tied."""
-    places = _places(model)
+    places = _holders(model)
     with torch.no_grad():
         _each_tensor(model, lambda tensor: _allocated(tensor, device))
     for tensor, holders in places:
@@ -241,7 +241,7 @@ def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(tensor, device=device)
 
 
-def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]]:
+def _holders(model: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]]:
     """Return all parameters and buffers, each with the places where it hangs."""
     places: dict[int, tuple[Tensor, list[tuple[nn.Module, str]]]] = {}
     for module in model.modules():
@@ -264,10 +264,10 @@ def _restore(
     for tensor in lost:
         value = found[tensor.name].value
         if value is not None:
-            _write(tensor, value)
+            _give(tensor, value)
 
 
-def _write(lost: Lost, value: Tensor) -> None:
+def _give(lost: Lost, value: Tensor) -> None:
     tensor = held_by(lost.owner, lost.attribute)
     if tensor.is_meta:  # a plain attribute, which `Module._apply` does not know
         place = dict(nested_of(lost.owner)).get(lost.attribute)
@@ -281,7 +281,7 @@ def _write(lost: Lost, value: Tensor) -> None:
 @contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
     """Put every tensor of a model back if something goes wrong."""
-    before = [(module, _copied(module)) for module in model.modules()]
+    before = [(module, _attributes(module)) for module in model.modules()]
     nested = [place for module in model.modules() for _, place in nested_of(module)]
     try:
         yield
@@ -296,6 +296,6 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _copied(module: nn.Module) -> dict[str, object]:
+def _attributes(module: nn.Module) -> dict[str, object]:
     tensors = ("_parameters", "_buffers")
     return {k: dict(v) if k in tensors else v for k, v in vars(module).items()}

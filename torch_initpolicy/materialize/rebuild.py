@@ -24,18 +24,18 @@ def rebuilt(search: Search) -> Iterator[Reference]:
         own = ((*pair, name != "") for pair in _own_constructor(module))
         theirs = ((*pair, False) for pair in libraries.rebuilds(module, class_of(module)))
         for source, build, is_guess in itertools.chain(own, theirs):
-            built = _same(search, name, module, build) if search.within[name] else None
+            built = _built_equal(search, name, module, build) if search.within[name] else None
             if built is not None:
                 yield Reference(name, built, source, is_guess)
 
 
-def _same(search: Search, name: str, module: nn.Module, build: Build) -> nn.Module | None:
+def _built_equal(search: Search, name: str, module: nn.Module, build: Build) -> nn.Module | None:
     """Return what is built where it is the same in all that hold tensors."""
     try:
         built = build_aside(search, name, build)
     except Exception:  # noqa: BLE001 - a constructor that cannot be called again tells nothing
         return None
-    return built if _is_same(module, built) else None
+    return built if _agree(module, built) else None
 
 
 def build_aside(search: Search, name: str, build: Build) -> nn.Module:
@@ -47,7 +47,7 @@ def build_aside(search: Search, name: str, build: Build) -> nn.Module:
 def _own_constructor(module: nn.Module) -> Iterator[tuple[str, Build]]:
     """Call the class again, if all arguments are attributes under their own names."""
     kind = class_of(module)
-    arguments = _arguments(kind, vars(module))
+    arguments = _kept_arguments(kind, vars(module))
     if arguments is not None:
         source = f"{kind.__name__} built again with {', '.join(arguments) or 'no arguments'}"
         yield source, lambda: kind(**copy.deepcopy(arguments))
@@ -60,7 +60,7 @@ _FACTORY = ("device", "dtype")
 """Arguments that say where a module is built and change none of its values."""
 
 
-def _arguments(kind: type, attributes: Mapping[str, object]) -> dict[str, object] | None:
+def _kept_arguments(kind: type, attributes: Mapping[str, object]) -> dict[str, object] | None:
     """Collect the arguments of a constructor; None where one is not kept."""
     parameters = list(inspect.signature(kind).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in parameters):
@@ -71,13 +71,13 @@ def _arguments(kind: type, attributes: Mapping[str, object]) -> dict[str, object
     return {name: attributes[name] for name in names}
 
 
-def _is_same(module: nn.Module, built: nn.Module) -> bool:
+def _agree(module: nn.Module, built: nn.Module) -> bool:
     """Say whether two modules agree in all that hold tensors: class, shapes, plain attributes."""
     ours, theirs = _holding(module), _holding(built)
     return ours.keys() == theirs.keys() and all(
         class_of(ours[name]) is class_of(theirs[name])
         and dict(_shapes(ours[name])) == dict(_shapes(theirs[name]))
-        and _plain(theirs[name]).items() <= _plain(ours[name]).items()
+        and _simple_attributes(theirs[name]).items() <= _simple_attributes(ours[name]).items()
         for name in ours
     )
 
@@ -98,15 +98,15 @@ def _shapes(module: nn.Module) -> Iterator[tuple[str, torch.Size]]:
     return ((name, tensor.shape) for name, tensor in tensors_of(module))
 
 
-def _plain(module: nn.Module) -> dict[str, object]:
+def _simple_attributes(module: nn.Module) -> dict[str, object]:
     """Return the attributes that are numbers, words, or tuples of these."""
     held = vars(module).items()
-    return {k: v for k, v in held if _is_plain(v) and k != "training" and not k.startswith("_")}
+    return {k: v for k, v in held if _is_simple(v) and k != "training" and not k.startswith("_")}
 
 
-def _is_plain(value: object) -> bool:
+def _is_simple(value: object) -> bool:
     if isinstance(value, tuple):
-        return all(map(_is_plain, value))
+        return all(map(_is_simple, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 

@@ -53,7 +53,7 @@ class _Undefined(Draw):
 def called_again(search: Search, name: str, module: nn.Module, method: Method) -> nn.Module:
     """Call a function with a copy on the CPU; what it leaves undefined stays on meta."""
     ledger = Ledger()
-    copied = _copied(module, ledger, {})
+    copied = _copy_of(module, ledger, {})
     with search.aside(name):
         with recording(ledger):
             method(copied)
@@ -64,7 +64,7 @@ def called_again(search: Search, name: str, module: nn.Module, method: Method) -
     return copied
 
 
-def _copied(module: nn.Module, ledger: Ledger, memo: dict[int, Tensor]) -> nn.Module:
+def _copy_of(module: nn.Module, ledger: Ledger, memo: dict[int, Tensor]) -> nn.Module:
     """Copy a module with undefined tensors on the CPU for those on meta."""
     kind = class_of(module)
     copied = kind.__new__(kind)
@@ -73,7 +73,7 @@ def _copied(module: nn.Module, ledger: Ledger, memo: dict[int, Tensor]) -> nn.Mo
         held = vars(module)[name].items()
         vars(copied)[name] = {key: _defined(tensor, ledger, memo) for key, tensor in held}
     children = vars(module)["_modules"].items()
-    vars(copied)["_modules"] = {k: child and _copied(child, ledger, memo) for k, child in children}
+    vars(copied)["_modules"] = {k: child and _copy_of(child, ledger, memo) for k, child in children}
     return copied
 
 

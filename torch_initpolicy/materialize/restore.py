@@ -79,7 +79,7 @@ def origins(
     """
     search = Search(model, seed, lost)
     found: dict[str, Origin] = {}
-    given = functools.partial(_given, rebuild=rebuild)
+    given = functools.partial(_from_caller, rebuild=rebuild)
     for source in (_registered, given, rebuilt, conventions):
         for reference in source(search):
             for tensor, origin in _read_off(reference, search):
@@ -113,7 +113,7 @@ def _registered(search: Search) -> Iterator[Reference]:
                 yield Reference(name, called_again(search, name, module, function), source)
 
 
-def _given(search: Search, rebuild: Build | None) -> Iterator[Reference]:
+def _from_caller(search: Search, rebuild: Build | None) -> Iterator[Reference]:
     """Build the model as the caller says."""
     if rebuild is not None and search.within[""]:
         with _blamed("rebuild"):

@@ -68,12 +68,12 @@ class Search:
         self.within: Counter[str] = Counter()
         for tensor in lost:
             self.left.setdefault(tensor.module, []).append(tensor)
-            self.within.update(_around(tensor.module))
+            self.within.update(_enclosing(tensor.module))
 
     def remove(self, found: Lost) -> None:
         """Look for a tensor no longer."""
         self.left[found.module].remove(found)
-        self.within.subtract(_around(found.module))
+        self.within.subtract(_enclosing(found.module))
 
     def owners(self) -> list[tuple[str, nn.Module]]:
         """Return the modules whose tensors are still looked for, with their names."""
@@ -89,7 +89,7 @@ class Search:
             yield
 
 
-def _around(name: str) -> Iterator[str]:
+def _enclosing(name: str) -> Iterator[str]:
     """Yield the names of a module and of all around it; the empty one is the model's."""
     while name:
         yield name

@@ -55,10 +55,10 @@ def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     for number, tensor in enumerate(tensors):
         storages.setdefault(storage_of(tensor), []).append(number)
     for numbers in storages.values():
-        yield from sorted(_meeting(tensors, numbers))
+        yield from sorted(_overlapping(tensors, numbers))
 
 
-def _meeting(tensors: Sequence[Tensor], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _overlapping(tensors: Sequence[Tensor], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield which of some views of one storage meet, looking only where their spans do."""
     spans = {number: _span(tensors[number]) for number in numbers}
     in_order = sorted((n for n in numbers if spans[n]), key=lambda n: spans[n].start)
@@ -66,16 +66,16 @@ def _meeting(tensors: Sequence[Tensor], numbers: Sequence[int]) -> Iterator[tupl
     for place, first in enumerate(in_order):
         behind = bisect.bisect_left(starts, spans[first].stop)
         for second in in_order[place + 1 : behind]:
-            if _meet(tensors[first], tensors[second]):
+            if _overlap(tensors[first], tensors[second]):
                 yield min(first, second), max(first, second)
 
 
-def _meet(first: Tensor, second: Tensor) -> bool:
+def _overlap(first: Tensor, second: Tensor) -> bool:
     """Tell whether two views of one storage meet: paint the places of one, look at the other's."""
     one, other = _span(first), _span(second)
     unit = math.gcd(first.itemsize, second.itemsize, one.start - other.start)
     grid = range(min(one.start, other.start), max(one.stop, other.stop), unit)
-    return bool(_cells(_painted(first, grid), second, grid).any())
+    return bool(_flags_of(_painted(first, grid), second, grid).any())
 
 
 def _span(tensor: Tensor) -> range:
@@ -89,11 +89,11 @@ def _span(tensor: Tensor) -> range:
 def _painted(tensor: Tensor, grid: range) -> Tensor:
     """Return a flag for each place of a grid of bytes, set where the tensor has an element."""
     line = torch.zeros(len(grid), dtype=torch.bool, device="cpu")
-    _cells(line, tensor, grid).fill_(1)
+    _flags_of(line, tensor, grid).fill_(1)
     return line
 
 
-def _cells(line: Tensor, tensor: Tensor, grid: range) -> Tensor:
+def _flags_of(line: Tensor, tensor: Tensor, grid: range) -> Tensor:
     """Return a view of the flags of a tensor's elements."""
     each = tensor.itemsize // grid.step
     steps = (*(step * each for step in tensor.stride()), 1)

@@ -167,15 +167,15 @@ def fans(shape: Sequence[int], axes: Axes, block: int | None = None) -> Fans:
         >>> fans((384, 256), Axes(inputs=(1,), outputs=(0,), blocks=(256, 64, 64)), block=1)
         Fans(fan_in=256, fan_out=64)
     """
-    return _fans(tuple(shape), axes, block)
+    return _counted_fans(tuple(shape), axes, block)
 
 
 @functools.lru_cache(maxsize=1024)  # a plan asks several times about each of many equal layers
-def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
+def _counted_fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
     if axes.packed is not None:
         if block is None and len(set(axes.blocks)) > 1:
             raise ValueError(f"blocks {axes.blocks} have fans of their own; name one: block=0")
-        return _fans(*part(shape, axes, block or 0), None)
+        return _counted_fans(*part(shape, axes, block or 0), None)
     check(shape, axes)
     if axes.counted is not None:
         return Fans(*map(_whole, axes.counted))
@@ -186,8 +186,8 @@ def _fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans:
     taps = math.prod(sizes[axis] for axis in axes.inputs) * extent
     reach = math.prod(sizes[axis] for axis in axes.outputs) * extent
     if axes.transposed:
-        return Fans(_share(taps, axes.stride), reach)
-    return Fans(taps, _share(reach, axes.stride))
+        return Fans(_per_tap(taps, axes.stride), reach)
+    return Fans(taps, _per_tap(reach, axes.stride))
 
 
 def block_fans(shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
@@ -207,7 +207,7 @@ def _whole(fan: float) -> float:
     return int(fan) if fan == int(fan) else fan
 
 
-def _share(taps: int, stride: int) -> float:
+def _per_tap(taps: int, stride: int) -> float:
     return taps / stride if taps % stride else taps // stride
 
 

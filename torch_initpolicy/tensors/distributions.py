@@ -251,14 +251,14 @@ class VarianceScaling(Initializer):
     def resolve(self, context: Context) -> "VarianceScaling":
         """Replace words by the gain of a site."""
         gain = context.gain(self.gain)
-        return replace(self, gain=_share(self, gain, context.shared) if context.shared else gain)
+        return replace(self, gain=_part_of(self, gain, context.shared) if context.shared else gain)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
         """Return the distribution of each packed block."""
-        return _scaled(self, tuple(shape), axes)
+        return _per_block(self, tuple(shape), axes)
 
 
-def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
+def _part_of(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
     """Return the gain with which each of several factors makes its part of a weight in use.
 
     All have the same standard deviation, so that gradient steps of one size move all equally.
@@ -271,7 +271,7 @@ def _share(scaling: VarianceScaling, gain: float, shared: Shared) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _scaled(scaling: VarianceScaling, shape: tuple[int, ...], axes: Axes | None) -> Independent:
+def _per_block(scaling: VarianceScaling, shape: tuple[int, ...], axes: Axes | None) -> Independent:
     """Work out the distribution of each packed block; models repeat their layers."""
     fans = map(_FANS[scaling.mode], scaling.fans(shape, axes))
     stds = [known(scaling.gain) * math.sqrt(scaling.scale / fan) if fan else 0.0 for fan in fans]

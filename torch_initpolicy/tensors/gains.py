@@ -156,7 +156,7 @@ KNOWN: Mapping[str, Formula] = MappingProxyType(
 `relu2` is the squared ReLU; `glu` and its variants are a product of two independent halves."""
 
 
-def _look_up(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
+def _row_of(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
     """Return an activation's row of the table and its parameters."""
     if activation.name not in KNOWN:
         raise UnknownNameError(
@@ -191,16 +191,16 @@ def family(activation: Activation | str) -> Family:
 # Quadrature
 #
 
-_REACH = 12  # standard deviations; what lies beyond has probability 4e-33
-_PANELS = 4 * _REACH  # half a standard deviation wide, so that the usual kinks lie on their edges
+_OUT_TO = 12  # standard deviations; what lies beyond has probability 4e-33
+_PANELS = 4 * _OUT_TO  # half a standard deviation wide, so that the usual kinks lie on their edges
 _NODES = 12
-_DEPTH = 24  # bisections around a kink or jump: the last panel is 3e-8 wide
+_BISECTIONS = 24  # bisections around a kink or jump: the last panel is 3e-8 wide
 _BUSIEST = 2048  # rough panels, halved each round down to 128; more are noise, not kinks
 _TOLERANCE = 1e-9
 
 
 @functools.cache
-def _rule() -> tuple[Tensor, Tensor, Tensor]:
+def _quadrature() -> tuple[Tensor, Tensor, Tensor]:
     """Return Gauss-Legendre nodes and weights on `[-1, 1]` and the matrix that differentiates.
 
     Reference:
@@ -223,7 +223,7 @@ def _panel_moments(
     function: Function, mean: float, std: float, low: Tensor, width: float
 ) -> Tensor:
     """Integrate `f`, `f^2` and `f'^2` over panels `[low, low + width]`, shape `(panels, 3)`."""
-    nodes, weights, derivative = _rule()
+    nodes, weights, derivative = _quadrature()
     z = low[:, None] + width / 2 * (1 + nodes)
     value = function((mean + std * z).flatten()).to(torch.float64)
     if value.shape != (z.numel(),):
@@ -248,12 +248,12 @@ def _tolerances(estimate: Tensor, std: float) -> Tensor:
 def _integrate(function: Function, mean: float, std: float) -> Moments:
     """Integrate by Gauss-Legendre on panels, bisecting those that a kink or a jump makes rough."""
     with torch.device("cpu"):
-        width = 2 * _REACH / _PANELS
-        low = torch.arange(_PANELS, dtype=torch.float64) * width - _REACH
+        width = 2 * _OUT_TO / _PANELS
+        low = torch.arange(_PANELS, dtype=torch.float64) * width - _OUT_TO
         whole = _panel_moments(function, mean, std, low, width)
         allowed = _tolerances(whole.sum(0), std)
         total = torch.zeros(3, dtype=torch.float64)
-        for depth in range(_DEPTH):
+        for depth in range(_BISECTIONS):
             if not len(low):
                 break
             width /= 2
@@ -271,7 +271,7 @@ def _integrate(function: Function, mean: float, std: float) -> Moments:
 
 @functools.lru_cache(maxsize=256)
 def _known_moments(activation: Activation, mean: float, std: float) -> Moments:
-    known, parameters = _look_up(activation)
+    known, parameters = _row_of(activation)
     if known.exact is not None and (mean, std) == (0.0, 1.0):
         return known.exact(*parameters)
     return _integrate(function_of(activation), mean, std)
@@ -284,7 +284,7 @@ def function_of(activation: Activation) -> Function:
         UnknownNameError: If no activation has that name.
         ValueError: If it is no function of one variable (a softmax, a gate).
     """
-    known, parameters = _look_up(activation)
+    known, parameters = _row_of(activation)
     function = known.function
     if function is None:
         raise ValueError(f"{activation.name} is no function of one variable")
@@ -390,7 +390,7 @@ def _fitted(function: Function) -> Iterator[Activation]:
 def _candidates(function: Function) -> Iterator[tuple[Activation, Tensor]]:
     """Yield activations of the table with their values on the grid, the usual ones first."""
     for activation in itertools.chain(map(Activation, KNOWN), _fitted(function)):
-        known, parameters = _look_up(activation)
+        known, parameters = _row_of(activation)
         if known.function is not None and all(map(math.isfinite, parameters)):
             yield activation, known.function(_grid(), *parameters)
 

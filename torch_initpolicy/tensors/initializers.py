@@ -383,18 +383,18 @@ class From(Initializer):
         """
         if tensor.is_meta:
             return
-        taken = _parameters(self.function)
+        taken = _taken_by(self.function)
         arguments = {"axes": axes, "generator": generator}
         if generator is None:
             del arguments["generator"]
         arguments = {name: value for name, value in arguments.items() if name in taken}
         call = partial(self.function, tensor, **{**arguments, **dict(self.arguments)})
-        result = call() if generator is None else _seeded(call, tensor, generator)
+        result = call() if generator is None else _call_seeded(call, tensor, generator)
         if isinstance(result, Tensor) and result.data_ptr() != tensor.data_ptr():
             raise PolicyError(f"{self} returned a new tensor; it must fill its argument in place")
 
 
-def _seeded(call: Callable[[], object], tensor: Tensor, generator: torch.Generator) -> object:
+def _call_seeded(call: Callable[[], object], tensor: Tensor, generator: torch.Generator) -> object:
     """Call a function for which generators of its own stand in for torch's global ones."""
     seed = torch.empty((), dtype=torch.int64, device=generator.device)
     seed.random_(generator=generator)
@@ -405,7 +405,7 @@ def _seeded(call: Callable[[], object], tensor: Tensor, generator: torch.Generat
         return call()
 
 
-def _parameters(function: Callable[..., object]) -> Iterable[str]:
+def _taken_by(function: Callable[..., object]) -> Iterable[str]:
     """Return the names of a function's parameters; none where it cannot be inspected."""
     try:
         return inspect.signature(function).parameters

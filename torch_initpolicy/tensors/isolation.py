@@ -54,7 +54,7 @@ class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if taking is None:
             with _lent(own):
                 return func(*args, **given)
-        at = _arguments(taking).index("generator")
+        at = _argument_names(taking).index("generator")
         if at < len(args):  # a few operators take it by position, None where there is none
             return taking(*args[:at], args[at] or own, *args[at + 1 :], **given)
         return taking(*args, **{**given, "generator": given.get("generator") or own})
@@ -71,12 +71,12 @@ def _device_type(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 def _with_generator(func: Any) -> Any:
     """Return the overload of an operator that takes the same arguments and a generator, or None."""
     packet = func.overloadpacket
-    wanted = {*_arguments(func), "generator"}
+    wanted = {*_argument_names(func), "generator"}
     overloads = (func, *(getattr(packet, name) for name in packet.overloads()))
-    return next((each for each in overloads if set(_arguments(each)) == wanted), None)
+    return next((each for each in overloads if set(_argument_names(each)) == wanted), None)
 
 
-def _arguments(func: Any) -> list[str]:
+def _argument_names(func: Any) -> list[str]:
     return [argument.name for argument in func._schema.arguments]  # noqa: SLF001 - the only record
 
 

@@ -44,12 +44,12 @@ index. `gate`, `scale`: multiplies a signal, as one number or per channel. `posi
 `table`: added to, or standing beside, the signal (position embeddings, class tokens, bias tables).
 `unknown`: the type does not say, and perhaps the data flow does not."""
 
-_MATRIX = Axes(inputs=(1,), outputs=(0,))
+_OUT_IN = Axes(inputs=(1,), outputs=(0,))
 _VECTOR = Axes(inputs=(), outputs=(0,))
 _LOOKUP = Axes(inputs=(), outputs=(1,), copies=(0,))
 
 
-def _packed(layout: Axes, count: int, size: int) -> Axes:
+def _stacked(layout: Axes, count: int, size: int) -> Axes:
     """Stack equal blocks along the output axis; a single one is nothing packed."""
     return Axes(layout.inputs, layout.outputs, blocks=(size,) * count if count > 1 else ())
 
@@ -98,7 +98,7 @@ def _(module: nn.Module, name: str) -> Axes | None:  # type: ignore[misc]  # a m
 
 @axes_of.register(nn.Linear)
 def _(module: nn.Linear, name: str) -> Axes | None:
-    return _MATRIX if name == "weight" else None
+    return _OUT_IN if name == "weight" else None
 
 
 @axes_of.register(nn.Bilinear)
@@ -131,25 +131,25 @@ def _(module: nn.Embedding, name: str) -> Axes | None:
 @axes_of.register(nn.MultiheadAttention)
 def _(module: nn.MultiheadAttention, name: str) -> Axes | None:
     return {
-        "in_proj_weight": _packed(_MATRIX, 3, module.embed_dim),
-        "q_proj_weight": _MATRIX,
-        "k_proj_weight": _MATRIX,
-        "v_proj_weight": _MATRIX,
-        "in_proj_bias": _packed(_VECTOR, 3, module.embed_dim),
+        "in_proj_weight": _stacked(_OUT_IN, 3, module.embed_dim),
+        "q_proj_weight": _OUT_IN,
+        "k_proj_weight": _OUT_IN,
+        "v_proj_weight": _OUT_IN,
+        "in_proj_bias": _stacked(_VECTOR, 3, module.embed_dim),
     }.get(name)
 
 
-def _kind(name: str) -> str:
+def _bare_name(name: str) -> str:
     """Cut layer and direction off a recurrent layer's parameter: `weight_ih_l0_reverse`."""
     return name.partition("_l")[0]
 
 
 def _recurrent_axes(module: nn.RNNBase | nn.RNNCellBase, name: str, gates: int) -> Axes | None:
-    if _kind(name) == "weight_hr":  # the projection of `proj_size`, `(proj, hidden)`
-        return _MATRIX
-    known = {"weight_ih": _MATRIX, "weight_hh": _MATRIX, "bias_ih": _VECTOR, "bias_hh": _VECTOR}
-    layout = known.get(_kind(name))
-    return None if layout is None else _packed(layout, gates, module.hidden_size)
+    if _bare_name(name) == "weight_hr":  # the projection of `proj_size`, `(proj, hidden)`
+        return _OUT_IN
+    known = {"weight_ih": _OUT_IN, "weight_hh": _OUT_IN, "bias_ih": _VECTOR, "bias_hh": _VECTOR}
+    layout = known.get(_bare_name(name))
+    return None if layout is None else _stacked(layout, gates, module.hidden_size)
 
 
 @axes_of.register(nn.RNNBase)
@@ -166,7 +166,7 @@ for _cell, _gates in ((nn.RNNCellBase, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)):
 #
 
 _LINEAR: Mapping[str, Role] = MappingProxyType({"weight": "weight", "bias": "bias"})
-_NORM: Mapping[str, Role] = MappingProxyType({"weight": "norm_weight", "bias": "norm_bias"})
+_NORM_ROLES: Mapping[str, Role] = MappingProxyType({"weight": "norm_weight", "bias": "norm_bias"})
 _RECURRENT: Mapping[str, Role] = MappingProxyType(
     {
         "weight_ih": "weight",
@@ -215,7 +215,7 @@ def _(module: nn.Module, name: str) -> Role:
 @role_of.register(nn.GroupNorm)
 @role_of.register(nn.RMSNorm)
 def _(module: nn.Module, name: str) -> Role:
-    return _NORM.get(name, "unknown")
+    return _NORM_ROLES.get(name, "unknown")
 
 
 @role_of.register(nn.Embedding)
@@ -227,7 +227,7 @@ def _(module: nn.Module, name: str) -> Role:
 @role_of.register(nn.RNNBase)
 @role_of.register(nn.RNNCellBase)
 def _(module: nn.Module, name: str) -> Role:
-    return _RECURRENT.get(_kind(name), "unknown")
+    return _RECURRENT.get(_bare_name(name), "unknown")
 
 
 @role_of.register(nn.MultiheadAttention)

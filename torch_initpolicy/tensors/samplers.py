@@ -147,7 +147,9 @@ def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
         draw.standard.fill_(flat, generator, draw.loc, draw.scale)
 
 
-def _runs(shape: Sequence[int], axes: Axes, start: int, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _block_runs(
+    shape: Sequence[int], axes: Axes, start: int, flat: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cut the elements from `start` on into runs of one block each: the blocks, and the lengths."""
     axis, stop = cast("int", axes.packed), start + flat.numel()
     inner = math.prod(shape[axis + 1 :])
@@ -206,4 +208,4 @@ def fill_with(
     if draws.count(draws[0]) == len(draws):
         _draw_(draws[0], flat, generator)
     else:
-        _mix_(draws, flat, _runs(shape, cast("Axes", axes), start, flat), generator)
+        _mix_(draws, flat, _block_runs(shape, cast("Axes", axes), start, flat), generator)

@@ -16,7 +16,7 @@ UNCUT = 8.0
 """Standard deviations beyond which a cut changes nothing: one value in 10^15."""
 
 _INVERTIBLE = 3.0  # up to here float32 has enough digits left near the ends for the inverse CDF
-_INSIDE = 1 - 2.0**-20  # so that rounding after a change of scale does not reach the bound
+_WITHIN = 1 - 2.0**-20  # so that rounding after a change of scale does not reach the bound
 
 
 class Standard(Protocol):
@@ -90,10 +90,10 @@ def truncation(cut: float) -> float:
     """
     if cut < 1e-3:
         return cut / math.sqrt(3)  # as good as uniform, and the formula below loses its digits
-    return math.sqrt(max(1 - 2 * cut * _density(cut), 0.0))
+    return math.sqrt(max(1 - 2 * cut * _density_at_cut(cut), 0.0))
 
 
-def _density(cut: float) -> float:
+def _density_at_cut(cut: float) -> float:
     """Return the density of the cut normal at its cut."""
     inside = math.erf(cut / math.sqrt(2))
     return math.exp(-cut * cut / 2) / math.sqrt(2 * math.pi) / inside
@@ -138,12 +138,12 @@ class StandardNormal:
 
     def _invert_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
         inside = math.erf(self.cut / math.sqrt(2))
-        bound = self.cut * scale * _INSIDE
+        bound = self.cut * scale * _WITHIN
         flat.uniform_(-inside, inside, generator=generator)
         flat.erfinv_().mul_(math.sqrt(2) * scale).clamp_(-bound, bound)
 
     def _reject_(self, flat: Tensor, generator: torch.Generator | None, scale: float) -> None:
-        bound = self.cut * scale * _INSIDE
+        bound = self.cut * scale * _WITHIN
         flat.normal_(std=scale, generator=generator)
         outside = (flat.abs() > bound).nonzero().squeeze(1)
         while len(outside):
@@ -157,7 +157,7 @@ class StandardNormal:
             return normal
         inside = math.erf(self.cut / math.sqrt(2))
         quantiles = torch.erfinv(inside * torch.erf(normal.double() / math.sqrt(2)))
-        bound = self.cut * _INSIDE
+        bound = self.cut * _WITHIN
         return (quantiles * math.sqrt(2)).clamp_(-bound, bound).to(normal.dtype)
 
 

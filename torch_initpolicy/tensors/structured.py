@@ -29,7 +29,7 @@ from torch_initpolicy.tensors.samplers import Joint
 from torch_initpolicy.tensors.standards import haar
 
 
-def _by_block(
+def _built_by_block(
     shape: Sequence[int],
     axes: Axes | None,
     write_: Callable[[Maps, Normals], None],
@@ -92,12 +92,12 @@ class Orthogonal(Initializer):
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; their elements are normal, almost, but for tiny ones."""
         gain = known(self.gain)
-        longest = (max(_matrix(each)[1:]) for each in _metas(self, shape, axes))
+        longest = (max(_matrix_sizes(each)[1:]) for each in _metas(self, shape, axes))
         spreads = [Spread(0.0, gain / math.sqrt(n) if n else 0.0) for n in longest]
-        return Joint(partial(_by_block, shape, axes, _haar_, gain), merged_spreads(spreads))
+        return Joint(partial(_built_by_block, shape, axes, _haar_, gain), merged_spreads(spreads))
 
 
-def _matrix(each: Maps) -> tuple[int, int, int]:
+def _matrix_sizes(each: Maps) -> tuple[int, int, int]:
     """Return count, rows and columns of the maps as matrices `(out, in * kernel)`."""
     count, outputs, inputs = each.sizes
     return count, outputs, inputs * math.prod(each.kernel)
@@ -109,7 +109,7 @@ def _orthonormal(normal: Normals, count: int, rows: int, columns: int) -> Tensor
 
 
 def _haar_(each: Maps, normal: Normals) -> None:
-    each.view.copy_(_orthonormal(normal, *_matrix(each)).reshape(each.view.shape))
+    each.view.copy_(_orthonormal(normal, *_matrix_sizes(each)).reshape(each.view.shape))
 
 
 @register
@@ -146,7 +146,7 @@ class DeltaOrthogonal(Initializer):
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw matrices; the spread counts the zeros around them."""
         spreads = [self._spread(each) for each in _metas(self, shape, axes)]
-        build = partial(_by_block, shape, axes, _haar_at_centre_, known(self.gain))
+        build = partial(_built_by_block, shape, axes, _haar_at_centre_, known(self.gain))
         return Joint(build, merged_spreads(spreads))
 
     def _spread(self, each: Maps) -> Spread:
@@ -206,7 +206,7 @@ class Dirac(Initializer):
         for each in _metas(self, shape, axes):
             if not each.kernel:
                 raise PolicyError(f"{self} needs a kernel, got {tuple(shape)}; use Identity()")
-        return Joint(partial(_by_block, shape, axes, _eye_, self.gain))
+        return Joint(partial(_built_by_block, shape, axes, _eye_, self.gain))
 
 
 @register
@@ -240,7 +240,7 @@ class Identity(Initializer):
         for each in _metas(self, shape, axes):
             if math.prod(each.kernel) > 1:
                 raise PolicyError(f"{self} needs a matrix, got a {each.kernel} kernel; use Dirac()")
-        return Joint(partial(_by_block, shape, axes, _eye_, self.gain))
+        return Joint(partial(_built_by_block, shape, axes, _eye_, self.gain))
 
 
 @register
@@ -279,8 +279,8 @@ class Sparse(Initializer):
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
         """Draw weights and which of them are zero; the spread counts the zeros."""
-        spreads = [self._spread(_matrix(each)[2]) for each in _metas(self, shape, axes)]
-        build = partial(_by_block, shape, axes, self._scatter_, self.std)
+        spreads = [self._spread(_matrix_sizes(each)[2]) for each in _metas(self, shape, axes)]
+        build = partial(_built_by_block, shape, axes, self._scatter_, self.std)
         return Joint(build, merged_spreads(spreads))
 
     def _zeros(self, incoming: int) -> int:
@@ -291,7 +291,7 @@ class Sparse(Initializer):
         return Spread(0.0, self.std * math.sqrt(kept), kurtosis=3 / kept if kept else 1.0)
 
     def _scatter_(self, each: Maps, normal: Normals) -> None:
-        sizes = _matrix(each)
+        sizes = _matrix_sizes(each)
         lots = normal(sizes).real
         zeros = lots.topk(self._zeros(sizes[2]), dim=-1, sorted=False).indices
         values = normal(sizes).scatter_(-1, zeros, 0.0)

@@ -100,7 +100,7 @@ def apply_steps(
             workers = stack.enter_context(crew(workspaces))
             aside = _resets(model, {site.owner: not step.keeps for site, step in known})
             aside += staged(jobs, workers, workspaces[0])
-        commit(partial(_write, jobs, aside, workers), groups, workers, partial(_mark_filled, jobs))
+        commit(partial(_put, jobs, aside, workers), groups, workers, partial(_mark_filled, jobs))
         if model is not None:
             hook_multipliers(model, known)
     return Written(
@@ -177,7 +177,7 @@ def _resets(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> list[W
 #
 
 
-def _write(
+def _put(
     jobs: Sequence[Job], aside: list[Write], workers: Crew[Workspace], journal: Journal
 ) -> None:
     """Write what may fail first, then what is drawn in place."""
@@ -188,11 +188,11 @@ def _write(
     direct, others = split(jobs, lambda job: job.is_direct)
     journal.keep([piece.tensor for job in direct for piece in job.held])
     try:
-        _draw(direct, workers)
+        _in_place(direct, workers)
     except Exception:
         if journal.is_complete:
             raise
-        _draw(direct, workers)  # there is no way back, but drawing again gives the same numbers
+        _in_place(direct, workers)  # there is no way back, but drawing again gives the same numbers
     for job in others:
         multiply_(job.held, job.step.factors)
     _wait_for(devices)
@@ -203,7 +203,7 @@ def _mark_filled(jobs: Iterable[Job]) -> None:
         mark_filled(parameter)
 
 
-def _draw(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
+def _in_place(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
     threaded, serial = split(direct, lambda job: job.origin.type == "cpu")
     workers.share(chain.from_iterable(map(tasks_of, threaded)))
     workers.lead(chain.from_iterable(map(tasks_of, serial)))

@@ -108,12 +108,12 @@ def workspaces_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Workspa
 def tasks_of(job: Job) -> Iterator[Task]:
     """Yield the work on one site: a fill where all values are one, else a draw for each block."""
     if job.constant is not None:
-        yield partial(_fill, job.held, job.constant)
+        yield partial(_fill_all, job.held, job.constant)
         return
     yield from chain.from_iterable(_draws_of(job, piece) for piece in job.held)
 
 
-def _fill(held: Iterable[Piece], value: float, workspace: Workspace) -> None:
+def _fill_all(held: Iterable[Piece], value: float, workspace: Workspace) -> None:
     for piece in held:
         piece.tensor.fill_(value)
 
@@ -121,13 +121,13 @@ def _fill(held: Iterable[Piece], value: float, workspace: Workspace) -> None:
 def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
     """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
     flat = piece.flat if _is_as_drawn(piece.tensor, job) else None
-    inside = range(0) if flat is None else _inside(piece)
-    for blocks in _cut(inside, _VIEWED):
+    inside = range(0) if flat is None else _whole_blocks(piece)
+    for blocks in _batches(inside, _VIEWED):
         start, stop = (number * BLOCK - piece.run.start for number in (blocks.start, blocks.stop))
         views = torch.split(cast("Tensor", flat)[start:stop], BLOCK)
-        for few in _cut(range(len(views)), _AT_ONCE):
+        for few in _batches(range(len(views)), _AT_ONCE):
             first = blocks.start + few.start
-            yield partial(_draw, job, first, views[few.start : few.stop])
+            yield partial(_draw_blocks, job, first, views[few.start : few.stop])
     outside = (block for block in piece.blocks(BLOCK) if block not in inside)
     yield from (partial(_draw_aside, job, piece, block) for block in outside)
 
@@ -145,17 +145,17 @@ def _is_as_drawn(tensor: Tensor, job: Job) -> bool:
     return same and not tensor.is_conj() and not tensor.is_neg()
 
 
-def _inside(piece: Piece) -> range:
+def _whole_blocks(piece: Piece) -> range:
     """Return the blocks that lie within a piece; the last block of a tensor may be short."""
     start, stop = piece.run.start, piece.run.stop
     return range(-(-start // BLOCK), -(-stop // BLOCK) if stop == piece.elements else stop // BLOCK)
 
 
-def _cut(numbers: range, size: int) -> Iterator[range]:
+def _batches(numbers: range, size: int) -> Iterator[range]:
     return (numbers[at : at + size] for at in range(0, len(numbers), size))
 
 
-def _draw(job: Job, first: int, views: Sequence[Tensor], workspace: Workspace) -> None:
+def _draw_blocks(job: Job, first: int, views: Sequence[Tensor], workspace: Workspace) -> None:
     """Draw consecutive blocks, each into its own tensor."""
     shape, axes, stream = job.site.shape, job.step.axes, workspace.stream(job)
     for block, values in enumerate(views, first):
@@ -168,7 +168,7 @@ def _draw_aside(job: Job, piece: Piece, block: int, workspace: Workspace) -> Non
     """Draw a block aside, and write what the piece holds of it."""
     start = block * BLOCK
     values = workspace.room(job, min(BLOCK, piece.elements - start))
-    _draw(job, block, [values], workspace)
+    _draw_blocks(job, block, [values], workspace)
     piece.put(values, start)
 
 

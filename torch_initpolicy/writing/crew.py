@@ -150,7 +150,7 @@ class Crew(Generic[Tool]):
                 failed.append(error)
 
         first, *others = self._workers
-        works = [_given(worker, work_with) for worker in others]
+        works = [_handed(worker, work_with) for worker in others]
         work_with(first.tool)
         for work in works:
             work.wait()
@@ -158,7 +158,7 @@ class Crew(Generic[Tool]):
             raise failed[0]
 
 
-def _given(worker: _Worker[Tool], function: Callable[[Tool], None]) -> Work:
+def _handed(worker: _Worker[Tool], function: Callable[[Tool], None]) -> Work:
     """Give a worker something to do with its tool."""
     work = Work(lambda: function(worker.tool))
     worker.inbox.put(work)
@@ -177,14 +177,14 @@ def crew(tools: Iterable[Tool]) -> Iterator[Crew[Tool]]:
     workers: list[_Worker[Tool]] = [_Worker(tool) for tool in tools]
     with cores_restored():
         try:
-            started = _started(workers)
+            started = _living(workers)
             torch.set_num_threads(1)
             yield Crew(started)
         finally:
             _dismiss(workers)
 
 
-def _started(workers: Iterable[_Worker[Tool]]) -> list[_Worker[Tool]]:
+def _living(workers: Iterable[_Worker[Tool]]) -> list[_Worker[Tool]]:
     """Start workers, and return those that live."""
     started: list[_Worker[Tool]] = []
     reason = "none has begun"

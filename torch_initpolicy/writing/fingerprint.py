@@ -106,7 +106,7 @@ def _piece_sum(piece: Piece) -> int:
 
 def _run_sum(flat: Tensor, start: int) -> int:
     """Add up a run of the flattened tensor that begins at `start`, block by block."""
-    table, total = _table(flat.device), 0
+    table, total = _odd_numbers(flat.device), 0
     for block in range(start // _BLOCK, -(-(start + len(flat)) // _BLOCK)):
         first = max(block * _BLOCK, start)
         part = _as_numbers(flat[first - start : (block + 1) * _BLOCK - start])
@@ -127,18 +127,18 @@ def _rows_sum(part: Tensor, shape: Sequence[int], box: Sequence[range]) -> int:
         step = math.prod(shape[axis + 1 :])
         along = torch.arange(held.start, held.stop, device=device) * step
         places = places[..., None] + along
-    weights = _table(device)[places % _BLOCK] * (2 * (places // _BLOCK) + 1)
+    weights = _odd_numbers(device)[places % _BLOCK] * (2 * (places // _BLOCK) + 1)
     return int((_as_numbers(part) * weights).sum())
 
 
 @functools.cache
-def _table(device: torch.device) -> Tensor:
+def _odd_numbers(device: torch.device) -> Tensor:
     """Return an odd number of 64 bits for each place in a block, by the mixer of splitmix64."""
-    numbers = [_mixed(place + 1) for place in range(_BLOCK)]
+    numbers = [_splitmix(place + 1) for place in range(_BLOCK)]
     return torch.tensor([_signed(number | 1) for number in numbers], device=device)
 
 
-def _mixed(number: int) -> int:
+def _splitmix(number: int) -> int:
     number = number * 0x9E3779B97F4A7C15 % (1 << 64)
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
     number = (number ^ number >> 27) * 0x94D049BB133111EB % (1 << 64)

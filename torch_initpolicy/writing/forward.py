@@ -73,16 +73,16 @@ def hook_multipliers(model: nn.Module, pairs: Iterable[tuple[Site, Step]]) -> No
     for site, step in pairs:
         if step.multipliers is not None and step.multipliers.forward != 1.0:
             owners = [modules[name.rpartition(".")[0]] for name in site.names]
-            _hook(step, step.multipliers.forward, owners)
+            _attach(step, step.multipliers.forward, owners)
 
 
-def _hook(step: Step, factor: float, owners: Sequence[nn.Module]) -> None:
+def _attach(step: Step, factor: float, owners: Sequence[nn.Module]) -> None:
     if step.facts.tied_head is not None:
         for owner in _heads(owners):
-            _forget(owner)
+            _detach(owner)
             owner.register_forward_pre_hook(InputMultiplier(factor))
         return
-    _forget(owners[0])
+    _detach(owners[0])
     axis = 1 - max(len(step.shape), 2)  # a convolution's units lie before its positions
     owners[0].register_forward_hook(OutputMultiplier(factor, axis, tuple(_queries(step))))
 
@@ -102,7 +102,7 @@ def _queries(step: Step) -> Iterator[tuple[int, int]]:
         yield run.start, run.stop
 
 
-def _forget(module: nn.Module) -> None:
+def _detach(module: nn.Module) -> None:
     """Take off the multipliers that an earlier plan has registered."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001 - no other list
         for key, hook in list(hooks.items()):

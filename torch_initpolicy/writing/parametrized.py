@@ -52,13 +52,13 @@ def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     found = _SOLVERS[site.storage](site, target)
     if [value.shape for value in found.values] != [held.shape for held in site.parameters]:
         raise _unreachable(site, f"its inverse gives {[tuple(v.shape) for v in found.values]}")
-    error, scale = (_largest(tensor) for tensor in (found.reading - target, target))
+    error, scale = (_peak(tensor) for tensor in (found.reading - target, target))
     if not error <= ROUNDING * torch.finfo(target.dtype).eps * scale:
         raise _unreachable(site, f"it would read back with an error of {error:.3g}")
-    return _around(site, found, target, frozen) if frozen else found
+    return _with_frozen(site, found, target, frozen) if frozen else found
 
 
-def _around(site: Site, found: Behind, target: Tensor, frozen: Collection[str]) -> Behind:
+def _with_frozen(site: Site, found: Behind, target: Tensor, frozen: Collection[str]) -> Behind:
     """Put what is frozen in the place of what was found for it."""
     each = zip(site.parts, site.parameters, found.values, strict=True)
     values = tuple(full(held) if name in frozen else value for name, held, value in each)
@@ -107,19 +107,19 @@ def reading(site: Site) -> Tensor:
     return _READERS[site.storage](site, values)
 
 
-def _largest(tensor: Tensor) -> float:
+def _peak(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
 def _unreachable(site: Site, why: str) -> ApplyError:
     return ApplyError(
-        f"cannot be given these values through its parametrisation {_title(site)}: {why}; "
+        f"cannot be given these values through its parametrisation {_kind_of(site)}: {why}; "
         "initialise the model before applying the parametrisation, or leave it out with "
         f"skip=[{site.name!r}]"
     )
 
 
-def _title(site: Site) -> str:
+def _kind_of(site: Site) -> str:
     if site.storage != "parametrized":
         return f"torch.nn.utils.{site.storage}"
     # Torch's own are private classes behind public functions; the underscore is no help.
@@ -149,7 +149,7 @@ def _solve_parametrized(site: Site, target: Tensor) -> Behind:
         for original, module in zip(originals, chain, strict=True)
         for name, buffer in module.named_buffers(recurse=False)
     )
-    return Behind(values, _run(chain, values), buffers)
+    return Behind(values, _run_chain(chain, values), buffers)
 
 
 def _right_inverse(
@@ -166,10 +166,10 @@ def _right_inverse(
 
 
 def _read_parametrized(site: Site, values: Sequence[Tensor]) -> Tensor:
-    return _run(copy.deepcopy(_chain(site)), values)
+    return _run_chain(copy.deepcopy(_chain(site)), values)
 
 
-def _run(chain: Sequence[nn.Module], values: Sequence[Tensor]) -> Tensor:
+def _run_chain(chain: Sequence[nn.Module], values: Sequence[Tensor]) -> Tensor:
     read: Tensor = chain[0](*values)
     for module in chain[1:]:
         read = module(read)
@@ -181,21 +181,21 @@ def _run(chain: Sequence[nn.Module], values: Sequence[Tensor]) -> Tensor:
 #
 
 
-def _hook(site: Site, kind: type[Hook]) -> Hook:
+def _legacy_hook(site: Site, kind: type[Hook]) -> Hook:
     hooks = site.owner._forward_pre_hooks.values()  # noqa: SLF001 - the hook's only trace
     return next(hook for hook in hooks if isinstance(hook, kind) and hook.name == site.attribute)
 
 
 def _solve_weight_norm(site: Site, target: Tensor) -> Behind:
     """Solve `weight = g * v / |v|`: g is the norm, and a row of zeros takes any v but zero."""
-    g = torch.norm_except_dim(target, 2, _hook(site, WeightNorm).dim)
+    g = torch.norm_except_dim(target, 2, _legacy_hook(site, WeightNorm).dim)
     v = torch.where(g == 0, torch.ones_like(target), target)
     return Behind((g, v), _read_weight_norm(site, (g, v)))
 
 
 def _read_weight_norm(site: Site, values: Sequence[Tensor]) -> Tensor:
     g, v = values
-    dim = _hook(site, WeightNorm).dim
+    dim = _legacy_hook(site, WeightNorm).dim
     return torch._weight_norm(v, g, dim)  # noqa: SLF001 - what the hook itself computes
 
 
@@ -209,7 +209,7 @@ def _read_spectral_norm(site: Site, values: Sequence[Tensor]) -> Tensor:
     twin.register_buffer(f"{site.attribute}_orig", values[0])
     for name in (f"{site.attribute}_u", f"{site.attribute}_v"):
         twin.register_buffer(name, site.owner.get_buffer(name).clone())
-    hook = _hook(site, SpectralNorm)
+    hook = _legacy_hook(site, SpectralNorm)
     return hook.compute_weight(twin, do_power_iteration=site.owner.training)
 
 

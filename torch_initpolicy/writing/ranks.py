@@ -40,7 +40,7 @@ def _wrappers() -> tuple[Any, ...]:
     return whole if fsdp is None else (*whole, fsdp.FullyShardedDataParallel)
 
 
-def _device(group: "distributed.ProcessGroup") -> torch.device:
+def _device_of(group: "distributed.ProcessGroup") -> torch.device:
     """Return where a group's tensors live: on the CPU, where its backend takes them there."""
     # The configuration reads `cpu:gloo,cuda:nccl`.
     kinds = [pair.split(":")[0] for pair in distributed.get_backend_config(group).split(",")]
@@ -50,7 +50,7 @@ def _device(group: "distributed.ProcessGroup") -> torch.device:
 def same_everywhere(number: int, groups: Groups) -> int:
     """Return the number that the first process of all groups has."""
     for group in groups:
-        held = torch.tensor(number, device=_device(group))
+        held = torch.tensor(number, device=_device_of(group))
         distributed.broadcast(held, distributed.get_global_rank(group, 0), group)
         number = int(held)
     return number
@@ -75,7 +75,7 @@ def together(groups: Groups) -> Iterator[None]:
     if own is not None:
         raise own
     if others:
-        raise _joined(others)
+        raise _one_error(others)
 
 
 def _failures(groups: Groups, own: BaseException | None) -> dict[int, tuple[str, str]]:
@@ -85,7 +85,7 @@ def _failures(groups: Groups, own: BaseException | None) -> dict[int, tuple[str,
         found[distributed.get_rank()] = (type(own).__name__, str(own))
     count = len(found)
     for group in groups:  # along one axis of a mesh after another: this reaches all of it
-        wrong = torch.tensor(count, device=_device(group))
+        wrong = torch.tensor(count, device=_device_of(group))
         distributed.all_reduce(wrong, group=group)
         count = int(wrong)
         if count:
@@ -95,7 +95,7 @@ def _failures(groups: Groups, own: BaseException | None) -> dict[int, tuple[str,
     return found
 
 
-def _joined(failures: dict[int, tuple[str, str]]) -> InitPolicyError:
+def _one_error(failures: dict[int, tuple[str, str]]) -> InitPolicyError:
     """Make one error of what other processes raised, of the kind that the first of them raised."""
     cases = [f"rank {rank}: {name}: {text}" for rank, (name, text) in sorted(failures.items())]
     kind = getattr(errors, failures[min(failures)][0], ApplyError)

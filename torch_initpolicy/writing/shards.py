@@ -72,7 +72,7 @@ def overlap(first: Box, second: Box) -> Box:
     )
 
 
-def _inside(part: Box, whole: Box) -> tuple[slice, ...]:
+def _indices(part: Box, whole: Box) -> tuple[slice, ...]:
     """Return the indices of `part` in a tensor that holds the box `whole`."""
     return tuple(
         slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True)
@@ -151,7 +151,7 @@ class Piece:
             part = overlap(box, self.box)
             if volume(part):
                 source = values[done : done + size].view([len(axis) for axis in box])
-                self.tensor[_inside(part, self.box)].copy_(source[_inside(part, box)])
+                self.tensor[_indices(part, self.box)].copy_(source[_indices(part, box)])
             done += size
 
     def part_of(self, value: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Piece:
 
 def whole(tensor: Tensor) -> Piece:
     """Return a plain tensor as the only piece of itself."""
-    return _piece(plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
+    return _made_piece(plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
 
 
 def pieces(parameter: Tensor) -> tuple[Piece, ...]:
@@ -180,13 +180,13 @@ def pieces(parameter: Tensor) -> tuple[Piece, ...]:
         return ()
     local = local_part(parameter)
     shape = tuple(parameter.shape)
-    places = _places(parameter, coordinate)
+    places = _kept_places(parameter, coordinate)
     if tuple(sum(map(len, axis)) for axis in places) != tuple(local.shape):
         raise ApplyError(
             f"a tensor of shape {shape} placed as {parameter.placements} leaves "
             f"{tuple(local.shape)} here, which is not what these placements say"
         )
-    return tuple(_piece(tensor, shape, box) for tensor, box in _split(local, places))
+    return tuple(_made_piece(tensor, shape, box) for tensor, box in _split(local, places))
 
 
 def full(parameter: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def reshard(model: nn.Module) -> None:
             part.reshard()
 
 
-def _piece(tensor: Tensor, shape: tuple[int, ...], box: Box) -> Piece:
+def _made_piece(tensor: Tensor, shape: tuple[int, ...], box: Box) -> Piece:
     steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     first = sum(axis.start * step for axis, step in zip(box, steps, strict=True))
     reach = sum((len(axis) - 1) * step for axis, step in zip(box, steps, strict=True))
@@ -292,11 +292,11 @@ def kept_by(size: int, cuts: Sequence[Cut]) -> tuple[range, ...]:
     """
     kept = [range(size)]
     for cut in cuts:
-        kept = list(_cut(kept, cut))
-    return tuple(_joined(kept))
+        kept = list(_cut_again(kept, cut))
+    return tuple(_adjoined(kept))
 
 
-def _cut(kept: Sequence[range], cut: Cut) -> Iterator[range]:
+def _cut_again(kept: Sequence[range], cut: Cut) -> Iterator[range]:
     total = range(sum(map(len, kept)))
     for group in range(cut.groups):
         part = _chunk(_chunk(total, cut.groups, group), cut.count, cut.index)
@@ -316,7 +316,7 @@ def _select(kept: Sequence[range], part: range) -> Iterator[range]:
         start += len(piece)
 
 
-def _joined(ranges: Sequence[range]) -> list[range]:
+def _adjoined(ranges: Sequence[range]) -> list[range]:
     """Join neighbours that adjoin; where nothing is left, one empty range."""
     joined = [range(0)]
     for piece in filter(len, ranges):
@@ -327,7 +327,7 @@ def _joined(ranges: Sequence[range]) -> list[range]:
     return joined[1:] or joined
 
 
-def _places(parameter: "DTensor", coordinate: Sequence[int]) -> list[tuple[range, ...]]:
+def _kept_places(parameter: "DTensor", coordinate: Sequence[int]) -> list[tuple[range, ...]]:
     """Return the indices along each axis that the placements leave to this process."""
     cuts: list[list[Cut]] = [[] for _ in parameter.shape]
     for number, placement in enumerate(parameter.placements):

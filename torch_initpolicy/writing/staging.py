@@ -40,7 +40,7 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
     found: dict[str, Write | ApplyError] = {}
 
     def stage(job: Job, workspace: Workspace) -> None:
-        found[job.site.name] = _attempt(job, workspace)
+        found[job.site.name] = _attempted(job, workspace)
 
     workers.finish(lambda: workers.share((partial(stage, job) for job in threaded), stops=True))
     for job in serial:
@@ -49,12 +49,12 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, ApplyError)]
     if errors:
         failed = [job for job, outcome in outcomes if isinstance(outcome, ApplyError)]
-        lines = "nothing was written:", listing(list(map(str, errors))), *_remedies(failed)
+        lines = "nothing was written:", listing(list(map(str, errors))), *_advice(failed)
         raise ApplyError("\n".join(lines)) from errors[0]
     return [write for _, write in outcomes if not isinstance(write, ApplyError)]
 
 
-def _remedies(failed: Sequence[Job]) -> Iterator[str]:
+def _advice(failed: Sequence[Job]) -> Iterator[str]:
     """Yield what would help with many failures at once."""
     functions = any(isinstance(job.step.initializer, From) for job in failed)
     if functions and all(is_blanket(job.step.rule, job.step.role) for job in failed):
@@ -75,7 +75,7 @@ def _is_own_work(job: Job) -> bool:
     return known and job.site.storage == "plain" and job.origin.type == "cpu"
 
 
-def _attempt(job: Job, workspace: Workspace) -> Write | ApplyError:
+def _attempted(job: Job, workspace: Workspace) -> Write | ApplyError:
     """Compute a job's values aside, or say why not."""
     try:
         if _is_own_work(job):
@@ -103,11 +103,11 @@ def _prepare(job: Job, workspace: Workspace) -> Write:
         raise _refused(job, f"gives {share} that are not finite in {target.dtype}")
     zero_padding(job, [whole(target)])
     if site.storage != "plain":
-        return partial(store, site, _behind(job, target))
-    return partial(_place, [(piece, _own(piece.part_of(target))) for piece in job.held])
+        return partial(store, site, _values_behind(job, target))
+    return partial(_place, [(piece, _compact(piece.part_of(target))) for piece in job.held])
 
 
-def _behind(job: Job, target: Tensor) -> Behind:
+def _values_behind(job: Job, target: Tensor) -> Behind:
     """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
     try:
         found = behind(job.site, target, job.step.frozen)
@@ -117,10 +117,10 @@ def _behind(job: Job, target: Tensor) -> Behind:
         multiply_([whole(multiplied)], job.step.factors)
         return behind(job.site, multiplied, job.step.frozen)
     except ApplyError as error:
-        raise ApplyError(f"{_title(job.site)}: {error}") from error
+        raise ApplyError(f"{_named(job.site)}: {error}") from error
 
 
-def _own(part: Tensor) -> Tensor:
+def _compact(part: Tensor) -> Tensor:
     """Return a part that keeps no more memory alive than it needs."""
     return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 
@@ -137,29 +137,29 @@ def _target(job: Job, workspace: Workspace) -> Tensor:
     sampler = job.step.initializer.sampler(job.site.shape, job.step.axes)
     if isinstance(sampler, Joint):
         return sampler.build(partial(normals, job, workspace, count()))
-    return _called(job, workspace)
+    return _by_callable(job, workspace)
 
 
-def _called(job: Job, workspace: Workspace) -> Tensor:
+def _by_callable(job: Job, workspace: Workspace) -> Tensor:
     """Let code of the user fill a copy of what the site holds now."""
     now = reading(job.site).to(job.origin, job.working)
     copy = now.clone(memory_format=torch.contiguous_format)
     job.step.initializer(copy, job.step.axes, generator=workspace.stream(job)(0))
-    made, wanted = map(_described, (copy, now))
+    made, wanted = map(_in_words, (copy, now))
     if made != wanted:
         raise _refused(job, f"made {made} of a tensor {wanted}")
     return copy
 
 
-def _described(tensor: Tensor) -> str:
+def _in_words(tensor: Tensor) -> str:
     return f"of shape {tuple(tensor.shape)}, {dtype_name(tensor.dtype)}, on {tensor.device}"
 
 
 def _refused(job: Job, why: str) -> ApplyError:
-    return ApplyError(f"{_title(job.site)}: {job.step.initializer} {why}")
+    return ApplyError(f"{_named(job.site)}: {job.step.initializer} {why}")
 
 
-def _title(site: Site) -> str:
+def _named(site: Site) -> str:
     return f"{site.name!r} ({site.kind}, {site.shape})"
 
 

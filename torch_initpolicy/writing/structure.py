@@ -39,8 +39,8 @@ def has_structure(initializer: Initializer) -> bool:
 
 @structure.register(Orthogonal)
 def _(initializer: Orthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
-        yield from _not_orthogonal(title, _matrices(each), initializer, tensor.dtype)
+    for title, each in _linear_maps(tensor, axes):
+        yield from _not_orthogonal(title, _as_matrices(each), initializer, tensor.dtype)
 
 
 def _not_orthogonal(
@@ -63,7 +63,7 @@ _BUILT_WITHIN = 1e-5
 
 @structure.register(DeltaOrthogonal)
 def _(initializer: DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
+    for title, each in _linear_maps(tensor, axes):
         centre = each.centre.reshape(each.sizes)
         yield from _not_orthogonal(title, centre, initializer, tensor.dtype)
         if each.view.count_nonzero() > each.centre.count_nonzero():
@@ -82,8 +82,8 @@ def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Itera
 
 @structure.register(Sparse)
 def _(initializer: Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    for title, each in _maps(tensor, axes):
-        matrices = _matrices(each)
+    for title, each in _linear_maps(tensor, axes):
+        matrices = _as_matrices(each)
         expected = math.ceil(initializer.sparsity * matrices.shape[-1])
         least = int((matrices == 0).sum(-1).min()) if matrices.numel() else expected
         if initializer.std and least < expected:
@@ -100,13 +100,13 @@ def _(initializer: ICNR, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
 
 @structure.register(Blocks)
 def _(initializer: Blocks, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    blocks = zip(initializer.initializers, _blocks(tensor, axes), strict=True)
+    blocks = zip(initializer.initializers, _packed_blocks(tensor, axes), strict=True)
     for number, (inner, (block, block_axes)) in enumerate(blocks):
         for reason in structure(inner, block, block_axes):
             yield f"block {number}: {reason}"
 
 
-def _blocks(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[Tensor, Axes]]:
+def _packed_blocks(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[Tensor, Axes]]:
     """Yield each packed block of a tensor, or the tensor, with its axes."""
     layout = axes or conventional(tensor.shape)
     if layout.packed is None:
@@ -117,16 +117,16 @@ def _blocks(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[Tensor, Axes]]:
         yield torch.cat(parts, layout.packed), part(tensor.shape, layout, number)[1]
 
 
-def _maps(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[str, Maps]]:
+def _linear_maps(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[str, Maps]]:
     """Yield the linear maps of each packed block, widened to float64."""
     wide = torch.promote_types(tensor.dtype, torch.float64)
-    blocks = list(_blocks(tensor.contiguous(), axes))
+    blocks = list(_packed_blocks(tensor.contiguous(), axes))
     for number, (block, layout) in enumerate(blocks):
         title = f"block {number}: " if len(blocks) > 1 else ""
         yield title, maps(block.to(wide), layout)
 
 
-def _matrices(each: Maps) -> Tensor:
+def _as_matrices(each: Maps) -> Tensor:
     """View maps as matrices `(count, out, in * kernel)`."""
     empty = each.view.new_empty(0, 0, 0)
     return each.view.reshape(*each.sizes[:2], -1) if each.view.numel() else empty

@@ -33,7 +33,7 @@ _CHUNK = 1 << 20  # elements that are widened to float64 at once
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Deviation:
     """A tensor that is not what its step says.
 
     Attributes:
@@ -57,7 +57,7 @@ class Verification:
 
     measured: tuple[str, ...]
     unmeasured: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Deviation, ...]
 
     @property
     def ok(self) -> bool:
@@ -90,7 +90,7 @@ def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
     return Verification(
         measured=measured,
         unmeasured=tuple(step.name for _, step in known if step.name not in set(measured)),
-        findings=tuple(Finding(*reason) for reason in reasons),
+        findings=tuple(Deviation(*reason) for reason in reasons),
     )
 
 
@@ -118,20 +118,20 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
         yield f"has shape {site.shape} on {site.device}, expected values of shape {step.shape}"
         return
     is_plain = site.storage == "plain"
-    held = pieces(site.parameters[0]) if is_plain else (whole(_drawn(site, step)),)
+    held = pieces(site.parameters[0]) if is_plain else (whole(_measured_tensor(site, step)),)
     once = is_plain and not step.factors
     rounding = torch.finfo(site.dtype).eps * (1 if once else ROUNDING)
     row = step.padding
     if row is not None and any(along(piece, 0, range(row, row + 1)).any() for piece in held):
         yield f"row {row} is for padding and not zero"
-    for title, spread, parts in _parts(step, held):
+    for title, spread, parts in _measured(step, held):
         yield from (title + reason for reason in _off(parts, spread, z, rounding))
     if row is None and has_structure(step.initializer):
         tensor = full(site.parameters[0]) if is_plain else held[0].tensor
         yield from structure(step.initializer, tensor, step.axes)
 
 
-def _drawn(site: Site, step: Step) -> Tensor:
+def _measured_tensor(site: Site, step: Step) -> Tensor:
     """Return what holds the values of a parametrised site: what it reads as, or its direction."""
     trained = direction(site, step.frozen) if step.frozen else None
     return reading(site) if trained is None else trained
@@ -142,11 +142,11 @@ def _drawn(site: Site, step: Step) -> Tensor:
 #
 
 
-def _parts(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Sequence[Tensor]]]:
+def _measured(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Sequence[Tensor]]]:
     """Yield what is to be measured together: everything, or each packed block."""
     spreads = step.initializer.spread(step.shape, step.axes)
     if isinstance(spreads, Spread):
-        yield "", spreads, _without(held, step.padding)
+        yield "", spreads, _without_row(held, step.padding)
     elif spreads is not None and step.axes is not None:
         blocks = zip(spreads, block_ranges(step.shape, step.axes), strict=True)
         for number, (spread, ranges) in enumerate(blocks):
@@ -155,7 +155,7 @@ def _parts(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Seq
             yield f"block {number}: ", spread, parts
 
 
-def _without(held: Iterable[Piece], row: int | None) -> list[Tensor]:
+def _without_row(held: Iterable[Piece], row: int | None) -> list[Tensor]:
     """Return all that pieces hold but for a row of padding."""
     if row is None:
         return [piece.tensor for piece in held]
@@ -183,7 +183,7 @@ class Sample(NamedTuple):
         )
 
 
-def _sample(parts: Iterable[Tensor], mean: float) -> Sample:
+def _summed_up(parts: Iterable[Tensor], mean: float) -> Sample:
     """Measure tensors; both parts of a complex number count as elements."""
     chunks = itertools.chain.from_iterable(map(_chunks, parts))
     return functools.reduce(Sample.plus, (_differences(chunk, mean) for chunk in chunks), Sample())
@@ -216,7 +216,7 @@ def _off(
     """
     if any(map(torch.is_complex, parts)):
         spread = Spread(spread.mean, spread.std * math.sqrt(0.5), kurtosis=spread.kurtosis)
-    sample, slack = _sample(parts, spread.mean), rounding * max(abs(spread.mean), spread.std)
+    sample, slack = _summed_up(parts, spread.mean), rounding * max(abs(spread.mean), spread.std)
     if not math.isfinite(sample.squares):
         yield "values that are not finite"
     elif sample.size and spread.std:
