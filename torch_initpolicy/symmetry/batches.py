@@ -156,8 +156,8 @@ def attempts(model: nn.Module, call: Call) -> Iterator[Attempt]:
 
     one = reshaped(lambda t: (1, *t.shape[1:]) if _is_large_sample(t, before) else None)
     many = reshaped(lambda t: (_MANY, *t.shape[1:]) if _is_small_sample(t, before) else None)
-    for edge in _EDGES:
-        small = reshaped(lambda t, edge=edge: _small_image(t, edge))  # type: ignore[misc]
+    for samples, edge in _SMALL:
+        small = reshaped(lambda t, n=samples, edge=edge: _small_image(t, n, edge))  # type: ignore[misc]
         if small is not None:
             yield Attempt(small, confirmed_by=one or first)
     if one is not None:
@@ -182,16 +182,16 @@ def _like(model: nn.Module, call: Call) -> tuple[Batches, Sequence[torch.dtype]]
     return Batches(call, dtypes[0], device=device, vocabulary=vocabulary(model)), dtypes
 
 
-_EDGES = (32, 64)
-"""Edges of the images that are tried first, in pixels."""
+_SMALL = ((4, 32), (4, 64), (1, 256))
+"""Numbers of the images that are tried first, and their edges in pixels."""
 
-_FEW, _MANY = 4, 8
-"""How many small images, and other small inputs, are drawn at once: what is drawn is generic."""
+_MANY = 8
+"""How many other small inputs are drawn at once, so that more is generic."""
 
 
-def _small_image(like: Tensor, edge: int) -> Sequence[int] | None:
-    is_image = like.ndim == 4 and like.shape[1] <= 4
-    return (_FEW, like.shape[1], edge, edge) if is_image and min(like.shape[2:]) > edge else None
+def _small_image(like: Tensor, samples: int, edge: int) -> Sequence[int] | None:
+    is_larger = like.ndim == 4 and like.shape[1] <= 4 and min(like.shape[2:]) > edge
+    return (samples, like.shape[1], edge, edge) if is_larger else None
 
 
 def _is_large_sample(like: Tensor, batch: int) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.sites import canonical_modules
 from torch_initpolicy.symmetry.shards import digest
-from torch_initpolicy.symmetry.units import NEAR, Values
+from torch_initpolicy.symmetry.units import NEAR, Values, condensed
 from torch_initpolicy.writing.shards import full, is_sharded
 
 
@@ -50,10 +50,9 @@ class EqualModules:
         return torch.ones_like(self.units, dtype=torch.int8)
 
     def rows(self, tensors: Values) -> Iterator[Tensor]:
-        """Yield what tensors hold for these modules, parameter by parameter, a row for each."""
+        """Yield an image of what tensors hold, parameter by parameter, a row for each module."""
         for counterparts in zip(*self.held, strict=True):
-            rows = torch.stack([tensors[parameter].flatten() for parameter in counterparts])
-            yield torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+            yield torch.stack([condensed(tensors[parameter]) for parameter in counterparts])
 
     def level(self, tensors: Values, leaders: Tensor, _: Tensor) -> None:
         """Put what each module's leader holds in place of its own."""

@@ -5,6 +5,7 @@ makes them differ, whatever the batch. So gradients on generic inputs tell; but 
 tells nothing yet, which is why steps are taken.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.symmetry.modules import EqualModules
-from torch_initpolicy.symmetry.replica import Replica, Unfit, size_of
+from torch_initpolicy.symmetry.replica import Replica, Unfit, largest, size_of
 from torch_initpolicy.symmetry.scan import EqualUnits
 from torch_initpolicy.symmetry.units import (
     Fingerprints,
@@ -224,7 +225,7 @@ def follow(probe: Probe, replica: Replica, *, patience: int = PATIENCE) -> Probe
     quiet = 0
     for step in range(1, MOST_STEPS + 1):
         gradients = replica.gradients(step)
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+        if not all(math.isfinite(largest(gradient)) for gradient in gradients.values()):
             if step == 1:
                 raise Unfit("the gradients are not finite")
             break

@@ -85,7 +85,7 @@ class Precision(NamedTuple):
 
 PRECISIONS: Mapping[torch.dtype, Precision] = {
     torch.float64: Precision(nudge=1e-11, doubtful=1e-8, real=1e-5, floor=1e-12, same=1e-7),
-    torch.float32: Precision(nudge=1e-4, doubtful=1e-4, real=3e-2, floor=1e-6, same=1e-3),
+    torch.float32: Precision(nudge=1e-4, doubtful=1e-5, real=3e-2, floor=1e-6, same=1e-3),
 }
 
 
@@ -156,11 +156,11 @@ class Replica:
 
     def _may_be_rounding(self, gradients: Iterable[Tensor]) -> bool:
         """Whether some gradient, or some slice of one, is smaller than rounding could make it."""
-        found = [(size, g) for g in gradients if (size := _largest(g))]
+        found = [(size, g) for g in gradients if (size := largest(g))]
         if self.loss is not None:
             return bool(found)
-        largest = max([1.0, *(size for size, _ in found)])  # every output weighs about one
-        limit = self.precision.doubtful * largest
+        most = max([1.0, *(size for size, _ in found)])  # every output weighs about one
+        limit = self.precision.doubtful * most
         return any(_smallest_slice(g) < limit for _, g in found)
 
     def _gradients(self, step: int, *, nudge: float, share: float) -> Values:
@@ -227,7 +227,8 @@ def _usual_size(start: Tensor) -> float:
     return size_of(start) or usual
 
 
-def _largest(gradient: Tensor) -> float:
+def largest(gradient: Tensor) -> float:
+    """Return the largest size of an element; infinite, or no number, where any is."""
     return float(_extent(gradient.flatten(), 0)) if gradient.numel() else 0.0
 
 

@@ -284,7 +284,7 @@ def sift(rows: Tensor, tiny: float = 0.0) -> Tensor:
     """
     numbers = rows.to("cpu", torch.float64)
     left, limit = torch.arange(len(rows)), max(NEAR * float(numbers.abs().max()), _TINY)
-    for weights in _sieves(rows.shape[1]):
+    for weights in _directions(rows.shape[1]):
         # Where two rows differ by little, so do their sums with weights that sum to 1. Torch sorts
         # whole numbers by their digits; what is no number, or exceeds them all, falls together.
         keys = (numbers @ weights).abs_()
@@ -299,8 +299,20 @@ def sift(rows: Tensor, tiny: float = 0.0) -> Tensor:
     return left
 
 
+def condensed(tensor: Tensor) -> Tensor:
+    """Return a generic linear image of a tensor, a vector as long as its first axis.
+
+    Where two tensors differ, so do their images, but for a set of directions of measure zero.
+    """
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if plain.ndim < 2:
+        return plain.flatten()
+    rows = plain.flatten(1)
+    return rows @ _directions(rows.shape[1])[0].to(rows)
+
+
 @functools.cache
-def _sieves(width: int) -> tuple[Tensor, ...]:
+def _directions(width: int) -> tuple[Tensor, ...]:
     """Return a few fixed random vectors, the sizes of which sum to 1."""
     generator = torch.Generator().manual_seed(1)
     vectors = torch.rand(_DIRECTIONS, width, generator=generator, dtype=torch.float64) * 2 - 1
