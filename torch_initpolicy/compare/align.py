@@ -4,7 +4,8 @@ Knows names, roles and shapes; reads no values.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,17 +66,19 @@ def pairs(mine: Sequence[Entry], reference: Sequence[Entry]) -> list[Pair]:
     """
     found = list(_by_name(mine, reference))
     for more in (_in_order, _out_of_order, _transposed, _packed):
-        left, right = (
-            _rest(mine, (p.mine for p in found)),
-            _rest(reference, (p.reference for p in found)),
-        )
-        found += more(mine, reference, left, right)
+        left = _rest(mine, (p.mine for p in found))
+        right = _rest(reference, (p.reference for p in found))
+        found += more(left, right)
     return sorted(found)
 
 
-def _rest(entries: Sequence[Entry], used: Iterable[tuple[int, ...]]) -> list[int]:
+Left = dict[int, Entry]
+"""Entries without a partner so far, by their position, in order."""
+
+
+def _rest(entries: Sequence[Entry], used: Iterable[tuple[int, ...]]) -> Left:
     taken = {at for positions in used for at in positions}
-    return [at for at in range(len(entries)) if at not in taken]
+    return {at: entry for at, entry in enumerate(entries) if at not in taken}
 
 
 def _by_name(mine: Sequence[Entry], reference: Sequence[Entry]) -> Iterator[Pair]:
@@ -87,87 +90,59 @@ def _by_name(mine: Sequence[Entry], reference: Sequence[Entry]) -> Iterator[Pair
             yield Pair((own,), (at,))
 
 
-def _in_order(
-    mine: Sequence[Entry], reference: Sequence[Entry], left: list[int], right: list[int]
-) -> Iterator[Pair]:
-    keys = [_key(mine[at]) for at in left], [_key(reference[at]) for at in right]
+def _in_order(left: Left, right: Left) -> Iterator[Pair]:
+    keys = [[(entry.role, entry.shape) for entry in side.values()] for side in (left, right)]
     matcher = difflib.SequenceMatcher(a=keys[0], b=keys[1], autojunk=False)
+    first, second = list(left), list(right)
     for block in matcher.get_matching_blocks():
         for step in range(block.size):
-            yield Pair((left[block.a + step],), (right[block.b + step],))
+            yield Pair((first[block.a + step],), (second[block.b + step],))
 
 
-def _key(entry: Entry) -> tuple[str, tuple[int, ...]]:
-    return entry.role, entry.shape
+def _out_of_order(left: Left, right: Left) -> Iterator[Pair]:
+    keys = [{at: (entry.role, entry.shape) for at, entry in side.items()} for side in (left, right)]
+    yield from _matched(*keys)
 
 
-def _out_of_order(
-    mine: Sequence[Entry], reference: Sequence[Entry], left: list[int], right: list[int]
-) -> Iterator[Pair]:
-    yield from _matched(
-        [(_key(mine[at]), at) for at in left], [(_key(reference[at]), at) for at in right]
-    )
-
-
-def _transposed(
-    mine: Sequence[Entry], reference: Sequence[Entry], left: list[int], right: list[int]
-) -> Iterator[Pair]:
-    matrices = [(entry.shape, at) for at in left if len((entry := mine[at]).shape) == 2]
-    turned = [(reference[at].shape[::-1], at) for at in right]
+def _transposed(left: Left, right: Left) -> Iterator[Pair]:
+    matrices = {at: entry.shape for at, entry in left.items() if len(entry.shape) == 2}
+    turned = {at: entry.shape[::-1] for at, entry in right.items()}
     yield from (pair._replace(transposed=True) for pair in _matched(matrices, turned))
 
 
-def _matched(
-    left: Iterable[tuple[object, int]], right: Iterable[tuple[object, int]]
-) -> Iterator[Pair]:
+def _matched(left: Mapping[int, object], right: Mapping[int, object]) -> Iterator[Pair]:
     """Yield pairs of equal keys, the first with the first."""
     waiting: dict[object, list[int]] = {}
-    for key, at in right:
+    for at, key in right.items():
         waiting.setdefault(key, []).append(at)
-    for key, at in left:
+    for at, key in left.items():
         if waiting.get(key):
             yield Pair((at,), (waiting[key].pop(0),))
 
 
-def _packed(
-    mine: Sequence[Entry], reference: Sequence[Entry], left: list[int], right: list[int]
-) -> Iterator[Pair]:
-    yield from _packs(mine, reference, left, right)
-    swapped = _packs(reference, mine, right, left)
-    yield from (Pair(pair.reference, pair.mine) for pair in swapped)
+def _packed(left: Left, right: Left) -> Iterator[Pair]:
+    yield from (Pair((at,), run) for at, run in _packs(left, right))
+    yield from (Pair(run, (at,)) for at, run in _packs(right, left))
 
 
-def _packs(
-    whole: Sequence[Entry], parts: Sequence[Entry], left: list[int], right: list[int]
-) -> Iterator[Pair]:
+def _packs(whole: Left, parts: Left) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield what is one tensor here and several neighbours of one role there."""
-    free = list(right)
-    for at in left:
-        run = _run(whole[at], parts, free)
+    free = dict(parts)
+    for at, entry in whole.items():
+        run = _run(entry, free)
         if run:
-            yield Pair((at,), run)
-            free = [position for position in free if position not in run]
+            yield at, run
+            free = {position: part for position, part in free.items() if position not in run}
 
 
-def _run(whole: Entry, parts: Sequence[Entry], free: Sequence[int]) -> tuple[int, ...]:
-    """Return the first free entries that together have the shape of one, and its role."""
-    fitting = (
-        [
-            at
-            for at in free
-            if parts[at].role == whole.role and parts[at].shape[1:] == whole.shape[1:]
-        ]
-        if whole.shape
-        else []
-    )
-    for start in range(len(fitting)):
-        size = 0
-        run: list[int] = []
-        for at in fitting[start:]:
-            size += parts[at].shape[0]
-            run.append(at)
-            if size >= whole.shape[0]:
-                break
-        if size == whole.shape[0] and len(run) > 1:
-            return tuple(run)
+def _run(whole: Entry, parts: Left) -> tuple[int, ...]:
+    """Return the first entries that together have the shape of one, and its role."""
+    fitting = {at: part for at, part in parts.items() if part.shape[1:] == whole.shape[1:]}
+    sizes = {at: p.shape[0] for at, p in fitting.items() if p.shape and p.role == whole.role}
+    places = list(sizes) if whole.shape else []
+    for start in range(len(places)):
+        totals = itertools.accumulate(sizes[at] for at in places[start:])
+        below = [total for total in totals if total <= whole.shape[0]]
+        if len(below) > 1 and below[-1] == whole.shape[0]:
+            return tuple(places[start : start + len(below)])
     return ()

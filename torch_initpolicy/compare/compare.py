@@ -5,8 +5,9 @@ each other is decided in `compare.align`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -104,9 +105,8 @@ class Comparison:
 _VERDICTS: tuple[Verdict, ...] = ("same", "differs", "not compared")
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """One tensor at the start: its entry for pairing, and where its values come from."""
+class _Start(NamedTuple):
+    """One tensor at the start: its entry for pairing, and its values, or why there are none."""
 
     entry: Entry
     values: Callable[[], Tensor] | None
@@ -148,9 +148,8 @@ def compare_inits(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Compar
     found = pairs(*entries)
     with torch.no_grad():
         measured = [_measured(pair, own, other) for pair in found]
-    tested = sum(len(one.contrasts) for one in measured)
-    limit = FALSE_ALARM / max(tested, 1)
-    rows = [_row(one, *entries, limit) for one in measured]
+    limit = FALSE_ALARM / max(sum(len(one.contrasts) for one in measured), 1)
+    rows = [one.row(limit) for one in measured]
     return Comparison((*rows, *_ties(found, *entries), *_alone(found, *entries)))
 
 
@@ -180,14 +179,14 @@ def _of_step(step: Step) -> _Start:
     entry = Entry(step.names, step.role, step.shape)
     if step.keeps:
         return _Start(entry, None, "the plan keeps it")
-    return _Start(entry, lambda: _drawn(step))
+    return _Start(entry, partial(_drawn, step))
 
 
 def _of_site(site: Site) -> _Start:
     entry = Entry(site.names, site.role, site.shape)
     pending = pending_of(site.parameters[0])
     if pending is None:
-        return _Start(entry, lambda: _stored(site))
+        return _Start(entry, partial(_stored, site))
     return _Start(entry, lambda: _filled(pending.initializer, site.shape, None, pending.padding))
 
 
@@ -207,17 +206,9 @@ def _buffers(model: nn.Module) -> Iterator[_Start]:
         for name, buffer in module.named_buffers(recurse=False):
             if id(buffer) not in seen:
                 seen.add(id(buffer))
-                full = f"{prefix}.{name}" if prefix else name
-                yield _buffer(full, buffer)
-
-
-def _buffer(name: str, buffer: Tensor) -> _Start:
-    entry = Entry((name,), "buffer", tuple(buffer.shape))
-    return (
-        _Start(entry, None, "on the meta device")
-        if buffer.is_meta
-        else _Start(entry, lambda: full(buffer))
-    )
+                entry = Entry((f"{prefix}.{name}".lstrip("."),), "buffer", tuple(buffer.shape))
+                missing = "on the meta device" if buffer.is_meta else ""
+                yield _Start(entry, None if missing else partial(full, buffer), missing)
 
 
 def _drawn(step: Step) -> Tensor:
@@ -248,34 +239,40 @@ _SEED = 0x5EED_C0DE
 #
 
 
-def _measured(pair: Pair, mine: Sequence[_Start], reference: Sequence[_Start]) -> "_Measured":
-    """Test one pair; what has no values is not tested."""
-    sides = [mine[at] for at in pair.mine], [reference[at] for at in pair.reference]
-    missing = next((start.missing for side in sides for start in side if start.values is None), "")
-    if missing:
-        return _Measured(pair, missing)
-    first, second = _joined(sides[0]), _joined(sides[1])
-    second = second.mT if pair.transposed else second
-    found = tuple(contrasts(first, second))
-    doubtful = any(contrast.probability < FALSE_ALARM for contrast in found)
-    said = (words(first), words(second)) if doubtful else ("", "")
-    return _Measured(pair, "", found, said)
-
-
 class _Measured(NamedTuple):
-    """What came of testing one pair.
+    """What came of testing one pair, with both distributions in words where a test is doubtful."""
 
-    Attributes:
-        pair: The pair.
-        missing: Why nothing was tested, or empty.
-        contrasts: The tests; none where both tensors are equal.
-        words: Both distributions in words; empty where no test is doubtful.
-    """
-
-    pair: Pair
-    missing: str
+    names: tuple[str, str]
+    missing: str = ""
     contrasts: tuple[Contrast, ...] = ()
     words: tuple[str, str] = ("", "")
+
+    def row(self, limit: float) -> Row:
+        """Return the verdict, given the probability from which on a difference is no accident."""
+        if self.missing:
+            return Row(*self.names, "not compared", self.missing)
+        failed = [contrast for contrast in self.contrasts if contrast.probability < limit]
+        if not failed:
+            return Row(*self.names, "same", "")
+        worst = min(failed, key=lambda contrast: contrast.probability)
+        differ = self.words[0] != self.words[1]
+        sides = self.words if differ else (worst.mine, worst.reference)
+        return Row(*self.names, "differs", worst.what, *sides)
+
+
+def _measured(pair: Pair, mine: Sequence[_Start], reference: Sequence[_Start]) -> _Measured:
+    """Test one pair; what has no values is not tested."""
+    sides = [mine[at] for at in pair.mine], [reference[at] for at in pair.reference]
+    own, other = (" + ".join(start.entry.name for start in side) for side in sides)
+    missing = next((start.missing for side in sides for start in side if start.values is None), "")
+    if missing:
+        return _Measured((own, other), missing)
+    first, second = _joined(sides[0]), _joined(sides[1])
+    found = tuple(contrasts(first, second.mT if pair.transposed else second))
+    doubtful = any(contrast.probability < FALSE_ALARM for contrast in found)
+    return _Measured(
+        (own, other), "", found, (words(first), words(second)) if doubtful else ("", "")
+    )
 
 
 def _joined(side: Sequence[_Start]) -> Tensor:
@@ -283,43 +280,28 @@ def _joined(side: Sequence[_Start]) -> Tensor:
     return values[0] if len(values) == 1 else torch.cat([v.cpu() for v in values])
 
 
-def _row(
-    measured: _Measured, mine: Sequence[Entry], reference: Sequence[Entry], limit: float
-) -> Row:
-    names = (
-        " + ".join(mine[at].name for at in measured.pair.mine),
-        " + ".join(reference[at].name for at in measured.pair.reference),
-    )
-    if measured.missing:
-        return Row(*names, "not compared", measured.missing)
-    failed = [contrast for contrast in measured.contrasts if contrast.probability < limit]
-    if not failed:
-        return Row(*names, "same", "")
-    worst = min(failed, key=lambda contrast: contrast.probability)
-    sides = measured.words
-    if sides[0] == sides[1]:
-        sides = worst.mine, worst.reference
-    return Row(*names, "differs", worst.what, *sides)
-
-
 def _ties(
     found: Sequence[Pair], mine: Sequence[Entry], reference: Sequence[Entry]
 ) -> Iterator[Row]:
     """Yield what is one tensor in one model and two in the other."""
-    sides = (
-        ([pair.mine for pair in found], [pair.reference for pair in found], mine, reference),
-        ([pair.reference for pair in found], [pair.mine for pair in found], reference, mine),
-    )
-    for number, (here, there, own, others) in enumerate(sides):
-        partners: dict[int, set[int]] = {}
-        for one, many in zip(here, there, strict=True):
-            if len(one) == len(many) == 1:
-                partners.setdefault(one[0], set()).add(many[0])
-        for at, several in partners.items():
-            if len(several) > 1:
-                tied = ", ".join(sorted(others[other].name for other in several))
-                names = (own[at].name, tied) if number == 0 else (tied, own[at].name)
-                yield Row(*names, "differs", "tied in one model only")
+    single = [(p.mine[0], p.reference[0]) for p in found if len(p.mine) == len(p.reference) == 1]
+    for own, others in _several(single).items():
+        names = ", ".join(sorted(reference[other].name for other in others))
+        yield Row(mine[own].name, names, "differs", _TIED)
+    for other, owns in _several([(other, own) for own, other in single]).items():
+        names = ", ".join(sorted(mine[own].name for own in owns))
+        yield Row(names, reference[other].name, "differs", _TIED)
+
+
+_TIED = "tied in one model only"
+
+
+def _several(pairs: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    """Return the partners of each first number that has several."""
+    partners: dict[int, set[int]] = {}
+    for one, other in pairs:
+        partners.setdefault(one, set()).add(other)
+    return {one: others for one, others in partners.items() if len(others) > 1}
 
 
 def _alone(
@@ -328,13 +310,12 @@ def _alone(
     """Yield what has no counterpart: a parameter is a difference, a buffer is not compared."""
     left = {at for pair in found for at in pair.mine}
     right = {at for pair in found for at in pair.reference}
-    yield from (_single(mine[at], mine=True) for at in range(len(mine)) if at not in left)
-    rest = (reference[at] for at in range(len(reference)) if at not in right)
-    yield from (_single(entry, mine=False) for entry in rest)
+    for entry in (entry for at, entry in enumerate(mine) if at not in left):
+        yield Row(entry.name, "", *_why_alone(entry, "the first model"))
+    for entry in (entry for at, entry in enumerate(reference) if at not in right):
+        yield Row("", entry.name, *_why_alone(entry, "the reference"))
 
 
-def _single(entry: Entry, *, mine: bool) -> Row:
-    names = (entry.name, "") if mine else ("", entry.name)
+def _why_alone(entry: Entry, where: str) -> tuple[Verdict, str]:
     verdict: Verdict = "not compared" if entry.role == "buffer" else "differs"
-    where = "the first model" if mine else "the reference"
-    return Row(*names, verdict, f"only in {where}, shape {entry.shape}")
+    return verdict, f"only in {where}, shape {entry.shape}"

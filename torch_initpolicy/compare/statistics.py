@@ -1,8 +1,8 @@
-"""Tests of whether two tensors were drawn from one distribution, and words for a distribution.
+"""Tests whether two tensors were drawn from one distribution, and puts distributions into words.
 
-Knows numbers alone, neither models nor names. Each test gives a probability that two draws of one
-distribution differ as much as these two do. What is no matter of chance (constants, zero rows,
-copies, orthogonality) has the probability 0 where it differs, and no test where it agrees.
+Each test gives a probability that two draws of one distribution differ as much as these two do.
+What is no matter of chance (constants, zero rows, copies, orthogonality) has the probability 0
+where it differs, and no test where it agrees.
 """
 
 import math
@@ -70,8 +70,10 @@ def contrasts(mine: Tensor, reference: Tensor) -> Iterator[Contrast]:
         return
     if _is_close(first, second):
         return
-    yield from _structure(first, second)
-    yield from _of_values(_random_part(first), _random_part(second))
+    copies = _copies(first), _copies(second)
+    yield from _structure(first, second, copies)
+    parts = (_random_part(*side) for side in zip((first, second), copies, strict=True))
+    yield from _of_values(*parts)
     yield from _of_parts(first, second)
 
 
@@ -92,10 +94,11 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
 
 def _fixed(first: Tensor, second: Tensor) -> Iterator[Contrast]:
     """Yield the difference of two tensors one of which is constant or not finite."""
-    for what, is_so in (("finite", _not_finite), ("constant", _is_constant)):
-        held = is_so(first), is_so(second)
-        if any(held) and not (all(held) and what == "constant" and _is_close(first, second)):
-            yield Contrast(what, 0.0, words(first), words(second))
+    held = [(_not_finite(side), _is_constant(side)) for side in (first, second)]
+    if held[0][0] or held[1][0]:
+        yield Contrast("finite", 0.0, words(first), words(second))
+    elif held[0][1] != held[1][1] or (held[0][1] and not _is_close(first, second)):
+        yield Contrast("constant", 0.0, words(first), words(second))
 
 
 def _not_finite(values: Tensor) -> bool:
@@ -106,7 +109,7 @@ def _is_constant(values: Tensor) -> bool:
     return bool((values == values.flatten()[0]).all())
 
 
-def _structure(first: Tensor, second: Tensor) -> Iterator[Contrast]:
+def _structure(first: Tensor, second: Tensor, copies: tuple[int, int]) -> Iterator[Contrast]:
     """Yield the differences in zeros, copies and orthogonality."""
     if first.dim() > 1:
         for axis in (0, first.dim() - 1):
@@ -114,14 +117,10 @@ def _structure(first: Tensor, second: Tensor) -> Iterator[Contrast]:
             if not torch.equal(*rows):
                 count = (f"{int(row.sum())} of {len(row)}" for row in rows)
                 yield Contrast(f"zero slices along axis {axis}", 0.0, *count)
-        copies = _copies(first), _copies(second)
-        if copies[0] != copies[1]:
-            yield Contrast("copied rows", 0.0, *map(str, copies))
         orthogonal = is_orthogonal(first), is_orthogonal(second)
-        if orthogonal[0] != orthogonal[1]:
-            yield Contrast(
-                "orthogonality", 0.0, *("yes" if is_so else "no" for is_so in orthogonal)
-            )
+        for what, found in (("copied rows", copies), ("orthogonality", orthogonal)):
+            if found[0] != found[1]:
+                yield Contrast(what, 0.0, str(found[0]), str(found[1]))
     zeros = int((first == 0).sum()), int((second == 0).sum())
     if any(zeros):
         shares = (f"{100 * count / first.numel():.3g} % zeros" for count in zeros)
@@ -129,12 +128,13 @@ def _structure(first: Tensor, second: Tensor) -> Iterator[Contrast]:
 
 
 def _zero_slices(values: Tensor, axis: int) -> Tensor:
-    others = [other for other in range(values.dim()) if other != axis]
-    return (values == 0).all(dim=others) if others else values == 0
+    return (values == 0).movedim(axis, 0).flatten(1).all(1)
 
 
 def _copies(values: Tensor) -> int:
     """Count the rows that repeat another one, zero rows apart."""
+    if values.dim() < 2:
+        return 0
     rows = values.flatten(1)
     rows = rows[rows.ne(0).any(1)]
     # A random projection tells unequal rows apart with certainty in double precision.
@@ -165,16 +165,16 @@ def is_orthogonal(values: Tensor) -> bool:
 #
 
 
-def _random_part(values: Tensor) -> Tensor:
+def _random_part(values: Tensor, copies: int) -> Tensor:
     """Return the elements that chance decides: no zeros, and each of several equal rows once."""
-    if values.dim() > 1 and _copies(values):
+    if copies:
         values = torch.unique(values.flatten(1), dim=0)
     return values[values != 0]
 
 
-def _chosen(values: Tensor) -> Tensor:
-    """Return at most about `SAMPLE` elements, evenly spread and sorted."""
-    return values[:: max(1, values.numel() // SAMPLE)].sort().values
+def _chosen(values: Tensor, most: int = SAMPLE) -> Tensor:
+    """Return at most about so many elements, evenly spread and sorted."""
+    return values[:: max(1, values.numel() // most)].sort().values
 
 
 def _of_values(a: Tensor, b: Tensor) -> Iterator[Contrast]:
@@ -246,13 +246,22 @@ def _kolmogorov_smirnov(a: Tensor, b: Tensor) -> Contrast:
         Extensive Tables*, 1970, for the correction of the statistic at small sizes.
     """
     below = torch.searchsorted(b, a) / len(b)
-    steps = torch.arange(len(a) + 1) / len(a)
-    distance = max((below - steps[:-1]).abs().max().item(), (steps[1:] - below).abs().max().item())
-    root = math.sqrt(len(a) * len(b) / (len(a) + len(b)))
-    statistic = (root + 0.12 + 0.11 / root) * distance
-    probability = min(1.0, 2 * math.exp(-2 * statistic**2))
+    probability = _of_distance(_misfit(below), len(a) * len(b) / (len(a) + len(b)))
     sides = (words(a), words(b)) if probability < _FIT else ("", "")
     return Contrast("shape", probability, *sides)
+
+
+def _of_distance(distance: float, count: float) -> float:
+    """Return how probable so large a distance of two distribution functions is."""
+    root = math.sqrt(count)
+    return min(1.0, 2 * math.exp(-2 * ((root + 0.12 + 0.11 / root) * distance) ** 2))
+
+
+def _misfit(probabilities: Tensor) -> float:
+    """Return the largest distance of a sorted sample's distribution from a given one."""
+    steps = torch.arange(len(probabilities) + 1, dtype=torch.float64) / len(probabilities)
+    above, below = steps[1:] - probabilities, probabilities - steps[:-1]
+    return max(above.abs().max().item(), below.abs().max().item())
 
 
 def _beyond(a: Tensor, b: Tensor) -> Iterator[Contrast]:
@@ -298,7 +307,7 @@ def words(values: Tensor) -> str:
         return f"{int((~flat.isfinite()).sum())} values not finite"
     if _is_constant(flat):
         return f"constant {flat[0].item():.4g}" if flat[0] else "zeros"
-    sample = flat[:: max(1, flat.numel() // 4096)].sort().values
+    sample = _chosen(flat, 4096)
     mean, std = sample.mean().item(), sample.std().item()
     around = f", mean {mean:.3g}" if abs(mean) > 4 * std / math.sqrt(len(sample)) else ""
     return _family(sample, mean, std) + around
@@ -307,23 +316,17 @@ def words(values: Tensor) -> str:
 def _family(sample: Tensor, mean: float, std: float) -> str:
     """Name the first family that fits a sorted sample, if one does."""
     low, high = sample[0].item(), sample[-1].item()
-    fits: dict[str, float] = {}
+    fits: dict[str, Tensor] = {}
     farthest = max(high - mean, mean - low) / std
     if (2 * NormalDist().cdf(farthest) - 1) ** len(sample) > _FIT:  # else it has been cut
-        fits[f"normal, std {std:.4g}"] = _misfit(torch.special.ndtr((sample - mean) / std))
-    fits[f"uniform in [{low:.4g}, {high:.4g}]"] = _misfit((sample - low) / (high - low))
+        fits[f"normal, std {std:.4g}"] = torch.special.ndtr((sample - mean) / std)
+    fits[f"uniform in [{low:.4g}, {high:.4g}]"] = (sample - low) / (high - low)
     for cut in _CUTS:
         edge = NormalDist().cdf(cut)
         inner = torch.special.ndtr((sample - mean) / (std / truncation(cut)))
-        text = f"normal cut at {cut:.0f} std, std {std:.4g}"
-        fits[text] = _misfit(((inner - (1 - edge)) / (2 * edge - 1)).clamp(0, 1))
-    root = math.sqrt(len(sample)) + 0.12 + 0.11 / math.sqrt(len(sample))
-    fitting = (text for text, off in fits.items() if 2 * math.exp(-2 * (root * off) ** 2) > _FIT)
-    return next(fitting, f"std {std:.4g}")
-
-
-def _misfit(probabilities: Tensor) -> float:
-    """Return the largest distance of a sorted sample's distribution from a given one."""
-    steps = torch.arange(len(probabilities) + 1, dtype=torch.float64) / len(probabilities)
-    above = (steps[1:] - probabilities).abs().max()
-    return max(above.item(), (steps[:-1] - probabilities).abs().max().item())
+        whole = ((inner - (1 - edge)) / (2 * edge - 1)).clamp(0, 1)
+        fits[f"normal cut at {cut:.0f} std, std {std:.4g}"] = whole
+    for text, probabilities in fits.items():
+        if _of_distance(_misfit(probabilities), len(sample)) > _FIT:
+            return text
+    return f"std {std:.4g}"

@@ -3,7 +3,6 @@
 Knows tensors and axes; neither models nor gradients nor verdicts.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,7 @@ class View:
     """A way to lay a parameter out as rows, one row for each unit.
 
     Attributes:
-        along: What the units are: `"outputs"`, `"inputs"`, `"copies"`, `"entries"` of a vector,
-            or `"axis 1"` where the meaning of an axis is unknown.
+        along: What the units are: `"outputs"`, `"inputs"`, `"copies"`, `"entries"`, `"axis 1"`.
         shape: The parameter's shape, with a grouped axis split into groups and members.
         axes: The axes of `shape` that number the units, outermost first.
     """
@@ -92,11 +90,7 @@ def _real(rows: Tensor) -> Tensor:
 
 
 def views(shape: Sequence[int], axes: Axes | None) -> tuple[View, ...]:
-    """List the ways in which units lie in a parameter.
-
-    Args:
-        shape: Its shape.
-        axes: What its axes mean; None where unknown, and any axis may number units.
+    """List the ways in which units lie in a parameter; without axes any of them may number units.
 
     Examples:
         >>> [(view.along, view.count) for view in views((8, 5), Axes(inputs=(1,), outputs=(0,)))]
@@ -156,7 +150,7 @@ NEAR = 1e-6
 """Rows are equal where they differ by less than this, relative to their size: noise of such a size
 needs thousands of steps to grow."""
 
-_DIRECTIONS = 4
+_COUNT = 4
 """Random vectors that rows are projected on. Two rows that differ agree on each by accident with
 the probability of about the tolerance: 1e-12 together where that is 1e-3."""
 
@@ -168,7 +162,7 @@ class Fingerprints(NamedTuple):
     """A few numbers of each row, which tell whether rows are equal; on the CPU.
 
     Attributes:
-        keys: Projections on random vectors, `(_DIRECTIONS, rows)`.
+        keys: Projections on random vectors, `(4, rows)`.
         scale: The largest element of each row, times the root of their number.
     """
 
@@ -181,13 +175,15 @@ class Fingerprints(NamedTuple):
 
     def labels(self, near: float) -> Tensor:
         """Return for each row the first that it equals, up to a relative difference."""
-        near = min(
-            near, 0.1 / max(len(self.scale), 1)
-        )  # or most of a million would have neighbours
-        labels = torch.arange(len(self.scale))
-        members, runs = _runs(self.keys.unbind(), near * self.scale + _TINY)
-        labels[members] = members[firsts(runs)]
-        return labels
+        near = min(near, 0.1 / max(len(self.scale), 1))  # or most of a million would be neighbours
+        close, runs = near * self.scale + _TINY, torch.zeros(len(self.scale), dtype=torch.int64)
+        for key in self.keys:
+            order = key.argsort(stable=True)
+            order = order[runs[order].argsort(stable=True)]
+            reach = torch.maximum(close[order][1:], close[order][:-1])
+            is_next = (key[order].diff() <= reach) & (runs[order].diff() == 0)  # not so for NaN
+            runs[order] = nn.functional.pad((~is_next).cumsum(0), (1, 0))[: len(order)]
+        return firsts(runs)
 
     def distances(self, leaders: Tensor) -> Tensor:
         """Return how far each row is from another, relative to the larger of the two."""
@@ -201,13 +197,11 @@ _TINY = torch.finfo(torch.float64).tiny
 def fingerprints(rows: Tensor) -> Fingerprints:
     """Project rows, `(units, features)`, on fixed random vectors.
 
-    By the lemma of Schwartz and Zippel rows that differ have different projections, but for a set
-    of vectors of measure zero.
+    Rows that differ have different projections, but for vectors of measure zero (the lemma of
+    Schwartz and Zippel).
     """
     width, wide = rows.shape[1], torch.float64 if rows.device.type != "mps" else torch.float32
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.rand(_DIRECTIONS, width, generator=generator, dtype=torch.float64) * 2 - 1
-    vectors = vectors.to(rows.device, wide)
+    vectors = _directions(width).to(rows.device, wide)
     step = len(rows) if rows.dtype == wide else _PIECE // max(width, 1)
     pieces = (piece.to(wide) for piece in torch.split(rows, max(step, 1)))
     found = [(vectors @ piece.mT, _largest(piece)) for piece in pieces]
@@ -224,17 +218,10 @@ def _largest(rows: Tensor) -> Tensor:
 def equal_rows(
     rows: Tensor, *, signed: bool = False, near: float = NEAR, tiny: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Find equal rows.
+    """Return for each row the number of the first that it equals, and its sign.
 
-    Args:
-        rows: The rows, `(units, features)`.
-        signed: Whether a row also equals its negative.
-        near: Difference, relative to the larger row, up to which rows are equal.
-        tiny: Size of an element up to which rows count as zero.
-
-    Returns:
-        For each row the number of the first row that it equals (its own, where that is none), and
-        its sign: 1, -1 or, for a row of zeros, 0.
+    With `signed` a row also equals its negative. Rows without an element larger than `tiny` count
+    as zeros, and have the sign 0.
 
     Examples:
         >>> rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0], [1.0, 2.0]])
@@ -249,48 +236,25 @@ def equal_rows(
     return turned.labels(near), signs.to(torch.int8)
 
 
-def _runs(keys: Sequence[Tensor], close: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows that are close to others by each key, in order, and the run of each."""
-    members = torch.arange(len(close))
-    runs = torch.zeros_like(members)
-    for key in keys:
-        order = key[members].argsort(stable=True)
-        order = order[runs[order].argsort(stable=True)]
-        members, runs = members[order], runs[order]
-        reach = torch.maximum(close[members][1:], close[members][:-1])
-        is_next = (key[members].diff() <= reach) & (runs.diff() == 0)  # NaN is next to nothing
-        runs = torch.cat([runs.new_zeros(min(len(runs), 1)), (~is_next).cumsum(0)])
-        kept = runs.bincount()[runs] > 1 if len(runs) else runs.bool()
-        members, runs = members[kept], runs[kept]
-        if not len(members):
-            break
-    order = members.argsort()
-    return members[order], runs[order]
-
-
 def sift(rows: Tensor, tiny: float = 0.0) -> Tensor:
-    """Return the rows that may be zero, or equal another up to the sign, in order.
+    """Return the rows that may be zero, or equal another up to the sign; others surely differ.
 
-    Random rows differ in a few numbers already: they are told apart by them at little cost. Those
-    that are not left differ for certain.
-
-    Args:
-        rows: The first numbers of some rows, `(units, numbers)`.
-        tiny: Size of an element up to which rows count as zero.
+    It is given the first few numbers of each row, in which random rows differ already.
 
     Examples:
         >>> sift(torch.tensor([[1.0, 2.0], [3.0, 1.0], [-1.0, -2.0], [0.0, 0.0]])).tolist()
         [0, 2, 3]
     """
     numbers = rows.to("cpu", torch.float64)
-    left, limit = torch.arange(len(rows)), max(NEAR * float(numbers.abs().max()), _TINY)
-    for weights in _directions(rows.shape[1]):
-        # Where two rows differ by little, so do their sums with weights that sum to 1. Torch sorts
-        # whole numbers by their digits; what is no number, or exceeds them all, falls together.
-        keys = (numbers @ weights).abs_()
+    width = rows.shape[1]
+    left, limit = torch.arange(len(rows)), max(NEAR * width * float(numbers.abs().max()), _TINY)
+    for direction in _directions(width):
+        # Torch sorts whole numbers by their digits; what is no number, or exceeds them all, falls
+        # together.
+        keys = (numbers @ direction).abs_()
         ordered, order = keys.div(limit).int().sort()
         at = (ordered.diff() <= 1).nonzero().flatten()
-        zero = (keys <= tiny).nonzero().flatten()
+        zero = (keys <= tiny * width).nonzero().flatten()
         kept = torch.unique(torch.cat((order[at], order[at + 1], zero)))
         is_over = len(kept) in (0, len(left))
         left, numbers = left[kept], numbers[kept]
@@ -311,12 +275,10 @@ def condensed(tensor: Tensor) -> Tensor:
     return rows @ _directions(rows.shape[1])[0].to(rows)
 
 
-@functools.cache
-def _directions(width: int) -> tuple[Tensor, ...]:
-    """Return a few fixed random vectors, the sizes of which sum to 1."""
-    generator = torch.Generator().manual_seed(1)
-    vectors = torch.rand(_DIRECTIONS, width, generator=generator, dtype=torch.float64) * 2 - 1
-    return (vectors / vectors.abs().sum(1, keepdim=True)).unbind()
+def _directions(width: int) -> Tensor:
+    """Return a few fixed random vectors."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(_COUNT, width, generator=generator, dtype=torch.float64) * 2 - 1
 
 
 def firsts(labels: Tensor) -> Tensor:
