@@ -20,14 +20,9 @@ Style = Literal["fresh", "near", "given"]
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Draws inputs like given ones.
+    """Draws inputs like given ones; on the meta device these are shapes alone.
 
-    Attributes:
-        like: Inputs of the right shapes; on the meta device where only shapes are known.
-        dtype: Of floating-point inputs, and of the parameters that they meet.
-        style: How they are drawn.
-        device: Where they are needed.
-        vocabulary: How many indices are valid where the given ones do not say.
+    `vocabulary` is the number of valid indices where the given ones do not say.
     """
 
     like: Call
@@ -50,10 +45,10 @@ class Batches:
         if like.is_complex():
             parts = self._one(torch.view_as_real(like), generator)
             return torch.view_as_complex(parts.contiguous())
-        if like.is_meta:
-            return self._from_shape(like, generator)
         if not like.is_floating_point():
             return self._indices(like, generator)
+        if like.is_meta:
+            return self._normal(like.shape, generator)
         given = like.detach().to("cpu", self.dtype)
         if self.style == "given" or not bool(given.isfinite().all()) or _is_mask(given):
             return given
@@ -63,14 +58,6 @@ class Batches:
 
     def _normal(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(tuple(shape), generator=generator, dtype=self.dtype)
-
-    def _from_shape(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        if like.is_floating_point():
-            return self._normal(like.shape, generator)
-        if like.dtype == torch.bool:
-            return torch.ones(like.shape, dtype=torch.bool)
-        drawn = torch.randint(self.vocabulary, like.shape, generator=generator)
-        return drawn.to(like.dtype)
 
     def _fresh(self, given: Tensor, generator: torch.Generator) -> Tensor:
         """Draw from the range of the given numbers, so that what must be positive stays so."""
@@ -84,8 +71,10 @@ class Batches:
         return low + (high - low) * drawn
 
     def _indices(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        given = like.detach().cpu()
-        if self.style != "fresh" or given.dtype == torch.bool or not given.numel():
+        given = torch.zeros(like.shape, dtype=like.dtype) if like.is_meta else like.detach().cpu()
+        if given.dtype == torch.bool:
+            return given | like.is_meta
+        if self.style != "fresh" or not given.numel():
             return given
         low, high = int(given.min()), int(given.max())
         if (low, high) == (0, 0):
@@ -141,12 +130,7 @@ def attempts_with(model: nn.Module, call: Call) -> Iterator[Attempt]:
 
 
 def attempts(model: nn.Module, call: Call) -> Iterator[Attempt]:
-    """Yield ways to run a model on inputs that were found: on little first, then on all.
-
-    Args:
-        model: The model.
-        call: Inputs that fit, on the meta device.
-    """
+    """Yield ways to run a model on inputs that were found: on little first, then on all."""
     first, dtypes = _like(model, call)
     before = batch_size(call)
 

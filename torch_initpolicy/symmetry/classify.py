@@ -10,20 +10,14 @@ from torch_initpolicy.symmetry.findings import Finding
 from torch_initpolicy.symmetry.modules import EqualModules
 from torch_initpolicy.symmetry.probe import Probe, Track
 from torch_initpolicy.symmetry.scan import EqualUnits
-from torch_initpolicy.symmetry.units import View, views
+from torch_initpolicy.symmetry.units import views
 
 Group = tuple[int, ...]
 Units = Track[EqualUnits]
 
 
 def findings(probe: Probe, sites: Sequence[Site], suspects: Iterable[str]) -> Iterator[Finding]:
-    """Yield a finding for each site and module that is tied, dead or was suspected.
-
-    Args:
-        probe: What has been found out.
-        sites: All parameters of the model.
-        suspects: Names of the sites that are to be cleared by name where nothing is wrong.
-    """
+    """Yield a finding for each site and module that is tied, dead or among named suspects."""
     named = set(suspects)
     for site in sites:
         finding = tied(probe, site, sites) or _dead(probe, site, sites)
@@ -60,18 +54,11 @@ def tied(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
     along = next(iter(found))
     units = tuple(sorted(found[along]))
     others = " and ".join(_counted(groups, o) for o, groups in found.items() if o != along)
-    return Finding(
-        name=site.name,
-        units=units,
-        verdict="tied",
-        along=along,
-        step=probe.steps,
-        reason=(
-            f"{_counted(units, along)} start equal and get equal gradients at every step, for any "
-            f"inputs of this size{others and f'; so do {others}'}"
-        ),
-        remedy=remedy(site, sites),
+    reason = (
+        f"{_counted(units, along)} start equal and get equal gradients at every step, for any "
+        f"inputs of this size{others and f'; so do {others}'}"
     )
+    return Finding(site.name, units, "tied", reason, along, probe.steps, remedy(site, sites))
 
 
 _NOUNS = {
@@ -144,18 +131,13 @@ def _companions(sites: Sequence[Site], track: Units) -> list[Site]:
     """Return the other parameters of the owner of a vector that have as many units."""
     site, count = track.start.site, track.start.view.count
     others = (s for s in sites if s.owner is site.owner and s.name != site.name)
-    return [s for s in others if any(view.count == count for view in _views(s))]
+    return [s for s in others if any(v.count == count for v in views(s.shape, s.axes))]
 
 
-def _views(site: Site) -> tuple[View, ...]:
-    return views(site.shape, site.axes)
-
-
-def _beside(probe: Probe, companions: Iterable[Site], track: Units) -> Iterator[Units]:
-    """Yield the tracks of the companions of a vector that follow as many units."""
-    for site in companions:
-        others = _of_site(probe, site)
-        yield from (t for t in others if t.start.view.count == track.start.view.count)
+def _beside(probe: Probe, companions: Sequence[Site], track: Units) -> list[Units]:
+    """Return the tracks of the companions of a vector that follow as many units."""
+    tracks = (other for site in companions for other in _of_site(probe, site))
+    return [other for other in tracks if other.start.view.count == track.start.view.count]
 
 
 def _refined(group: Group, track: Units) -> tuple[Group, ...]:
@@ -179,7 +161,7 @@ def _dead(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
         reach = (probe.reach[p] for p in site.parameters if p in probe.reach)
         if not any(bool(gradient.any()) for gradient in reach):
             return None
-        view = _views(site)[0]
+        view = views(site.shape, site.axes)[0]
         return _dead_finding(probe, site, sites, view.along, range(view.count))
     for track, units in probe.dead_units():
         if track.start.site.name == site.name:
@@ -191,7 +173,7 @@ def _dead(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
 
 def _dead_rows(probe: Probe, sites: Sequence[Site], track: Units) -> set[int]:
     """Return the units of a vector whose rows in the owner's matrices are dead."""
-    beside = list(_beside(probe, _companions(sites, track), track))
+    beside = _beside(probe, _companions(sites, track), track)
     dead = (units for other, units in probe.dead_units() if other in beside)
     return set().union(*dead)
 
@@ -203,18 +185,12 @@ def _dead_finding(
     idle = (t for t in probe.units if t.start.is_suspect and not bool(t.alive.any()))
     causes = [name for name in dict.fromkeys(t.start.site.name for t in idle) if name != site.name]
     shown = [*["it"] * own, *causes[:3], *[f"{len(causes) - 3} more"] * (len(causes) > 3)]
-    return Finding(
-        name=site.name,
-        units=(tuple(units),),
-        verdict="dead",
-        along=along,
-        step=probe.steps,
-        reason=(
-            f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient from this "
-            f"start, but would if {_enumerated(shown)} started with other values"
-        ),
-        remedy=remedy(site, sites) if own else "",
+    reason = (
+        f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient from this "
+        f"start, but would if {_enumerated(shown)} started with other values"
     )
+    mended = remedy(site, sites) if own else ""
+    return Finding(site.name, (tuple(units),), "dead", reason, along, probe.steps, mended)
 
 
 def _enumerated(names: Sequence[str]) -> str:
@@ -225,11 +201,8 @@ def _enumerated(names: Sequence[str]) -> str:
 def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
     """Say in code how to start a parameter differently.
 
-    A bias starts at zero by any policy; its entries are told apart by the weights of its layer.
-
-    Args:
-        site: The parameter.
-        sites: Those among which the weights of its layer are.
+    A bias starts at zero by any policy; its entries are told apart by the weights of its layer,
+    which are looked for among `sites`.
     """
     weights = [s.name for s in sites if s.owner is site.owner and s.role in ("weight", "recurrent")]
     if site.role == "bias" and weights:
@@ -248,31 +221,21 @@ def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
 
 def _harmless(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding:
     first = next(track for track in _of_site(probe, site) if not track.start.shuffled)
-    return Finding(
-        name=site.name,
-        units=first.start.groups(),
-        verdict="harmless",
-        along=first.start.view.along,
-        step=first.separated or first.first_moved,
-        reason=_why_harmless(probe, first, sites),
-    )
+    step, along = first.separated or first.first_moved, first.start.view.along
+    reason = _why_harmless(probe, first, sites)
+    return Finding(site.name, first.start.groups(), "harmless", reason, along, step)
 
 
 def _why_harmless(probe: Probe, track: Units, sites: Sequence[Site]) -> str:
     if track.first_moved is None:
-        return _unmoved(probe)
+        why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
+        if probe.moves_together:
+            why = "it has no effect on the loss, or none while the units above are tied"
+        return f"no gradient arrives, nor would it from another start of its own: {why}"
     waited = _waited(probe, track.first_moved, sites) if track.first_moved > 1 else ""
     if track.separated is None:
         return f"{waited}gets a gradient from step {track.first_moved} on"
     return f"{waited}its units get different gradients, and are apart after step {track.separated}"
-
-
-def _unmoved(probe: Probe) -> str:
-    """Say why a parameter that never moves is not to blame."""
-    why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
-    if probe.moves_together:
-        why = "it has no effect on the loss, or none while the units above are tied"
-    return f"no gradient arrives, nor would it from another start of its own: {why}"
 
 
 def _waited(probe: Probe, step: int, sites: Sequence[Site]) -> str:
@@ -291,33 +254,14 @@ def _waited(probe: Probe, step: int, sites: Sequence[Site]) -> str:
 def of_modules(probe: Probe, track: Track[EqualModules]) -> Finding:
     """Say what became of modules that were copies of one another."""
     names = track.start.names
-    moving = [g for g in track.groups() if bool(track.alive[list(g)].any())]
-    if not moving:
-        return _harmless_modules(track, _why_separate(track))
-    if all(parameter.ndim < 2 for parameter in track.start.held[0]):
-        return _harmless_modules(track, _FACTORS)
-    groups = tuple(tuple(names[member] for member in group) for group in moving)
-    return Finding(
-        name=groups[0][0],
-        units=groups,
-        verdict="tied",
-        along="modules",
-        step=probe.steps,
-        reason=_TIED_MODULES,
-        remedy=f"apply_policy(model, only={[f'{n}.*' for n in groups[0][1:]]})",
-    )
-
-
-def _harmless_modules(track: Track[EqualModules], reason: str) -> Finding:
-    names = track.start.names
-    return Finding(
-        name=names[0],
-        units=(names,),
-        verdict="harmless",
-        along="modules",
-        step=track.separated,
-        reason=reason,
-    )
+    groups = [tuple(names[at] for at in g) for g in track.groups() if track.alive[list(g)].any()]
+    is_factor = all(parameter.ndim < 2 for parameter in track.start.held[0])
+    if not groups or is_factor:
+        reason = _FACTORS if groups else _why_separate(track)
+        return Finding(names[0], (names,), "harmless", reason, "modules", track.separated)
+    mended = f"apply_policy(model, only={[f'{n}.*' for n in groups[0][1:]]})"
+    units = tuple(groups)
+    return Finding(units[0][0], units, "tied", _TIED_MODULES, "modules", probe.steps, mended)
 
 
 _TIED_MODULES = (
@@ -334,5 +278,7 @@ _FACTORS = (
 def _why_separate(track: Track[EqualModules]) -> str:
     if track.first_moved is None:
         return "copies of one another that get no gradient"
-    step = track.separated
-    return f"copies at the start; their gradients differ, and they are apart after step {step}"
+    return (
+        f"copies at the start; their gradients differ, and they are apart after step "
+        f"{track.separated}"
+    )

@@ -33,13 +33,10 @@ class Followed:
         self.is_done = False
         self._follower: _Follower | None = None
         self._noise = _Noise()
+        modules = list(_callable(model))
         self._handles = [
-            handle
-            for module in _callable(model)
-            for handle in (
-                module.register_forward_pre_hook(self._enter),
-                module.register_forward_hook(self._leave),
-            )
+            *(module.register_forward_pre_hook(self._enter) for module in modules),
+            *(module.register_forward_hook(self._leave) for module in modules),
         ]
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Followed":
@@ -55,10 +52,7 @@ class Followed:
             handle.remove()
 
     def look(self, optimizer: Optimizer) -> bool:
-        """Look at one step of one optimizer; tell whether that was enough.
-
-        The first step that trains the model starts the scan.
-        """
+        """Look at one step of one optimizer, at first with a scan; tell whether that was enough."""
         if self._follower is None:
             own = frozenset(self.model.parameters())
             if not any(p in own and p.grad is not None for p in _trained(optimizer)):
@@ -114,13 +108,7 @@ _SAME_IN_HALF = 1e-2
 
 @dataclass
 class _Observed:
-    """A track with what the training has shown it so far.
-
-    Attributes:
-        track: The track.
-        quiet: Steps since anything changed.
-        pending: Gradients that wait for those of another optimizer.
-    """
+    """A track, the steps since it changed, and gradients that wait for another optimizer's."""
 
     track: Track[Any]
     quiet: int = 0
@@ -136,12 +124,9 @@ class _Observed:
         return (self.track.separated or 0) > (self.track.first_moved or 0)
 
     def show(self, gradients: Values, idle: Values, step: int) -> None:
-        """Show the track its gradients, once all of them are there.
+        """Show the track what one optimizer is about to use, once all of its gradients are there.
 
-        Args:
-            gradients: What one optimizer is about to use.
-            idle: Zeros for what it holds without a gradient: experts that no sample has chosen.
-            step: Number of the step.
+        `idle` holds zeros for what has no gradient: experts that no sample has chosen.
         """
         wanted = self.track.start.parameters
         self.pending |= {p: gradients[p] for p in wanted if p in gradients}
@@ -165,12 +150,7 @@ class _Follower:
         self.patience = _WAITING
 
     def look(self, optimizer: Optimizer, noise: int) -> None:
-        """Compare the gradients that an optimizer is about to use.
-
-        Args:
-            optimizer: The optimizer.
-            noise: Steps to wait because random numbers are drawn; 0 where none are.
-        """
+        """Compare the gradients that an optimizer is about to use; wait so long for noise."""
         held = [p for p in _trained(optimizer) if p in self.wanted]
         gradients = {p: dense(p.grad) for p in held if p.grad is not None}
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
@@ -231,10 +211,10 @@ def _reads(track: Track[Any]) -> bool:
 
 
 def _dead_units(track: Track[EqualUnits]) -> tuple[int, ...]:
-    """Return the units that have got gradients, and nothing but zeros, by fault of their start.
+    """Return the units that have got nothing but zeros for gradients by fault of their start.
 
-    All units of a parameter that starts at a constant; or the rows that alone start at zero, but
-    not in a lookup table, which may just not have met them.
+    All units of a constant parameter; or the rows that alone start at zero, but not in a lookup
+    table, which may just not have met them.
     """
     like = track.start
     if like.is_whole:
@@ -246,15 +226,9 @@ def _dead_units(track: Track[EqualUnits]) -> tuple[int, ...]:
 
 
 def _dead(track: Track[EqualUnits], units: tuple[int, ...]) -> Finding:
-    site = track.start.site
-    return Finding(
-        name=site.name,
-        units=(units,),
-        verdict="dead",
-        along=track.start.view.along,
-        reason=f"{_DEAD} steps have brought no gradient to {len(units)} units",
-        remedy=remedy(site),
-    )
+    site, along = track.start.site, track.start.view.along
+    reason = f"{_DEAD} steps have brought no gradient to {len(units)} units"
+    return Finding(site.name, (units,), "dead", reason, along, remedy=remedy(site))
 
 
 #
@@ -266,7 +240,7 @@ def _dead(track: Track[EqualUnits], units: tuple[int, ...]) -> Finding:
 class _Noise:
     """Whether the forward passes of a model draw random numbers."""
 
-    started: list[Tensor] | None = None
+    started: Tensor | None = None
     has_run: bool = False
     has_drawn: bool = False
 
@@ -276,13 +250,10 @@ class _Noise:
 
     def after(self) -> None:
         """Compare them with those after it."""
-        if self.started is None:
-            return
-        before, now, self.started = self.started, _random_states(), None
-        self.has_run = True
-        self.has_drawn |= len(now) != len(before) or any(
-            not torch.equal(a, b) for a, b in zip(before, now, strict=True)
-        )
+        if self.started is not None:
+            self.has_run = True
+            self.has_drawn |= not torch.equal(self.started, _random_states())
+            self.started = None
 
     def patience(self, model: nn.Module) -> int:
         """Return the steps to wait for the sake of noise: 0 where there is none."""
@@ -293,12 +264,10 @@ class _Noise:
         return _NOISY if any(map(_drops, model.modules())) else _WAITING
 
 
-def _random_states() -> list[Tensor]:
-    """Return the states of torch's generators."""
-    states = [torch.random.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    return states
+def _random_states() -> Tensor:
+    """Return the states of torch's generators, one after the other."""
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if is_used else ())])
 
 
 def _callable(model: nn.Module) -> Iterator[nn.Module]:

@@ -27,7 +27,6 @@ class EqualModules:
     held: tuple[tuple[nn.Parameter, ...], ...] = field(repr=False)
 
     is_vector = False
-    shuffled = False
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -41,12 +40,12 @@ class EqualModules:
 
     @property
     def labels(self) -> Tensor:
-        """The position of the module that each of them equals."""
+        """What each equals: the first."""
         return torch.zeros_like(self.units)
 
     @property
     def signs(self) -> Tensor:
-        """The sign of each: copies are never negated."""
+        """Their signs: copies are never negated."""
         return torch.ones_like(self.units, dtype=torch.int8)
 
     def rows(self, tensors: Values) -> Iterator[Tensor]:

@@ -42,13 +42,11 @@ Start = TypeVar("Start", EqualUnits, EqualModules)
 class Track(Generic[Start]):
     """Units or modules that were equal or zero at the start, and what became of them.
 
-    With `negated_too`, units are also followed that equal another's negative.
-
     Attributes:
         start: What was found at the start.
         units: Their numbers.
         labels: For each of them the number of the first it still equals.
-        signs: Their signs relative to one another.
+        signs: Their signs relative to one another, where negatives count as equal.
         alive: Whether a gradient has arrived at them.
         first_moved: The first step at which one has.
         separated: The last step at which some have been told apart.
@@ -149,13 +147,13 @@ def _may_be_negated(other: EqualUnits, like: EqualUnits) -> bool:
 
 @dataclass
 class Probe:
-    """What training has shown of the units that are followed.
+    """What training has shown of the units and modules that are followed.
 
     Attributes:
-        units: The units, and what became of them.
-        modules: The modules, likewise.
+        units: Units, and what became of them.
+        modules: Modules, likewise.
         steps: Number of gradients taken.
-        first_moved: For each parameter that has got a gradient the first step at which it did.
+        first_moved: First step at which a gradient has come to a parameter, where one has.
         reach: The largest gradients that parameters get where what never moved is made random.
     """
 
@@ -189,6 +187,11 @@ class Probe:
         """Whether anything that is still equal has moved."""
         return any(track.moves_together for track in self.tracks)
 
+    @property
+    def idle(self) -> list[Track[EqualUnits]]:
+        """The suspected units to which no gradient has come."""
+        return [track for track in self.units if track.start.is_suspect and not track.has_moved]
+
     def note(self, gradients: Values, same: float) -> bool:
         """Show one step's gradients to all tracks; tell whether anything is new."""
         self.steps += 1
@@ -209,13 +212,7 @@ class Probe:
 
 
 def follow(probe: Probe, replica: Replica, *, patience: int = PATIENCE) -> Probe:
-    """Train the copies until all tracks are resolved, or nothing has changed for a while.
-
-    Args:
-        probe: What to look at, changed in place.
-        replica: The copies.
-        patience: Steps without change that end it, where no random numbers are drawn.
-    """
+    """Train copies until all tracks are resolved, or nothing has changed for as many steps."""
     same = replica.precision.same
     values = dict(replica.values)
     for track in probe.tracks:
@@ -250,24 +247,19 @@ DRAWS = 4
 def find_reach(probe: Probe, replica: Replica, *, draws: int = DRAWS) -> None:
     """Find out which elements would get a gradient if the units that never moved were random.
 
-    What gets none even so is out of the reach of any initialisation: unused, frozen or without
-    effect on the loss (the bias before a batch norm, the key bias of attention, rows of padding);
-    or it has no effect while others are tied (the router of equal experts), and moves once they
-    are not. Only units that are themselves equal, and not zero, are part of such a tie: for them
-    it counts as well what they would get if all that is tied were random.
-
-    What gets a gradient on the same inputs without any of that has only been late, and is noted as
-    moved.
+    What gets none even so is out of the reach of any initialisation: unused, or without effect on
+    the loss (a bias before a batch norm, the key bias of attention, rows of padding). Or it has no
+    effect while others are tied (the router of equal experts): for units that are themselves equal
+    and not zero it counts as well what they would get if all that is tied were random.
     """
     probe.reach = {p: torch.zeros_like(replica.values[p]).abs() for p in replica.trained}
     for draw in range(draws):
-        idle = [track for track in probe.units if _is_idle(track)]
-        if not idle:
+        if not probe.idle:
             break
-        probe.note(replica.gradients(draw + 1), replica.precision.same)
-        idle = [track for track in idle if _is_idle(track)]
+        probe.note(replica.gradients(draw + 1), replica.precision.same)  # some were only late
+        idle = probe.idle
         _raise(probe.reach, _gradients_with_noise(replica, idle, draw))
-        equal = [track for track in idle if _is_equal(track)]
+        equal = [t for t in idle if t.groups() and bool(t.start.signs[~t.alive].any())]
         if equal and probe.moves_together:
             tied = [t for t in probe.units if t.start.is_suspect and t.moves_together]
             gradients = _gradients_with_noise(replica, [*idle, *tied], draw)
@@ -277,15 +269,6 @@ def find_reach(probe: Probe, replica: Replica, *, draws: int = DRAWS) -> None:
 def _raise(reach: Values, gradients: Values) -> None:
     for parameter, gradient in gradients.items():
         reach[parameter] = torch.maximum(reach[parameter], gradient.abs())
-
-
-def _is_idle(track: Track[EqualUnits]) -> bool:
-    return track.start.is_suspect and not track.has_moved
-
-
-def _is_equal(track: Track[EqualUnits]) -> bool:
-    """Whether units that never moved are equal, and not zero."""
-    return bool(track.groups()) and bool(track.start.signs[~track.alive].any())
 
 
 def _with_biases(
@@ -306,16 +289,12 @@ def _gradients_with_noise(
     replica.values = dict(kept)
     for track in tracks:
         parameter = track.start.parameter
-        noise = 2.0 ** (draw + 1) * _usual(track.start, replica.starts[parameter])
+        usual = size_of(replica.starts[parameter]) or track.start.view.features**-0.5
+        noise = 2.0 ** (draw + 1) * usual
         replica.values[parameter] = _with_noise(track, replica.values[parameter], noise, draw)
     gradients = replica.gradients(draw + 1)
     replica.values = kept
     return gradients
-
-
-def _usual(start: EqualUnits, value: Tensor) -> float:
-    """Return a parameter's size at the start; that of zeros is what is usual for the shape."""
-    return size_of(value) or float(start.view.features**-0.5)
 
 
 def _with_noise(track: Track[EqualUnits], value: Tensor, noise: float, draw: int) -> Tensor:

@@ -66,14 +66,14 @@ _SMALL = 4_000_000
 
 
 class Precision(NamedTuple):
-    """What rounding does in one dtype.
+    """What rounding does in one dtype; all relative.
 
     Attributes:
-        nudge: Relative change of all parameters that rerolls rounding and changes little else.
-        doubtful: Gradients smaller than this, relative to the largest, are looked at twice.
-        real: A gradient is real where the nudge changes it by less than this, relatively,
-        floor: and where it is larger than this, relative to the largest of its parameter.
-        same: Gradients are equal where they differ by less than this, relatively.
+        nudge: Change of all parameters that rerolls rounding and changes little else.
+        doubtful: Gradients smaller than this are looked at twice.
+        real: A gradient is real where the nudge changes it by less than this,
+        floor: and where it is larger than this, beside the largest of its parameter.
+        same: Gradients are equal where they differ by less than this.
     """
 
     nudge: float
@@ -97,8 +97,7 @@ class Replica:
     """Copies of a model's parameters, in a dtype of their own, and the gradients they get.
 
     Attributes:
-        values: What the parameters are now.
-        starts: What they were at the start.
+        values: What the parameters are now; `starts`, what they were at the start.
         trained: Those that get gradients.
         noisy: Whether a forward pass has drawn random numbers (dropout, stochastic depth).
         connected: Whether the loss has depended on a trained parameter.
@@ -132,9 +131,7 @@ class Replica:
     ) -> "Replica":
         """Return the same model at its start, with other parameters to be trained.
 
-        Args:
-            parameters: Those that get gradients.
-            shared_targets: Whether equal outputs have equal targets.
+        With `shared_targets` equal outputs have equal targets.
         """
         again = copy.copy(self)
         again.values, again.trained = dict(self.starts), parameters
@@ -201,12 +198,19 @@ class Replica:
 
         One step length for all: only then does the step commute with every exchange of units.
         """
-        ratios = [size_of(g) / _usual_size(self.starts[p]) for p, g in gradients.items()]
+        ratios = [size_of(g) / self._usual_size(p) for p, g in gradients.items()]
         largest = max(ratios, default=0.0)
         if largest > 0:
             self.values = self.values | {
                 p: self.values[p] - g * (STRIDE / largest) for p, g in gradients.items()
             }
+
+    def _usual_size(self, parameter: nn.Parameter) -> float:
+        """Return a parameter's size at the start; that of zeros is what is usual for the shape."""
+        start = self.starts[parameter]
+        return size_of(start) or math.sqrt(
+            max(len(start), 1) / max(start.numel(), 1) if start.ndim else 1
+        )
 
 
 STRIDE = 0.1
@@ -219,12 +223,6 @@ def size_of(tensor: Tensor) -> float:
     wide = None if tensor.device.type == "mps" else torch.float64
     norm = float(torch.linalg.vector_norm(plain, dtype=wide))
     return norm / math.sqrt(max(tensor.numel(), 1))
-
-
-def _usual_size(start: Tensor) -> float:
-    """Return a parameter's size at the start; that of zeros is what is usual for the shape."""
-    usual = (max(start.shape[0], 1) / max(start.numel(), 1)) ** 0.5 if start.ndim else 1.0
-    return size_of(start) or usual
 
 
 def largest(gradient: Tensor) -> float:

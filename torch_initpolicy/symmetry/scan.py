@@ -119,15 +119,10 @@ _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
 
 
 def scan(sites: Sequence[Site], *, thorough: bool = False) -> Iterator[EqualUnits]:
-    """Find the units of each trained parameter that are zero or equal another.
+    """Yield the units of each trained parameter, in each layout, that are zero or equal another.
 
-    Args:
-        sites: The parameters.
-        thorough: Look also for single equal entries of vectors, and for units that are equal only
-            up to a permutation of their elements.
-
-    Yields:
-        One start for each parameter and each way to lay it out in which something was found.
+    With `thorough`, single equal entries of vectors count as well, and units that are equal up to
+    a permutation of their elements.
     """
     for site in sites:
         for parameter in _readable(site):
@@ -268,8 +263,8 @@ def suspects(
         model: The model.
         sites: Its parameters.
         among: Names of the parameters to look at, without modules; None for all of both.
-        asked: Suspect constant vectors of unknown use too. As a rule the matrices around them tell
-            their entries apart; where there are no matrices they are suspects in any case.
+        asked: Suspect constant vectors of unknown use too, as where there are no matrices: as a
+            rule the matrices around them tell their entries apart.
     """
     raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in sites)
     scanned = scan([site for site in sites if among is None or site.name in among])

@@ -27,14 +27,7 @@ from torch_initpolicy.trace.failures import in_short
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model under suspicion.
-
-    Attributes:
-        model: The model, without its wrappers.
-        sites: Its parameters.
-        suspects: What is equal or zero at the start.
-        loss: From its output to a scalar, or None.
-    """
+    """A model under suspicion, with its parameters, and a loss where its user gave one."""
 
     model: nn.Module
     sites: Sequence[Site]
@@ -55,11 +48,7 @@ class Subject:
 
 
 def probed(subject: Subject, attempt: Attempt) -> Report | str:
-    """Probe a model in one way.
-
-    Returns:
-        The report; or why there is none: what the model raised, or an empty string where the
-        attempt has decided nothing.
+    """Return the report of one attempt; or why there is none, empty where it decides nothing.
 
     Raises:
         TraceError: The loss function returns no scalar.

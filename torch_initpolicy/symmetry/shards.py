@@ -1,11 +1,11 @@
 """Compares what is spread over processes: a few bytes per unit travel, never the weights.
 
-Every function here is collective: all processes of the mesh call it, in the same order, and all get
-the same answer.
+Every function here is collective: all processes call it, in one order, and get one answer.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,14 +29,9 @@ _PIECE = 1 << 20
 def signatures(parameter: "DTensor", view: View) -> Tensor:
     """Project each unit of a sharded parameter on the same few random vectors.
 
-    Args:
-        parameter: The parameter.
-        view: How its units lie; over the parameter's own shape, without groups.
-
-    Returns:
-        Shape `(units, WIDTH)`, float64. Equal units have equal rows up to rounding.
+    The result has the shape `(units, WIDTH)`; equal units have equal rows up to rounding.
     """
-    result = torch.zeros(view.count, WIDTH, dtype=torch.float64, device=_device(parameter))
+    result = torch.zeros(view.count, WIDTH, dtype=torch.float64, device=parameter.to_local().device)
     if _is_first_replica(parameter):
         for piece in pieces(parameter):
             _add(result, piece, view)
@@ -85,10 +80,6 @@ def digest(parameter: "DTensor") -> tuple[float, ...]:
 #
 # Collectives
 #
-
-
-def _device(parameter: "DTensor") -> torch.device:
-    return parameter.to_local().device
 
 
 def _is_first_replica(parameter: "DTensor") -> bool:
@@ -142,11 +133,11 @@ def shard_findings(sites: Sequence[Site]) -> Iterator[Finding]:
 
 def _of_parameter(site: Site, parameter: "DTensor") -> Iterator[Finding]:
     own = _own_digest(parameter)
-    checks: dict[bool, Callable[..., Finding | None]] = {True: _diverged, False: _copied}
     for dimension, placement in enumerate(parameter.placements):
-        finding = checks[placement.is_replicate()](site, parameter, own, dimension)
+        find = _diverged if placement.is_replicate() else _copied
+        finding = find(site, parameter, own, dimension)
         if finding is not None:
-            yield finding
+            yield replace(finding, remedy=f"apply_policy(model, only=[{site.name!r}], seed=0)")
 
 
 def _own_digest(parameter: "DTensor") -> Tensor:
@@ -167,17 +158,12 @@ def _diverged(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> 
     apart = ((high - low).abs() > NEAR * own.abs().amax()).any() | own.isnan().any()
     if not bool(_reduced(parameter, apart.double()[None], "MAX")):
         return None
-    return Finding(
-        name=site.name,
-        units=(tuple(range(parameter.device_mesh.size(dimension))),),
-        verdict="diverged",
-        along="replicas",
-        reason=(
-            f"the replicas along dimension {dimension} of the mesh should hold the same values and "
-            "do not: each process has drawn its own"
-        ),
-        remedy=f"apply_policy(model, only=[{site.name!r}], seed=0)",
+    units = (tuple(range(parameter.device_mesh.size(dimension))),)
+    reason = (
+        f"the replicas along dimension {dimension} of the mesh should hold the same values and "
+        "do not: each process has drawn its own"
     )
+    return Finding(site.name, units, "diverged", reason, along="replicas")
 
 
 def _copied(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> Finding | None:
@@ -189,15 +175,10 @@ def _copied(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> Fi
     found = float(bool(groups(labels)))
     if not bool(_reduced(parameter, own.new_tensor([found]), "MAX")):
         return None
-    return Finding(
-        name=site.name,
-        units=groups(labels) or (tuple(range(len(labels))),),
-        verdict="tied",
-        along="shards",
-        reason=(
-            f"the processes along dimension {dimension} of the mesh hold identical shards: the "
-            f"whole has {len(labels)} copies of the same units, as if each had drawn its own from "
-            "one seed"
-        ),
-        remedy=f"apply_policy(model, only=[{site.name!r}], seed=0)",
+    units = groups(labels) or (tuple(range(len(labels))),)
+    reason = (
+        f"the processes along dimension {dimension} of the mesh hold identical shards: the "
+        f"whole has {len(labels)} copies of the same units, as if each had drawn its own from "
+        "one seed"
     )
+    return Finding(site.name, units, "tied", reason, along="shards")
