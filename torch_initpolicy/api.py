@@ -205,8 +205,7 @@ def materialize(
         The receipt.
 
     Raises:
-        MaterializeError: Lists every tensor whose values nothing tells. The model is as it
-            was.
+        MaterializeError: Lists every tensor whose values are not known. The model is as it was.
         PlanError: Something would be wrong or missing; lists every case. The model is as it was.
         ApplyError: Something cannot be written. The model is as it was.
 
@@ -231,7 +230,7 @@ def materialize(
         plan = replace(plan, steps=steps)
         guessed = any(step.evidence == "order" for step in plan)
         if guessed and not any(map(is_sharded, model.parameters())):
-            # Now that the model is real its forward pass can be run, which may tell more.
+            # Now that the model is real its forward pass can be run, which may show more.
             known = plan_model(model, given, example_inputs, selection, found)
             plan = replace(known, steps=tuple(_kept(step, plan[step.name]) for step in known))
             again = replace(drawing, seed=written.seed)

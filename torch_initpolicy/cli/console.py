@@ -71,7 +71,7 @@ def say(kind: str, style: str, message: object) -> None:
 
 
 def advise(*, guessed: bool) -> None:
-    """Name the option that would have told what could only be guessed without inputs."""
+    """Name the option that gives inputs, where something could only be guessed without them."""
     if guessed:
         say("advice", "bold", f"give inputs by --input {NOTATION}")
 

@@ -15,7 +15,7 @@ __all__ = ["Muon"]
 
 
 class Muon(WholeMuon):
-    """`torch.optim.Muon` that takes tensors apart where their group says what is `"packed"`.
+    """`torch.optim.Muon` that splits tensors where their group says how they are `"packed"`.
 
     Examples:
         >>> from torch import nn
@@ -40,10 +40,10 @@ class Muon(WholeMuon):
         for tensors, matrices in zip(
             whole, (params_with_grad, grads, muon_momentum_bufs), strict=True
         ):
-            matrices.extend(_apart(tensors, group.get("packed")))
+            matrices.extend(_split(tensors, group.get("packed")))
         return has_complex
 
 
-def _apart(tensors: list[Tensor], packed: tuple[int, tuple[int, ...]] | None) -> Iterator[Tensor]:
+def _split(tensors: list[Tensor], packed: tuple[int, tuple[int, ...]] | None) -> Iterator[Tensor]:
     for tensor in tensors:
         yield from (tensor,) if packed is None else torch.split(tensor, [*packed[1]], dim=packed[0])

@@ -100,7 +100,7 @@ def _warn_of_unknown(operators: Mapping[str, int]) -> None:
 def warn_of_overwriting(pairs: Iterable[tuple[Site, Step]]) -> None:
     """Warn where steps write over norms that differ from channel to channel.
 
-    Constructors leave norms constant; training does not, and of weights nothing else tells.
+    Constructors leave norms constant, and training does not; other weights do not show it.
     """
     norms = (site for site, step in pairs if step.role == "norm_weight" and not step.keeps)
     trained = [site.name for site in norms if _varies(site)]

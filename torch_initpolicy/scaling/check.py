@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +37,12 @@ Loss: TypeAlias = Callable[[Any], Tensor]
 _BASED: Mapping[str, Callable[..., Any]] = {"mup": mup, "complete_p": complete_p}
 """Presets that scale from a base model: here the narrowest."""
 
-_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "adamax": torch.optim.Adamax,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
+_BY_NAME: Mapping[str, type[torch.optim.Optimizer]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam),
+        *(torch.optim.RAdam, torch.optim.Adamax, torch.optim.RMSprop, torch.optim.Adagrad),
+    )
 }
 
 
@@ -112,9 +109,9 @@ def check_scaling(
     known = tuple(sorted(set(widths)))
     if len(known) < 2:
         raise ArgumentError(f"widths: at least two different ones are needed, got {widths!r}")
-    if isinstance(optimizer, str) and optimizer not in _OPTIMIZERS:
+    if isinstance(optimizer, str) and optimizer not in _BY_NAME:
         raise ArgumentError(
-            f"optimizer is one of {', '.join(_OPTIMIZERS)}, or a function that makes one of a "
+            f"optimizer is one of {', '.join(_BY_NAME)}, or a function that makes one of a "
             f"model; got {optimizer!r}"
         )
     with torch.random.fork_rng(devices=[]):
@@ -131,7 +128,6 @@ def check_scaling(
         runs = {
             width: [trained(width, seed, chosen(width)) for seed in range(seeds)] for width in known
         }
-    names = list(runs[known[0]][0])
     layers = tuple(
         layer(
             name,
@@ -140,7 +136,7 @@ def check_scaling(
             tuple(_mean(run[name].change for run in runs[width]) for width in known),
             tolerance,
         )
-        for name in names
+        for name in runs[known[0]][0]
     )
     how = policy if isinstance(policy, str) else "constructor" if policy is None else "policy"
     by = optimizer if isinstance(optimizer, str) else "own optimizer"
@@ -157,12 +153,7 @@ def _policies(
         policy = _BASED[policy](base=base)
     if callable(policy) and not isinstance(policy, Initializer):
         return cast("Callable[[int], Policyish | None]", policy)
-
-    def same(width: int) -> Policyish | None:
-        del width
-        return cast("Policyish | None", policy)
-
-    return same
+    return lambda _: cast("Policyish | None", policy)
 
 
 def _mean(numbers: Iterator[float]) -> float:
@@ -178,8 +169,7 @@ def _mean(numbers: Iterator[float]) -> float:
 #
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """Root mean squares of a module's output before the first step, and of its change after."""
 
     start: float
@@ -207,7 +197,7 @@ def _trained(
             model, Keep() if policy is None else policy, seed=seed, example_inputs=call
         )
         if isinstance(optimizer, str):
-            by = _OPTIMIZERS[optimizer](receipt.param_groups(optimizer, lr=lr))  # type: ignore[call-arg]
+            by = _BY_NAME[optimizer](receipt.param_groups(optimizer, lr=lr))  # type: ignore[call-arg]
         else:
             by = optimizer(model)
         before = _outputs(model, call)
