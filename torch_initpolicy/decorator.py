@@ -8,10 +8,9 @@ subclasses came later; there that class' `__init__` is wrapped, once per class. 
 only where `type(self)` is that class, which is to say in the outermost constructor.
 """
 
-import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
@@ -35,17 +34,6 @@ _POLICY, _READY = "__init_policy__", "__init_policy_ready__"
 _READYING = threading.Lock()
 
 
-@contextlib.contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what a forward does to running statistics and the like."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers() if not is_lazy(buffer)]
-    try:
-        yield
-    finally:
-        for buffer, values in kept:
-            buffer.copy_(values)
-
-
 class _FirstForward:
     """Runs the policy of a lazy module at its first forward, before the forward itself.
 
@@ -63,11 +51,19 @@ class _FirstForward:
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Materialise the lazy layers and apply the policy; `Any` are the forward's arguments."""
+        """Materialise the lazy layers and apply the policy; `Any` are the forward's arguments.
+
+        What the dry run does to running statistics and the like is undone.
+        """
         devices = {parameter.device for parameter in module.parameters()}
         cuda = [device for device in devices if device.type == "cuda"]
-        with torch.no_grad(), torch.random.fork_rng(cuda), _buffers_kept(module):
-            module.forward(*args, **kwargs)
+        kept = [(buffer, buffer.clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            try:
+                module.forward(*args, **kwargs)
+            finally:
+                for buffer, values in kept:
+                    buffer.copy_(values)
         self.remove()
         getattr(type(module), _POLICY)(module)
 
@@ -197,25 +193,18 @@ def init_policy(
 
     The class stays the class it was (`type(model) is Net`) and keeps its signature; copies, pickles
     and `torch.load` bring weights back without running the policy again. The policy with its
-    options can be called as `Net.__init_policy__(model)`.
-
-    What else may happen in a constructor:
-
-    - *Lazy layers* have no shape yet. The policy then runs at the first forward: a dry run without
-      gradients gives the layers their shapes, the policy fills them, and the forward itself
-      already computes with the new weights. Loading a state dict first cancels the policy.
-    - Under `torch.device("meta")` there is nothing to write, so nothing happens; `materialize`
-      gives such a model its weights later.
-    - A constructor that raises leaves no object, and the policy does not run.
-    - An object that already has all its parameters when `__init__` begins (a singleton whose
-      constructor is called again) keeps their values.
+    options can be called as `Net.__init_policy__(model)`. It does not run where a constructor
+    raises, where an object has all its parameters before (a singleton that is asked for again), and
+    under `torch.device("meta")`: `materialize` gives such a model its weights later. With *lazy
+    layers* it runs at the first forward: a dry run without gradients gives them their shapes, the
+    policy fills them, and the forward itself computes with the new weights; a state dict that is
+    loaded before cancels it.
 
     Args:
         policy: Name of a preset or a policy. Alone, without parentheses, the class itself:
             `@init_policy` is `@init_policy("auto")`.
-        options: Keyword arguments of `apply_policy`. A `seed` is the same for every
-            object; without one each object takes a new one from torch's global generator, so that
-            `torch.manual_seed` governs.
+        options: Keyword arguments of `apply_policy`. Without a `seed` each object takes a new one
+            from torch's global generator, so that `torch.manual_seed` governs.
 
     Returns:
         The class that was given, or a decorator for it.

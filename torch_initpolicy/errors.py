@@ -24,11 +24,10 @@ Each is also the builtin it specialises, so that both ways of catching it work::
 """
 
 import difflib
+import inspect
 import reprlib
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from types import FrameType
 
 SHOWN = 10
 
@@ -113,21 +112,13 @@ class SymmetricInitWarning(InitPolicyWarning):
 def warn(message: str, category: type[InitPolicyWarning], *, through: Sequence[str] = ()) -> None:
     """Give a warning that points at the line which called this package, however deep within.
 
-    Args:
-        message: The text.
-        category: Its class.
-        through: Other packages that are no callers: `"torch"` where a hook of torch's warns.
+    `through` names other packages that are no callers: `"torch"` where a hook of torch's warns.
     """
     inner = {__name__.partition(".")[0], *through}
-    level = 1
-    frame: FrameType | None = sys._getframe(0)  # noqa: SLF001 - what `warnings` itself counts
-    while frame is not None and _package_of(frame) in inner:
+    level, frame = 1, inspect.currentframe()
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in inner:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-def _package_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def listing(cases: Sequence[str]) -> str:
@@ -139,12 +130,7 @@ def listing(cases: Sequence[str]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write how many there are of something: `"1 tensor"`, `"1,024 tensors"`.
-
-    Args:
-        count: How many.
-        noun: The word for one of them, whose plural ends in `s`.
-    """
+    """Write how many there are of something: `"1 tensor"`, `"1,024 tensors"`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 

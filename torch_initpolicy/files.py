@@ -17,9 +17,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Where the block raises, or the disk is full, the new file is gone and an old one is as it was.
     Links are followed; what is no regular file, such as a pipe, is written to as it is.
 
-    Args:
-        path: The file.
-
     Raises:
         InitPolicyError: It cannot be written.
     """
@@ -51,11 +48,7 @@ def _mode(target: Path) -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text to a file, in place of an old one.
-
-    Raises:
-        InitPolicyError: It cannot be written; an old file is as it was.
-    """
+    """Write a text to a file, in place of an old one; see `replacing`."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -7,11 +7,9 @@ LARGEST_TEXT = 150_000
 
 
 def framed(picture: str, text: str) -> str:
-    """Return a fragment of HTML that needs no network and has the colours of the page around it.
+    """Return a fragment of HTML: an `<svg>` element or nothing, and what `print` writes.
 
-    Args:
-        picture: An `<svg>` element, or nothing.
-        text: What `print` writes.
+    It needs no network and has the colours of the page around it.
 
     Examples:
         >>> framed("", "a < b")

@@ -35,13 +35,8 @@ def assert_initialized(
     """Assert that a model's weights look as a policy leaves them, whatever the seed.
 
     Each tensor's mean, standard deviation and bounds are measured against its step of the plan,
-    with a tolerance that follows from its number of elements.
-
-    Args:
-        model: The model, not yet trained.
-        policy: Name of a preset, or a policy.
-        example_inputs: What its forward takes; looked for where None.
-        selecting: Which parameters to look at, as `plan_policy` takes it.
+    with a tolerance that follows from its number of elements. The arguments are those of
+    `plan_policy`.
 
     Raises:
         VerifyError: Some tensors are not what the policy draws; the message lists them.
@@ -64,7 +59,6 @@ def assert_same_init(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Non
 
     Raises:
         AssertionError: Some tensors differ; the message lists them.
-        ArgumentError: As `compare_inits` raises it.
 
     Examples:
         >>> assert_same_init(nn.Linear(64, 64), nn.Linear(64, 64))
