@@ -45,6 +45,7 @@ class Uses:
         sources: Parameters inside each expression of parameters.
         kinds: Steps of normalisations that are written out in primitives.
         found: Where parameters meet the signal.
+        at: The same, by node.
         weighers: Nodes that apply a weight of the model to the signal.
         random: Values that hold random numbers and nothing of the signal or of parameters.
         arguments: What `slots` has answered, by node.
@@ -56,6 +57,7 @@ class Uses:
     sources: dict[int, tuple[Source, ...]] = field(default_factory=dict)
     kinds: dict[int, Kind] = field(default_factory=dict)
     found: list[Use] = field(default_factory=list)
+    at: dict[int, list[Use]] = field(default_factory=dict)
     weighers: set[int] = field(default_factory=set)
     random: set[int] = field(default_factory=set)
     arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
@@ -159,7 +161,9 @@ def _meet(
     partner = signals[0] if alone else None
     for slot, value in expressions:
         for source in result.sources[value]:
-            result.found.append(Use(source, node, slot, result.graph.values[value], partner))
+            use = Use(source, node, slot, result.graph.values[value], partner)
+            result.found.append(use)
+            result.at.setdefault(node.index, []).append(use)
     if _weighs(result.role(node), expressions) or result.role(node) is OpRole.CONTRACTS:
         result.weighers.add(node.index)
 

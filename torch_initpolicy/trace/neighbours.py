@@ -30,10 +30,6 @@ class Neighbours:
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
-        self.applied: dict[int, list[Use]] = {}
-        for use in uses.found:
-            if use.node.index in uses.weighers and "bias" not in use.slot:
-                self.applied.setdefault(use.node.index, []).append(use)
         self.made_by: dict[int, Names] = {}
         for node in uses.graph.nodes:
             self.made_by.update(dict.fromkeys(node.outputs, self._makers(node)))
@@ -58,7 +54,8 @@ class Neighbours:
         return _joined([*beyond, self._applied(use.node)] if role is OpRole.RECURS else beyond)
 
     def _applied(self, node: Node) -> frozenset[str]:
-        return frozenset(use.source.site for use in self.applied.get(node.index, ()))
+        uses = self.uses.at.get(node.index, ()) if node.index in self.uses.weighers else ()
+        return frozenset(use.source.site for use in uses if "bias" not in use.slot)
 
     def _ahead_of(self, value: int) -> Names:
         return self.ahead.get(value, _NONE)

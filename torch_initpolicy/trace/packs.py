@@ -79,13 +79,13 @@ def packs(followed: Following) -> Mapping[int, Pack]:
     pieces = _Pieces(followed, sizes)
     for node in nodes:
         pieces.enter(node)
-    found = {
-        node: _pattern(sizes[node], frozenset(pieces.pieces[node]), frozenset(meetings))
+    patterns = {
+        node: pattern
         for node, meetings in pieces.met.items()
+        if (pattern := _pattern(sizes[node], frozenset(pieces.pieces[node]), frozenset(meetings)))
     }
-    return {
-        node: Pack(*pattern, followed.of_weight(node)) for node, pattern in found.items() if pattern
-    }
+    shown = followed.of_weights(patterns)
+    return {node: Pack(*pattern, shown[node]) for node, pattern in patterns.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """What a parameter does where its owner's type is silent: what its consumer makes of it."""
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 from torch_initpolicy.tensors.layers import Role
@@ -110,34 +112,34 @@ _FOLLOWED = frozenset({
 
 def _follows_its_owner(use: Use, flow: Flow) -> bool:
     """Say whether the signal that a parameter is added to comes from one beside it, or below."""
-    owner = use.source.site.rpartition(".")[0]
-    below = f"{owner}." if owner else ""
-    made_by = {
-        other.node.index
-        for other in flow.uses.found
-        if other.source.site != use.source.site
-        and (
-            other.source.site.rpartition(".")[0] == owner
-            or (other.source.site.startswith(below) and other.node.index in flow.uses.weighers)
-        )
-    }
-    return use.node.index in made_by or (
-        use.partner is not None and not made_by.isdisjoint(_makers(use.partner, flow))
+    makers = () if use.partner is None else _makers(use.partner, flow)
+    return any(
+        _is_near(other, use, flow)
+        for node in itertools.chain([use.node.index], makers)
+        for other in flow.uses.at.get(node, ())
     )
+
+
+def _is_near(other: Use, use: Use, flow: Flow) -> bool:
+    """Say whether another parameter has the same owner, or is a weight below it."""
+    name, owner = other.source.site, use.source.site.rpartition(".")[0]
+    is_below = name.startswith(f"{owner}." if owner else "")
+    weighs_below = is_below and other.node.index in flow.uses.weighers
+    return name != use.source.site and (name.rpartition(".")[0] == owner or weighs_below)
 
 
 def _makers(value: int, flow: Flow) -> Iterator[int]:
     """Yield the nodes whose numbers a value holds, or sums of which, up to the next weight."""
     values, nodes = flow.uses.graph.values, flow.uses.graph.nodes
-    waiting, seen = [value], {value}
+    waiting, seen = deque([value]), {value}
     while waiting:
-        producer = values[waiting.pop()].producer
+        producer = values[waiting.popleft()].producer
         if producer is None:
             continue
         yield producer
         if flow.uses.role(nodes[producer]) in _FOLLOWED and producer not in flow.uses.weighers:
             carried = flow.uses.carried(nodes[producer])
-            waiting += [read for read in carried if read not in seen]
+            waiting.extend(read for read in carried if read not in seen)
             seen.update(carried)
 
 

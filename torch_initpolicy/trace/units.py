@@ -123,13 +123,14 @@ class Following:
         """Return the dimensions, from the last, along which the units of a value lie."""
         return frozenset().union(*(shown.along() for shown in self.shown.get(value, {}).values()))
 
-    def of_weight(self, node: int) -> dict[int, Shown]:
-        """Return what the values show that follow from a weight and are no sums, by value."""
-        return {
-            value: shown[node]
-            for value, shown in self.shown.items()
-            if node in shown and not shown[node].summed
-        }
+    def of_weights(self, nodes: Collection[int]) -> dict[int, dict[int, Shown]]:
+        """Return what the values show that follow from some weights and are no sums."""
+        found: dict[int, dict[int, Shown]] = {node: {} for node in nodes}
+        for value, shown in self.shown.items():
+            for node in shown.keys() & found.keys():
+                if not shown[node].summed:
+                    found[node][value] = shown[node]
+        return found
 
     def enter(self, node: Node) -> None:
         """Follow one node."""
