@@ -9,7 +9,7 @@ from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.facts import Reader
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
-from torch_initpolicy.trace.residuals import Residuals, indices
+from torch_initpolicy.trace.residuals import Residuals
 
 
 class Destination(NamedTuple):
@@ -47,7 +47,6 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
         By value; one that is missing is read by neither a normalisation nor a recurrent layer, here
         and up to the model's output.
     """
-    skips = found.skips(uses)
     known: dict[int, Destination] = {}
     for value in reversed(uses.graph.values):
         readers = [uses.graph.nodes[index] for index in uses.graph.consumers[value.index]]
@@ -55,7 +54,7 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
         streams = [
             destination
             for node, destination in zip(readers, each, strict=True)
-            if skips.get(node.index) == value.index
+            if node.index in found.branches and found.branches[node.index].skip == value.index
         ]
         reader = next((destination.reader for destination in each if destination.reader), None)
         ends = any(destination.ends_in_norm for destination in streams or each)
@@ -79,13 +78,3 @@ def _read(uses: Uses, known: dict[int, Destination], node: Node, value: int) -> 
         return _NORM
     reader = next((found.reader for found in beyond if found.reader), None)
     return Destination(reader, ends) if role in _PASSED else NOWHERE
-
-
-def batch_normalised(uses: Uses, found: Residuals) -> frozenset[int]:
-    """Return the nodes that lie in a residual branch with a batch normalisation."""
-    norms = sum(1 << node.index for node in uses.graph.nodes if node.op == "batch_norm")
-    inside = 0
-    for branch in found.branches:
-        if branch.inside & norms:
-            inside |= branch.inside
-    return frozenset(indices(inside))

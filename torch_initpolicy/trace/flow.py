@@ -11,11 +11,7 @@ from torch_initpolicy.trace.activations import composites
 from torch_initpolicy.trace.composed import Composed
 from torch_initpolicy.trace.constants import Constants
 from torch_initpolicy.trace.consumers import Use, Uses, uses
-from torch_initpolicy.trace.destinations import (
-    Destination,
-    batch_normalised,
-    destinations,
-)
+from torch_initpolicy.trace.destinations import Destination, destinations
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.joins import Join, joins
 from torch_initpolicy.trace.kernels import kernels
@@ -48,7 +44,6 @@ class Flow:
         joins: What each value is added to or multiplied by.
         composed: What each expression of parameters is made of.
         destinations: What reads each value in the end.
-        batch_normalised: Nodes in residual branches with a batch normalisation.
     """
 
     uses: Uses
@@ -65,7 +60,6 @@ class Flow:
     joins: Mapping[int, Join]
     composed: Composed
     destinations: Mapping[int, Destination]
-    batch_normalised: frozenset[int]
 
 
 def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
@@ -87,7 +81,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
     packed = packs(followed)
     constants = Constants(
         scalars=Scalars(used, known),
-        skips=branches.skips(used),
+        skips={node: branch.skip for node, branch in branches.branches.items()},
         ends=frozenset(composite.end for composite in activated.values()),
         kernels=kernels(used, followed.shown),
         packed=frozenset(packed),
@@ -112,7 +106,6 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         joins=joins(used, branches),
         composed=composed,
         destinations=destinations(used, branches),
-        batch_normalised=batch_normalised(used, branches),
     )
 
 

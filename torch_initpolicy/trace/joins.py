@@ -75,19 +75,17 @@ def _both(*each: Join) -> Join:
 
 def _at(uses: Uses, found: Residuals, node: Node, value: int) -> Join:
     """Say what a value is joined with at one node: signals that do not come out of it."""
-    producer = uses.graph.values[value].producer
-    own = 0 if producer is None else 1 << producer
     operands = _multiplied(uses, node) if uses.role(node) is OpRole.ATTENDS else uses.carried(node)
     if value not in operands:
         return ALONE
-    others = {
-        other for other in operands if other != value and not found.ancestors.get(other, 0) & own
-    }
+    derived = found.derived.get(node.index, _NO_PAIRS)
+    others = {v for v in operands if v != value and (value, v) not in derived}
     role, both = uses.role(node), frozenset(others)
     return Join(both if role is OpRole.ADDS else _NO, both if role in _PRODUCTS else _NO)
 
 
 _NO: frozenset[int] = frozenset()
+_NO_PAIRS: frozenset[tuple[int, int]] = frozenset()
 
 
 def beside(

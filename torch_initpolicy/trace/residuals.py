@@ -1,126 +1,155 @@
-"""Residual branches: additions one side of which is the other's ancestor.
+"""Residual branches: additions one side of which is the other's ancestor."""
 
-Sets of nodes are bits of one integer, so that the ancestors of every value cost one `|` an edge.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import CARRIERS, OpRole
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A residual branch.
+class Branch(NamedTuple):
+    """The value that a branch adds, what this is added to, and how many weights lie in a row."""
 
-    Attributes:
-        node: The addition that ends it.
-        value: What the branch adds.
-        inside: Nodes inside the branch, as bits.
-        depth: Weights on its longest path.
-    """
-
-    node: int
     value: int
-    inside: int
+    skip: int
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Residuals:
+class Residuals(NamedTuple):
     """The residual branches of a graph.
 
     Attributes:
-        branches: All of them, in order of execution.
+        branches: All of them, by the addition that ends each, in order of execution.
         ending: Values whose numbers reach the end of a branch through carriers alone.
         closing: Those of them that no parameter scales on the way.
         depths: Depth of the innermost branch around a node, by node.
-        ancestors: The nodes that each value comes from, as bits, by value.
+        batch_normalised: Nodes in branches with a batch normalisation.
+        derived: Pairs of operands the second of which comes out of the first, by node.
     """
 
-    branches: tuple[Branch, ...]
+    branches: Mapping[int, Branch]
     ending: frozenset[int]
     closing: frozenset[int]
     depths: Mapping[int, int]
-    ancestors: Mapping[int, int]
-
-    def skips(self, uses: Uses) -> dict[int, int]:
-        """Return the value that each branch is added to, by the addition."""
-        nodes = ((branch, uses.graph.nodes[branch.node]) for branch in self.branches)
-        return {
-            node.index: next(value for value in uses.carried(node) if value != branch.value)
-            for branch, node in nodes
-        }
-
-    def depth_around(self, node: int) -> int:
-        """Return the depth of the innermost branch around a node; 0 outside any."""
-        return self.depths.get(node, 0)
+    batch_normalised: frozenset[int]
+    derived: Mapping[int, frozenset[tuple[int, int]]]
 
 
 def residuals(uses: Uses) -> Residuals:
     """Find the residual branches of a graph."""
     ancestry = _Ancestry(uses)
-    found = {
-        branch.node: branch
-        for node in uses.graph.nodes
-        if (branch := ancestry.branch_ending_at(node)) is not None
-    }
+    for node in uses.graph.nodes:
+        ancestry.read(node)
+    found = ancestry.branches
     ending, closing = (frozenset(_ending(uses, found, over)) for over in (_carries, _only_moves))
-    branches = tuple(found.values())
-    return Residuals(branches, ending, closing, dict(_depths(branches)), ancestry.ancestors)
-
-
-def _depths(branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
-    """Yield each node inside some branch, with the depth of the innermost one."""
-    taken = 0
-    for branch in sorted(branches, key=lambda branch: branch.inside.bit_count()):
-        yield from ((node, branch.depth) for node in indices(branch.inside & ~taken))
-        taken |= branch.inside
+    normed = frozenset(ancestry.batch_normalised)
+    return Residuals(found, ending, closing, ancestry.depths, normed, ancestry.derived)
 
 
 class _Ancestry:
-    """For every value: the nodes it comes from, and the one whose output it still is."""
+    """The nodes that values come from, and those whose outputs they still are, as bits.
+
+    Where a single value goes on, everything before it is forgotten: whatever is compared later
+    comes out of that value. So the sets stay small.
+    """
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
-        self.weighers = sum(1 << index for index in uses.weighers)
-        self.ancestors: dict[int, int] = {}
-        self.identity: dict[int, int] = {}
-        self.depth: dict[int, int] = {}
-        beyond = len(uses.graph.nodes)  # inputs have no node: they get the bits behind the last
-        for value in uses.graph.values:
-            if value.is_input:
-                self.ancestors[value.index] = self.identity[value.index] = 1 << beyond
-                beyond += 1
-        for node in uses.graph.nodes:
-            self._enter(node)
+        inputs = [value.index for value in uses.graph.values if value.is_input]
+        self.inputs = len(inputs)  # these have the lowest bits
+        self.ancestors = {value: 1 << place for place, value in enumerate(inputs)}
+        self.identity = dict(self.ancestors)
+        self.base = 0  # the node with the lowest bit
+        self.weights: dict[int, int] = {}  # by node: what the weights since then come from
+        self.weighers = self.norms = self.inside = self.normed = 0
+        self.depth: dict[int, int] = {}  # by node: weights on the longest path to it
+        self.branches: dict[int, Branch] = {}
+        self.depths: dict[int, int] = {}
+        self.batch_normalised: set[int] = set()
+        self.derived: dict[int, frozenset[tuple[int, int]]] = {}
 
-    def _enter(self, node: Node) -> None:
-        bit = 1 << node.index
-        ancestors, identity, depth = bit, bit, 0
+    def read(self, node: Node) -> None:
+        """Read the next node."""
+        carried = tuple(dict.fromkeys(self.uses.carried(node)))
+        if len(carried) > 1:
+            pairs = [(v, w) for v in carried for w in carried if v != w and self._comes_of(w, v)]
+            if pairs:
+                self.derived[node.index] = frozenset(pairs)
+        if self.uses.role(node) is OpRole.ADDS and len(carried) == 2:
+            self._end_branch(node, *carried)
+        self._enter(node, carried)
+        for value in {*node.inputs, *node.outputs}:
+            if self.uses.graph.consumers[value][-1:] <= (node.index,):
+                self.ancestors.pop(value, None)
+                self.identity.pop(value, None)
+        if len(self.ancestors) == 1:
+            self._forget(*self.ancestors)
+
+    def _bit(self, node: int) -> int:
+        return 1 << node - self.base + self.inputs
+
+    def _enter(self, node: Node, carried: tuple[int, ...]) -> None:
+        weighs = node.index in self.uses.weighers
+        ancestors = identity = bit = self._bit(node.index)
         carries = self.uses.role(node) in CARRIERS
-        for value in self.uses.carried(node):
+        for value in carried:
             ancestors |= self.ancestors.get(value, 0)
-            depth = max(depth, self.depth.get(value, 0))
             if carries:
                 identity |= self.identity.get(value, 0)
-        for output in node.outputs:
-            self.ancestors[output] = ancestors
-            self.identity[output] = identity
-            self.depth[output] = depth + (node.index in self.uses.weighers)
+        self.depth[node.index] = max(map(self._depth, carried), default=0) + weighs
+        if weighs:
+            self.weighers |= bit
+            self.weights[node.index] = ancestors
+        if node.op == "batch_norm":
+            self.norms |= bit
+        self.ancestors.update(dict.fromkeys(node.outputs, ancestors))
+        self.identity.update(dict.fromkeys(node.outputs, identity))
 
-    def branch_ending_at(self, node: Node) -> Branch | None:
-        """Return the branch that an addition ends, or None where it ends none."""
-        summands = self.uses.carried(node)
-        if self.uses.role(node) is not OpRole.ADDS or len(set(summands)) != 2:
-            return None
+    def _forget(self, value: int) -> None:
+        """Begin anew at a value that alone goes on."""
+        producer = self.uses.graph.values[value].producer
+        if producer is not None:
+            self.base, self.inside, self.normed, self.norms = producer, 0, 0, 0
+            self.weighers = self._bit(producer)  # stands for all weights before
+            self.weights = {producer: self.weighers}
+            self.ancestors[value] = self.identity[value] = self.weighers
+
+    def _depth(self, value: int) -> int:
+        return self.depth.get(self.uses.graph.values[value].producer or 0, 0)
+
+    def _comes_of(self, value: int, other: int) -> bool:
+        producer = self.uses.graph.values[other].producer
+        is_known = producer is not None and producer >= self.base
+        return is_known and bool(self.ancestors.get(value, 0) & self._bit(producer or 0))
+
+    def _end_branch(self, node: Node, *summands: int) -> None:
+        """Note the branch that an addition ends, if it ends one."""
         for skip, value in (summands, summands[::-1]):
             if self._is_identity(skip, value) or self._is_projection(skip, value):
-                inside = self.ancestors[value] & ~self.ancestors[skip]
-                return Branch(node.index, value, inside, self._depth(skip, value))
-        return None
+                shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
+                entry = shared.bit_length() - 1  # the last weight that both have in common
+                before = self.depth[entry - self.inputs + self.base] if shared else 0
+                branch = Branch(value, skip, self._depth(value) - before)
+                self.branches[node.index] = branch
+                self._enclose(self.ancestors[value] & ~self.ancestors[skip], branch.depth)
+                return
+
+    def _enclose(self, inside: int, depth: int) -> None:
+        """Note what lies inside a branch; those that end first are the innermost."""
+        self.depths.update(dict.fromkeys(self._nodes(inside & ~self.inside), depth))
+        self.inside |= inside
+        if inside & self.norms:
+            self.batch_normalised.update(self._nodes(inside & ~self.normed))
+            self.normed |= inside
+
+    def _nodes(self, bits: int) -> Iterator[int]:
+        """Yield the nodes whose bits are set, the last first."""
+        bits >>= self.inputs
+        while bits:
+            place = bits.bit_length() - 1
+            yield place + self.base
+            bits ^= 1 << place
 
     def _is_identity(self, skip: int, value: int) -> bool:
         """The skip is an ancestor of the branch, and there are weights between.
@@ -129,38 +158,19 @@ class _Ancestry:
         something else.
         """
         shared = self.identity[skip] & self.ancestors[value]
-        return bool(shared) and any(
-            self.ancestors[self.uses.graph.nodes[index].outputs[0]] & shared
-            for index in indices(self._beyond(value, skip))
-        )
+        between = self._beyond(value, skip) if shared else 0
+        return any(self.weights[weight] & shared for weight in self._nodes(between))
 
     def _is_projection(self, skip: int, value: int) -> bool:
         """The skip is one weight away from an ancestor of the branch, which has more."""
-        common = self.ancestors[skip] & self.ancestors[value]
-        return bool(common) and self._weights_beyond(skip, value) == 1 < self._weights_beyond(
-            value, skip
-        )
-
-    def _weights_beyond(self, value: int, other: int) -> int:
-        return self._beyond(value, other).bit_count()
+        if not self.ancestors[skip] & self.ancestors[value]:
+            return False
+        on_skip, on_branch = self._beyond(skip, value), self._beyond(value, skip)
+        return on_skip.bit_count() == 1 < on_branch.bit_count()
 
     def _beyond(self, value: int, other: int) -> int:
-        """Return the weights that a value comes from and another does not, as bits."""
+        """Return the weights that a value comes from and another does not."""
         return self.ancestors[value] & ~self.ancestors[other] & self.weighers
-
-    def _depth(self, skip: int, value: int) -> int:
-        shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
-        entry = shared.bit_length() - 1  # the last weight that both have in common
-        before = 0 if entry < 0 else self.depth[self.uses.graph.nodes[entry].outputs[0]]
-        return self.depth[value] - before
-
-
-def indices(bits: int) -> Iterator[int]:
-    """Yield the positions of the bits that are set, the last first."""
-    while bits:
-        index = bits.bit_length() - 1
-        yield index
-        bits ^= 1 << index
 
 
 def _carries(uses: Uses, node: Node) -> bool:
@@ -183,15 +193,9 @@ def _ending(
 ) -> Iterator[int]:
     """Yield the values whose numbers reach the end of a branch through nodes that pass them."""
     ending: set[int] = set()
-    for value in reversed(uses.graph.values):
-        for index in uses.graph.consumers[value.index]:
-            node = uses.graph.nodes[index]
-            if index in found:
-                reaches = found[index].value == value.index
-            else:
-                goes_on = not ending.isdisjoint(node.outputs) and passes(uses, node)
-                reaches = goes_on and value.index in uses.carried(node)
-            if reaches:
-                ending.add(value.index)
-                break
+    for node in reversed(uses.graph.nodes):
+        if node.index in found:
+            ending.add(found[node.index].value)
+        elif not ending.isdisjoint(node.outputs) and passes(uses, node):
+            ending.update(uses.carried(node))
     yield from ending

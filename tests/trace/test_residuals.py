@@ -1,0 +1,77 @@
+"""Residual branches of stacks of blocks; what the blocks are is tested with the flow."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_initpolicy.sites import sites
+from torch_initpolicy.trace.read import read
+
+
+class Stack(nn.Module):
+    """Residual blocks of several kinds, and a second input that is read at the very end."""
+
+    def __init__(self, kinds: str, *, keeps: bool) -> None:
+        super().__init__()
+        self.kinds, self.keeps = kinds, keeps
+        self.inner = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4) if kind == "n" else nn.GELU(),
+                          nn.Linear(4, 4))
+            for kind in kinds
+        )  # fmt: skip
+        self.skips = nn.ModuleList(nn.Linear(4, 4) for _ in kinds)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        first = x = self.skips[0](x)
+        for kind, inner, skip in zip(self.kinds, self.inner, self.skips, strict=True):
+            if kind == "p":
+                x = skip(x) + inner(x)
+            elif kind == "s":
+                x = inner(x)
+            elif kind == "f":
+                x = first + inner(x)
+            else:
+                x = x + inner(x) * 0.5
+        return x, y * 2 if self.keeps else y
+
+
+def known(kinds, *, keeps):
+    """Return what is known of the branches around each weight."""
+    model = Stack(kinds, keeps=keeps)
+    found = read(model, sites(model), (torch.zeros(3, 4), torch.zeros(3))).facts
+    return {
+        name: (fact.ends_residual, fact.closes_residual, fact.residual_branches,
+               fact.branch_depth, fact.in_batch_norm, fact.is_summand)
+        for name, fact in found.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", ["aanpsa", "paa", "nnsap", "afan", "spsps"])
+def test_what_is_forgotten_is_not_missed(kinds):
+    """Nothing changes where an input is read in the end, and all that came before is kept."""
+    assert known(kinds, keeps=False) == known(kinds, keeps=True)
+
+
+def test_blocks():
+    """Each block is a branch of two weights; one with a batch normalisation is known for it."""
+    found = known("anas", keeps=False)
+
+    assert found["inner.0.2.weight"] == (True, True, 3, 2, False, True)
+    assert found["inner.1.0.weight"] == (False, False, 3, 2, True, False)
+    assert found["inner.3.2.weight"] == (False, False, 3, 0, False, False)
+
+
+def test_sets_of_nodes_stay_small(monkeypatch):
+    """In a deep network no set of nodes grows with the depth."""
+    from torch_initpolicy.trace import residuals
+
+    sizes, forget = [], residuals._Ancestry._forget
+
+    def spying(self, value):
+        sizes.append(max(bits.bit_length() for bits in self.ancestors.values()))
+        forget(self, value)
+
+    monkeypatch.setattr(residuals._Ancestry, "_forget", spying)
+    known("a" * 40, keeps=False)
+
+    assert max(sizes) < 20
