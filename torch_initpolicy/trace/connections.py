@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.axes import Axes, Fans, fans
-from torch_initpolicy.trace.consumers import Use, Uses
+from torch_initpolicy.trace.consumers import Source, Use, Uses
 from torch_initpolicy.trace.contractions import Facing, Label, facing
 from torch_initpolicy.trace.coordinates import LARGEST, Mixed, Placed, picks_once, placed
-from torch_initpolicy.trace.expressions import Source
 from torch_initpolicy.trace.graph import Value
 from torch_initpolicy.trace.operators import OpRole
 
@@ -28,17 +27,7 @@ class Run(NamedTuple):
 
 
 def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
-    """Count the connections that a parameter makes at its consumer.
-
-    Args:
-        uses: The data flow.
-        use: Where the parameter meets the signal.
-        shape: Shape of the parameter.
-
-    Returns:
-        What its axes mean, with fans that are counted where these do not follow from the shape;
-        None where the operator is not known to apply weights, or the way to it cannot be run again.
-    """
+    """Count the connections that a parameter makes at its consumer; None where nobody can."""
     faced = facing(uses, use.node, use.slot, use.value)
     if faced is None or not faced.dims("in", "out"):
         return None

@@ -2,19 +2,55 @@
 
 Every value is a signal (it depends on the model's input, or comes out of a weight), an expression
 of parameters, or a constant. A parameter is used where its expression meets a signal.
+What has happened to it before says what it is; where its elements have gone is for `coordinates`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from torch_initpolicy.trace.expressions import Source, through, whole
 from torch_initpolicy.trace.graph import Graph, Node, Value
-from torch_initpolicy.trace.operators import OPS, RANDOM, UNKNOWN, OpRole, slots_of
+from torch_initpolicy.trace.operators import OPS, RANDOM, UNKNOWN, Op, OpRole, slots_of
 
 Kind = Literal["statistic", "inverse", "normalised", "scaled"]
 """A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parameter inside an expression of parameters.
+
+    Attributes:
+        site: Canonical name of the parameter.
+        size: Its number of elements.
+        at: The value that is the parameter itself.
+        contracted: Whether it has been multiplied with another parameter and summed.
+        shift: What has been added to it: 1.0 for `1 + weight`.
+        gated: Whether an activation has been applied to it.
+        bent: Whether any function of one number has: an activation, an exponential, a root.
+        indexed: Whether rows have been picked out of it by a table of indices.
+        routed: Whether whole matrices have been picked out of it by the signal.
+        scales: Whether it has been multiplied with a larger parameter, element by element.
+        noisy: Whether it has been multiplied by noise.
+    """
+
+    site: str
+    size: int
+    at: int
+    contracted: bool = False
+    shift: float = 0.0
+    gated: bool = False
+    bent: bool = False
+    indexed: bool = False
+    routed: bool = False
+    scales: bool = False
+    noisy: bool = False
+
+    def marked(self, **marks: bool) -> "Source":
+        """Return the source with more that has happened to it."""
+        new: dict[str, Any] = {mark: True for mark, holds in marks.items() if holds}
+        return replace(self, **new) if new else self
 
 
 class Use(NamedTuple):
@@ -89,11 +125,7 @@ _READ_ONLY = frozenset({"index", "like", "state", "size"})
 
 
 def uses(graph: Graph) -> Uses:
-    """Read a graph once, from its inputs on.
-
-    Args:
-        graph: The recorded forward pass.
-    """
+    """Read a graph once, from its inputs on."""
     result = Uses(graph)
     for node in graph.nodes:
         advance(result, node)
@@ -130,7 +162,7 @@ def _enter(result: Uses, value: Value) -> None:
     if value.is_input:
         result.signals.add(value.index)
     if value.parameter is not None and value.index not in result.sources:
-        result.sources[value.index] = (whole(value),)
+        result.sources[value.index] = (_whole(value),)
 
 
 def _routes(result: Uses, node: Node, role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
@@ -187,11 +219,29 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
     for value in sorted(sizes, key=sizes.__getitem__):
         scales = op.role in _SCALES and sizes[value] < max(sizes.values())
         for source in result.sources[value]:
-            there = replace(source, routed=True) if routed else through(source, node, op)
+            there = replace(source, routed=True) if routed else _through(source, node, op)
             followed[source.site] = there.marked(
                 contracted=contracted, indexed=indexed and not routed, noisy=noisy, scales=scales
             )
     result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
+
+
+def _whole(value: Value) -> Source:
+    """Return the expression that is the parameter itself."""
+    return Source(value.parameter or "", math.prod(value.shape), value.index)
+
+
+def _through(source: Source, node: Node, op: Op) -> Source:
+    """Follow a parameter through an operator that reads parameters and constants only."""
+    if op.role is OpRole.ADDS:
+        return replace(source, shift=source.shift + _added_number(node))
+    gates, bends = op.role is OpRole.ACTIVATES, op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)
+    return replace(source, gated=source.gated or gates, bent=source.bent or bends)
+
+
+def _added_number(node: Node) -> float:
+    numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
+    return float(numbers[0]) if len(numbers) == 1 else 0.0
 
 
 _SCALES = (OpRole.MULTIPLIES, OpRole.NORMALISES)

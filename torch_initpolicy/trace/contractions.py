@@ -44,17 +44,7 @@ class Facing(NamedTuple):
 
 
 def facing(uses: Uses, node: Node, slot: str, value: Value) -> Facing | None:
-    """Say how an operator reads the weight in one of its arguments.
-
-    Args:
-        uses: The data flow.
-        node: The operator.
-        slot: Name of the argument.
-        value: The weight.
-
-    Returns:
-        What its dimensions mean; None where the operator is not known to take weights there.
-    """
+    """Say how an operator reads the weight in an argument; None where it may be no weight."""
     if node.op.startswith(("conv", "deform_conv")):
         return _of_convolution(node, value.shape)
     if uses.role(node) is OpRole.MULTIPLIES:

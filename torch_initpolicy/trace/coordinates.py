@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.expressions import Source
+from torch_initpolicy.trace.consumers import Source, Uses
 from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import RANDOM, OpRole
 
@@ -49,11 +48,7 @@ class _Replay:
     made: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, index: int) -> Tensor:
-        """Return what stands for a value.
-
-        Raises:
-            Mixed: Elements were numbered, and an operator did something else than move them.
-        """
+        """Return what stands for a value; `Mixed` where numbered elements do not only move."""
         if index not in self.made:
             self._make(self.uses.graph.values[index])
         if index not in self.made:
@@ -193,11 +188,7 @@ def _renumber(ids: Tensor, renumbered: Tensor) -> Tensor:
 
 
 def _moved(ids: Tensor, again: Tensor, renumbered: Tensor) -> Tensor:
-    """Return numbers of elements that an operator has moved; its own constants are no elements.
-
-    Raises:
-        Mixed: The operator has done something else to them.
-    """
+    """Return numbers that an operator has moved, without its own; `Mixed` where it has not."""
     if ids.is_complex():
         real, imag = (
             _moved(a, b, renumbered)
@@ -230,17 +221,7 @@ class Placed:
 
 
 def placed(uses: Uses, source: Source, value: Value, shape: tuple[int, ...]) -> Placed:
-    """Send the elements of a parameter to a value.
-
-    Args:
-        uses: The data flow.
-        source: The parameter.
-        value: The value.
-        shape: Shape as which the value is looked at.
-
-    Raises:
-        Mixed: The expression cannot be run again.
-    """
+    """Send the elements of a parameter to a value, looked at in another shape."""
     numbers = torch.arange(1.0, source.size + 1, dtype=torch.float64)
     try:
         ids = _Replay(uses, source.site, numbers, numbered=True).of(value.index)

@@ -37,16 +37,7 @@ _PASSED = frozenset({
 
 
 def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
-    """Say for every value what reads it in the end.
-
-    Args:
-        uses: The graph with its signals and weights.
-        found: Its residual branches.
-
-    Returns:
-        By value; one that is missing is read by neither a normalisation nor a recurrent layer, here
-        and up to the model's output.
-    """
+    """Say for every value what reads it in the end."""
     known: dict[int, Destination] = {}
     for value in reversed(uses.graph.values):
         readers = [uses.graph.nodes[index] for index in uses.graph.consumers[value.index]]

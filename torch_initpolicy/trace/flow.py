@@ -63,12 +63,7 @@ class Flow:
 
 
 def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow:
-    """Read a graph: a few passes over its nodes, each linear in their number.
-
-    Args:
-        graph: The recorded forward pass.
-        parameters: Values of parameters that are a single number, by name.
-    """
+    """Read a graph: a few passes over its nodes, each linear in their number."""
     used = uses(graph)
     roles = {node.index: used.role(node) for node in graph.nodes}
     known = numbers(graph)

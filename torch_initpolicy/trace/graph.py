@@ -98,15 +98,7 @@ CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 def rerun(node: Node, look_up: Callable[[int], Tensor]) -> list[Tensor]:
-    """Run a recorded operator again on the CPU, on other numbers.
-
-    Args:
-        node: The operator.
-        look_up: Returns what to put in the place of a value.
-
-    Returns:
-        The tensors that it returns, and behind them one that it writes items of.
-    """
+    """Run an operator again on the CPU; behind its results stands what it has written items of."""
 
     def given(argument: Any) -> Any:
         if isinstance(argument, Ref):

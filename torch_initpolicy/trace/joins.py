@@ -39,15 +39,7 @@ SHUT_AT_ZERO = frozenset({"relu", "relu6", "relu2", "threshold"})
 
 
 def joins(uses: Uses, found: Residuals) -> dict[int, Join]:
-    """Say for every value what it is joined with before the next weight.
-
-    Args:
-        uses: The graph with its signals and weights.
-        found: Its residual branches, which know where each value comes from.
-
-    Returns:
-        By value; one that is missing goes on alone.
-    """
+    """Say for every value what it is joined with before the next weight."""
     joined: dict[int, Join] = {}
     for node in reversed(uses.graph.nodes):
         if not _passes(uses, node):
@@ -97,12 +89,6 @@ def beside(
     """Yield the embeddings that go with a head, each with the number that belongs to the head.
 
     These are those whose rows are added to the rows of one that is tied to it, and then these.
-
-    Args:
-        heads: A number for each parameter that is tied to a head.
-        uses: The graph with its signals and weights.
-        joined: What each value is joined with.
-        made_by: The weights that each value comes out of.
     """
     for use in uses.found:
         if use.source.site in heads and uses.role(use.node) is OpRole.LOOKS_UP:
@@ -117,11 +103,7 @@ def _multiplied(uses: Uses, node: Node) -> tuple[int, ...]:
 
 
 def makers(join: Join, made_by: Mapping[int, frozenset[str] | None]) -> tuple[str, ...] | None:
-    """Return the names of the weights that make what a value is multiplied by.
-
-    Returns:
-        Sorted names; empty where these are many or none is known; None where there is no product.
-    """
+    """Name the weights that make what a value is multiplied by; none where they are many."""
     if not join.factors:
         return None
     each = [made_by.get(value) or _NONE for value in join.factors]

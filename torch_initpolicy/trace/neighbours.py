@@ -38,11 +38,7 @@ class Neighbours:
             self._look_ahead(node)
 
     def of(self, found: Sequence[Use]) -> tuple[str, ...]:
-        """Return the weights that decide about another, by its uses; empty for too many.
-
-        Args:
-            found: Where the weight meets the signal.
-        """
+        """Return the weights that decide about another, by its uses; empty for too many."""
         names = _joined(self._of(use) for use in found)
         return tuple(sorted(names or _NONE))
 

@@ -151,9 +151,6 @@ def is_packed(args: Sequence[Any]) -> bool:
     """Tell whether a recurrent layer was called with packed sequences.
 
     It is called as `(input, hx, ...)`, or as `(data, batch_sizes, hx, ...)` for these.
-
-    Args:
-        args: The arguments of `torch.lstm`, `torch.gru` and the like.
     """
     return isinstance(args[1], Tensor) and args[1].dtype == torch.int64
 

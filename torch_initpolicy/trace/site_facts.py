@@ -28,13 +28,7 @@ from torch_initpolicy.trace.walks import NOTHING, Walk
 
 
 def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Facts]:
-    """Say what is known about each site, by canonical name.
-
-    Args:
-        sites: The parameters of the model.
-        flow: What its forward pass says.
-        evidence: How the forward pass was recorded.
-    """
+    """Say what is known about each site, by canonical name."""
     found: dict[str, list[Use]] = {}
     for use in flow.uses.found:
         found.setdefault(use.source.site, []).append(use)

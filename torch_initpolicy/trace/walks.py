@@ -97,11 +97,7 @@ class Ahead:
     hidden: frozenset[int]
 
     def of_values(self) -> dict[int, Walk]:
-        """Say for every value what its numbers meet before the next weight.
-
-        Returns:
-            By value; a value that is missing meets nothing.
-        """
+        """Say for every value what its numbers meet before the next weight."""
         found: dict[int, Walk] = {}
         for value in reversed(self.uses.graph.values):
             if value.index in self.uses.signals:
@@ -111,13 +107,7 @@ class Ahead:
         return found
 
     def of_units(self, units: Units, shown: Mapping[int, Shown], found: dict[int, Walk]) -> Walk:
-        """Say what some of the units of a weight's output meet before the next weight.
-
-        Args:
-            units: The units.
-            shown: What values show of that weight, the first of them its output.
-            found: What whole values meet, by value.
-        """
+        """Say what some of the units of a weight's output meet before the next weight."""
         narrowed: ChainMap[int, Walk] = ChainMap({}, found)
         for value in sorted(shown, reverse=True):
             part = Part(units, shown[value])
@@ -238,15 +228,7 @@ def hidden(uses: Uses) -> frozenset[int]:
 
 
 def behind(uses: Uses, composites: Mapping[int, Composite]) -> Mapping[int, Walk]:
-    """Say for every value which activation its numbers come from, since the last weight.
-
-    Args:
-        uses: The graph with its signals and weights.
-        composites: Activations, by the value that goes into them.
-
-    Returns:
-        By value; a value that is missing comes straight out of a weight, or out of nothing.
-    """
+    """Say for every value which activation its numbers come from, since the last weight."""
     ends = {composite.end: composite.activation for composite in composites.values()}
     found: dict[int, Walk] = {
         value.index: Walk(at_border=True) for value in uses.graph.values if value.is_input
