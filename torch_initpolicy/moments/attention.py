@@ -69,7 +69,7 @@ def scaled_attention(state: Propagation, node: Node) -> Size:
 def attention_layer(state: Propagation, node: Node) -> Size:
     """Attention with its projections: each reads its own input, the last reads an average."""
     given = state.slots(node)
-    used = {use.slot: use for use in state.flow.neighbours.applied.get(node.index, ())}
+    used = {use.slot: use for use in state.flow.uses.applied(node.index)}
     try:
         inputs = {slot: state.size(given[slot]) for slot in _READ.values()}
     except LostError as error:

@@ -50,7 +50,7 @@ def behind(state: Propagation, use: Use, node: Node, met: Size, fan_in: float | 
 
 def product(state: Propagation, node: Node) -> Size:
     """Follow `weight * input`, also where the operator fixes the weight's size itself."""
-    used = state.flow.neighbours.applied.get(node.index, [])
+    used = state.flow.uses.applied(node.index)
     proportional = state.flow.composed.proportional
     fixed = [use for use in used if use.source.site not in proportional(use.value.index)]
     try:
@@ -122,7 +122,7 @@ def looked_up(state: Propagation, node: Node) -> Size:
 
     One connection leads into each number, so a table of its own gets numbers of second moment 1.
     """
-    found = state.flow.neighbours.applied.get(node.index)
+    found = state.flow.uses.applied(node.index)
     if not found:
         raise state.lost(node, "a table that is no parameter")
     site = found[0].source.site
@@ -136,7 +136,7 @@ def looked_up(state: Propagation, node: Node) -> Size:
 def recurring(state: Propagation, node: Node) -> Size:
     """Recurrent layers: their inputs are known, their states are not followed."""
     lost = state.lost(node, "the state of a recurrent layer")
-    for use in state.flow.neighbours.applied.get(node.index, ()):
+    for use in state.flow.uses.applied(node.index):
         is_input = "_ih" in use.source.site.rpartition(".")[2] and "_ih_l0" in use.source.site
         state.note(use, state.known(node.inputs[0]) if is_input else lost.unknown)
     raise lost

@@ -111,6 +111,11 @@ class Uses:
             self.arguments[node.index] = known
         return known
 
+    def applied(self, node: int) -> list[Use]:
+        """Return the weights that a node applies to the signal, without their biases."""
+        found = self.at.get(node, []) if node in self.weighers else []
+        return [use for use in found if "bias" not in use.slot]
+
     def holds(self, value: int, site: str) -> bool:
         """Say whether a value is an expression of a parameter."""
         return any(source.site == site for source in self.sources.get(value, ()))

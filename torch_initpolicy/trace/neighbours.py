@@ -50,8 +50,7 @@ class Neighbours:
         return _joined([*beyond, self._applied(use.node)] if role is OpRole.RECURS else beyond)
 
     def _applied(self, node: Node) -> frozenset[str]:
-        uses = self.uses.at.get(node.index, ()) if node.index in self.uses.weighers else ()
-        return frozenset(use.source.site for use in uses if "bias" not in use.slot)
+        return frozenset(use.source.site for use in self.uses.applied(node.index))
 
     def _ahead_of(self, value: int) -> Names:
         return self.ahead.get(value, _NONE)
