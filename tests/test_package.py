@@ -198,8 +198,8 @@ UNMIRRORED = frozenset(
         "symmetry": "followed search",
         "tensors": "isolation",
         "writing": "staging structure",
-        "trace": "arguments borrow consumers expressions facts functorch graph hooks "
-        "layer_inputs names reach real_inputs recorder registration_order residuals roles "
+        "trace": "arguments borrow consumers facts functorch graph hooks "
+        "layer_inputs names reach real_inputs recorder registration_order roles "
         "runner site_facts stand_ins trees walks",
     }.items()
     for name in names.split()
