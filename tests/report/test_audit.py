@@ -181,30 +181,6 @@ def test_an_interrupted_audit_leaves_the_model_as_it_was(when):
         audit_model(model, batch(), tell=interrupt)
 
 
-def test_a_repair_is_narrowed_to_what_it_does_otherwise():
-    """Of a policy that is needed only those parameters are written that `auto` starts otherwise."""
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)
-    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-    apply_policy(model, seed=0)
-
-    best = audit_model(model, torch.randn(4, 12, 32)).recommended
-
-    assert best.call == (
-        "apply_policy(model, \"depth_scaled\", only=['*.linear2.weight', '*.out_proj.weight'])"
-    )
-
-
-def test_what_is_meant_is_not_calibrated():
-    """Where calibration is tried, a head that starts at zero is left out by name."""
-    model = mixing()
-    nn.init.zeros_(model[-1].weight)
-
-    calls = [repair.call for repair in audit_model(model, batch()).repairs]
-
-    assert "lsuv_(model, batch, skip=['4.weight'])" in calls
-
-
 def test_a_temperature_has_its_remedy_in_the_headline():
     """No policy lowers it, so nothing is tried, and the sentence says what to write."""
 

@@ -1,0 +1,60 @@
+"""Starts that are tried: few parameters first, nothing that is meant, each as it is written."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.report.test_audit import batch, constant, mixing
+from torch_initpolicy import apply_policy, audit_model, find_symmetry
+from torch_initpolicy.report.trial import with_remedy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_repair_is_narrowed_to_what_it_does_otherwise():
+    """Of a policy that is needed only those parameters are written that `auto` starts otherwise."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    apply_policy(model, seed=0)
+
+    best = audit_model(model, torch.randn(4, 12, 32)).recommended
+
+    assert best.call == (
+        "apply_policy(model, \"depth_scaled\", only=['*.linear2.weight', '*.out_proj.weight'])"
+    )
+
+
+def test_what_is_meant_is_not_calibrated():
+    """Where calibration is tried, a head that starts at zero is left out by name."""
+    model = mixing()
+    nn.init.zeros_(model[-1].weight)
+
+    calls = [repair.call for repair in audit_model(model, batch()).repairs]
+
+    assert "lsuv_(model, batch, skip=['4.weight'])" in calls
+
+
+def test_a_remedy_of_equal_units_is_tried_before_it_is_named():
+    """What `check` prints for units that stay equal has been tried; harmless ones have none."""
+    model = constant(0.1)
+    report = with_remedy(model, None, find_symmetry(model), budget=60.0)
+    lasting = {finding.name: finding.remedy for finding in report.of("tied")}
+    assert lasting
+    assert set(lasting.values()) == {"apply_policy(model, only=['0.weight', '2.weight'])"}
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    well = find_symmetry(model)
+    assert with_remedy(model, None, well, budget=60.0) is well
+
+
+def test_names_that_make_no_line_are_not_tried():
+    """Parameters that neither a few names nor globs tell from the others are no recommendation."""
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(24)))
+    generator = torch.Generator().manual_seed(0)
+    for place, layer in enumerate(model):
+        nn.init.normal_(layer.weight, std=(3.0 if place % 3 else 1.0) / 8, generator=generator)
+
+    calls = [r.call for r in audit_model(model, batch()[:, :64]).repairs]
+
+    assert calls[0] == "apply_policy(model)"
