@@ -191,10 +191,6 @@ UNMIRRORED = frozenset(
         "planning": "model versions",
         "policy": "bases family",
         "policy.presets": "critical everywhere layers parts published residual scaled",
-        "": "pytest_plugin",
-        "report": "trial",
-        "signal": "backward forward judges measure observe outputs points signal statistics "
-        "training verdicts",
         "symmetry": "followed search",
         "tensors": "isolation",
         "writing": "staging structure",
