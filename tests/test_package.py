@@ -192,8 +192,6 @@ UNMIRRORED = frozenset(
         "policy": "bases family",
         "policy.presets": "critical everywhere layers parts published residual scaled",
         "symmetry": "followed search",
-        "tensors": "isolation",
-        "writing": "staging structure",
         "trace": "arguments borrow consumers facts functorch graph hooks "
         "layer_inputs names reach real_inputs recorder registration_order roles "
         "runner site_facts stand_ins trees walks",

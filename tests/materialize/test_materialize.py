@@ -463,3 +463,21 @@ class TestErrors:
             materialize(
                 on_meta(Tokens), InitPolicy([Rule(match.name("head.*"), initializers.Ones())])
             )
+
+
+def tied(width):
+    """Build a table that is the head, too."""
+    model = nn.Sequential(nn.Embedding(20, width), nn.Linear(width, 20, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_forward_multipliers():
+    """What a parametrisation cannot fold into a parameter is hooked as `apply_policy` hooks it."""
+    policy = presets.mup(base=tied(8), forward_multipliers=True)
+    tokens = torch.arange(6).view(2, 3)
+    model, real = on_meta(partial(tied, 32)), tied(32)
+    materialize(model, policy, seed=0, example_inputs=tokens)
+    apply_policy(real, policy, seed=0, example_inputs=tokens)
+
+    assert torch.equal(model(tokens), real(tokens))

@@ -244,36 +244,6 @@ class TestPower:
 
         assert [reason.split(":")[0] for reason in reasons((site, step))] == ["block 1"]
 
-    @pytest.mark.parametrize("rows", [1, 2])
-    def test_orthogonal(self, rows):
-        """Rows of the right norm that are not orthogonal to the others."""
-        weight, pair = filled(Orthogonal(), MATRIX)
-        weight[:rows] = torch.nn.functional.normalize(torch.randn(rows, 500), dim=1)
-
-        assert any("products of units" in reason for reason in reasons(pair))
-
-    @pytest.mark.parametrize(
-        ("initializer", "change", "words"),
-        [
-            pytest.param(
-                DeltaOrthogonal(), lambda w: w[0, 0, 0, 0].fill_(1e-3), "middle tap", id="delta"
-            ),
-            pytest.param(Dirac(), lambda w: w[0, 0, 0, 0].fill_(1e-3), "1 element ", id="dirac"),
-            pytest.param(
-                ICNR(he_normal(), 2), lambda w: w[1, 0, 0, 0].add_(0.1), "patches", id="icnr"
-            ),
-            pytest.param(
-                Sparse(0.9), lambda w: w[0].fill_(0.01), "a unit with 0 zeros", id="sparse"
-            ),
-        ],
-    )
-    def test_structure(self, initializer, change, words):
-        """What each structured initializer promises, broken in one place."""
-        weight, pair = filled(initializer, KERNEL)
-        change(weight)
-
-        assert any(words in reason for reason in reasons(pair))
-
     def test_padding(self):
         """A padding row that is not zero."""
         model = nn.Embedding(50, 16, padding_idx=3)

@@ -16,14 +16,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def repeats(tensor: Tensor) -> bool:
-    """Tell whether several elements of a tensor are one place in memory, as `expand` makes them.
-
-    Examples:
-        >>> repeats(torch.ones(3, 1).expand(3, 2)), repeats(torch.ones(3, 2).t())
-        (True, False)
-        >>> repeats(torch.ones(4).as_strided((2, 3), (1, 1)))
-        True
-    """
+    """Tell whether several elements of a tensor are one place in memory, as `expand` makes them."""
     if tensor.numel() == 0 or _is_nested(tensor):
         return False
     span = _span(tensor)

@@ -30,13 +30,10 @@ Normals = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """How the variance of a weight in use is shared out among the parameters that make it.
+    """How the variance of a weight in use is shared out among the factors that make it.
 
-    Attributes:
-        factors: How many parameters are multiplied with each other.
-        growth: Standard deviation of the weight in use over those of its factors.
-        used: Fans of the weight in use.
-        own: Fans of the parameter.
+    Its standard deviation is `growth` times the product of those of its factors; both the weight in
+    use and the parameter have fans.
     """
 
     factors: int

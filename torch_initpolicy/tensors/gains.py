@@ -70,13 +70,9 @@ class Activation:
 class Formula:
     """An activation of the table.
 
-    Attributes:
-        function: The activation, called with the input and its parameters; None where it is no
-            function of one variable.
-        family: Which initialisation it asks for.
-        usual: The parameters it has where none are named.
-        exact: Its moments under a standard normal in closed form, where the quadrature's last
-            digits would show in a plan.
+    Its `function` is called with the input and the parameters, `usual` where none are named; None
+    where it has several variables. Its moments are `exact` in closed form, where the last digits of
+    a quadrature would show in a plan.
     """
 
     function: Callable[..., Tensor] | None

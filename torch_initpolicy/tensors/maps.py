@@ -12,11 +12,8 @@ from torch_initpolicy.tensors.axes import Axes
 class Maps(NamedTuple):
     """Equal linear maps, as one view.
 
-    Attributes:
-        view: The weight, viewed as `(*batch, *outputs, *inputs, *kernel)`.
-        batch: How many of its dimensions index independent maps (copies and groups).
-        outputs: How many dimensions face outputs.
-        inputs: How many dimensions face inputs.
+    The view of the weight is `(*batch, *outputs, *inputs, *kernel)`, of so many dimensions each;
+    those of the batch index independent maps (copies and groups).
     """
 
     view: Tensor

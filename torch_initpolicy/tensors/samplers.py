@@ -42,10 +42,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Elements that are drawn independently of one another, in any order and on any process.
-
-    Attributes:
-        draws: The distribution of each packed block, or one for the whole tensor.
+    """Elements that are drawn independently, of one distribution or of one for each packed block.
 
     Examples:
         >>> from torch_initpolicy.tensors.standards import StandardNormal

@@ -283,16 +283,13 @@ class Sparse(Initializer):
         build = partial(_built_by_block, shape, axes, self._scatter_, self.std)
         return Joint(build, merged_spreads(spreads))
 
-    def _zeros(self, incoming: int) -> int:
-        return math.ceil(self.sparsity * incoming)
-
     def _spread(self, incoming: int) -> Spread:
-        kept = 1 - self._zeros(incoming) / incoming if incoming else 0.0
+        kept = 1 - math.ceil(self.sparsity * incoming) / incoming if incoming else 0.0
         return Spread(0.0, self.std * math.sqrt(kept), kurtosis=3 / kept if kept else 1.0)
 
     def _scatter_(self, each: Maps, normal: Normals) -> None:
         sizes = _matrix_sizes(each)
-        lots = normal(sizes).real
-        zeros = lots.topk(self._zeros(sizes[2]), dim=-1, sorted=False).indices
+        count = math.ceil(self.sparsity * sizes[2])
+        zeros = normal(sizes).real.topk(count, dim=-1, sorted=False).indices
         values = normal(sizes).scatter_(-1, zeros, 0.0)
         each.view.copy_(values.reshape(each.view.shape))

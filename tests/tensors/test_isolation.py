@@ -1,0 +1,63 @@
+"""Code within the block draws from generators of its own; the global ones are not read or moved."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from torch_initpolicy.tensors.isolation import drawing_from
+
+DRAWS = {
+    "function": lambda: torch.randn(4),
+    "method": lambda: torch.empty(4).uniform_(),
+    "init": lambda: nn.init.trunc_normal_(torch.empty(4)),
+    "no generator": lambda: nn.functional.dropout(torch.ones(64)),
+    "permutation": lambda: torch.randperm(9),
+}
+
+
+def drawn(draw, seed):
+    """Draw within a block that starts at a seed."""
+    with drawing_from({"cpu": torch.Generator().manual_seed(seed)}):
+        return draw()
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_own_generator(draw):
+    """Equal seeds draw equal numbers, others draw others, and the global generator stays."""
+    before = torch.get_rng_state()
+
+    assert torch.equal(drawn(draw, 1), drawn(draw, 1))
+    assert not torch.equal(drawn(draw, 1), drawn(draw, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_generator_that_is_passed_is_used():
+    """What brings a generator of its own draws from that."""
+    own = torch.Generator().manual_seed(5)
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(5))
+
+    assert torch.equal(drawn(lambda: torch.rand(3, generator=own), 1), expected)
+
+
+def test_a_seed_that_is_set_is_put_back():
+    """Code that seeds the global generator leaves it as it was."""
+    before = torch.get_rng_state()
+    drawn(lambda: torch.manual_seed(3), 1)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_threads_are_not_concerned():
+    """A thread that draws meanwhile draws from the global generator."""
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    found = []
+    with drawing_from({"cpu": torch.Generator().manual_seed(1)}):
+        thread = threading.Thread(target=lambda: found.append(torch.rand(2)))
+        thread.start()
+        thread.join()
+
+    assert torch.equal(found[0], expected)
