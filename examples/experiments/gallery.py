@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from common import options, report, table
 from doctor import FAULTS, MEANT, batch, built, loss_with, task_of
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
@@ -150,9 +151,9 @@ def shown(kind: str, audit: Audit, out: Path | None) -> str:
     if out is not None:
         name = re.sub(r"\W+", "-", kind.lower()).strip("-")
         out.mkdir(parents=True, exist_ok=True)
-        audit.plot().savefig(
-            out / f"{name}.png", dpi=60, facecolor="white", pil_kwargs={"optimize": True}
-        )
+        audit.plot().savefig(out / f"{name}.png", dpi=64, facecolor="white")
+        with Image.open(out / f"{name}.png") as picture:
+            picture.convert("RGB").quantize(64).save(out / f"{name}.png", optimize=True)
         lines.append(f"![gradients, histograms of activations, dead and tied units]({name}.png)")
     return "\n\n".join(lines)
 

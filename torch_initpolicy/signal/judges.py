@@ -1,8 +1,8 @@
 """Judges a measured signal: what goes wrong, where it starts, and what to write instead.
 
 Each judge yields the verdicts of one kind, and stands beside the bounds that define it. The bounds
-were set on trainings of small nets, half of them with a seeded fault: those of seed 0 of
-`examples/experiments/doctor.py`. `docs/doctor.md` reports on other seeds. Runs nothing.
+were set on trainings of small nets by `examples/experiments/doctor.py`; `docs/doctor.md` says on
+which, and what they find among nets of other seeds. Runs nothing.
 """
 
 import math
