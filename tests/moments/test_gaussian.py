@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from torch_initpolicy.moments import gaussian
 from torch_initpolicy.moments.gaussian import Size, activated, constant, mixture
 from torch_initpolicy.tensors.gains import Activation
 
@@ -20,22 +21,29 @@ def signal(size: Size, seed: int) -> Tensor:
     return size.mean + common + own
 
 
+@pytest.fixture(autouse=True)
+def anew():
+    """Integrate anew in every test."""
+    gaussian._activated.cache_clear()
+
+
 ONE, OTHER = Size(0.5, 1.25, 0.75, 0.75), Size(-1.0, 5.0, 2.0, 2.0)
 A, B = signal(ONE, 1), signal(OTHER, 2)
 
 COMBINED = {
-    "sum": (ONE.plus(OTHER), A + B),
-    "product": (ONE.times(OTHER), A * B),
-    "scaled": (ONE.scaled(-1.5), -1.5 * A),
-    "shifted": (ONE.plus(constant(2.0)), A + 2),
-    "side by side": (mixture([(ONE, 0.5), (OTHER, 0.5)]), torch.cat((A, B))),
+    "sum": (lambda: ONE.plus(OTHER), A + B),
+    "product": (lambda: ONE.times(OTHER), A * B),
+    "scaled": (lambda: ONE.scaled(-1.5), -1.5 * A),
+    "shifted": (lambda: ONE.plus(constant(2.0)), A + 2),
+    "side by side": (lambda: mixture([(ONE, 0.5), (OTHER, 0.5)]), torch.cat((A, B))),
 }
 
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_combined(name):
     """Sums, products and mixtures of independent signals have the drawn moments within 5 %."""
-    size, drawn = COMBINED[name]
+    combine, drawn = COMBINED[name]
+    size = combine()
     assert size.mean == pytest.approx(drawn.mean().item(), abs=0.03)
     assert size.second == pytest.approx(drawn.square().mean().item(), rel=0.03)
     pairs = (drawn.sum(1).square() - drawn.square().sum(1)).mean().item() / PLACES / (PLACES - 1)
@@ -67,6 +75,25 @@ def test_activated(name):
     assert size.shared == pytest.approx((drawn[:, 0] * drawn[:, 1]).mean().item(), rel=0.02)
 
 
+def test_places_that_are_units_share_their_mean_alone():
+    """A mean over units of its own is taken of independent numbers."""
+    assert ONE.unshared() == Size(0.5, 1.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (Size(1.0, 3.0, 2.0, 2.5), (0.5, 0.75)),
+        (Size(1.0, 3.0, 0.0, 9.0), (0.0, 1.0)),
+        (Size(2.0, 4.0, 4.0, 4.0), (1.0, 1.0)),
+    ],
+    ids=["partly", "out of range", "a number"],
+)
+def test_correlations(size, expected):
+    """What places vary together, next to what each varies alone; between 0 and 1."""
+    assert (size.correlation, size.nearness) == expected
+
+
 def test_a_weight_brings_the_second_moment_to_one():
     """Units of a layer have no mean, and share as much of their square as what they read does."""
     assert ONE.weighed() == Size(0.0, 1.0, pytest.approx(0.6), pytest.approx(0.6))
@@ -76,6 +103,14 @@ def test_measured_moments_hold_under_a_standard_normal_alone():
     """An activation that is known by three numbers says nothing of another input."""
     measured = Activation("mine", moments=(0.4, 0.5, 0.5))
     assert activated(measured, Size(0.0, 1.02)).second == 0.5
+    partly = activated(measured, Size(0.02, 1.0, 0.5, 0.75))
+    assert (partly.mean, partly.second) == (0.4, 0.5)
+    assert partly.shared == pytest.approx(0.16 + 0.34 * 0.5, abs=1e-3)
+    assert partly.near == pytest.approx(0.16 + 0.34 * 0.75, abs=1e-3)
+    with pytest.raises(ValueError, match="standard normal"):
+        activated(measured, Size(0.1, 1.0))
+    with pytest.raises(ValueError, match="standard normal"):
+        activated(measured, Size(), largest_of=2)
     with pytest.raises(ValueError, match="standard normal"):
         activated(measured, Size(0.0, 1.2))
 

@@ -168,6 +168,17 @@ def test_a_multiplied_embedding_leaves_the_branches_alone():
     assert {name: factor for name, factor in found.items() if factor != 1} == {"emb.weight": 4.0}
 
 
+def test_the_stream_takes_out_its_own_constant():
+    """What begins a residual stream takes out what stands on it; the branch takes out nothing."""
+    plan = plan_policy(
+        Kept(lambda x, a, b: (h := 3 * a(x)) + 0.2 * b(h)), example_inputs=torch.randn(4, 16)
+    )
+
+    assert plan["a.weight"].facts.multiplier == ForwardMultiplier(output=3.0)
+    assert plan["b.weight"].facts.multiplier == ForwardMultiplier()
+    assert plan["c.weight"].facts.multiplier == ForwardMultiplier()
+
+
 def test_a_common_factor_of_a_sum_counts():
     """`30 a + 30 b` is `30 (a + b)`: each weight takes it out."""
     plans = [

@@ -92,6 +92,46 @@ def test_queries_of_a_packed_projection_leave_the_values_alone(scale):
     assert [block.multiplier.total for block in blocks] == pytest.approx([expected, expected, 1.0])
 
 
+class Fused(nn.Module):
+    """Fused attention with constants on queries and keys, and a mask that a layer makes."""
+
+    def __init__(self, query: float, key: float) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.mask = (nn.Linear(64, 64) for _ in range(4))
+        self.query, self.key = query, key
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query * self.q(x), self.key * self.k(x), self.v(x)
+        mask = self.mask(x) @ torch.ones(64, x.shape[1])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize(("query", "key"), [(9.0, 1.0), (1.0, 9.0), (4.0, 1.0)])
+def test_fused_attention(query, key):
+    """Queries and keys take out the same, whichever a constant is written to; values nothing."""
+    plan = plan_policy(Fused(query, key), example_inputs=torch.randn(2, 5, 64))
+    found = {name: plan[f"{name}.weight"].facts.multiplier.total for name in "qkv"}
+
+    shared = (query * key) ** 0.5
+    assert found == {"q": pytest.approx(shared), "k": pytest.approx(shared), "v": 1.0}
+
+
+def test_a_product_that_nothing_reads():
+    """Nobody can say how large similarities should be that are the model's output."""
+
+    class Similar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) @ self.other(x).mT
+
+    plan = plan_policy(Similar(), example_inputs=torch.randn(5, 64))
+
+    assert {step.facts.multiplier.total for step in plan} == {1.0}
+
+
 def test_scores_that_share_a_bias_of_position():
     """A bias that an earlier layer has added to its scores makes those of later ones no branch."""
 
