@@ -41,3 +41,11 @@ def wheel(session: nox.Session) -> None:
     code = "from torch import nn; import torch_initpolicy as t; t.apply_policy(nn.Linear(2, 2))"
     session.run("python", "-c", code)
     session.run("torch-initpolicy", "presets", success_codes=[1])  # names the extra that is missing
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the core modules one expression at a time, and count the changes that tests see."""
+    session.install("-e", ".[mutation]")
+    session.run("mutmut", "run", "--max-children", "1", *session.posargs)
+    session.run("mutmut", "results")

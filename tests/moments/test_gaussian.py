@@ -94,9 +94,33 @@ def test_correlations(size, expected):
     assert (size.correlation, size.nearness) == expected
 
 
+def test_windows_far_apart_and_side_by_side():
+    """The largest of windows whose places vary together as neighbours do, and as distant ones."""
+    generator = torch.Generator().manual_seed(0)
+    everywhere, window, alone = 0.3**0.5, 0.4**0.5, 0.3**0.5
+    common = torch.randn(200_000, 1, 1, generator=generator) * everywhere
+    each = torch.randn(200_000, 2, 1, generator=generator) * window
+    own = torch.randn(200_000, 2, 4, generator=generator) * alone
+    largest = torch.relu((common + each + own).amax(-1))
+    size = activated(Activation("relu"), Size(0.0, 1.0, shared=0.3, near=0.7), largest_of=4)
+
+    assert size.second == pytest.approx(largest.square().mean().item(), rel=0.02)
+    assert size.shared == pytest.approx(largest.prod(1).mean().item(), rel=0.03)
+    assert size.near == pytest.approx(beside(0.7), rel=0.05)
+
+
+def beside(common):
+    """Draw two windows side by side, which share what varies together."""
+    generator = torch.Generator().manual_seed(1)
+    both = torch.randn(200_000, 1, 1, generator=generator) * common**0.5
+    own = torch.randn(200_000, 2, 4, generator=generator) * (1 - common) ** 0.5
+    return torch.relu((both + own).amax(-1)).prod(1).mean().item()
+
+
 def test_a_weight_brings_the_second_moment_to_one():
     """Units of a layer have no mean, and share as much of their square as what they read does."""
     assert ONE.weighed() == Size(0.0, 1.0, pytest.approx(0.6), pytest.approx(0.6))
+    assert Size(0.0, 2.0, 2.1, 2.2).weighed() == Size(0.0, 1.0, 1.0, 1.0)
 
 
 def test_measured_moments_hold_under_a_standard_normal_alone():

@@ -81,7 +81,8 @@ FACTORS = {
     "moved": lambda net, x: x.flip(0),
     "over nothing": lambda net, x: 4 / (x + 9),
 }
-LEFT_ALONE = {"over nothing"}
+FACTORS["denominator"] = lambda net, x: torch.div(torch.full((4,), 4.0), x)
+LEFT_ALONE = {"over nothing", "denominator"}
 
 
 @pytest.mark.parametrize("name", FACTORS)

@@ -39,6 +39,9 @@ class Attention(nn.Module):
         lambda q, k, c: q @ (c * k),
         lambda q, k, c: torch.einsum("bhqd,bhdk->bhqk", q, k) / (1 / c),
         lambda q, k, c: (q * c**0.5) @ (k * c**0.5),
+        lambda q, k, c: torch.baddbmm(
+            torch.zeros(1, 16, 16), q.flatten(0, 1), k.flatten(0, 1), alpha=c
+        ).unflatten(0, q.shape[:2]),
         lambda q, k, c: (q[..., None] * k[:, :, None]).sum(-2) * c,
     ],
 )
@@ -110,10 +113,11 @@ class Fused(nn.Module):
 def test_fused_attention(query, key):
     """Queries and keys take out the same, whichever a constant is written to; values nothing."""
     plan = plan_policy(Fused(query, key), example_inputs=torch.randn(2, 5, 64))
-    found = {name: plan[f"{name}.weight"].facts.multiplier.total for name in "qkv"}
+    names = ("q", "k", "v", "mask")
+    found = {name: plan[f"{name}.weight"].facts.multiplier.total for name in names}
 
     shared = (query * key) ** 0.5
-    assert found == {"q": pytest.approx(shared), "k": pytest.approx(shared), "v": 1.0}
+    assert found == {"q": pytest.approx(shared), "k": pytest.approx(shared), "v": 1.0, "mask": 1.0}
 
 
 def test_a_product_that_nothing_reads():

@@ -59,8 +59,6 @@ def _of_product(
     value, *others = factors
     beside = [constants.signal(other) for other in others]
     if node.index in constants.kernels:
-        if value != constants.kernels[node.index]:
-            return 1.0
         on_input = math.prod(signal.factor for signal in beside if not signal.is_drawn)
         return beyond * math.sqrt(terms(constants.scalars.uses, node)) * on_input
     if not met and any(signal.is_drawn for signal in beside):
