@@ -101,7 +101,7 @@ class _Direction:
         found: Tensor = self.function(rows, self.steps.sizes, self.hx, list(weights), *options)[0]
         return found
 
-    def turned(self, rows: Tensor) -> Tensor:
+    def in_order(self, rows: Tensor) -> Tensor:
         """Bring a signal into the order in which the layer reads it, or back."""
         return rows[self.steps.mirrored] if self.backward else rows
 
@@ -172,14 +172,14 @@ def _scaled(
     scaler: Scaler, direction: _Direction, rows: Tensor, names: Mapping[int, str]
 ) -> Tensor:
     """Scale one layer in one direction and return its output."""
-    turned = direction.turned(rows)
+    in_order = direction.in_order(rows)
     parts = direction.weights[:2]
     if all(id(part) in names for part in parts):
 
         def measure(scale: float) -> float:
-            return scaler.measure(direction.gates(turned, scale)).std(1.0)
+            return scaler.measure(direction.gates(in_order, scale)).std(1.0)
 
-        count = float(direction.gates(turned, 1.0).numel())
+        count = float(direction.gates(in_order, 1.0).numel())
         target = Target(tuple(names[id(part)] for part in parts), "gates", parts)
         scaler.settle(target, Feedback(count, measure))
     else:
@@ -187,7 +187,7 @@ def _scaled(
     for projection in direction.weights[2:]:
         if id(projection) in names:
             scaler.leave([names[id(projection)]], "a projection inside a recurrence")
-    return direction.turned(direction.outputs(turned, direction.weights))
+    return direction.in_order(direction.outputs(in_order, direction.weights))
 
 
 _ONE_LEFT = "the other weight of its recurrence is left, and both are scaled as one"

@@ -143,10 +143,10 @@ class _Namer:
         return self.known[signature]
 
     def _evaluated(self, start: int, inner: Sequence[Node]) -> Activation | None:
-        bends = [n for n in inner if self._role(n) in (OpRole.ACTIVATES, OpRole.COMPUTES)]
+        curves = [n for n in inner if self._role(n) in (OpRole.ACTIVATES, OpRole.COMPUTES)]
         chooses = any(node.op in CHOOSES | BY_MASK for node in inner)
-        name = bends[0].op if bends else CUSTOM if chooses else "product"
-        if bends and not self._is_plain(bends[0], inner):
+        name = curves[0].op if curves else CUSTOM if chooses else "product"
+        if curves and not self._is_plain(curves[0], inner):
             name = CUSTOM
         if family(name) == "rectifier" and any(self._is_power(node, start) for node in inner[1:]):
             name = CUSTOM

@@ -8,7 +8,7 @@ that of the constant times those of the parameters.
 Reference:
     Khodak, Tenenholtz, Mackey and Fusi, *Initialization and Regularization of Factorized Neural
     Layers*, 2021, arXiv:2105.01029: factors are scaled so that their product starts like the weight
-    it stands for, and alike among themselves.
+    it stands for, and all with one standard deviation.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 **The law.** A rule gives a weight the variance that the next function is to read. A number that the
 code multiplies on the way there is taken out of the weight again: `relu(c * (W x))`,
-`relu((c * W) x)`, `relu(W (c * x))` and `relu(W x / (1 / c))` start alike. Numbers count
+`relu((c * W) x)`, `relu(W (c * x))` and `relu(W x / (1 / c))` start with one variance. Numbers
+count
 
 - *on the weight*: between the parameter and its operator, and the operator's own `alpha`;
 - *on the output*: from the operator to what comes next, be it an activation, a normalisation,

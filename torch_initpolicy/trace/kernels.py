@@ -1,7 +1,7 @@
 """Signals that are weights: what hypernetworks and dynamic convolutions generate.
 
-Queries, keys and values are signals that meet in products as well. What tells a generated weight
-apart is that a single layer makes whole matrices: both its rows and its columns lie along the units
+Queries, keys and values are signals that meet in products as well. A generated weight differs from
+them in that a single layer makes whole matrices: both its rows and its columns lie along the units
 of the layer's output.
 
 Reference:

@@ -62,7 +62,7 @@ def _of_product(
         on_input = math.prod(signal.factor for signal in beside if not signal.is_drawn)
         return beyond * math.sqrt(terms(constants.scalars.uses, node)) * on_input
     if not met and any(signal.is_drawn for signal in beside):
-        return 1.0  # nobody can say how large a product should be that no function reads
+        return 1.0  # how large a product should be that no function reads is not known
     behind = constants.coefficient(node, value) * constants.growth(node, factors)
     return _share(constants, factors, beyond * behind)
 

@@ -8,7 +8,7 @@ from torch_initpolicy.trace.operators import SOFTMAX, OpRole
 from torch_initpolicy.trace.regions import Composite, Elementwise
 
 _KEEPS = (OpRole.ADDS, OpRole.CASTS, OpRole.MOVES)
-"""Roles of operators that leave a sum what it is, a guard against zero apart."""
+"""Roles of operators that keep a sum a sum, such as a guard against zero."""
 
 _GUARDS = frozenset({"clamp", "clip", "clamp_min", "reciprocal"})
 """Functions through which a sum goes before it divides what it is the sum of."""
