@@ -140,7 +140,8 @@ class InitPolicy:
     def __init__(
         self, rules: Iterable[Rule] = (), name: str | None = None, scaling: Scaling | None = None
     ) -> None:
-        given = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+        is_listed = isinstance(rules, Iterable) and not isinstance(rules, Tensor)
+        given = tuple(rules) if is_listed else (rules,)
         for rule in given:
             if not isinstance(rule, Rule):
                 raise PolicyError(
