@@ -65,13 +65,14 @@ def _replaced(model: nn.Module, values: Mapping[int, Tensor]) -> Iterator[None]:
 
     Sharded tensors stay, and so do those of recurrent layers, which keep lists of them.
     """
+    kinds = (Tensor, nn.Parameter, nn.Buffer)
     places = [
         (held, name, tensor)
         for module in model.modules()
         if not isinstance(module, nn.RNNBase)
         for held in (vars(module)["_parameters"], vars(module)["_buffers"], vars(module))
         for name, tensor in held.items()
-        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and id(tensor) in values
+        if type(tensor) in kinds and id(tensor) in values
     ]
     for held, name, tensor in places:
         held[name] = values[id(tensor)]

@@ -1,7 +1,6 @@
 """Drawing: the blocks of a tensor as tasks, and what a thread draws them with.
 
-Drawing a block cannot fail: all that could is looked for in `writing.apply`, which knows what is to
-be drawn and where else values come from.
+Drawing a block cannot fail: all that could is looked for before.
 """
 
 import math
@@ -28,13 +27,9 @@ Task = Callable[["Workspace"], None]
 class Job:
     """A site that is to be written.
 
-    Attributes:
-        site: The site.
-        step: What its plan says.
-        origin: Device on which its numbers are drawn.
-        held: What this process holds of it; nothing where it is parametrised.
-        draws: Distributions of its packed blocks, or nothing where it is not element-wise.
-        working: The dtype in which its values are computed.
+    Its numbers are drawn on the device `origin`, in the dtype `working`, from the distributions
+    `draws` of its packed blocks, none where it is not element-wise. This process has the pieces
+    `held` of it, none where it is parametrised.
     """
 
     site: Site

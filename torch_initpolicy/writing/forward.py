@@ -18,11 +18,7 @@ from torch_initpolicy.tensors.layers import axes_of
 
 @dataclass(frozen=True, slots=True)
 class InputMultiplier:
-    """Multiplies what a module reads: a head that is tied to an embedding.
-
-    Attributes:
-        factor: The multiplier.
-    """
+    """Multiplies what a module reads: a head that is tied to an embedding."""
 
     factor: float
 
@@ -35,10 +31,8 @@ class InputMultiplier:
 class OutputMultiplier:
     """Multiplies some of the units that a layer puts out: the queries among packed projections.
 
-    Attributes:
-        factor: The multiplier.
-        axis: The axis of the output along which its units lie, counted from the end.
-        ranges: First unit and the one after the last, of each run of units; empty for all of them.
+    The units lie along an axis of the output, counted from the end; each range holds the first unit
+    of a run and the one after its last, and there is none where all units are multiplied.
     """
 
     factor: float

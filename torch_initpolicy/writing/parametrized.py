@@ -25,10 +25,8 @@ Hook = TypeVar("Hook", WeightNorm, SpectralNorm)
 class Behind:
     """What must lie behind a site for it to read as some target.
 
-    Attributes:
-        values: One whole logical tensor for each of the site's parameters.
-        reading: What the site then reads as.
-        buffers: Buffers of the parametrisations that belong to these values.
+    There is one whole logical tensor for each of the site's parameters, what the site then reads
+    as, and the buffers of the parametrisations that belong to these values.
     """
 
     values: tuple[Tensor, ...]

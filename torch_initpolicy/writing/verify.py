@@ -34,12 +34,7 @@ _CHUNK = 1 << 20  # elements that are widened to float64 at once
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """A tensor that is not what its step says.
-
-    Attributes:
-        name: Canonical name of the site.
-        reason: What was found and what was expected.
-    """
+    """A site that is not what its step says: what was found and what was expected."""
 
     name: str
     reason: str
