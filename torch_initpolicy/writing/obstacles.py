@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch_initpolicy.errors import ApplyError, PlanError, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.aliases import repeats, sharing
-from torch_initpolicy.writing.shards import local_part, pieces, plain
+from torch_initpolicy.writing.shards import is_sharded, local_part, pieces, plain
 
 
 def obstacles(site: Site) -> Iterator[str]:
@@ -19,7 +19,7 @@ def obstacles(site: Site) -> Iterator[str]:
         reason = next((why for test, why in _OBSTACLES if test(parameter)), None)
         if reason is not None:
             yield reason
-        else:
+        elif is_sharded(parameter):
             yield from _misplaced(parameter)
 
 

@@ -161,7 +161,8 @@ class Piece:
 
 def whole(tensor: Tensor) -> Piece:
     """Return a plain tensor as the only piece of itself."""
-    return _made_piece(plain(tensor), tuple(tensor.shape), tuple(map(range, tensor.shape)))
+    shape = tuple(tensor.shape)
+    return Piece(plain(tensor), shape, tuple(map(range, shape)), range(tensor.numel()))
 
 
 def pieces(parameter: Tensor) -> tuple[Piece, ...]:
