@@ -86,6 +86,13 @@ def test_what_is_no_part(part, names, words):
         plan_policy(whole()).on(part, names)
 
 
+@pytest.mark.parametrize("names", [["0"], 3, lambda name: None], ids=["list", "number", "None"])
+def test_what_names_nothing(names):
+    """Names of no kind that is known are refused in words."""
+    with pytest.raises(PlanError, match=r"got \['0'\]|got 3|no step for 'None'"):
+        plan_policy(whole()).on(nn.Linear(6, 8), names)
+
+
 def test_a_tie_that_is_cut():
     """Each part has the bits of a tied tensor under whichever of its names it is there."""
     plan = plan_policy(Tied(tied=True), "normal")

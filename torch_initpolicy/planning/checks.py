@@ -100,10 +100,14 @@ def named_in_whole(names: Names, name: str) -> str:
         >>> named_in_whole({"layers.0": "layers.4"}, "layers.0.bias")
         'layers.4.bias'
     """
+    given: object = names
     if callable(names):
-        return names(name)
+        return str(names(name))
     if isinstance(names, str):
         return f"{names}.{name}" if names else name
+    if not isinstance(given, Mapping):
+        what = "a prefix, a mapping of names, or a function of a name"
+        raise PlanError(f"names says what a part is called in the whole: {what}; got {names!r:.80}")
     inner = name
     while inner and inner not in names:  # the longest name that is known goes first
         inner = inner.rpartition(".")[0]
