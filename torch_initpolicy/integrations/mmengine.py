@@ -38,7 +38,7 @@ def policy_of(init_cfg: Config | Sequence[Config]) -> InitPolicy:
 
     Examples:
         >>> policy_of(dict(type="Xavier", layer="Linear", bias=0.1)).rules[0].initializer
-        VarianceScaling(scale=1.0, mode='fan_avg', distribution='normal')
+        VarianceScaling(scale=1.0, mode='fan_avg', distribution='normal', gain=1.0)
     """
     given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
     rules = [rule for config in reversed(given) for rule in _rules(config)]

@@ -20,7 +20,8 @@ class Muon(WholeMuon):
     Examples:
         >>> from torch import nn
         >>> from torch_initpolicy import plan_policy
-        >>> model = nn.TransformerEncoderLayer(16, 2, batch_first=True)
+        >>> layer = nn.TransformerEncoderLayer(16, 2, batch_first=True)
+        >>> model = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, 4))
         >>> groups = plan_policy(model).param_groups("muon", lr=0.02)
         >>> optimizer = Muon([group for group in groups if group["algorithm"] == "muon"])
         >>> [group["packed"] for group in optimizer.param_groups if "packed" in group]
