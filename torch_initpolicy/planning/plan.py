@@ -158,7 +158,7 @@ class Plan(Grouped):
         Raises:
             PlanError: The plan is for no model, or the model has other sites.
         """
-        target = self._bound(model)
+        target = _model_of(self, model)
         require_shapes(target)
         reshard(target)
         found = sites(target)
@@ -167,15 +167,6 @@ class Plan(Grouped):
         check_fit(self.steps, found)
         steps = {step.name: step for step in self.steps}
         return tuple((site, steps[site.name]) for site in found)
-
-    def _bound(self, model: nn.Module | None) -> nn.Module:
-        """Return the model that is meant."""
-        target = self.model if model is None else require_module(model)
-        if target is None:
-            raise PlanError(
-                "a plan from a file: for which model? plan.on(model), plan.apply(model)"
-            )
-        return target
 
     def apply(
         self,
@@ -202,7 +193,7 @@ class Plan(Grouped):
         """
         if seed is None and self.names is not None:
             raise PlanError("parts of one model are drawn from one seed; say which: seed=0")
-        drawing, target = Drawing(seed, threads, draw_on), self._bound(model)
+        drawing, target = Drawing(seed, threads, draw_on), _model_of(self, model)
         bound = replace(self, model=target)
         with opened(target):
             with together(process_groups(target)):
@@ -237,6 +228,14 @@ class Plan(Grouped):
             PolicyError: The text is no plan.
         """
         return _plan(codec.read_json(text, longest=None))
+
+
+def _model_of(plan: Plan, model: nn.Module | None) -> nn.Module:
+    """Return the model that is given, or that a plan was made for."""
+    target = plan.model if model is None else require_module(model)
+    if target is None:
+        raise PlanError("a plan from a file: for which model? plan.on(model), plan.apply(model)")
+    return target
 
 
 def warn_of_symmetry(plan: Plan) -> None:
