@@ -140,7 +140,7 @@ class Constants:
         signal, number = self.signal(value), self.scalars.factor(node, value)
         if value in self.bilinear:  # multiply and sum: a product of two outputs, in two steps
             number *= math.sqrt(self.summands(node))
-        if not 0 < number < math.inf or signal.source == "data":
+        if number == 1.0 or not 0 < number < math.inf or signal.source == "data":
             return 1.0
         sizes = (signal.total, signal.power) if signal.total > signal.factor else ()
         averages = any(_is_near(number * size, signal.factor) for size in sizes)
