@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tests.symmetry.cases import CASES, Case, constant, copy_unit, fill, mlp
 from tests.symmetry.oracle import fate, generic
+from tests.symmetry.test_modules import bidirectional
+from torch_initpolicy import apply_policy
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Report
@@ -421,6 +423,76 @@ class TestUntouched:
         torch.manual_seed(4)
 
         assert first == find_symmetry(model)
+
+
+class TestNearTies:
+    """Hidden rows of next to nothing under constant outgoing weights, judged by training."""
+
+    @pytest.mark.parametrize("act", [nn.Tanh, nn.Sigmoid, nn.GELU, nn.ReLU])
+    @pytest.mark.parametrize("std", [1e-6, 1e-3])
+    @pytest.mark.parametrize("constant_head", [True, False], ids=["constant", "random"])
+    def test_as_training_has_it(self, act, std, constant_head):
+        """A common gradient leaves them behind, unless a kink is as close as they are."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), act(), nn.Linear(16, 4))
+        nn.init.normal_(model[0].weight, std=std)
+        nn.init.zeros_(model[0].bias)
+        if constant_head:
+            nn.init.constant_(model[2].weight, 0.3)
+        tied = _names(find_symmetry(model), "tied")
+
+        assert ("0.weight" in tied) == (_spread(model) < 0.05)
+
+    def test_behind_a_zero_head(self):
+        """Where no gradient comes yet, nothing says that rows next to zero are equal."""
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        nn.init.normal_(model[0].weight, std=1e-6)
+        nn.init.zeros_(model[2].weight)
+
+        assert find_symmetry(model).ok
+
+
+def _spread(model: nn.Module) -> float:
+    """Train a copy; return how far the rows of its first layer are apart then, relatively."""
+    trained = copy.deepcopy(model).double()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
+    target = torch.randn(8, 4, dtype=torch.float64)
+    for _ in range(150):
+        x = torch.randn(64, 8, dtype=torch.float64)
+        optimizer.zero_grad()
+        (trained(x) - torch.sin(x @ target)).pow(2).mean().backward()
+        optimizer.step()
+    rows = trained[0].weight.detach()
+    return float((rows - rows.mean(0)).abs().max() / rows.abs().max())
+
+
+class _Reads(nn.Module):
+    """Reads the mean of a bidirectional layer with equal weights for both directions."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.core = bidirectional(kind)
+        self.head = nn.Linear(12, 3)
+        with torch.no_grad():
+            self.head.weight[:, 6:] = self.head.weight[:, :6]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x)[0].mean(1))
+
+
+class TestDirections:
+    @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+    @pytest.mark.parametrize("length", [1, 7])
+    def test_copies_stay_copies_where_there_is_no_order(self, kind, length):
+        """Equal directions part as soon as a sequence has an order; the remedy parts them else."""
+        model = _Reads(kind)
+        x = torch.randn(4, length, 5)
+        found = {f.name: f for f in find_symmetry(model, x).findings}
+
+        assert found["core.*_l0"].verdict == ("tied" if length == 1 else "harmless")
+        if length == 1:
+            eval(found["core.*_l0"].remedy, {"apply_policy": apply_policy, "model": model})
+            assert "core.*_l0" not in {f.name for f in find_symmetry(model, x).findings}
 
 
 #

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -80,3 +81,23 @@ class TestEqualModules:
     def test_random_modules_of_one_shape(self):
         """Modules that only look equal_rows are told apart."""
         assert equal_modules(nn.ModuleList(nn.Linear(4, 6) for _ in range(5))) == ()
+
+    @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+    def test_directions(self, kind):
+        """The two directions of a recurrent layer are found, layer by layer, by their pattern."""
+        layer = bidirectional(kind, layers=2)
+
+        assert [found.names for found in equal_modules(nn.ModuleDict({"r": layer}))] == [
+            ("r.*_l1", "r.*_l1_reverse")
+        ]
+
+
+def bidirectional(kind: type[nn.RNNBase], *, layers: int = 1) -> nn.RNNBase:
+    """Make a recurrent layer the directions of which are copies in its last layer."""
+    layer = kind(5, 6, layers, bidirectional=True, batch_first=True)
+    weights = dict(layer.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name.endswith(f"_l{layers - 1}"):
+                weights[f"{name}_reverse"].copy_(weight)
+    return layer

@@ -259,8 +259,8 @@ def of_modules(probe: Probe, track: Track[EqualModules]) -> Finding:
     if not groups or is_factor:
         reason = _FACTORS if groups else _why_separate(track)
         return Finding(names[0], (names,), "harmless", reason, "modules", track.separated)
-    mended = f"apply_policy(model, only={[f'{n}.*' for n in groups[0][1:]]})"
     units = tuple(groups)
+    mended = f"apply_policy(model, only={[n if '*' in n else f'{n}.*' for n in units[0][1:]]})"
     return Finding(units[0][0], units, "tied", _TIED_MODULES, "modules", probe.steps, mended)
 
 

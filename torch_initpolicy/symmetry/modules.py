@@ -84,15 +84,29 @@ def _has_equal_matrices(model: nn.Module) -> bool:
 
 
 def _comparable(model: nn.Module) -> Iterator[tuple[str, object, tuple[nn.Parameter, ...]]]:
-    """Yield each module to compare: its name, what its copies have in common, its parameters."""
+    """Yield each module to compare: its name, what its copies have in common, its parameters.
+
+    The directions of a recurrent layer are modules in all but name.
+    """
     seen: set[nn.Module] = set()
     for name, module in canonical_modules(model):
-        if name and module not in seen:
+        named = dict(module.named_parameters())
+        if module not in seen and _is_comparable(named.values()):
             seen.add(module)
-            named = dict(module.named_parameters())
-            if _is_comparable(named.values()):
-                kind = type(module), tuple((n, p.shape, p.dtype) for n, p in named.items())
+            kind = type(module), tuple((n, p.shape, p.dtype) for n, p in named.items())
+            if name:
                 yield name, kind, tuple(named.values())
+            if isinstance(module, nn.RNNBase) and module.bidirectional:
+                yield from _by_direction(name, module)
+
+
+def _by_direction(
+    name: str, module: nn.RNNBase
+) -> Iterator[tuple[str, object, tuple[nn.Parameter, ...]]]:
+    for layer, suffix in itertools.product(range(module.num_layers), ("", "_reverse")):
+        end = f"_l{layer}{suffix}"
+        own = (p for attribute, p in module.named_parameters() if attribute.endswith(end))
+        yield f"{name}.*{end}".lstrip("."), (module, layer), tuple(own)
 
 
 def _is_comparable(parameters: Collection[nn.Parameter]) -> bool:

@@ -127,6 +127,16 @@ class Track(Generic[Start]):
         found = (fingerprints(rows).turned(self.signs) for rows in self.start.rows(tensors))
         return max(float(prints.distances(firsts(self.labels)).amax()) for prints in found)
 
+    def distrust(self, gradients: Values, mirrored: Values) -> None:
+        """Part units whose gradient is zero, or another than that of their negatives."""
+        for rows, others in zip(self.start.rows(gradients), self.start.rows(mirrored), strict=True):
+            prints = fingerprints(torch.cat((rows, others)))
+            positions = torch.arange(len(rows))
+            apart = prints.distances(positions.repeat(2))[len(rows) :]
+            is_zero = (apart <= _SIMILAR) & (prints.scale[: len(rows)] > 0)
+            self.labels = torch.where(is_zero, self.labels, self.units)
+        self.labels = self.units[firsts(self.labels)]
+
     def level(self, tensors: Values, limit: float) -> None:
         """Make what is equal exactly equal, values or gradients, where it drifts beyond a limit."""
         if self.drift > limit:
@@ -217,9 +227,10 @@ def follow(probe: Probe, replica: Replica, *, patience: int = PATIENCE) -> Probe
     values = dict(replica.values)
     for track in probe.tracks:
         track.drift = track.drift_of(values)
+    _part_at_kinks([track for track in probe.units if track.drift > _NEXT_TO_ZERO], replica)
+    for track in probe.tracks:
         track.level(values, _DRIFT * same)  # a near-tie is a tie for a long while
-    replica.values = values
-    quiet = 0
+    replica.values, quiet = values, 0
     for step in range(1, MOST_STEPS + 1):
         gradients = replica.gradients(step)
         if not all(math.isfinite(largest(gradient)) for gradient in gradients.values()):
@@ -235,6 +246,28 @@ def follow(probe: Probe, replica: Replica, *, patience: int = PATIENCE) -> Probe
         replica.descend(gradients)
     return probe
 
+
+def _part_at_kinks(tracks: Sequence[Track[EqualUnits]], replica: Replica) -> None:
+    """Part units next to zero where the loss has a kink: there they are as far apart as any.
+
+    Where it is smooth, a unit so small has the gradient of its negative.
+    """
+    if tracks:
+        gradients, values = replica.gradients(1), replica.values
+        replica.values = dict(values)
+        for start in (track.start for track in tracks):
+            units = start.units[start.signs == 0]
+            rows = start.view.rows(values[start.parameter], units)
+            mirrored = start.view.put(replica.values[start.parameter], units, -rows)
+            replica.values[start.parameter] = mirrored
+        others, replica.values = replica.gradients(1), values
+        for track in tracks:
+            track.distrust(gradients, others)
+
+
+_NEXT_TO_ZERO, _SIMILAR = 1e-4, 1e-3
+"""Relative difference beyond which what counts as equal is next to zero, not next to each other;
+and up to which gradients of a unit and its negative are equal."""
 
 _DRIFT = 1e-3
 """Share of the difference that tells units apart up to which rounding may grow between them."""

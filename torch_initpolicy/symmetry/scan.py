@@ -129,7 +129,9 @@ def scan(sites: Sequence[Site], *, thorough: bool = False) -> Iterator[EqualUnit
             shape = tuple(parameter.shape)
             for view in views(shape, site.axes if shape == site.shape else None):
                 compared = view.features > 1 or thorough or site.role in _MATRICES
-                found = _found(parameter.detach(), view, compared=compared)
+                has_inputs = view.features > 1 and site.role in ("weight", "recurrent")
+                tiny = TINY * view.features**-0.5 if has_inputs else 0.0
+                found = _found(parameter.detach(), view, tiny, compared=compared)
                 if found is not None:
                     yield EqualUnits(site, parameter, view, *found)
                 if thorough and view.features > 1 and not (found and not bool(found.labels.any())):
@@ -151,16 +153,16 @@ class _Found(NamedTuple):
     signs: Tensor
 
 
-def _found(tensor: Tensor, view: View, *, compared: bool) -> _Found | None:
+def _found(tensor: Tensor, view: View, tiny: float, *, compared: bool) -> _Found | None:
     """Find what is equal; where units are not compared, only whether all are one number."""
     if is_sharded(tensor):
         return _found_in_shards(tensor, view, compared=compared)
-    return _equal(tensor, view) if compared else _constant(tensor, view)
+    return _equal(tensor, view, tiny) if compared else _constant(tensor, view)
 
 
 def _found_in_shards(tensor: "DTensor", view: View, *, compared: bool) -> _Found | None:
     if tuple(tensor.shape) != view.shape:  # a grouped convolution
-        return _equal(full(tensor), view)
+        return _equal(full(tensor), view, 0.0)
     found = _company(torch.arange(view.count), signatures(tensor, view))
     is_constant = found is not None and not bool(found.labels.any())
     return found if compared or is_constant else None
@@ -171,13 +173,13 @@ _FEW = (4, 64)
 all weights are never read. Few numbers differ where weights are coarse or sparse."""
 
 TINY = 1e-4
-"""Units count as zero up to this size, relative to what is usual for their number of inputs: a
-common gradient makes them equal up to as little, and they stay so for thousands of steps."""
+"""Units of a weight count as zero up to this size, relative to what is usual for their number of
+inputs: a common gradient makes them equal up to as little, for thousands of steps. Tokens and
+tables are often drawn as small, and have no inputs."""
 
 
-def _equal(tensor: Tensor, view: View) -> _Found | None:
+def _equal(tensor: Tensor, view: View, tiny: float) -> _Found | None:
     """Find units that are equal in all their elements, among those that are in a few."""
-    tiny = TINY * view.features**-0.5 if view.features > 1 else 0.0
     units = torch.arange(view.count)
     for few in _FEW:
         units = units[sift(view.first(tensor, few, _chosen(units, view)), tiny)]
