@@ -44,101 +44,25 @@ class Reach:
         self._waiting: list[object] = []
         self._mentioned: set[str] = {"forward", "__call__"}
         self._methods: dict[str, list[Any]] = {}  # by name, of classes, until code mentions them
-        self._visitors: dict[type, Callable[[Any], None] | None] = {}
-        self._push(model)
+        if "numpy" in sys.modules:
+            _visit_numpy()
+        self.push(model)
         while self._waiting:
-            thing = self._waiting.pop()
-            visit = self._visitor(type(thing))
-            if visit is not None:
-                visit(thing)
+            _visit(self._waiting.pop(), self)
 
-    def _clear(self) -> None:
-        """Empty the containers that were empty."""
-        for container in filter(None, self._empty):
-            container.clear()
+    def push(self, *things: object) -> None:
+        """Go on to some objects, unless they were reached before."""
+        for thing in things:
+            if type(thing) not in _LEAVES and id(thing) not in self._seen:
+                self._seen[id(thing)] = thing
+                self._waiting.append(thing)
 
-    def _push(self, thing: object) -> None:
-        if type(thing) not in _LEAVES and id(thing) not in self._seen:
-            self._seen[id(thing)] = thing
-            self._waiting.append(thing)
-
-    def _visitor(self, kind: type) -> Callable[[Any], None] | None:
-        if kind not in self._visitors:
-            own = next((visit for base, visit in self._table() if issubclass(kind, base)), None)
-            self._visitors[kind] = own or (None if _is_foreign(kind) else self._instance)
-        return self._visitors[kind]
-
-    def _table(self) -> tuple[tuple[type, Callable[[Any], None]], ...]:
-        return (
-            (Tensor, self._tensor),
-            (nn.Module, self._instance),
-            (dict, self._mapping),
-            (list, self._list),
-            (set, self._set),
-            (collections.deque, self._deque),
-            (tuple, self._items),
-            (types.FunctionType, self._function),
-            (types.MethodType, lambda method: self._items((method.__self__, method.__func__))),
-            (functools.partial, lambda part: self._items((part.func, part.args, part.keywords))),
-            (functools._lru_cache_wrapper, self._cached),  # noqa: SLF001 - has no public name
-            ((classmethod, staticmethod), lambda method: self._push(method.__func__)),  # type: ignore[arg-type]
-            (property, lambda member: self._items((member.fget, member.fset))),
-            (functools.cached_property, lambda member: self._push(member.func)),
-            (type, self._class),
-            (types.SimpleNamespace, self._instance),
-            (torch.Generator, lambda it: self._state(it.get_state(), it.set_state)),
-            (random.Random, lambda it: self._state(it.getstate(), it.setstate)),
-            *self._table_of_numpy(),
-        )
-
-    def _table_of_numpy(self) -> Iterator[tuple[type, Callable[[Any], None]]]:
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            yield numpy.ndarray, lambda array: self._state(array.copy(), _filler(array))
-            yield numpy.random.Generator, lambda it: self._numpy_bits(it.bit_generator)
-            yield numpy.random.RandomState, lambda it: self._state(it.get_state(), it.set_state)
-
-    def _numpy_bits(self, bits: Any) -> None:
-        self._state(bits.state, lambda state: setattr(bits, "state", state))
-
-    def _state(self, before: Any, write: Callable[[Any], Any]) -> None:
+    def keep(self, before: Any, write: Callable[[Any], Any]) -> None:
+        """Keep a state that is written back whether or not it has changed."""
         self.undo.append(lambda: write(before))
 
-    def _items(self, items: Iterable[object]) -> None:
-        for item in items:
-            self._push(item)
-
-    #
-    # Containers
-    #
-
-    def _mapping(self, mapping: dict[Any, Any]) -> None:
-        ordered = isinstance(mapping, collections.OrderedDict)
-        self._entries(mapping, collections.OrderedDict if ordered else dict)
-
-    def _entries(self, mapping: dict[Any, Any], kind: type[dict[Any, Any]] = dict) -> None:
-        """Keep what a mapping holds; `kind` is whose methods write it, past any of a subclass."""
-        before = dict(kind.items(mapping))
-
-        def restore() -> None:
-            if not _same_entries(kind.items(mapping), before):
-                kind.clear(mapping)
-                kind.update(mapping, before)
-
-        self.undo.append(restore)
-        self._hold(mapping, before.items())
-
-    def _list(self, items: list[Any]) -> None:
-        before = list(items)
-
-        def restore() -> None:
-            if len(items) != len(before) or not all(map(is_, items, before)):
-                list.__setitem__(items, slice(None), before)
-
-        self.undo.append(restore)
-        self._hold(items, enumerate(before))
-
-    def _hold(self, holder: Any, entries: Iterable[tuple[Any, Any]]) -> None:
+    def hold(self, holder: Any, entries: Iterable[tuple[Any, Any]]) -> None:
+        """Note the tensors that a container holds, and go on to what else it does."""
         for key, value in entries:
             kind = type(value)
             if kind in _LEAVES:
@@ -148,138 +72,259 @@ class Reach:
             elif isinstance(value, Tensor):
                 self.slots.append(Slot(holder, key, value))
             else:
-                self._push(value)
+                self.push(value)
 
-    def _set(self, items: set[Any]) -> None:
-        before = set(items)
-
-        def restore() -> None:
-            if items != before:
-                set.clear(items)
-                set.update(items, before)
-
-        self.undo.append(restore)
-
-    def _deque(self, items: collections.deque[Any]) -> None:
-        before = tuple(items)
-
-        def restore() -> None:
-            if len(items) != len(before) or not all(map(is_, items, before)):
-                items.clear()
-                items.extend(before)
-
-        self.undo.append(restore)
-        self._items(before)
-
-    def _tensor(self, tensor: Tensor) -> None:
-        """Keep the numbers of a tensor for which nothing can stand in: in a tuple, or global."""
-        if tensor.is_meta or not _can_be_copied(tensor):
-            return
-        version, before = tensor._version, _copy(tensor)  # noqa: SLF001 - counts writes
-
-        def restore() -> None:
-            if tensor._version != version:  # noqa: SLF001
-                with torch.no_grad():
-                    tensor.copy_(before)
-
-        self.undo.append(restore)
-
-    #
-    # Objects and their code
-    #
-
-    def _instance(self, thing: object) -> None:
-        """Keep the attributes of an object, and look at the code of its class."""
-        kind = type(thing)
-        if kind.__dictoffset__:
-            self._entries(vars(thing))
-        for name in _slots(kind):
-            self._slot(thing, name)
-        self._push(kind)
-
-    def _slot(self, thing: object, name: str) -> None:
-        value = getattr(thing, name, _ABSENT)
-        if value is not _ABSENT:
-            self._state(value, lambda before: object.__setattr__(thing, name, before))
-            self._push(value)
-
-    def _class(self, kind: type) -> None:
-        """Keep the attributes of a class and of its bases, and the methods that code mentions."""
-        if _is_foreign(kind):
-            return
-        for base in kind.__bases__:
-            self._push(base)
-        for name, value in vars(kind).items():
-            if isinstance(value, _CODE) and not (name.startswith("__") and name in _OPERATORS):
-                self._method(name, value)
-            elif not name.startswith("__") or name in _OPERATORS:
-                self._push(value)
-        self._names(kind, vars(kind), lambda name, value: type.__setattr__(kind, name, value))
-
-    def _names(
-        self, owner: Any, space: Mapping[str, Any], write: Callable[[str, Any], None]
-    ) -> None:
-        """Keep the data in a class; functions and classes that are new there may stay."""
-        before = {name: value for name, value in space.items() if not name.startswith("__")}
-
-        def restore() -> None:
-            for name in [n for n in space if not n.startswith("__") and n not in before]:
-                if not isinstance(space[name], (*_CODE, type)):
-                    type.__delattr__(owner, name)
-            for name, value in before.items():
-                if space.get(name, _ABSENT) is not value:
-                    write(name, value)
-
-        self.undo.append(restore)
-
-    def _method(self, name: str, method: Any) -> None:
+    def push_method(self, name: str, method: Any) -> None:
+        """Go on to a method of a class, as soon as code mentions it."""
         if name in self._mentioned:
-            self._push(method)
+            self.push(method)
         else:
             self._methods.setdefault(name, []).append(method)
 
-    def _function(self, function: types.FunctionType) -> None:
-        """Keep what a function closes over, its defaults, and the globals that it mentions."""
-        if _is_foreign_name(function.__module__):
-            return
-        for cell in function.__closure__ or ():
-            self._cell(cell)
-        self._items((function.__defaults__, function.__kwdefaults__))
-        self._push(getattr(function, "__wrapped__", None))
-        names = set(_names_in(function.__code__))
-        for name in names & function.__globals__.keys():
-            self._global(function.__globals__, name, names)
+    def mention(self, names: set[str]) -> None:
+        """Go on to the methods of some names."""
         for name in names - self._mentioned:
             self._mentioned.add(name)
-            self._items(self._methods.pop(name, ()))
+            self.push(*self._methods.pop(name, ()))
 
-    def _cell(self, cell: types.CellType) -> None:
-        try:
-            value = cell.cell_contents
-        except ValueError:  # empty yet
-            return
-        self._state(value, functools.partial(setattr, cell, "cell_contents"))
-        self._push(value)
+    def _clear(self) -> None:
+        """Empty the containers that were empty."""
+        for container in filter(None, self._empty):
+            container.clear()
 
-    def _global(self, space: dict[str, Any], name: str, mentioned: set[str]) -> None:
-        """Keep one global, and of a module those of its globals that the code mentions."""
-        value = space[name]
-        if not isinstance(value, types.ModuleType):
-            if not isinstance(value, (*_CODE, type)):
-                self._state(value, functools.partial(space.__setitem__, name))
-            self._push(value)
-        elif not _is_foreign_name(value.__name__):
-            inner = vars(value)
-            for other in mentioned & inner.keys():
-                if not isinstance(inner[other], types.ModuleType):
-                    self._global(inner, other, mentioned)
 
-    def _cached(self, function: Any) -> None:
-        """Empty a cache that has grown: what it was given may have no memory."""
-        if not _is_foreign_name(getattr(function, "__module__", None)):
-            before = function.cache_info().currsize
-            self.undo.append(lambda: _empty(function, before))
-            self._push(function.__wrapped__)
+@functools.singledispatch
+def _visit(thing: object, reach: Reach) -> None:
+    """Keep what an object can change, and go on to what it holds and to the code of its class."""
+    if not _is_foreign(type(thing)):
+        _attributes(thing, reach)
+
+
+@_visit.register(nn.Module)
+@_visit.register(types.SimpleNamespace)
+def _attributes(thing: Any, reach: Reach) -> None:
+    kind = type(thing)
+    if kind.__dictoffset__:
+        _entries(vars(thing), reach)
+    for name in _slots(kind):
+        value = getattr(thing, name, _ABSENT)
+        if value is not _ABSENT:
+            reach.keep(value, functools.partial(object.__setattr__, thing, name))
+            reach.push(value)
+    reach.push(kind)
+
+
+#
+# Containers
+#
+
+
+@_visit.register
+def _mapping(mapping: dict, reach: Reach) -> None:  # type: ignore[type-arg]
+    ordered = isinstance(mapping, collections.OrderedDict)
+    _entries(mapping, reach, collections.OrderedDict if ordered else dict)
+
+
+def _entries(mapping: dict[Any, Any], reach: Reach, kind: type[dict[Any, Any]] = dict) -> None:
+    """Keep what a mapping holds; `kind` is whose methods write it, past any of a subclass."""
+    before = dict(kind.items(mapping))
+
+    def restore() -> None:
+        if not _same_entries(kind.items(mapping), before):
+            kind.clear(mapping)
+            kind.update(mapping, before)
+
+    reach.undo.append(restore)
+    reach.hold(mapping, before.items())
+
+
+@_visit.register
+def _sequence(items: list, reach: Reach) -> None:  # type: ignore[type-arg]
+    before = list(items)
+
+    def restore() -> None:
+        if len(items) != len(before) or not all(map(is_, items, before)):
+            list.__setitem__(items, slice(None), before)
+
+    reach.undo.append(restore)
+    reach.hold(items, enumerate(before))
+
+
+@_visit.register
+def _set(items: set, reach: Reach) -> None:  # type: ignore[type-arg]
+    before = set(items)
+
+    def restore() -> None:
+        if items != before:
+            set.clear(items)
+            set.update(items, before)
+
+    reach.undo.append(restore)
+
+
+@_visit.register
+def _deque(items: collections.deque, reach: Reach) -> None:  # type: ignore[type-arg]
+    before = tuple(items)
+
+    def restore() -> None:
+        if len(items) != len(before) or not all(map(is_, items, before)):
+            items.clear()
+            items.extend(before)
+
+    reach.undo.append(restore)
+    reach.push(*before)
+
+
+@_visit.register
+def _tuple(items: tuple, reach: Reach) -> None:  # type: ignore[type-arg]
+    reach.push(*items)
+
+
+@_visit.register
+def _tensor(tensor: Tensor, reach: Reach) -> None:
+    """Keep the numbers of a tensor for which nothing can stand in: in a tuple, or global."""
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        return
+    version, before = tensor._version, tensor.detach().clone()  # noqa: SLF001 - counts writes
+
+    def restore() -> None:
+        if tensor._version != version:  # noqa: SLF001
+            with torch.no_grad():
+                tensor.copy_(before)
+
+    reach.undo.append(restore)
+
+
+#
+# Random states
+#
+
+
+def _visit_generators(kind: type, read: str, write: str) -> None:
+    """Keep the states of generators, which they read and write by two methods."""
+
+    @_visit.register(kind)
+    def _(generator: Any, reach: Reach) -> None:
+        reach.keep(getattr(generator, read)(), getattr(generator, write))
+
+
+_visit_generators(torch.Generator, "get_state", "set_state")
+_visit_generators(random.Random, "getstate", "setstate")
+
+
+@functools.cache
+def _visit_numpy() -> None:
+    """Keep arrays and generators of numpy, which the program has imported."""
+    import numpy as np  # noqa: PLC0415 - torch alone is required
+
+    @_visit.register
+    def _array(array: np.ndarray, reach: Reach) -> None:
+        if array.flags.writeable:
+            reach.keep(array.copy(), functools.partial(array.__setitem__, ...))
+
+    @_visit.register
+    def _bits(generator: np.random.Generator, reach: Reach) -> None:
+        bits: Any = generator.bit_generator
+        reach.keep(bits.state, functools.partial(setattr, bits, "state"))
+
+    _visit_generators(np.random.RandomState, "get_state", "set_state")
+
+
+#
+# Code
+#
+
+
+@_visit.register
+def _class(kind: type, reach: Reach) -> None:
+    """Keep the attributes of a class and of its bases, and the methods that code mentions.
+
+    Functions and classes that are new there may stay.
+    """
+    if _is_foreign(kind):
+        return
+    reach.push(*kind.__bases__)
+    for name, value in vars(kind).items():
+        special = name.startswith("__")
+        if isinstance(value, _CODE) and not (special and name in _OPERATORS):
+            reach.push_method(name, value)
+        elif not special or name in _OPERATORS:
+            reach.push(value)
+    before = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+
+    def restore() -> None:
+        space = vars(kind)
+        for name in [n for n in space if not n.startswith("__") and n not in before]:
+            if not isinstance(space[name], (*_CODE, type)):
+                type.__delattr__(kind, name)
+        for name, value in before.items():
+            if space.get(name, _ABSENT) is not value:
+                type.__setattr__(kind, name, value)
+
+    reach.undo.append(restore)
+
+
+@_visit.register
+def _function(function: types.FunctionType, reach: Reach) -> None:
+    """Keep what a function closes over, its defaults, and the globals that it mentions."""
+    if _is_foreign_name(function.__module__):
+        return
+    for cell in function.__closure__ or ():
+        _cell(cell, reach)
+    reach.push(function.__defaults__, function.__kwdefaults__)
+    reach.push(getattr(function, "__wrapped__", None))
+    names = set(_names_in(function.__code__))
+    for name in names & function.__globals__.keys():
+        _global(function.__globals__, name, names, reach)
+    reach.mention(names)
+
+
+def _visit_wrappers(kind: type, *names: str) -> None:
+    """Go on to what objects that cannot change hold under some names."""
+
+    @_visit.register(kind)
+    def _(thing: Any, reach: Reach) -> None:
+        reach.push(*(getattr(thing, name) for name in names))
+
+
+_visit_wrappers(types.MethodType, "__self__", "__func__")
+_visit_wrappers(functools.partial, "func", "args", "keywords")
+_visit_wrappers(classmethod, "__func__")
+_visit_wrappers(staticmethod, "__func__")
+_visit_wrappers(property, "fget", "fset")
+_visit_wrappers(functools.cached_property, "func")
+
+
+@_visit.register(functools._lru_cache_wrapper)  # noqa: SLF001 - has no public name
+def _cached(function: Any, reach: Reach) -> None:
+    """Empty a cache that has grown: what it was given may have no memory."""
+    if not _is_foreign_name(getattr(function, "__module__", None)):
+        before = function.cache_info().currsize
+        reach.undo.append(lambda: _cleared(function, before))
+        reach.push(function.__wrapped__)
+
+
+def _cell(cell: types.CellType, reach: Reach) -> None:
+    try:
+        value = cell.cell_contents
+    except ValueError:  # empty yet
+        return
+    reach.keep(value, functools.partial(setattr, cell, "cell_contents"))
+    reach.push(value)
+
+
+def _global(space: dict[str, Any], name: str, mentioned: set[str], reach: Reach) -> None:
+    """Keep one global, and of a module those of its globals that the code mentions."""
+    value = space[name]
+    if not isinstance(value, types.ModuleType):
+        if not isinstance(value, (*_CODE, type)):
+            reach.keep(value, functools.partial(space.__setitem__, name))
+        reach.push(value)
+    elif not _is_foreign_name(value.__name__):
+        inner = vars(value)
+        for other in mentioned & inner.keys():
+            if not isinstance(inner[other], types.ModuleType):
+                _global(inner, other, mentioned, reach)
 
 
 _ABSENT = object()
@@ -338,23 +383,6 @@ def _same_entries(now: ItemsView[Any, Any], before: Mapping[Any, Any]) -> bool:
     return len(now) == len(before) and all(a is c and b is d for (a, b), (c, d) in pairs)
 
 
-def _filler(array: Any) -> Callable[[Any], None]:
-    def fill(before: Any) -> None:
-        if array.flags.writeable:
-            array[...] = before
-
-    return fill
-
-
-def _empty(function: Any, size: int) -> None:
+def _cleared(function: Any, size: int) -> None:
     if function.cache_info().currsize != size:
         function.cache_clear()
-
-
-def _can_be_copied(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_quantized
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    with torch.no_grad():
-        return tensor.detach().clone()
