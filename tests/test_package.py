@@ -193,7 +193,7 @@ UNMIRRORED = frozenset(
         "policy.presets": "critical everywhere layers parts published residual scaled",
         "symmetry": "followed search",
         "trace": "arguments borrow consumers facts functorch graph hooks "
-        "layer_inputs names reach real_inputs recorder registration_order roles "
+        "layer_inputs names real_inputs recorder registration_order roles "
         "runner site_facts stand_ins trees walks",
     }.items()
     for name in names.split()

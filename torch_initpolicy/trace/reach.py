@@ -106,11 +106,13 @@ def _attributes(thing: Any, reach: Reach) -> None:
     kind = type(thing)
     if kind.__dictoffset__:
         _entries(vars(thing), reach)
-    for name in _slots(kind):
-        value = getattr(thing, name, _ABSENT)
-        if value is not _ABSENT:
-            reach.keep(value, functools.partial(object.__setattr__, thing, name))
-            reach.push(value)
+    for member in _members(kind):
+        try:
+            value = member.__get__(thing)
+        except AttributeError:  # not set yet
+            continue
+        reach.keep(value, functools.partial(member.__set__, thing))
+        reach.push(value)
     reach.push(kind)
 
 
@@ -363,11 +365,12 @@ def _is_foreign_name(module: str | None) -> bool:
     return str(module).partition(".")[0] in _FOREIGN
 
 
-def _slots(kind: type) -> Iterator[str]:
+def _members(kind: type) -> Iterator[types.MemberDescriptorType]:
+    """Yield what reads and writes the slots of a class, past properties of the same names."""
     for base in kind.__mro__:
-        members = vars(base)
-        if "__slots__" in members and not _is_foreign(base):
-            yield from (n for n, m in members.items() if isinstance(m, types.MemberDescriptorType))
+        if "__slots__" in vars(base) and not _is_foreign(base):
+            members = vars(base).values()
+            yield from (it for it in members if isinstance(it, types.MemberDescriptorType))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -137,10 +137,18 @@ def _makers(value: int, flow: Flow) -> Iterator[int]:
         if producer is None:
             continue
         yield producer
-        if flow.uses.role(nodes[producer]) in _FOLLOWED and producer not in flow.uses.weighers:
+        if _carries(producer, flow) and producer not in flow.uses.weighers:
             carried = flow.uses.carried(nodes[producer])
             waiting.extend(read for read in carried if read not in seen)
             seen.update(carried)
+
+
+def _carries(index: int, flow: Flow) -> bool:
+    """Say whether an operator only carries or adds up what it reads, or rescales whole samples."""
+    node, values = flow.uses.graph.nodes[index], flow.uses.graph.values
+    role = flow.uses.role(node)
+    by_sample = any(values[read].shape[-1:] == (1,) for read in node.inputs)
+    return role in _FOLLOWED or (role is OpRole.MULTIPLIES and by_sample)
 
 
 def _role_of_weight(use: Use, flow: Flow) -> Role:
