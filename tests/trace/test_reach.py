@@ -59,7 +59,7 @@ MUTATIONS = {
     "slot": (Slotted, lambda it: setattr(it, "number", 2)),
     "tensor": (lambda: (torch.zeros(2),), lambda it: it[0].add_(1)),
     "generator": (torch.Generator, lambda it: it.manual_seed(3)),
-    "random": (lambda: random.Random(0), lambda it: it.random()),  # noqa: S311 - no secret
+    "random": (lambda: random.Random(0), lambda it: it.random()),
     "partial": (lambda: functools.partial(print, [1]), lambda it: it.args[0].append(2)),
 }
 
