@@ -48,8 +48,17 @@ def filled(y: Tensor) -> Tensor:
     return torch.tanh(y)
 
 
+def filtered(y: Tensor) -> Tensor:
+    """Keep the numbers above a threshold, as detectors do, by a mask that chooses places, too."""
+    kept = y > 0
+    places = torch.where(kept)[0]
+    return torch.tanh(y[kept] * y[kept].add(1).sum() + places.sum())
+
+
 @pytest.mark.parametrize(
-    "function", [expanded, written, routed, filled], ids=lambda function: function.__name__
+    "function",
+    [expanded, written, routed, filled, filtered],
+    ids=lambda function: function.__name__,
 )
 def test_numbers_are_there_to_be_asked(function):
     """The forward pass is traced, and what the layer meets is seen behind the question."""

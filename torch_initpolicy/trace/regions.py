@@ -80,10 +80,14 @@ class Elementwise:
         return {start: list(self._purposeful(nodes)) for start, nodes in found.items()}
 
     def _purposeful(self, nodes: Sequence[Node]) -> Iterator[Node]:
-        """Yield the nodes of a region, without the comparisons that choose something outside it."""
+        """Yield the nodes of a region without comparisons that choose outside it, and their readers."""
         region = {node.index for node in nodes}
+        left_out: set[int] = set()
         for node in nodes:
-            if node.op not in _COMPARES or region.issuperset(self.graph.consumers[node.outputs[0]]):
+            inside = region.issuperset(self.graph.consumers[node.outputs[0]])
+            if (node.op in _COMPARES and not inside) or not left_out.isdisjoint(node.inputs):
+                left_out.update(node.outputs)
+            else:
                 yield node
 
     def _is_elementwise(self, node: Node) -> bool:

@@ -11,8 +11,15 @@ from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.reach import Reach
 from torch_initpolicy.trace.record import capture, with_grad_if_asked
 from torch_initpolicy.trace.recorder import Budget
-from torch_initpolicy.trace.stand_ins import batch_size, copied, drawn_for, random_call, vocabulary
-from torch_initpolicy.trace.trees import Call
+from torch_initpolicy.trace.stand_ins import (
+    batch_size,
+    copied,
+    drawn_for,
+    is_image,
+    random_call,
+    vocabulary,
+)
+from torch_initpolicy.trace.trees import Call, tensors_in
 
 _PER_CALL = 25
 """What a call costs, however soon it raises, in operators."""
@@ -151,3 +158,13 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
             return Refused(call, error, before - self.budget.left)
         return Recorded(call, (graph,), on_meta)
+
+
+def is_small(call: Call) -> bool:
+    """Say whether a call is small enough to be run for real; images are cropped."""
+    tensors = tensors_in((call.args, dict(call.kwargs)))
+    return all(t.numel() <= _LARGEST_INPUT or is_image(t.shape) for t in tensors)
+
+
+_LARGEST_INPUT = 2**22
+"""Elements of an input up to which a forward pass runs for real."""

@@ -16,11 +16,14 @@ from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.trace.answers import answers
 from torch_initpolicy.trace.inputs import candidates, extensions
 from torch_initpolicy.trace.recorder import Budget
-from torch_initpolicy.trace.runner import Recorded, Refused, Runner
+from torch_initpolicy.trace.runner import Recorded, Refused, Runner, is_small
 from torch_initpolicy.trace.trees import Call
 
-_BASE, _SHARE = 10_000, 25
+_BASE, _SHARE = 8_000, 10
 """Operators that a search may run, and how many more for each parameter."""
+
+_REALLY = 20_000
+"""What runs for real may take at least; those of detectors enlarge their images."""
 
 _SEEDS, _ANSWERS = 16, 64
 """Calls that are tried before failures are answered, and answers that are tried in all."""
@@ -66,8 +69,9 @@ class InputSearch:
         """
         recorded = self._first(candidates(self.runner.model), self.runner.on_meta)
         if recorded is None and self.runner.fits_in_memory:
-            furthest = sorted(self.failed, key=_needs_no_numbers)[:_REAL]
-            calls = [failed.call for failed in furthest]
+            small = [failed for failed in self.failed if is_small(failed.call)]
+            calls = [failed.call for failed in sorted(small, key=_needs_no_numbers)[:_REAL]]
+            self.runner.budget.left = max(self.runner.budget.left, _REALLY)
             recorded = self._first(calls, self.runner.for_real, tries=2 * _REAL)
         return None if recorded is None else self._extended(recorded)
 

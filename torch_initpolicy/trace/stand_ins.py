@@ -115,7 +115,7 @@ def random_call(
         shape = list(like.shape)
         if batch is not None and shape and shape[0] == before:
             shape[0] = batch
-        if edge is not None and len(shape) == 4 and shape[1] <= _CHANNELS:
+        if edge is not None and is_image(shape):
             shape[2:] = (min(edge, n) for n in shape[2:])
         if like.is_floating_point() or like.is_complex():
             return torch.randn(shape, generator=generator).to(like.dtype)
@@ -124,6 +124,11 @@ def random_call(
         return torch.randint(rows, shape, generator=generator).to(like.dtype)
 
     return call.mapped(draw)
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Say whether a shape is that of images: grids of few channels."""
+    return len(shape) == 4 and shape[1] <= _CHANNELS
 
 
 _CHANNELS = 4
