@@ -80,7 +80,7 @@ class Elementwise:
         return {start: list(self._purposeful(nodes)) for start, nodes in found.items()}
 
     def _purposeful(self, nodes: Sequence[Node]) -> Iterator[Node]:
-        """Yield the nodes of a region without comparisons that choose outside it, and their readers."""
+        """Yield the nodes of a region, but comparisons that choose outside it and their readers."""
         region = {node.index for node in nodes}
         left_out: set[int] = set()
         for node in nodes:
