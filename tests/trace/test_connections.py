@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import fans
+from torch_initpolicy.trace.operators import OPS, OpRole
 from torch_initpolicy.trace.read import read
 
 Use = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +57,18 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Use]] = {
     "grouped": ((1, 4, 9), (6, 2, 3), lambda x, w: F.conv1d(x, w, groups=2)),
     "flipped": ((1, 4, 9), (4, 6, 3), lambda x, w: F.conv1d(x, w.transpose(0, 1))),
     "upsampled": ((1, 4, 9), (4, 6, 3), F.conv_transpose1d),
+    "images": ((1, 4, 9, 9), (6, 4, 3, 3), F.conv2d),
+    "volumes": ((1, 2, 7, 7, 7), (3, 2, 3, 3, 3), F.conv3d),
+    "upsampled_images": ((1, 4, 7, 7), (4, 6, 3, 3), F.conv_transpose2d),
+    "upsampled_volumes": ((1, 2, 5, 5, 5), (2, 3, 3, 3, 3), F.conv_transpose3d),
+    "one_matrix": ((3, 5), (5, 6), torch.mm),
+    "chained": ((3, 5), (5, 6), torch.chain_matmul),
+    "vector": ((5,), (6, 5), lambda x, w: torch.mv(w, x)),
+    "inner": ((3, 5), (6, 5), torch.inner),
+    "addmv": ((5,), (6, 5), lambda x, w: torch.addmv(x.new_zeros(6), w, x)),
+    "baddbmm": ((4, 3, 5), (4, 5, 6), lambda x, w: torch.baddbmm(x[:, :1, :1] * 0, x, w)),
+    "addbmm": ((4, 3, 5), (4, 5, 6), lambda x, w: torch.addbmm(x[0, :1, :1] * 0, x, w)),
+    "one_number": ((5,), (5,), lambda x, w: torch.dot(x, w)[None]),
 }  # fmt: skip
 """Shapes of the input and of the parameter, and how it is used. The outputs of stacked copies are
 counted within one copy, as the axes have it."""
@@ -89,6 +102,48 @@ def test_fans_of_raw_parameters_are_counted_connections(name):
     counted = fans(shape, found.axes)
 
     assert (count_in(model, x), count_out(model, x)) == (counted.fan_in, counted.fan_out)
+
+
+ELSEWHERE = {"bilinear", "deform_conv2d", "einsum", "grouped_mm"}
+"""Operators that take two signals or more, numbers of another kind, or that are cases above."""
+
+
+def test_every_operator_that_applies_weights_is_tried():
+    """The cases call each operator of the table that sums over products with a weight."""
+    called = set()
+    for x_shape, shape, use in CASES.values():
+        model = Raw(shape, use)
+        reading = read(model, sites(model), torch.ones(x_shape, dtype=torch.float64))
+        called |= {node.op for node in reading.flow.uses.graph.nodes}
+    applies = {op for op, it in OPS.items() if it.role in (OpRole.WEIGHS, OpRole.CONTRACTS)}
+
+    assert applies - called <= ELSEWHERE
+
+
+class Adapted(nn.Module):
+    """A matrix and an adapter of two factors, in one expression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b, self.a = (nn.Parameter(torch.ones(s)) for s in ((4, 6), (4, 2), (2, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w + self.b @ self.a).relu()
+
+
+def test_a_matrix_and_its_adapter():
+    """In `W + B @ A` the matrix has the fans of the weight in use, and the factors share them."""
+    model = Adapted()
+    found = read(model, sites(model), torch.zeros(3, 6)).facts
+    counted = {name: fans(getattr(model, name).shape, fact.axes) for name, fact in found.items()}
+
+    assert {fact.role for fact in found.values()} == {"weight"}
+    assert {name: tuple(both) for name, both in counted.items()} == {
+        "w": (6, 4), "b": (2, 4), "a": (6, 2),
+    }  # fmt: skip
+    assert found["w"].composition is None
+    assert found["a"].composition == found["b"].composition
+    assert (found["a"].composition.fan_in, found["a"].composition.fan_out) == (6, 4)
 
 
 def test_rows_that_a_table_repeats_are_no_weight():

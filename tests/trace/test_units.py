@@ -25,6 +25,13 @@ class Summed(nn.Module):
         return self.make(self, x)
 
 
+def by_expert(m, x):
+    """Apply the matrix and the bias of the expert that the signal picks for each token."""
+    tokens = x.flatten(0, 1)
+    experts = tokens[:, :2].argmax(-1)
+    return torch.einsum("ni,nio->no", tokens, m.w[experts]) + m.b[experts]
+
+
 EDGES = torch.tensor([0, 0, 1, 2, 4])
 
 CASES = {
@@ -42,6 +49,7 @@ CASES = {
     "behind a mean over places": ((6, 4), (4,), "bias", lambda m, x: (x @ m.w).mean(1) + m.b),
     "beside a child": ((1,), (4,), "bias", lambda m, x: m.child(x) * m.w + m.b),
     "of each expert": ((2, 6, 4), (2, 1, 4), "bias", lambda m, x: torch.bmm(x, m.w) + m.b),
+    "of each picked expert": ((2, 6, 4), (2, 4), "bias", by_expert),
     "of each head": ((6, 4), (2, 2), "bias", lambda m, x: (x @ m.w).unflatten(-1, (2, 2)) + m.b),
     "of each channel": (
         (4, 5, 3), (4, 1), "bias", lambda m, x: torch.conv1d(x, m.w) + m.b,

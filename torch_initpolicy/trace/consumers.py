@@ -83,6 +83,8 @@ class Uses:
         found: Where parameters meet the signal.
         at: The same, by node.
         weighers: Nodes that apply a weight of the model to the signal.
+        chosen: Values that are indices or masks found in the signal, which is not carried on.
+        routing: Indices that have picked whole matrices out of a parameter.
         random: Values that hold random numbers and nothing of the signal or of parameters.
         arguments: What `slots` has answered, by node.
         carrying: What `carried` answers, by node.
@@ -95,6 +97,8 @@ class Uses:
     found: list[Use] = field(default_factory=list)
     at: dict[int, list[Use]] = field(default_factory=dict)
     weighers: set[int] = field(default_factory=set)
+    chosen: set[int] = field(default_factory=set)
+    routing: set[int] = field(default_factory=set)
     random: set[int] = field(default_factory=set)
     arguments: dict[int, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False)
     carrying: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
@@ -147,6 +151,10 @@ def advance(result: Uses, node: Node) -> None:
     )
     if node.op in RANDOM or not result.random.isdisjoint(node.inputs):
         result.random.update(node.outputs)
+    if node.op in _CHOOSES and not result.signals.isdisjoint(node.inputs):
+        result.chosen.update(node.outputs)
+    if not result.chosen.isdisjoint(node.inputs):
+        result.chosen.update(node.outputs)
     if role is OpRole.CREATES:
         return
     expressions = [(slot, value) for slot, value in slots if value in result.sources]
@@ -171,13 +179,25 @@ def _enter(result: Uses, value: Value) -> None:
 
 
 def _routes(result: Uses, node: Node, role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
-    """Say whether the signal picks whole matrices out of a parameter: experts, one per token."""
+    """Say whether the signal picks whole matrices out of a parameter: experts, one per token.
+
+    The same indices pick a row each out of the experts' biases.
+    """
     if role is not OpRole.PICKS or len(expressions) != 1 or expressions[0][0] != "input":
         return False
-    indices = [value for slot, value in result.slots(node) if slot == "index"]
+    indices = {value for slot, value in result.slots(node) if slot == "index"}
     left = len(result.graph.values[expressions[0][1]].shape) - len(indices)
-    return left >= _MATRIX and not result.signals.isdisjoint(indices)
+    if left >= _MATRIX and not (
+        result.signals.isdisjoint(indices) and result.chosen.isdisjoint(indices)
+    ):
+        result.routing |= indices
+    return left > 0 and not result.routing.isdisjoint(indices)
 
+
+_CHOOSES = frozenset(
+    "argmax argmin argsort nonzero multinomial searchsorted bucketize eq ne lt le gt ge".split()
+)
+"""Operators that find indices or masks in a signal."""
 
 _MATRIX = 2
 """Dimensions of a matrix."""

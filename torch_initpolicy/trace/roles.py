@@ -99,7 +99,9 @@ def _role_of_summand(use: Use, flow: Flow) -> Role:
         return "scale"
     if use.source.indexed or not _follows_its_owner(use, flow):
         return "position"
-    units = flow.units.along(use.partner) if use.partner is not None else None
+    units = frozenset() if use.partner is None else flow.units.along(use.partner)
+    if use.source.routed:  # it varies along what has picked it, too
+        return "position" if units and along.isdisjoint(units) else "bias"
     is_bias = along <= units if units else len(along) == 1
     return "bias" if is_bias else "position"
 
