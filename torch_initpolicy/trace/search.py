@@ -48,6 +48,7 @@ class InputSearch:
     def __init__(
         self, model: nn.Module, sites: Sequence[Site], budget: Budget | None = None
     ) -> None:
+        self._more = 0 if budget else _REALLY  # the parts of a model share what there is
         budget = budget or Budget(_BASE + _SHARE * len(sites))
         self.runner = Runner(model, sites, budget)
         self.failed: list[Refused] = []
@@ -71,7 +72,7 @@ class InputSearch:
         if recorded is None and self.runner.fits_in_memory:
             small = [failed for failed in self.failed if is_small(failed.call)]
             calls = [failed.call for failed in sorted(small, key=_needs_no_numbers)[:_REAL]]
-            self.runner.budget.left = max(self.runner.budget.left, _REALLY)
+            self.runner.budget.left = max(self.runner.budget.left, self._more)
             recorded = self._first(calls, self.runner.for_real, tries=2 * _REAL)
         return None if recorded is None else self._extended(recorded)
 
