@@ -133,9 +133,8 @@ def test_fsdp2():
 
     assert two == pytest.approx(alone, rel=2e-7)
     assert four == pytest.approx(alone, rel=2e-7)
-    assert (
-        alone[1] < alone[0] == pytest.approx(5.1, abs=0.1)
-    )  # log(100) + 1/2: logits of variance 1
+    # log(100) + 1/2, for logits of variance 1
+    assert alone[1] < alone[0] == pytest.approx(5.1, abs=0.15)
 
 
 @pytest.mark.distributed

@@ -192,7 +192,7 @@ UNMIRRORED = frozenset(
         "policy": "bases family",
         "policy.presets": "critical everywhere layers parts published residual scaled",
         "symmetry": "followed search",
-        "trace": "arguments borrow consumers facts functorch graph hooks "
+        "trace": "borrow consumers facts functorch graph hooks "
         "layer_inputs names real_inputs recorder registration_order roles "
         "runner site_facts stand_ins trees walks",
     }.items()

@@ -4,7 +4,6 @@ Knows how Python and torch complain; no model's own words.
 """
 
 import dis
-import inspect
 import itertools
 import math
 import re
@@ -16,7 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, free_arguments, takes_any, values
+from torch_initpolicy.trace.arguments import (
+    BATCH,
+    SEQUENCE,
+    free_arguments,
+    given_arguments,
+    takes_any,
+    values,
+)
 from torch_initpolicy.trace.layer_inputs import layer_inputs
 from torch_initpolicy.trace.trees import Call
 
@@ -110,7 +116,7 @@ def _unset(places: Sequence[_Place]) -> Iterator[str]:
 
 def _involved(model: nn.Module, call: Call, places: Sequence[_Place]) -> list[int | str]:
     """Return the places of the tensors on the line of a forward pass that raised, else of all."""
-    bound = inspect.signature(model.forward).bind_partial(*call.args, **call.kwargs).arguments
+    bound = given_arguments(model, call)
     keys = {name: name if name in call.kwargs else i for i, name in enumerate(bound)}
     keys = {n: key for n, key in keys.items() if isinstance(bound[n], Tensor) and bound[n].ndim}
     own = [place for place in places if place.frame.f_locals.get("self") is model]

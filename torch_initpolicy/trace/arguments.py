@@ -38,16 +38,23 @@ def required_arguments(model: nn.Module) -> list[str]:
     return [name for name, p in taken if p.default is p.empty and p.kind in _BY_KEYWORD]
 
 
+def given_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
+    """Return what a call gives to each argument; nothing where the signature refuses the call."""
+    try:
+        return inspect.signature(model.forward).bind_partial(*call.args, **call.kwargs).arguments
+    except TypeError:
+        return {}
+
+
 def free_arguments(model: nn.Module, call: Call) -> list[str]:
     """Return the names of the arguments that a call leaves out, and that hold nothing by default.
 
     Those that it must not leave out come first, switches and caches never.
     """
-    signature = inspect.signature(model.forward)
-    taken = signature.bind_partial(*call.args, **call.kwargs).arguments
+    taken = given_arguments(model, call)
     free = {
         name: parameter.default is None
-        for name, parameter in signature.parameters.items()
+        for name, parameter in inspect.signature(model.forward).parameters.items()
         if name not in taken
         and parameter.kind in _BY_KEYWORD
         and parameter.default in (None, parameter.empty)
