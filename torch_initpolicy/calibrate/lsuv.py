@@ -69,6 +69,7 @@ def lsuv_(
         each scale is solved for in closed form, where the paper divides until it fits.
 
     Examples:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
         >>> batch = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
         >>> report = lsuv_(model, batch)
