@@ -306,3 +306,17 @@ def test_blocks_of_attention():
     met = [block.meets for block in known["self_attn.in_proj_weight"].blocks]
 
     assert [activation and activation.name for activation in met] == ["softmax", "softmax", None]
+
+
+def test_views_of_long_sequences_are_followed():
+    """A value of any size is followed through views, for which no memory is taken."""
+
+    def attention(net, x):
+        q, k, v = net.packed(x).view(2, -1, 3, 4, 64).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    with torch.device("meta"):
+        network = Packed(nn.Linear(16, 768), attention, size=(2, 2**15, 16))
+        found = blocks(network)
+
+    assert found == ((256, 256, 256), 1)

@@ -22,8 +22,8 @@ from torch_initpolicy.trace.trees import Call
 _BASE, _SHARE = 8_000, 10
 """Operators that a search may run, and how many more for each parameter."""
 
-_REALLY = 20_000
-"""What runs for real may take at least; those of detectors enlarge their images."""
+_REALLY = 32_000
+"""What runs for real may take at least: detectors enlarge their images, and took up to 24,200."""
 
 _SEEDS, _ANSWERS = 16, 64
 """Calls that are tried before failures are answered, and answers that are tried in all."""

@@ -226,8 +226,10 @@ class Following:
         return self.known[key]
 
     def _run(self, node: Node, value: int, shown: Shown) -> Sequence[Shown | None] | None:
-        shapes = [self.uses.graph.values[output].shape for output in node.outputs]
-        if any(math.prod(shape) > _LARGEST for shape in shapes):
+        values = self.uses.graph.values
+        outputs = [values[output] for output in node.outputs]
+        made = (output for output in outputs if output.storage != values[value].storage)
+        if any(math.prod(output.shape) > _LARGEST for output in made):  # views take no memory
             return None
         numbers = _folded(shown.ids) if node.op in _WITHIN else shown.ids
 
@@ -238,13 +240,13 @@ class Following:
             return shape_alone if read.held is None else read.held.cpu()
 
         try:
-            made = rerun(node, lambda index: look_up(self.uses.graph.values[index]))
+            moved = rerun(node, lambda index: look_up(values[index]))
         except CANNOT_RUN:
             return None
         if node.op in _WITHIN:
-            made = [moved.expand(shown.ids.shape) for moved in made]
-        fits = [tuple(ids.shape) for ids in made] == shapes
-        return [_seen(ids, shown) for ids in made] if fits else None
+            moved = [ids.expand(shown.ids.shape) for ids in moved]
+        fits = [tuple(ids.shape) for ids in moved] == [output.shape for output in outputs]
+        return [_seen(ids, shown) for ids in moved] if fits else None
 
 
 @functools.lru_cache(maxsize=256)
