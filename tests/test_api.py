@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -183,7 +184,11 @@ class TestWhatIsWritten:
         with torch.no_grad():
             model[1].weight.copy_(torch.linspace(0.5, 1.5, 8))
 
-        apply_policy(model, "he", seed=0, example_inputs=X, **options)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            apply_policy(model, "he", seed=0, example_inputs=X, **options)
+
+        assert not [each for each in said if each.category is OverwrittenWarning]
 
     def test_ties_are_written_once_and_stay(self):
         """A tied tensor is written by the rule of its first name."""

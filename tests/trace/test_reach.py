@@ -92,8 +92,13 @@ def test_what_changes_is_put_back(kind):
 
 def test_a_slot_behind_a_property_is_left_alone():
     """What cannot be read as a slot is not written as one, and does no harm."""
-    for undo in Reach(Holder(Shadowed())).undo:
+    model = Holder(thing := Shadowed())
+    for undo in Reach(model).undo:
         undo()
+
+    assert model.thing is thing
+    with pytest.raises(AttributeError):  # the slot is as empty as it was
+        vars(Slotted)["number"].__get__(thing)
 
 
 def test_caches_that_have_grown_are_emptied():

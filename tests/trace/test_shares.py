@@ -57,18 +57,20 @@ def test_scores_of_attention_have_the_variance_of_one_query_times_one_key(write,
     assert model.v.weight.std().item() == pytest.approx(WIDTH**-0.5, rel=0.02)
 
 
+class Packed(nn.Module):
+    """Attention whose queries, keys and values are packed; without a scale it divides by 8."""
+
+    def __init__(self, scale: float | None = None) -> None:
+        super().__init__()
+        self.qkv, self.out, self.scale = nn.Linear(64, 192), nn.Linear(64, 64), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale))
+
+
 def test_usual_attention_is_left_alone():
     """With `1 / sqrt(d)` there is nothing to make up for, packed or not."""
-
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
-
-        def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).chunk(3, -1)
-            return self.out(F.scaled_dot_product_attention(q, k, v))
-
     plan = plan_policy(Packed(), example_inputs=torch.randn(2, 5, 64))
 
     assert "taken out" not in str(plan)
@@ -77,17 +79,7 @@ def test_usual_attention_is_left_alone():
 @pytest.mark.parametrize("scale", [None, 1.0, 1 / 64])
 def test_queries_of_a_packed_projection_leave_the_values_alone(scale):
     """What queries and keys take out is not left over for what reads the values."""
-
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
-
-        def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).chunk(3, -1)
-            return self.out(F.scaled_dot_product_attention(q, k, v, scale=scale))
-
-    plan = plan_policy(Packed(), example_inputs=torch.randn(2, 5, 64))
+    plan = plan_policy(Packed(scale), example_inputs=torch.randn(2, 5, 64))
     blocks = plan["qkv.weight"].facts.blocks
     expected = 1.0 if scale is None else (scale * 8) ** 0.5
 
