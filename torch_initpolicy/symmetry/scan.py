@@ -6,7 +6,7 @@ What it finds are suspects. Whether they stay equal is for the probe, or for the
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,9 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.modules import EqualModules, equal_modules
 from torch_initpolicy.symmetry.shards import signatures
 from torch_initpolicy.symmetry.units import Values, View, equal_rows, in_company, sift, views
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.writing.shards import full, is_sharded
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,26 +116,58 @@ _BIASES: tuple[Role, ...] = ("bias", "norm_bias")
 _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
 
 
+class _Layout(NamedTuple):
+    """A way in which the units of a parameter lie.
+
+    Attributes:
+        site: The parameter.
+        parameter: Which of the tensors behind it.
+        view: How its units lie.
+        thorough: Whether single equal entries of vectors count.
+    """
+
+    site: Site
+    parameter: nn.Parameter
+    view: View
+    thorough: bool
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether any two units are compared, or it is only asked whether all are one number."""
+        return self.view.features > 1 or self.thorough or self.site.role in _MATRICES
+
+    @property
+    def tiny(self) -> float:
+        """Size up to which a unit counts as zero."""
+        has_inputs = self.view.features > 1 and self.site.role in ("weight", "recurrent")
+        return TINY * self.view.features**-0.5 if has_inputs else 0.0
+
+
 def scan(sites: Sequence[Site], *, thorough: bool = False) -> Iterator[EqualUnits]:
     """Yield the units of each trained parameter, in each layout, that are zero or equal another.
 
     With `thorough`, single equal entries of vectors count as well, and units that are equal up to
     a permutation of their elements.
     """
-    for site in sites:
-        for parameter in _readable(site):
-            shape = tuple(parameter.shape)
-            for view in views(shape, site.axes if shape == site.shape else None):
-                compared = view.features > 1 or thorough or site.role in _MATRICES
-                has_inputs = view.features > 1 and site.role in ("weight", "recurrent")
-                tiny = TINY * view.features**-0.5 if has_inputs else 0.0
-                found = _found(parameter.detach(), view, tiny, compared=compared)
-                if found is not None:
-                    yield EqualUnits(site, parameter, view, *found)
-                if thorough and view.features > 1 and not (found and not bool(found.labels.any())):
-                    shuffled = _shuffled(full(parameter), view)
-                    if shuffled is not None:
-                        yield EqualUnits(site, parameter, view, *shuffled, shuffled=True)
+    layouts = [
+        _Layout(site, parameter, view, thorough)
+        for site in sites
+        for parameter in _readable(site)
+        for view in views(tuple(parameter.shape), _axes(site, parameter))
+    ]
+    for layout, left in zip(layouts, _sifted(layouts), strict=True):
+        site, parameter, view, _ = layout
+        found = _found(layout, left)
+        if found is not None:
+            yield EqualUnits(site, parameter, view, *found)
+        if thorough and view.features > 1 and not (found and not bool(found.labels.any())):
+            shuffled = _shuffled(full(parameter), view)
+            if shuffled is not None:
+                yield EqualUnits(site, parameter, view, *shuffled, shuffled=True)
+
+
+def _axes(site: Site, parameter: nn.Parameter) -> Axes | None:
+    return site.axes if tuple(parameter.shape) == site.shape else None
 
 
 def _readable(site: Site) -> Iterator[nn.Parameter]:
@@ -153,22 +183,42 @@ class _Found(NamedTuple):
     signs: Tensor
 
 
-def _found(tensor: Tensor, view: View, tiny: float, *, compared: bool) -> _Found | None:
+def _sifted(layouts: Sequence[_Layout]) -> Iterator[Tensor | None]:
+    """Yield the units of each layout that may be equal by a few elements; None: all may be."""
+    looked = [each.is_compared and not is_sharded(each.parameter) for each in layouts]
+    left = _left(list(itertools.compress(layouts, looked)))
+    return (next(left) if sees else None for sees in looked)
+
+
+def _left(layouts: Sequence[_Layout]) -> Iterator[Tensor]:
+    """Yield what the sieve leaves of each layout: of many small ones at once."""
+    ends = itertools.accumulate(each.view.count for each in layouts)
+    batches = itertools.groupby(zip(layouts, ends, strict=True), lambda pair: pair[1] // _ROWS)
+    for _, pairs in batches:
+        batch = [layout for layout, _ in pairs]
+        few = [each.view.first(each.parameter.detach(), _FEW) for each in batch]
+        yield from sift(few, [each.tiny for each in batch])
+
+
+_ROWS = 1 << 15
+"""Units that are sifted at once, about."""
+
+
+def _found(layout: _Layout, left: Tensor | None) -> _Found | None:
     """Find what is equal; where units are not compared, only whether all are one number."""
-    if is_sharded(tensor):
-        return _found_in_shards(tensor, view, compared=compared)
-    return _equal(tensor, view, tiny) if compared else _constant(tensor, view)
-
-
-def _found_in_shards(tensor: "DTensor", view: View, *, compared: bool) -> _Found | None:
+    tensor, view = layout.parameter.detach(), layout.view
+    if left is not None:
+        return _equal(tensor, view, left, layout.tiny)
+    if not is_sharded(tensor):
+        return _constant(tensor, view)
     if tuple(tensor.shape) != view.shape:  # a grouped convolution
-        return _equal(full(tensor), view, 0.0)
+        return _equal(full(tensor), view, torch.arange(view.count), 0.0)
     found = _company(torch.arange(view.count), signatures(tensor, view))
     is_constant = found is not None and not bool(found.labels.any())
-    return found if compared or is_constant else None
+    return found if layout.is_compared or is_constant else None
 
 
-_FEW = (4, 64)
+_FEW, _MORE = 4, 64
 """Elements of each unit that are looked at first: random units differ in these already, so nearly
 all weights are never read. Few numbers differ where weights are coarse or sparse."""
 
@@ -178,15 +228,14 @@ inputs: a common gradient makes them equal up to as little, for thousands of ste
 tables are often drawn as small, and have no inputs."""
 
 
-def _equal(tensor: Tensor, view: View, tiny: float) -> _Found | None:
-    """Find units that are equal in all their elements, among those that are in a few."""
-    units = torch.arange(view.count)
-    for few in _FEW:
-        units = units[sift(view.first(tensor, few, _chosen(units, view)), tiny)]
-        constant = _constant(tensor, view) if len(units) == view.count else None
-        if constant is not None or not len(units):
-            return constant
-    return _company(units, view.rows(tensor, _chosen(units, view)), tiny)
+def _equal(tensor: Tensor, view: View, units: Tensor, tiny: float) -> _Found | None:
+    """Find units that are equal in all their elements, among those that may be."""
+    constant = _constant(tensor, view) if len(units) == view.count else None
+    if constant is not None or not len(units):
+        return constant
+    (kept,) = sift([view.first(tensor, _MORE, _chosen(units, view))], [tiny])
+    units = units[kept]
+    return _company(units, view.rows(tensor, _chosen(units, view)), tiny) if len(units) else None
 
 
 def _chosen(units: Tensor, view: View) -> Tensor | None:

@@ -3,6 +3,7 @@
 Knows tensors and axes; neither models nor gradients nor verdicts.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -236,31 +237,50 @@ def equal_rows(
     return turned.labels(near), signs.to(torch.int8)
 
 
-def sift(rows: Tensor, tiny: float = 0.0) -> Tensor:
-    """Return the rows that may be zero, or equal another up to the sign; others surely differ.
+def sift(sets: Sequence[Tensor], tiny: Sequence[float]) -> Sequence[Tensor]:
+    """Return of each set the rows that may be zero, or equal another up to the sign.
 
-    It is given the first few numbers of each row, in which random rows differ already.
+    The others surely differ. It is given the first few numbers of each row, in which random rows
+    differ already; and all sets at once, since most have few rows.
+
+    Args:
+        sets: Rows of each set, `(units, few)`; one set at least, of one row at least.
+        tiny: How large a row of each set may be that counts as zero.
 
     Examples:
-        >>> sift(torch.tensor([[1.0, 2.0], [3.0, 1.0], [-1.0, -2.0], [0.0, 0.0]])).tolist()
-        [0, 2, 3]
+        >>> rows = torch.tensor([[1.0, 2.0], [3.0, 1.0], [-1.0, -2.0], [0.0, 0.0]])
+        >>> [left.tolist() for left in sift([rows, rows[:2]], [0.0, 0.0])]
+        [[0, 2, 3], []]
     """
-    numbers = rows.to("cpu", torch.float64)
-    width = rows.shape[1]
-    left, limit = torch.arange(len(rows)), max(NEAR * width * float(numbers.abs().max()), _TINY)
+    counts = torch.tensor([len(rows) for rows in sets])
+    width = max(rows.shape[1] for rows in sets)
+    numbers = _stacked(sets, width)
+    largest = torch.stack([part.abs().max() for part in numbers.split_with_sizes(counts.tolist())])
+    largest, zero = (largest * width).clamp_min_(_TINY), torch.tensor(tiny) * width
+    fine = (2**31 - 1) / (2 * len(sets) + 1)  # torch sorts whole numbers by their digits
+    owner = torch.arange(len(sets)).repeat_interleave(counts)
+    left = torch.arange(len(owner))
     for direction in _directions(width):
-        # Torch sorts whole numbers by their digits; what is no number, or exceeds them all, falls
-        # together.
         keys = (numbers @ direction).abs_()
-        ordered, order = keys.div(limit).int().sort()
-        at = (ordered.diff() <= 1).nonzero().flatten()
-        zero = (keys <= tiny * width).nonzero().flatten()
-        kept = torch.unique(torch.cat((order[at], order[at + 1], zero)))
+        close = (keys <= zero[owner]).nonzero().flatten()
+        keys = keys.div_(largest[owner]).add_(owner, alpha=2).mul_(fine)
+        ordered, order = keys.int().sort()  # what is no number falls together
+        at = (ordered.diff() <= NEAR * fine + 1).nonzero().flatten()
+        kept = torch.unique(torch.cat((order[at], order[at + 1], close)))
         is_over = len(kept) in (0, len(left))
-        left, numbers = left[kept], numbers[kept]
+        left, numbers, owner = left[kept], numbers[kept], owner[kept]
         if is_over:
             break
-    return left
+    starts = counts.cumsum(0) - counts
+    return (left - starts[owner]).split_with_sizes(owner.bincount(minlength=len(sets)).tolist())
+
+
+def _stacked(sets: Sequence[Tensor], width: int) -> Tensor:
+    """Return the rows of all sets below one another, filled up with zeros, on the CPU."""
+    stack = torch.zeros(sum(map(len, sets)), width, dtype=torch.float64)
+    for part, rows in zip(stack.split_with_sizes(list(map(len, sets))), sets, strict=True):
+        part[:, : rows.shape[1]] = rows
+    return stack
 
 
 def condensed(tensor: Tensor) -> Tensor:
@@ -275,6 +295,7 @@ def condensed(tensor: Tensor) -> Tensor:
     return rows @ _directions(rows.shape[1])[0].to(rows)
 
 
+@functools.cache
 def _directions(width: int) -> Tensor:
     """Return a few fixed random vectors."""
     generator = torch.Generator().manual_seed(0)
