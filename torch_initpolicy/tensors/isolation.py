@@ -45,10 +45,8 @@ class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if not isinstance(func, OpOverload):  # of higher order: it calls others, which come here
-            return func(*args, **given)
-        own = self._generators.get(_device_type(args, given))
-        if own is None or torch.Tag.nondeterministic_seeded not in func.tags:
+        own = self._generators.get(_device_type(args, given)) if _draws(func) else None
+        if own is None:
             return func(*args, **given)
         taking = _with_generator(func)
         if taking is None:
@@ -65,6 +63,12 @@ def _device_type(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     device = kwargs.get("device")
     tensors = (argument.device for argument in args if isinstance(argument, Tensor))
     return torch.device(device or next(tensors, "cpu")).type
+
+
+@functools.cache
+def _draws(func: Any) -> bool:
+    """Say whether an operator draws; one of higher order calls others, which come here too."""
+    return isinstance(func, OpOverload) and torch.Tag.nondeterministic_seeded in func.tags
 
 
 @functools.cache
