@@ -173,7 +173,15 @@ def described(thing: object) -> object:
 
 
 DESCRIPTIONS = (
-    (Tensor, lambda t: (t.device.type, t.requires_grad, t.detach().clone().numpy().tobytes())),
+    (
+        Tensor,
+        lambda t: (
+            t.device.type,
+            t.requires_grad,
+            torch._C._is_cow_tensor(t),  # two threads must not write to what shares its memory
+            t.detach().clone().numpy().tobytes(),
+        ),
+    ),
     (np.ndarray, lambda array: array.tobytes()),
     (torch.Generator, lambda generator: generator.get_state().numpy().tobytes()),
     (np.random.Generator, lambda generator: str(generator.bit_generator.state)),

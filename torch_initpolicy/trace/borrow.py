@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.sites import borrowing
 from torch_initpolicy.tensors.isolation import drawing_from
+from torch_initpolicy.tensors.memory import own_memory
 from torch_initpolicy.trace.hooks import takes_part
 from torch_initpolicy.trace.reach import Reach, Slot, Undo
 from torch_initpolicy.trace.stand_ins import copied
@@ -62,6 +63,11 @@ class Lent:
             if id(slot.tensor) in stand_ins:
                 _put(slot, stand_ins[id(slot.tensor)])
 
+    def own_memory(self) -> None:
+        """Let no tensor of the model share memory with copies of it any more."""
+        for slot in self._slots:
+            own_memory(slot.tensor)
+
 
 def _put(slot: Slot, tensor: Tensor) -> None:
     kind = list if isinstance(slot.holder, list) else dict
@@ -99,7 +105,7 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
             with _nothing_compiled():
                 yield lent
         finally:
-            _to_the_end(list(lent.undo))
+            _to_the_end([lent.own_memory, *lent.undo])
 
 
 def _to_the_end(undo: list[Undo]) -> None:

@@ -8,13 +8,14 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torch_initpolicy.tensors.memory import own_memory
 from torch_initpolicy.trace.borrow import borrowed, cuda_devices
 from torch_initpolicy.trace.graph import Graph
 from torch_initpolicy.trace.reach import Reach
 from torch_initpolicy.trace.recorder import Budget, Ran, Recorder
 from torch_initpolicy.trace.shapes import SHAPE_RULES
 from torch_initpolicy.trace.stand_ins import copied, leaf_like, plain_meta
-from torch_initpolicy.trace.trees import Call
+from torch_initpolicy.trace.trees import Call, tensors_in
 
 Result = TypeVar("Result")
 
@@ -159,7 +160,12 @@ def _recorded(
             recorder.enter_parameter(stand_in, names[key])
     args, kwargs = recorder.enter_inputs(call)
     with recorder.inside_modules(model), recorder:
-        return model(*args, **kwargs)
+        try:
+            return model(*args, **kwargs)
+        finally:
+            del args, kwargs
+            for tensor in tensors_in((call.args, dict(call.kwargs))):
+                own_memory(tensor)
 
 
 def _tensors_of(model: nn.Module) -> Iterator[Tensor]:

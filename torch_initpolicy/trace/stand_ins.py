@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.memory import lazy_copy
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 
@@ -25,17 +26,7 @@ def copied(tensor: Tensor) -> Tensor:
     The copy is lazy where torch can do so: it takes memory once one of the two is written to.
     """
     with torch.no_grad():
-        return leaf_like(tensor, _lazily(tensor.detach()))
-
-
-def _lazily(tensor: Tensor) -> Tensor:
-    # `_lazy_clone` has no public name; without it, copies would take memory at once. It refuses
-    # memory that is not torch's own, and kinds of tensors that have no plain storage.
-    try:
-        lazy: Tensor = torch._lazy_clone(tensor)  # noqa: SLF001
-    except (AttributeError, RuntimeError, TypeError):
-        return tensor.clone()
-    return lazy
+        return leaf_like(tensor, lazy_copy(tensor.detach()))
 
 
 def drawn_for(sites: Sequence[Site]) -> dict[int, Tensor]:

@@ -27,6 +27,7 @@ from torch_initpolicy.sites import Site, canonical_modules
 from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import working_dtype
 from torch_initpolicy.tensors.layers import buffers_of
+from torch_initpolicy.tensors.memory import own_memory
 from torch_initpolicy.tensors.samplers import Independent
 from torch_initpolicy.writing.blocks import Job, Workspace, tasks_of, workspaces_for
 from torch_initpolicy.writing.commit import Write, commit, plainly
@@ -205,6 +206,9 @@ def _mark_filled(jobs: Iterable[Job]) -> None:
 
 def _in_place(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
     threaded, serial = split(direct, lambda job: job.origin.type == "cpu")
+    for job in threaded:
+        for piece in job.held:
+            own_memory(piece.tensor)
     workers.share(chain.from_iterable(map(tasks_of, threaded)))
     workers.lead(chain.from_iterable(map(tasks_of, serial)))
     for job in direct:
