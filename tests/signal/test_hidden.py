@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_initpolicy.signal.hidden import flat_gates, scores
+from torch_initpolicy.signal.hidden import scores
 from torch_initpolicy.signal.run import audit_signal
 
 
@@ -42,18 +42,25 @@ def test_scores_of_a_module():
     assert torch.allclose(found[0].softmax(-1), expected[0], atol=1e-5)
 
 
-def test_gates_of_a_layer_that_is_too_large():
-    """Few gates are flat as torch starts an LSTM; nearly all where its weights are 60 times so."""
-    shares = []
-    for factor in (1.0, 60.0):
-        layer, x = nn.LSTM(4, 16, batch_first=True), numbers(8, 5, 4)
-        weights = [factor * weight for weight in layer._flat_weights]
-        output, _ = layer(x)
-        args = (x, None, weights, True, 1, 0.0, True, False, True)
-        shares.append(flat_gates("lstm", args, output))
+@pytest.mark.parametrize("allowed", [True, False], ids=["of truth values", "to add"])
+def test_a_mask_for_all_heads_is_for_each(allowed):
+    """A mask of two axes, longer than there are heads, leaves of the scores what it allows."""
+    q, causal = numbers(2, 3, 6, 8), torch.ones(6, 6, dtype=torch.bool).tril()
+    mask = causal if allowed else torch.zeros(6, 6).masked_fill(~causal, -torch.inf)
 
-    assert shares[0] < 0.02
-    assert shares[1] > 0.8
+    rows, kept = scores("scaled_dot_product_attention", (q, q, q, mask), {})
+    rows = rows if kept is None else rows.masked_fill(~kept, -torch.inf)
+
+    made = rows.softmax(-1) @ q[0]
+    assert torch.allclose(made, F.scaled_dot_product_attention(q, q, q, mask)[0], atol=1e-5)
+
+
+def test_a_causal_encoder_is_audited():
+    """Torch's own layers take their masks along."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+    mask = nn.Transformer.generate_square_subsequent_mask(12)
+
+    assert audit_signal(layer, {"src": numbers(4, 12, 16), "src_mask": mask}).ok
 
 
 @pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (40.0, False)])

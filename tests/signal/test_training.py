@@ -72,9 +72,30 @@ def test_the_first_step_of_an_optimizer():
     """Adam moves each element by the learning rate; gradient descent by that times the gradient."""
     net, x = fill(plain(2, 16), HE), batch(32, 16)
     signal = audit_signal(net, x, optimizer="adamw", lr=1e-3)
-    for update in signal.updates:
-        if update.second and update.gradient:
-            assert update.step == pytest.approx(1e-3 / update.second**0.5)
+    steps = {update.site: update for update in signal.updates if "weight" in update.site}
+    for update in steps.values():
+        assert update.step == pytest.approx(1e-3 / update.second**0.5)
     assert "step too large" in kinds_and_places(net, x, optimizer="adamw", lr=1.0)
     with pytest.raises(UnknownNameError, match="adam"):
         audit_signal(net, x, optimizer="atom", lr=1e-3)
+
+
+@pytest.mark.parametrize("small", ["head", "scale"])
+def test_what_starts_small_is_to_grow(small):
+    """A head of 0.01, as PPO has it, and a LayerScale of 1e-5 are no reason for a lower rate."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((16,), 1e-5 if small == "scale" else 1.0))
+
+        def forward(self, x):
+            return x + self.scale * torch.tanh(x)
+
+    net = fill(nn.Sequential(nn.Linear(16, 16), Scaled(), nn.Linear(16, 4)), 1.0)
+    with torch.no_grad():
+        net[1].scale.fill_(1e-5 if small == "scale" else 1.0)
+        net[2].weight.mul_(1e-3 if small == "head" else 1.0)
+
+    assert "step too large" not in kinds_and_places(net, batch(32, 16), optimizer="adam", lr=1e-3)
+    assert "step too large" in kinds_and_places(net, batch(32, 16), optimizer="adam", lr=1.0)

@@ -1,6 +1,6 @@
-"""What operators keep to themselves, computed again: scores of attention, recurrent gates.
+"""What attention keeps to itself, computed again: its scores.
 
-Knows the arguments of torch's functions; the first input of a batch, or the first layer, is enough.
+Knows the arguments of torch's functions; the first input of a batch is enough.
 """
 
 import inspect
@@ -62,7 +62,8 @@ def _masked(found: Tensor, mask: Tensor | None, *, excludes: bool) -> Scores:
     """Apply a mask: of numbers to add, or of truth values that include or exclude."""
     if mask is None:
         return found, None
-    own = _first(mask)[: len(found)]
+    own = _first(mask)
+    own = own[: len(found)] if own.ndim == found.ndim else own
     if own.dtype != torch.bool:
         return found + own, None
     return found, ~own if excludes else own
@@ -79,28 +80,3 @@ _SCORES: Mapping[str, tuple[ScoresOf, tuple[str, ...]]] = MappingProxyType({
     ),
 })  # fmt: skip
 """How to compute scores, and the names of positional arguments, by operator."""
-
-
-_BOUNDS: Mapping[str, tuple[float, ...]] = MappingProxyType({
-    "lstm": (3.64, 3.64, 1.82, 3.64), "gru": (3.64, 3.64), "rnn_tanh": (1.82,),
-})  # fmt: skip
-"""Beyond these a gate's slope is below a tenth of the largest: of a sigmoid, and of a tanh."""
-
-
-def flat_gates(op: str, args: tuple[Any, ...], output: Tensor) -> float | None:
-    """Return the fraction of the gates of a recurrent layer that are flat.
-
-    In the first layer, states included where it is the only one. None for other operators and for
-    packed sequences; the last gate of a GRU is left out.
-    """
-    bounds, weights = _BOUNDS.get(op), args[2] if len(args) > 8 else None
-    if bounds is None or not isinstance(weights, (list, tuple)):
-        return None
-    x, biased, only = args[0], bool(args[3]), args[4] == 1 and not args[7]
-    gates = F.linear(x, weights[0], weights[2] + weights[3] if biased else None)
-    if only and output.shape[:-1] == gates.shape[:-1] and output.shape[-1] == weights[1].shape[1]:
-        time = 1 if args[8] else 0
-        gates = gates + F.linear(output, weights[1]).roll(1, time)
-    parts = gates.unflatten(-1, (-1, weights[1].shape[1])).abs()  # type: ignore[no-untyped-call]
-    limits = torch.tensor(bounds, device=parts.device)[:, None]
-    return float((parts[..., : len(bounds), :] > limits).double().mean())

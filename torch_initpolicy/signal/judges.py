@@ -8,7 +8,7 @@ which, and what they find among nets of other seeds. Runs nothing.
 import math
 from collections.abc import Iterator, Sequence
 
-from torch_initpolicy.signal.backward import gradient_course, gradient_stop
+from torch_initpolicy.signal.backward import gradient_course, gradient_stop, over_time
 from torch_initpolicy.signal.forward import cut_off, judge_forward
 from torch_initpolicy.signal.points import Output, Point, Update, body_of
 from torch_initpolicy.signal.signal import Signal
@@ -42,11 +42,11 @@ def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
     ahead = judge_forward(points, body, opens=opens)
     grave = {verdict.kind for verdict in ahead if not verdict.mild}
     # A gradient stops, and an output grows, with the signal: that is said once.
-    behind = () if opens or cut_off(points) else gradient_course(body, signed=signed)
+    behind = () if opens or cut_off(points) else tuple(gradient_course(body, signed=signed))
     found = (
         *ahead,
         *(() if grave else stops),
-        *behind,
+        *(behind or over_time(points)),
         *(() if "explodes" in grave else _large_outputs(signal)),
         *_first_steps(signal.updates),
     )

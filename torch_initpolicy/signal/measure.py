@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.signal import statistics
-from torch_initpolicy.signal.hidden import flat_gates, scores
+from torch_initpolicy.signal.hidden import scores
 from torch_initpolicy.signal.points import Point
+from torch_initpolicy.signal.recurrence import look_into
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole, argument
@@ -26,6 +27,7 @@ def measured_point(
     activates = role in (OpRole.ACTIVATES, OpRole.GATES)
     silences = activates and "softm" not in node.op and output.ndim > 0
     shape = tuple(output.shape)
+    within = look_into(node.op, node.function, ran.args)
     return Point(
         index=node.index,
         module=node.module,
@@ -34,7 +36,8 @@ def measured_point(
         activates=activates,
         shape=shape,
         dead=statistics.dead_units(output, _unit_axis(output)) if silences else None,
-        saturated=_saturated(ran, output),
+        saturated=_saturated(ran, output) if within is None else within.flat,
+        early=None if within is None else within.early,
         over=_taken_together(node, shape),
         source=source,
         line=_line_of_model(),
@@ -53,8 +56,7 @@ def _saturated(ran: Ran, output: Tensor) -> float | None:
         return statistics.one_sided(read.movedim(axis if isinstance(axis, int) else -1, -1))
     if op in ("sin", "cos") and output.ndim and ran.args:
         return statistics.turned_share(bare(ran.args[0]), _unit_axis(output))
-    gates = flat_gates(op, ran.args, output)
-    return statistics.flat_share(op, output) if gates is None else gates
+    return statistics.flat_share(op, output)
 
 
 def _taken_together(node: Node, shape: Sequence[int]) -> int | None:

@@ -121,7 +121,8 @@ class SignalObserver:
         gradient = second_moment(*arrived).item() if arrived else None
         ratio = (gradient / second) ** 0.5 if gradient is not None and second > 0 else None
         ajar = _multiplies(self._uses, site) and _is_small_constant(pairs[0][0])
-        return Update(site, second, gradient, ratio, self.training.step(second, ratio), ajar)
+        step = self.training.step(pairs[0][0], gradient)
+        return Update(site, second, gradient, ratio, step, ajar)
 
 
 _UNCHANGED = frozenset({OpRole.MOVES, OpRole.CASTS, OpRole.CREATES, OpRole.SUMMARISES})

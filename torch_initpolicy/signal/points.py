@@ -36,6 +36,8 @@ class Point:
         histogram: Fractions of a sample whose absolute value lies in each half of a decade, from
             1e-8 to 1e4; what is smaller or larger counts for the first and the last.
         over: Number of elements that a softmax or a normalisation takes together, or None.
+        early: What a recurrent layer remembers: the squared gradient of its last output by the
+            first step that it reads, over that by the last step; None elsewhere.
         gradient: Second moment of the loss' gradient by the output; None where none arrives.
         closed_by: Where the gradient is zero because every way on leads through weights that start
             at zero, and these get a gradient themselves: their names. Training opens such a branch
@@ -64,6 +66,7 @@ class Point:
     variation: float | None = None
     histogram: tuple[float, ...] = ()
     over: int | None = None
+    early: float | None = None
     gradient: float | None = None
     closed_by: tuple[str, ...] = ()
     source: str | None = None
@@ -93,8 +96,8 @@ class Update:
         gradient: Second moment of the loss' gradient by it; None where none arrives.
         ratio: Root mean square of the gradient over that of the values; None where either is
             missing or the values are all zero.
-        step: Root mean square of the first step over that of the values, for the optimizer and the
-            learning rate that were given; None without them.
+        step: Root mean square of the first step over that of the values, or of torch's own start
+            where these are smaller; None where optimizer and learning rate are not known.
         ajar: Whether it is one small number all over, as a LayerScale of 1e-5 is, which opens its
             branch in training.
     """

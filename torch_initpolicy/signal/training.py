@@ -1,13 +1,14 @@
 """What a model is to be trained with, as far as it is known: the loss and the first step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import UnknownNameError
-from torch_initpolicy.signal.statistics import as_real
+from torch_initpolicy.signal.statistics import as_real, second_moment
 from torch_initpolicy.symmetry.replica import Loss, scalar
 from torch_initpolicy.tensors.base import dtype_name
 from torch_initpolicy.trace.trees import map_tensors, tensors_in
@@ -74,14 +75,26 @@ class Training(NamedTuple):
             why = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
         return f"no gradients were followed: {why}"
 
-    def step(self, second: float, ratio: float | None) -> float | None:
+    def step(self, values: Tensor, gradient: float | None) -> float | None:
         """Return the first step's length over that of a parameter's values, where it is known.
 
-        From the values' second moment, and from the gradient's root mean square over theirs.
+        Values smaller than torch starts such a weight with are to grow, as a head of 0.01 is; they
+        count for as large as that.
+
+        Args:
+            values: The parameter.
+            gradient: Second moment of its gradient.
         """
-        if self.lr is None or not ratio or not (self.signed or self.loss_fn):
+        second = second_moment(values).item()
+        if self.lr is None or not gradient or not second or not (self.signed or self.loss_fn):
             return None
-        return self.lr / math.sqrt(second) if self.signed else self.lr * ratio
+        length = self.lr if self.signed else self.lr * math.sqrt(gradient)
+        return length / math.sqrt(max(second, _usual(values.shape)))
+
+
+def _usual(shape: Sequence[int]) -> float:
+    """Return the second moment that torch starts a weight with, or a factor."""
+    return 1.0 if len(shape) < 2 else 1 / (3 * math.prod(shape[1:]))
 
 
 def has_gradient(tensor: Tensor) -> bool:
