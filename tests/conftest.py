@@ -15,11 +15,23 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 import torch_initpolicy
+
+# Every run tries the same examples, however slow the machine; with `--hypothesis-profile=default`
+# each run draws others.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 def _zoo(text: str) -> str:

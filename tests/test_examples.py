@@ -107,7 +107,7 @@ ALONE = {
     # The name of a machine need not lead to an address on which its processes can meet.
     "GLOO_SOCKET_IFNAME": "lo",
 }
-ERROR = re.compile(r"Error: .*(closed by peer|reset by peer|[Tt]imed out|aborted)")
+ERROR = re.compile(r"Error: .*(closed by peer|reset by peer|[Bb]roken pipe|[Tt]imed out|aborted)")
 
 
 def losses(ranks):
@@ -126,13 +126,13 @@ def losses(ranks):
 def test_fsdp2():
     """One, two and four processes start from the same loss, but for the order of a sum.
 
-    Each averages 128 terms near 5 in float32, where 2e-7 is a few of the last bits; weights of
-    another seed change it by about 1e-3.
+    Each averages 128 terms near 5 in float32, where 1e-6 is ten of the last bits: kernels of other
+    processors add in other orders. Weights of another seed change it by about 1e-3.
     """
     alone, two, four = (losses(ranks) for ranks in (1, 2, 4))
 
-    assert two == pytest.approx(alone, rel=2e-7)
-    assert four == pytest.approx(alone, rel=2e-7)
+    assert two == pytest.approx(alone, rel=1e-6)
+    assert four == pytest.approx(alone, rel=1e-6)
     # log(100) + 1/2, for logits of variance 1
     assert alone[1] < alone[0] == pytest.approx(5.1, abs=0.15)
 

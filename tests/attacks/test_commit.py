@@ -21,7 +21,11 @@ from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.shards import Piece
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning"),
+    # What is raised at any moment may be raised in a finalizer, which Python lets nobody catch.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Interrupt(BaseException):
@@ -119,7 +123,7 @@ def under_signals(action, after, count=1):
         signal.signal(kind, handler)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_asynchronous_exceptions(tries, monkeypatch):
     """An exception that another thread raises in the one that writes, as task runners do.
 

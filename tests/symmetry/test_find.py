@@ -583,7 +583,7 @@ def planted(draw: st.DrawFn) -> tuple[nn.Module, dict[str, set[frozenset[int]]]]
 
 class TestPlanted:
     @given(planted())
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_copies_are_found_and_only_they(self, network):
         """Units copied on both sides are tied; copied on one side they are not."""
         model, expected = network

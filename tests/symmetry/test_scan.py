@@ -67,7 +67,7 @@ class TestUnits:
         assert (pair,) == equal(like)
 
     @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**16), st.integers(1, 3))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_as_by_comparing_all_pairs(self, units, features, seed, high):
         """Of a matrix of few different numbers all equal and zero rows and columns are found."""
         generator = torch.Generator().manual_seed(seed)

@@ -138,7 +138,7 @@ class TestEqualRows:
         st.integers(0, 2**16),
         st.integers(1, 3),
     )
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_as_by_comparing_all_pairs(self, units, features, signed, seed, high):
         """On rows of few different numbers it finds what comparing all pairs finds."""
         generator = torch.Generator().manual_seed(seed)
