@@ -151,7 +151,7 @@ def shown(kind: str, audit: Audit, out: Path | None) -> str:
     if out is not None:
         name = re.sub(r"\W+", "-", kind.lower()).strip("-")
         out.mkdir(parents=True, exist_ok=True)
-        audit.plot().savefig(out / f"{name}.png", dpi=64, facecolor="white")
+        audit.plot().savefig(out / f"{name}.png", dpi=96, facecolor="white")
         with Image.open(out / f"{name}.png") as picture:
             picture.convert("RGB").quantize(64).save(out / f"{name}.png", optimize=True)
         lines.append(f"![gradients, histograms of activations, dead and tied units]({name}.png)")

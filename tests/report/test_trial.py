@@ -35,6 +35,30 @@ def test_what_is_meant_is_not_calibrated():
     assert "lsuv_(model, batch, skip=['4.weight'])" in calls
 
 
+class Sums(nn.Module):
+    """A layer that reads the sum over however many elements an input has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        self.all = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, x):
+        return self.all(self.each(x[..., None]).sum(1))
+
+
+def test_inputs_are_named_where_the_start_depends_on_them():
+    """A sum over 1,000 elements asks for other weights than one that planning finds by itself."""
+    torch.manual_seed(0)
+    model, x = Sums(), torch.randn(32, 1000) + torch.randn(32, 1)
+
+    best = audit_model(model, x).recommended
+
+    assert best.call == 'apply_policy(model, "signal", example_inputs=batch)'
+    apply_policy(model, "signal", example_inputs=x, seed=0)
+    assert audit_model(model, x).ok
+
+
 def test_a_remedy_of_equal_units_is_tried_before_it_is_named():
     """What `check` prints for units that stay equal has been tried; harmless ones have none."""
     model = constant(0.1)

@@ -1,5 +1,6 @@
 """Pictures of signals: every number is drawn, on a logarithmic scale."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError
-from torch_initpolicy.signal.plots import INK, as_svg, plot_signals
+from torch_initpolicy.signal.plots import INK, as_svg, plot_picture, plot_signals
 from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.run import audit_signal
 
@@ -57,6 +58,21 @@ def test_several_signals_over_one_another():
     assert [list(line.get_xdata()) for line in above.get_lines()] == [[0, 1], [0, 1]]
     assert list(above.get_lines()[0].get_ydata()) == [p.second for p in first.weighted]
     assert [text.get_text() for text in above.get_legend().get_texts()] == ["one", "other"]
+
+
+@pytest.mark.parametrize("gradient", [1.0, 4.8e-3, 9.9e30])
+def test_numbers_beside_a_picture(gradient):
+    """Some power of ten stands beside gradients however close, and columns have whole numbers."""
+    pytest.importorskip("matplotlib")
+    columns = [point("a", 1.0, gradient), point("b", 1.0, 1.04 * gradient)]
+    columns = [dataclasses.replace(p, histogram=(1.0,) * 24) for p in columns]
+    figure = plot_picture("what", {"now": columns, "then": columns})
+    figure.canvas.draw()
+    above, strip = figure.axes[0], figure.axes[-2]
+    assert [tick.get_text() for tick in above.get_yticklabels() if tick.get_text()]
+    low, high = above.get_ylim()
+    assert [tick for tick in above.get_yticks() if low <= tick <= high]
+    assert {float(tick) for tick in strip.get_xticks()} <= set(range(-1, 3))
 
 
 def test_without_matplotlib(monkeypatch):

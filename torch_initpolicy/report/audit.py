@@ -31,7 +31,7 @@ from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Report
 from torch_initpolicy.symmetry.replica import Loss
 
-NOW = "as it is"
+NOW, REPAIRED = "as it is", "after the repair"
 
 OVERLAID, MOST = 3, 2
 """How many repairs are drawn over the model's own course, and how many verdicts a headline has."""
@@ -163,7 +163,7 @@ class Audit:
     def _courses(self) -> dict[str, Sequence[Point]]:
         """The points of the model as it is, and after the repair where there is one."""
         best = self.recommended
-        after = {} if best is None or best.signal is None else {best.call: best.signal.points}
+        after = {} if best is None or best.signal is None else {REPAIRED: best.signal.points}
         return {NOW: self.signal.points, **after}
 
     @property

@@ -56,11 +56,13 @@ class Attempt:
         policy: Its name.
         only: Globs of the parameters' names; None for all.
         keep: As for `apply_policy`.
+        fed: Whether it needs the inputs to write the same.
     """
 
     policy: str
     only: tuple[str, ...] | None = None
     keep: Keeping = "meant"
+    fed: bool = False
 
     @property
     def call(self) -> str:
@@ -68,6 +70,7 @@ class Attempt:
         arguments = [] if self.policy == "auto" else [f'"{self.policy}"']
         arguments += [] if self.only is None else [f"only={list(self.only)!r}"]
         arguments += [] if self.keep == "meant" else [f'keep="{self.keep}"']
+        arguments += ["example_inputs=batch"] if self.fed else []
         return f"apply_policy({', '.join(['model', *arguments])})"
 
 
@@ -112,6 +115,23 @@ class Trials:
                 self._all_parameters()
         if self.before.points and self.tried and not any(r.works for r in self.tried):
             self._calibrations()
+        starts = {start.call: start for start in self._planned}
+        for place, repair in enumerate(self.tried):
+            if repair.works and repair.call in starts:
+                self.tried[place] = self._as_written(repair, starts[repair.call])
+
+    def _as_written(self, repair: Repair, start: Attempt) -> Repair:
+        """Name the inputs where the policy, left to find some itself, writes something else."""
+        plan = self.plans[repair.call]
+        try:
+            same = self._plan_for(start, None).hash == plan.hash
+        except InitPolicyError:
+            same = False
+        if same:
+            return repair
+        call = dataclasses.replace(start, fed=True).call
+        self.plans[call] = plan
+        return dataclasses.replace(repair, call=call)
 
     def _is_repaired(self) -> bool:
         return any(repair.outcome == "repairs" for repair in self.tried)
@@ -196,13 +216,15 @@ class Trials:
     def _plan(self, start: Attempt) -> Plan:
         """Plan once for each question: planning costs as much as a forward pass."""
         if start not in self._planned:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", InitPolicyWarning)
-                self._planned[start] = plan_policy(
-                    self.model, start.policy, example_inputs=self.inputs, only=start.only,
-                    keep=start.keep,
-                )  # fmt: skip
+            self._planned[start] = self._plan_for(start, self.inputs)
         return self._planned[start]
+
+    def _plan_for(self, start: Attempt, inputs: Call | None) -> Plan:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InitPolicyWarning)
+            return plan_policy(
+                self.model, start.policy, example_inputs=inputs, only=start.only, keep=start.keep
+            )
 
     def _policy(self, start: Attempt, *, known_too: bool = False) -> None:
         """Try a policy; one that would write what another has written only where asked for."""

@@ -73,7 +73,12 @@ def _curve(
         *zip(*known, strict=True) if known else ((), ()), marker=".", label=label, color=color
     )
     axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter("")
     axes.grid(visible=True, alpha=0.3)
+    if known:  # at least a decade, so that some power of ten is written
+        low, high = min(h for _, h in known), max(h for _, h in known)
+        axes.update_datalim([(0, low / 10**0.5), (0, high * 10**0.5)])
+        axes.autoscale_view()
 
 
 def plot_signals(
@@ -128,7 +133,7 @@ def plot_picture(
         MissingExtraError: Matplotlib is not installed.
     """
     count = max(len(courses), 1)
-    figure = open_figure(6.0 * count, 5.2)
+    figure = open_figure(1.2 + 2.6 * count, 4.2)
     figure.suptitle(title, color=INK, wrap=True, fontsize="medium")
     grid = figure.subplots(
         3, count, squeeze=False, sharex="col", sharey="row", height_ratios=(3, 6, 1)
@@ -145,10 +150,11 @@ def plot_picture(
         _image(strip, [[(*VIOLET, float(tie)) for tie in ties],
                        [(*RED, p.dead or 0.0) for p in shown]], (0, 2))  # fmt: skip
         strip.set_yticks((0.5, 1.5), ("tied", "dead"))
-        strip.set_xlabel("weights and activations, in order of execution")
-        inked(above, name, "gradient (rms)")
-        inked(middle, y_label="log10 of |activation|")
+        strip.locator_params(axis="x", integer=True, nbins=5)
+        inked(above, name, "gradient (rms)" if column == 0 else "")
+        inked(middle, y_label="log10 of |activation|" if column == 0 else "")
         inked(strip)
+    figure.supxlabel("weights and activations, in order of execution", color=INK, fontsize="small")
     return figure
 
 
