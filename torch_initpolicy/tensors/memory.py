@@ -7,8 +7,9 @@ from torch import Tensor
 def lazy_copy(tensor: Tensor) -> Tensor:
     """Return a copy that takes memory once it or the original is written to, where torch can.
 
-    From then on the original shares its memory, which two threads must not write to at once: torch
-    does not lock what ends the sharing. `own_memory` ends it.
+    Two threads must not write at once to what is shared: torch does not lock what ends the sharing.
+    And whichever is written to moves to other memory, while numpy may look at where it was. So
+    call `own_memory` for the copy, and then for the original, which stays where it is.
     """
     # `_lazy_clone` has no public name. It refuses memory that is not torch's own, and kinds of
     # tensors that have no plain storage.
@@ -20,10 +21,7 @@ def lazy_copy(tensor: Tensor) -> Tensor:
 
 
 def own_memory(tensor: Tensor) -> None:
-    """End what `lazy_copy` began: several threads may write to the tensor afterwards.
-
-    Memory is taken only where a copy still lives.
-    """
+    """End what `lazy_copy` began: the last of those that share keeps the memory."""
     if _is_shared(tensor):
         tensor.data_ptr()
 

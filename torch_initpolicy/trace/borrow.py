@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from torch_initpolicy.sites import borrowing
 from torch_initpolicy.tensors.isolation import drawing_from
-from torch_initpolicy.tensors.memory import own_memory
 from torch_initpolicy.trace.hooks import takes_part
 from torch_initpolicy.trace.reach import Reach, Slot, Undo
 from torch_initpolicy.trace.stand_ins import copied
@@ -41,14 +40,13 @@ class Lent:
         self.generator = generator
         self.undo = reach.undo
         self._slots = reach.slots
-        own = ((vars(m)["_parameters"], vars(m)["_buffers"]) for m in model.modules())
-        self._own = {id(holder) for holders in own for holder in holders}
+        self._own = {id(tensor) for tensor in (*self.parameters, *self.buffers)}
 
     def use_copies(self) -> None:
-        """Put copies in place of all tensors but the parameters and buffers under their names."""
+        """Put copies in place of all tensors but the parameters and buffers."""
         copies: dict[int, Tensor] = {}
         for slot in self._slots:
-            if id(slot.holder) not in self._own:
+            if id(slot.tensor) not in self._own:
                 if id(slot.tensor) not in copies:
                     copies[id(slot.tensor)] = _copy(slot.tensor)
                 _put(slot, copies[id(slot.tensor)])
@@ -62,11 +60,6 @@ class Lent:
         for slot in self._slots:
             if id(slot.tensor) in stand_ins:
                 _put(slot, stand_ins[id(slot.tensor)])
-
-    def own_memory(self) -> None:
-        """Let no tensor of the model share memory with copies of it any more."""
-        for slot in self._slots:
-            own_memory(slot.tensor)
 
 
 def _put(slot: Slot, tensor: Tensor) -> None:
@@ -105,7 +98,7 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
             with _nothing_compiled():
                 yield lent
         finally:
-            _to_the_end([lent.own_memory, *lent.undo])
+            _to_the_end(list(lent.undo))
 
 
 def _to_the_end(undo: list[Undo]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_initpolicy.tensors.memory import lazy_copy
 from torch_initpolicy.trace.shapes import numbered
-from torch_initpolicy.trace.stand_ins import INDICES, copied, plain_meta
+from torch_initpolicy.trace.stand_ins import INDICES, leaf_like, plain_meta
 from torch_initpolicy.trace.trees import map_tensors, tensors_in
 from torch_initpolicy.trace.values import Values
 
@@ -64,7 +65,7 @@ class OneDevice:
 def input_like(tensor: Tensor, *, on_meta: bool) -> Tensor:
     """Return what stands in for an input; on meta, indices alone hold numbers."""
     if not on_meta:
-        return copied(tensor)
+        return leaf_like(tensor, lazy_copy(tensor.detach()))
     if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > INDICES:
         return plain_meta(tensor)
     if not tensor.is_meta:

@@ -136,7 +136,7 @@ def with_grad_if_asked(run: Callable[..., Result]) -> Result:
 def plain_failure(model: nn.Module, call: Call) -> Exception | None:
     """Return what the forward pass raises when nobody looks on, or None where it runs."""
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    call = call.mapped(lambda tensor: leaf_like(tensor, tensor.to("meta") if on_meta else tensor))
+    call = call.mapped(lambda tensor: copied(tensor.to("meta") if on_meta else tensor))
     with borrowed(model) as lent, torch.enable_grad():
         warnings.simplefilter("ignore")
         lent.swap({id(tensor): copied(tensor) for tensor in _tensors_of(model)})
@@ -163,8 +163,7 @@ def _recorded(
         try:
             return model(*args, **kwargs)
         finally:
-            del args, kwargs
-            for tensor in tensors_in((call.args, dict(call.kwargs))):
+            for tensor in tensors_in((args, kwargs, call.args, dict(call.kwargs))):
                 own_memory(tensor)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.memory import lazy_copy
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 
@@ -21,12 +20,9 @@ def leaf_like(original: Tensor, tensor: Tensor) -> Tensor:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same numbers that shares no storage; a leaf that takes gradients too.
-
-    The copy is lazy where torch can do so: it takes memory once one of the two is written to.
-    """
+    """Return a tensor of the same numbers in other memory; a leaf that takes gradients too."""
     with torch.no_grad():
-        return leaf_like(tensor, lazy_copy(tensor.detach()))
+        return leaf_like(tensor, tensor.detach().clone())
 
 
 def drawn_for(sites: Sequence[Site]) -> dict[int, Tensor]:
