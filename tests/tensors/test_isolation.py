@@ -5,8 +5,9 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_initpolicy.tensors.isolation import drawing_from
+from torch_initpolicy.tensors.isolation import drawing_from, passing_by
 
 DRAWS = {
     "function": lambda: torch.randn(4),
@@ -61,3 +62,41 @@ def test_other_threads_are_not_concerned():
         thread.join()
 
     assert torch.equal(found[0], expected)
+
+
+class Counts(TorchDispatchMode):
+    """Counts operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Doubled(torch.Tensor):
+    """Wraps a tensor; operators give twice the numbers."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(arg.inner for arg in args), **(kwargs or {})) * 2
+
+
+def test_operators_on_plain_tensors_pass_by_modes():
+    """Modes see what comes before and after; a tensor of a class of its own works as ever."""
+    tensor, doubled = torch.ones(3), Doubled(torch.ones(3))
+    with Counts() as mode:
+        with passing_by(tensor):
+            total = tensor.sum()
+        assert (total, mode.count) == (3, 0)
+        with passing_by(doubled):
+            assert doubled.sum() == 6
+        seen = mode.count
+        tensor.sum()
+    assert mode.count == seen + 1

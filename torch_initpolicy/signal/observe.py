@@ -18,6 +18,7 @@ from torch_initpolicy.signal.points import Point, Update
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.statistics import second_moment
 from torch_initpolicy.signal.training import Training, has_gradient
+from torch_initpolicy.tensors.isolation import passing_by
 from torch_initpolicy.trace.consumers import Uses, advance
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Graph, Node
@@ -80,7 +81,8 @@ class SignalObserver:
         return next((site for site in known if site is not None), None)
 
     def _remember(self, index: int, gradient: Tensor) -> None:
-        self._gradients[index] = second_moment(gradient).item()
+        with passing_by(gradient):
+            self._gradients[index] = second_moment(gradient).item()
 
     def end(self, results: Any) -> None:
         """Take the gradients of the loss, and measure the parameters and what was returned."""
