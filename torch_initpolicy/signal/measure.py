@@ -12,7 +12,6 @@ from torch_initpolicy.signal import statistics
 from torch_initpolicy.signal.hidden import scores
 from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.recurrence import look_into
-from torch_initpolicy.tensors.isolation import passing_by
 from torch_initpolicy.trace.functorch import bare
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole, argument
@@ -29,9 +28,6 @@ def measured_point(
     silences = activates and "softm" not in node.op and output.ndim > 0
     shape = tuple(output.shape)
     within = look_into(node.op, node.function, ran.args)
-    with passing_by(output):
-        sketch = statistics.sketch(output, inputs)
-        dead = statistics.dead_units(output, _unit_axis(output)) if silences else None
     return Point(
         index=node.index,
         module=node.module,
@@ -39,13 +35,13 @@ def measured_point(
         site=site,
         activates=activates,
         shape=shape,
-        dead=dead,
+        dead=statistics.dead_units(output, _unit_axis(output)) if silences else None,
         saturated=_saturated(ran, output) if within is None else within.flat,
         early=None if within is None else within.early,
         over=_taken_together(node, shape),
         source=source,
         line=_line_of_model(),
-        **sketch,
+        **statistics.sketch(output, inputs),
     )
 
 

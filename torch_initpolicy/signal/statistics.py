@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_initpolicy.tensors.isolation import passing_by
 from torch_initpolicy.tensors.norms import norm, wide
 
 SAMPLED, INPUTS, FEATURES = 1 << 16, 64, 4096
@@ -23,23 +24,24 @@ DECADES = (-8.0, 4.0)
 
 def sketch(tensor: Tensor, inputs: int) -> dict[str, Any]:
     """Measure an activation of so many inputs, not empty; return fields of a `Point`."""
-    rows = by_input(tensor, inputs)
-    sample = _sampled(tensor.reshape(1, -1) if rows is None else rows)
-    cosine, rank, variation = None, None, None
-    if rows is not None and inputs > 1:
-        cosine, rank, variation = likeness(as_real(sample).flatten(1)).tolist()
-    mean, second = _mean_of(tensor), second_moment(tensor).item()
-    return {
-        "mean": mean,
-        "std": math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second,
-        "second": second,
-        "zeros": (sample == 0).double().mean().item(),
-        "likeness": cosine,
-        "rank": rank,
-        "variation": variation,
-        "tokens": _likeness_of_tokens(tensor, inputs),
-        "histogram": _histogram(sample.flatten()[::3]),  # a picture needs no more
-    }
+    with passing_by(tensor):
+        rows = by_input(tensor, inputs)
+        sample = _sampled(tensor.reshape(1, -1) if rows is None else rows)
+        cosine, rank, variation = None, None, None
+        if rows is not None and inputs > 1:
+            cosine, rank, variation = likeness(as_real(sample).flatten(1)).tolist()
+        mean, second = _mean_of(tensor), second_moment(tensor).item()
+        return {
+            "mean": mean,
+            "std": math.sqrt(max(second - mean**2, 0.0)) if math.isfinite(second) else second,
+            "second": second,
+            "zeros": (sample == 0).double().mean().item(),
+            "likeness": cosine,
+            "rank": rank,
+            "variation": variation,
+            "tokens": _likeness_of_tokens(tensor, inputs),
+            "histogram": _histogram(sample.flatten()[::3]),  # a picture needs no more
+        }
 
 
 def second_moment(*tensors: Tensor) -> Tensor:
