@@ -33,11 +33,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Show what is being done and for how long, where somebody watches; yield what says more.
-
-    Raises:
-        typer.Exit: Whoever watched has pressed Ctrl-C; files are written whole or not at all.
-    """
+    """Show what is being done and for how long, where somebody watches; yield what says more."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = open_console(stderr=True)
     silent = QUIET.get() or not console.is_terminal

@@ -51,18 +51,6 @@ def pairs(mine: Sequence[Entry], reference: Sequence[Entry]) -> list[Pair]:
     order of registration; equal roles and shapes that stand in another order; matrices that are
     each other's transposes; several that stand one after the other in one model and are packed
     along the first axis in the other.
-
-    Args:
-        mine: The first model's tensors, in order of registration.
-        reference: The second's.
-
-    Returns:
-        The pairs, in the order of the first model. What has no partner is in none of them.
-
-    Examples:
-        >>> q, k, v = (Entry((f"{n}.weight",), "weight", (8, 8)) for n in "qkv")
-        >>> pairs([Entry(("qkv.weight",), "weight", (24, 8))], [q, k, v])
-        [Pair(mine=(0,), reference=(0, 1, 2), transposed=False)]
     """
     found = list(_by_name(mine, reference))
     for more in (_in_order, _out_of_order, _transposed, _packed):

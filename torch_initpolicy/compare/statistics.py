@@ -47,20 +47,7 @@ class Contrast:
 
 
 def contrasts(mine: Tensor, reference: Tensor) -> Iterator[Contrast]:
-    """Yield every test of two tensors of one shape.
-
-    Args:
-        mine: Any real or complex tensor with memory.
-        reference: One of the same shape.
-
-    Examples:
-        >>> draw = torch.Generator().manual_seed(0)
-        >>> a, b = (torch.randn(64, 64, generator=draw) for _ in range(2))
-        >>> min(c.probability for c in contrasts(a, b)) > 1e-4
-        True
-        >>> min(contrasts(a, 2 * b), key=lambda c: c.probability).what
-        'scale'
-    """
+    """Yield every test of two tensors of one shape."""
     first, second = _real(mine), _real(reference)
     if torch.equal(first, second) or first.numel() == 0:
         return
@@ -144,12 +131,7 @@ def _copies(values: Tensor) -> int:
 
 
 def is_orthogonal(values: Tensor) -> bool:
-    """Tell whether the shorter side of a matrix, kernel axes flattened, is orthogonal.
-
-    Examples:
-        >>> is_orthogonal(torch.eye(3)), is_orthogonal(torch.ones(2, 2))
-        (True, False)
-    """
+    """Tell whether the shorter side of a matrix, kernel axes flattened, is orthogonal."""
     matrix = values.flatten(1).to(torch.float64)
     matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     if min(matrix.shape) < 2:
@@ -292,14 +274,7 @@ _CUTS = (2.0, 1.0, 3.0)
 
 
 def words(values: Tensor) -> str:
-    """Say what a tensor seems to be drawn from.
-
-    Examples:
-        >>> words(torch.zeros(3)), words(torch.full((2,), 1e-5))
-        ('zeros', 'constant 1e-05')
-        >>> words(torch.linspace(-0.5, 0.5, 999))
-        'uniform in [-0.5, 0.5]'
-    """
+    """Say what a tensor seems to be drawn from."""
     flat = _real(values).flatten()
     if flat.numel() == 0:
         return "no elements"

@@ -117,11 +117,7 @@ def named_in_whole(names: Names, name: str) -> str:
 def pairs_of_part(
     steps: Sequence[Step], found: Sequence[Site], names: Names
 ) -> tuple[tuple[Site, Step], ...]:
-    """Return each site of a part, under its name in the whole model, with its step.
-
-    Raises:
-        PlanError: Sites have no step of their own, or one for another shape; lists every case.
-    """
+    """Return each site of a part, under its name in the whole model, with its step."""
     known = {name: step for step in steps for name in step.names}
     there = {site: named_in_whole(names, site.name) for site in found}
     paired = [(site, known[name]) for site, name in there.items() if name in known]

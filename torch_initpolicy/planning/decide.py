@@ -54,24 +54,10 @@ def make_plan(
     flow: Flow | None = None,
     meant: Mapping[str, str] = _NOTHING,
 ) -> Plan:
-    """Decide what a policy writes to each site of a model.
+    """Decide what a policy writes to each site of a model; from sites alone, bound to no model.
 
-    Args:
-        model: The model, or its sites; from sites alone the plan is bound to no model.
-        facts: What the trace says about each site, by canonical name.
-        policy: The policy.
-        selection: Which sites may be written.
-        flow: The recorded forward pass, for initializers that ask what a weight reads.
-        meant: What the sites hold whose values were meant, by canonical name: these stay where a
-            rule lets them.
-
-    Raises:
-        PlanError: Something is wrong or missing; the message lists every case.
-
-    Examples:
-        >>> from torch_initpolicy.policy.presets import auto
-        >>> print(make_plan(nn.Linear(2, 3), {}, auto())["bias"].reason)
-        bias: zeros
+    Initializers that ask what a weight reads need the `flow`; what is `meant`, by canonical name,
+    stays where a rule lets it.
     """
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
     bases = members_of(policy.scaling, found, facts)

@@ -14,19 +14,7 @@ from typing import Any
 from torch_initpolicy.errors import counted
 from torch_initpolicy.policy.family import NUMBER
 from torch_initpolicy.steps import Number, Step, symmetric
-from torch_initpolicy.tensors.initializers import (
-    Blocks,
-    Constant,
-    Initializer,
-    Keep,
-    Normal,
-    Ones,
-    Orthogonal,
-    TruncatedNormal,
-    Uniform,
-    VarianceScaling,
-    Zeros,
-)
+from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.trace.operators import remedy
 
 
@@ -52,21 +40,21 @@ def extent(shape: Sequence[int]) -> str:
 #
 
 
-def summary(initializer: Initializer, fan_in: Number, fan_out: Number) -> str:
+def summary(initializer: init.Initializer, fan_in: Number, fan_out: Number) -> str:
     """Say in a few words how an initializer fills a weight of these fans.
 
     Examples:
         >>> summary(VarianceScaling(2.0), 576, 64), summary(Normal(0.02), None, None)
         ('He normal, fan_in 576, gain 1.41421', 'normal, std 0.02')
     """
-    if isinstance(initializer, VarianceScaling):
+    if isinstance(initializer, init.VarianceScaling):
         return _by_fans(initializer, fan_in, fan_out)
-    if isinstance(initializer, Blocks):
+    if isinstance(initializer, init.Blocks):
         return " | ".join(summary(inner, fan_in, fan_out) for inner in initializer.initializers)
     return _SUMMARIES.get(type(initializer), repr)(initializer)
 
 
-def _by_fans(initializer: VarianceScaling, fan_in: Number, fan_out: Number) -> str:
+def _by_fans(initializer: init.VarianceScaling, fan_in: Number, fan_out: Number) -> str:
     gain = initializer.scale**0.5 * float(initializer.gain)
     name, fan = {
         "fan_in": ("He" if gain != 1 else "LeCun", f"fan_in {figure(fan_in)}"),
@@ -83,17 +71,17 @@ def _unless(usual: float, **named: float) -> str:
     return "" if number == usual else f", {name} {figure(number)}"
 
 
-_SUMMARIES: Mapping[type[Initializer], Callable[[Any], str]] = MappingProxyType({
-    Orthogonal: lambda it: "orthogonal" + _unless(1, gain=float(it.gain)),
-    Normal: lambda it: f"normal, std {figure(it.std)}" + _unless(0, mean=it.mean),
-    TruncatedNormal: lambda it: (
+_SUMMARIES: Mapping[type[init.Initializer], Callable[[Any], str]] = MappingProxyType({
+    init.Orthogonal: lambda it: "orthogonal" + _unless(1, gain=float(it.gain)),
+    init.Normal: lambda it: f"normal, std {figure(it.std)}" + _unless(0, mean=it.mean),
+    init.TruncatedNormal: lambda it: (
         f"normal cut at {figure(it.cut)} std, std {figure(it.std)}" + _unless(0, mean=it.mean)
     ),
-    Uniform: lambda it: f"uniform in [{figure(it.low)}, {figure(it.high)}]",
-    Constant: lambda it: f"constant {figure(it.value)}",
-    Zeros: lambda _: "zeros",
-    Ones: lambda _: "ones",
-    Keep: lambda _: "kept as it is",
+    init.Uniform: lambda it: f"uniform in [{figure(it.low)}, {figure(it.high)}]",
+    init.Constant: lambda it: f"constant {figure(it.value)}",
+    init.Zeros: lambda _: "zeros",
+    init.Ones: lambda _: "ones",
+    init.Keep: lambda _: "kept as it is",
 })  # fmt: skip
 """How initializers are written whose numbers say it all; others are written as in code."""
 

@@ -29,12 +29,7 @@ _AUXILIARY = optimizer_named("adamw")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the user asks of the groups; see `Grouped.param_groups`.
-
-    Raises:
-        UnknownNameError: Nothing is known of an optimizer of that name.
-        PolicyError: A number is negative.
-    """
+    """What the user asks of the groups; see `Grouped.param_groups`."""
 
     optimizer: Optimizer = field(init=False)
     name: str

@@ -25,11 +25,7 @@ from torch_initpolicy.writing.forward import takes_hook
 def members_of(
     scaling: Scaling | None, sites: Sequence[Site], facts: Mapping[str, Facts]
 ) -> Mapping[str, Member]:
-    """Return what stands for each site in the base model; nothing without one.
-
-    Raises:
-        PlanError: A parameter has no counterpart in the base model; lists every case.
-    """
+    """Return what stands for each site in the base model; nothing without one."""
     if scaling is None:
         return {}
     known = (Part(s.name, s.shape, facts.get(s.name) or Facts(s.role)) for s in sites)
@@ -117,12 +113,7 @@ def _for_each(numbers: Sequence[float], count: int) -> list[float]:
 
 
 def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
-    """Return how large the numbers are that the policy draws in the base model.
-
-    Raises:
-        PolicyError: It fills the base model by another kind of initializer, or one that depends on
-            what its shapes do not tell.
-    """
+    """Return how large the numbers are that the policy draws in the base model."""
     axes = layouts(step.shape, step.facts, member)[1] if step.axes else None
     if choice is None:
         return _sizes(step.initializer, member.shape, axes)

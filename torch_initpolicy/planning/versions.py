@@ -47,9 +47,6 @@ class Versions:
     def check(self) -> None:
         """Make sure that this process draws the bits that were drawn under these versions.
 
-        Raises:
-            ApplyError: It knows another contract of random streams.
-
         Warns:
             InitPolicyWarning: Its torch is another version, or computes with other instructions.
         """

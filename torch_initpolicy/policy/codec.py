@@ -62,16 +62,7 @@ DEEPEST = 64
 
 
 def encode(value: object, classes: Classes, substitute: Substitute = None) -> Data:
-    """Turn a value into what JSON can say; `substitute` replaces what has no notation.
-
-    Raises:
-        PolicyError: Something has no notation: a list, a function of your own, a module.
-
-    Examples:
-        >>> from torch_initpolicy.policy.matchers import Name
-        >>> encode(Name(("head.*",)), {"Name": Name})
-        {'class': 'Name', 'globs': ['head.*']}
-    """
+    """Turn a value into what JSON can say; `substitute` replaces what has no notation."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -114,17 +105,7 @@ def _stated(value: Any) -> Iterator[tuple[str, object]]:
 
 
 def decode(data: Data, classes: Classes, where: str = "file") -> Any:
-    """Turn data back into the value it stands for, arrays into tuples.
-
-    Raises:
-        UnknownNameError: A class, field, dtype or function does not exist.
-        PolicyError: A field is missing, or holds what it cannot hold.
-
-    Examples:
-        >>> from torch_initpolicy.policy.matchers import Name
-        >>> decode({"class": "Name", "globs": ["head.*"]}, {"Name": Name})
-        name('head.*')
-    """
+    """Turn data back into the value it stands for, arrays into tuples."""
     if isinstance(data, list):
         return tuple(decode(item, classes, f"{where}[{i}]") for i, item in enumerate(data))
     if not isinstance(data, dict):
@@ -191,12 +172,7 @@ def _is_needed(field: "dataclasses.Field[Any]") -> bool:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Say whether a value can be what an annotation asks for; those not known here fit.
-
-    Examples:
-        >>> fits((1, None), tuple[int | None, ...]), fits("head.*", tuple[str, ...])
-        (True, False)
-    """
+    """Say whether a value can be what an annotation asks for; those not known here fit."""
     check = _CHECKS.get(get_origin(hint))
     return check(value, get_args(hint)) if check else _is_a(value, hint)
 
@@ -254,12 +230,7 @@ _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.Mapping
 
 
 def digest(data: Data) -> str:
-    """Hash data: 32 hex digits, equal for equal values in every process and on every machine.
-
-    Examples:
-        >>> digest({"b": 1, "a": 2.0}) == digest({"a": 2, "b": 1.0})
-        True
-    """
+    """Hash data: 32 hex digits, equal for equal values in every process and on every machine."""
     canonical = json.dumps(_plain(data), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
@@ -287,11 +258,7 @@ def write_json(data: Data) -> str:
 
 
 def read_json(text: str, *, longest: int | None = LONGEST) -> Data:
-    """Read JSON of at most `longest` characters; None for any number.
-
-    Raises:
-        PolicyError: The text is no JSON, is too long, or nested too deep.
-    """
+    """Read JSON of at most `longest` characters; None for any number."""
     return _read("JSON", functools.partial(json.loads, parse_constant=_no_constant), text, longest)
 
 
@@ -300,11 +267,7 @@ def _no_constant(word: str) -> None:
 
 
 def write_toml(data: Data) -> str:
-    """Write an object as TOML, which has `{}` for null.
-
-    Raises:
-        MissingExtraError: `tomli_w` is not installed.
-    """
+    """Write an object as TOML, which has `{}` for null."""
     if not isinstance(data, dict):
         raise PolicyError(f"a TOML file is one object, got {data!r}")
     text: str = _toml("writing TOML", "tomli_w").dumps(_without_null(data))
@@ -316,12 +279,7 @@ def _without_null(data: Data) -> Any:
 
 
 def read_toml(text: str) -> Data:
-    """Read TOML.
-
-    Raises:
-        PolicyError: The text is no TOML, is too long, or nested too deep.
-        MissingExtraError: This is Python 3.10 and `tomli` is not installed.
-    """
+    """Read TOML."""
     module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     return _read("TOML", _toml("reading TOML", module).loads, text, LONGEST)
 

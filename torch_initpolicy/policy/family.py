@@ -92,9 +92,6 @@ class Family:
         Where all names are the same, the name says it. In a deeper model numbers in names are
         others: there a parameter of the same name but for its numbers stands for it, one that does
         the same if there is one, and of these the nearest.
-
-        Raises:
-            PlanError: A parameter has no counterpart; lists every case.
         """
         by_name = {member.name: member for member in self.members}
         if by_name.keys() == names.keys():

@@ -8,50 +8,15 @@ import re
 from torch import nn
 
 from torch_initpolicy.errors import PolicyError
-from torch_initpolicy.policy.matchers import (
-    Anything,
-    Bounds,
-    Fan,
-    FedBy,
-    HasRole,
-    Is,
-    Kind,
-    Matcher,
-    Meets,
-    Name,
-    Offset,
-    Op,
-    Predicate,
-    Question,
-    Shape,
-)
+from torch_initpolicy.policy import matchers
+from torch_initpolicy.policy.matchers import Bounds, Matcher, Question
 from torch_initpolicy.tensors.layers import Role
 
 __all__ = [
-    "Matcher",
-    "anything",
-    "closes_residual",
-    "ends_in_norm",
-    "ends_residual",
-    "fan",
-    "fed_by",
-    "feeds_output",
-    "frozen",
-    "in_batch_norm",
-    "in_residual",
-    "is_summand",
-    "kind",
-    "meets",
-    "name",
-    "offset",
-    "op",
-    "predicate",
-    "reads_input",
-    "role",
-    "shape",
-    "tied",
-    "used",
-]
+    "Matcher", "anything", "closes_residual", "ends_in_norm", "ends_residual", "fan", "fed_by",
+    "feeds_output", "frozen", "in_batch_norm", "in_residual", "is_summand", "kind", "meets",
+    "name", "offset", "op", "predicate", "reads_input", "role", "shape", "tied", "used",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:
@@ -70,7 +35,7 @@ def name(*globs: str, regex: str | None = None) -> Matcher:
         >>> name("head.*", "*.bias")
         name('head.*', '*.bias')
     """
-    return Name(globs, regex)
+    return matchers.Name(globs, regex)
 
 
 def kind(*classes: type[nn.Module] | str) -> Matcher:
@@ -85,7 +50,7 @@ def kind(*classes: type[nn.Module] | str) -> Matcher:
         >>> kind(nn.Conv2d, "timm.layers.LayerNorm2d")
         kind('torch.nn.Conv2d', 'timm.layers.LayerNorm2d')
     """
-    return Kind(tuple(map(_class_name, classes)))
+    return matchers.Kind(tuple(map(_class_name, classes)))
 
 
 def _class_name(kind: type[nn.Module] | str) -> str:
@@ -112,7 +77,7 @@ def role(*roles: Role) -> Matcher:
         Traceback (most recent call last):
         torch_initpolicy.errors.UnknownNameError: no role is called 'wieght'; did you mean 'weight'?
     """
-    return HasRole(roles)
+    return matchers.HasRole(roles)
 
 
 def meets(*activations: str, biases: bool = False) -> Matcher:
@@ -126,7 +91,7 @@ def meets(*activations: str, biases: bool = False) -> Matcher:
         >>> kind(nn.Conv2d) & meets("relu", "silu")
         kind('torch.nn.Conv2d') & meets('relu', 'silu')
     """
-    return Meets(activations, biases)
+    return matchers.Meets(activations, biases)
 
 
 def fed_by(*activations: str) -> Matcher:
@@ -139,7 +104,7 @@ def fed_by(*activations: str) -> Matcher:
         >>> fed_by("rectifier", "input")
         fed_by('rectifier', 'input')
     """
-    return FedBy(activations)
+    return matchers.FedBy(activations)
 
 
 def op(*names: str) -> Matcher:
@@ -152,27 +117,27 @@ def op(*names: str) -> Matcher:
         >>> op("matmul", "einsum")
         op('matmul', 'einsum')
     """
-    return Op(names)
+    return matchers.Op(names)
 
 
 def ends_residual() -> Matcher:
     """Match the last parameters of residual branches."""
-    return Is("ends_residual")
+    return matchers.Is("ends_residual")
 
 
 def in_batch_norm() -> Matcher:
     """Match what lies in a residual branch with a batch normalisation."""
-    return Is("in_batch_norm")
+    return matchers.Is("in_batch_norm")
 
 
 def ends_in_norm() -> Matcher:
     """Match what a normalisation reads before the model's output, behind all residual additions."""
-    return Is("ends_in_norm")
+    return matchers.Is("ends_in_norm")
 
 
 def is_summand() -> Matcher:
     """Match what is added to another signal, with no normalisation or weight between."""
-    return Is("is_summand")
+    return matchers.Is("is_summand")
 
 
 def closes_residual() -> Matcher:
@@ -180,37 +145,37 @@ def closes_residual() -> Matcher:
 
     Behind it no other parameter scales the branch, so that there is one for each branch.
     """
-    return Is("closes_residual")
+    return matchers.Is("closes_residual")
 
 
 def in_residual() -> Matcher:
     """Match what lies inside a residual branch."""
-    return Is("in_residual")
+    return matchers.Is("in_residual")
 
 
 def reads_input() -> Matcher:
     """Match sites whose input is the model's own."""
-    return Is("reads_input")
+    return matchers.Is("reads_input")
 
 
 def feeds_output() -> Matcher:
     """Match sites whose output is the model's own, with no other weight behind them: heads."""
-    return Is("feeds_output")
+    return matchers.Is("feeds_output")
 
 
 def used() -> Matcher:
     """Match sites that took part in the forward pass."""
-    return Is("used")
+    return matchers.Is("used")
 
 
 def frozen() -> Matcher:
     """Match sites that are not trained (`requires_grad=False`)."""
-    return Is("frozen")
+    return matchers.Is("frozen")
 
 
 def tied() -> Matcher:
     """Match tensors that the model holds under several names."""
-    return Is("tied")
+    return matchers.Is("tied")
 
 
 def offset(value: float = 1.0) -> Matcher:
@@ -223,11 +188,13 @@ def offset(value: float = 1.0) -> Matcher:
         >>> role("norm_weight") & offset(1.0)
         role('norm_weight') & offset(1.0)
     """
-    return Offset(value)
+    return matchers.Offset(value)
 
 
 def fan(
-    *, fan_in: float | Bounds = (None, None), fan_out: float | Bounds = (None, None)
+    *,
+    fan_in: float | Bounds = (None, None),
+    fan_out: float | Bounds = (None, None),
 ) -> Matcher:
     """Match weights by their fans.
 
@@ -240,7 +207,9 @@ def fan(
         >>> fan(fan_in=(None, 64))
         fan(fan_in=(None, 64))
     """
-    return Fan(*(side if isinstance(side, tuple) else (side, side) for side in (fan_in, fan_out)))
+    return matchers.Fan(
+        *(side if isinstance(side, tuple) else (side, side) for side in (fan_in, fan_out))
+    )
 
 
 def shape(*sizes: int | None, ndim: int | None = None) -> Matcher:
@@ -254,7 +223,7 @@ def shape(*sizes: int | None, ndim: int | None = None) -> Matcher:
         >>> shape(None, None, 1, 1)
         shape(None, None, 1, 1)
     """
-    return Shape(sizes or None, ndim)
+    return matchers.Shape(sizes or None, ndim)
 
 
 def predicate(function: Question) -> Matcher:
@@ -266,9 +235,9 @@ def predicate(function: Question) -> Matcher:
     Examples:
         >>> long = predicate(lambda site, facts: site.name.count(".") > 3)
     """
-    return Predicate(function)
+    return matchers.Predicate(function)
 
 
 def anything() -> Matcher:
     """Match every site."""
-    return Anything()
+    return matchers.Anything()

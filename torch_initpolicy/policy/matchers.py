@@ -446,11 +446,7 @@ class Predicate(Matcher):
             raise PolicyError(f"predicate() takes a function of (site, facts): {self.function!r}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Ask the function.
-
-        Raises:
-            PolicyError: The function raises.
-        """
+        """Ask the function."""
         try:
             return bool(self.function(site, facts))
         except Exception as error:

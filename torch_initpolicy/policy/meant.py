@@ -13,15 +13,7 @@ from torch import Tensor
 
 from torch_initpolicy.policy.recipes import default_of
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.initializers import (
-    Initializer,
-    Keep,
-    Normal,
-    Orthogonal,
-    TruncatedNormal,
-    Uniform,
-    VarianceScaling,
-)
+from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.patterns import constant_in, purpose_in, structure_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.joins import SHUT_AT_ZERO
@@ -194,19 +186,19 @@ def _loaded(site: Site) -> str | None:
 
 def _is_unknown(site: Site) -> bool:
     """Say whether no default is known of a parameter: a constant there is its layer's own."""
-    return isinstance(default_of(site.owner, site.attribute), Keep)
+    return isinstance(default_of(site.owner, site.attribute), init.Keep)
 
 
 def _reach(site: Site) -> float:
     """Return the farthest number that the owner's own constructor could have drawn, or 0."""
     default = default_of(site.owner, site.attribute)
-    return default.high if isinstance(default, Uniform) else 0.0
+    return default.high if isinstance(default, init.Uniform) else 0.0
 
 
-def is_plain_draw(initializer: Initializer) -> bool:
+def is_plain_draw(initializer: init.Initializer) -> bool:
     """Say whether an initializer draws numbers about which nothing can be meant."""
-    if isinstance(initializer, Uniform):
+    if isinstance(initializer, init.Uniform):
         return initializer.low == -initializer.high
-    if isinstance(initializer, (Normal, TruncatedNormal)):
+    if isinstance(initializer, (init.Normal, init.TruncatedNormal)):
         return initializer.mean == 0
-    return isinstance(initializer, (VarianceScaling, Orthogonal))
+    return isinstance(initializer, (init.VarianceScaling, init.Orthogonal))

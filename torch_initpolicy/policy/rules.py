@@ -87,11 +87,7 @@ _OPTIONS = ("note", "optional", "keeps_meant")
 
 
 def filling(filler: object) -> Initializer | Recipe:
-    """Return what a rule holds as an initializer or a recipe.
-
-    Raises:
-        PolicyError: It is neither, or the class or function that makes one is given in its place.
-    """
+    """Return what a rule holds as an initializer or a recipe."""
     name = getattr(filler, "__name__", "")
     is_maker = getattr(filler, "__module__", "").startswith("torch_initpolicy.") and name
     if isinstance(filler, type) or is_maker:
@@ -260,11 +256,7 @@ def _rules_of(policy: "InitPolicy | Rule | Filler | str", verb: str) -> tuple[Ru
 
 
 def _scaling_of(policy: InitPolicy, other: object) -> Scaling | None:
-    """Return the one scaling that two policies have between them.
-
-    Raises:
-        PolicyError: They have different ones.
-    """
+    """Return the one scaling that two policies have between them."""
     beside = other.scaling if isinstance(other, InitPolicy) else None
     if policy.scaling is not None and beside not in (None, policy.scaling):
         raise PolicyError(
@@ -286,11 +278,7 @@ they live above the policies they make, and files, which may name them, are read
 
 
 def preset(function: Callable[Arguments, InitPolicy]) -> Callable[Arguments, InitPolicy]:
-    """Make a function known under its name to whoever reads a name, and name its policy.
-
-    Raises:
-        PolicyError: There is a preset of that name.
-    """
+    """Make a function known under its name to whoever reads a name, and name its policy."""
     name = function.__name__
     if name in PRESETS:
         raise PolicyError(f"there is a preset {name!r} already")
@@ -304,12 +292,7 @@ def preset(function: Callable[Arguments, InitPolicy]) -> Callable[Arguments, Ini
 
 
 def preset_named(name: str, arguments: Mapping[str, object] | None = None) -> InitPolicy:
-    """Make the policy of a preset.
-
-    Raises:
-        UnknownNameError: There is no such preset.
-        PolicyError: It does not take these arguments.
-    """
+    """Make the policy of a preset."""
     if name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise UnknownNameError(

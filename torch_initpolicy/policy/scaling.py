@@ -44,11 +44,7 @@ class Scaling:
     forward_multipliers: bool = False
 
     def counterparts(self, parts: Sequence[Part]) -> dict[str, Member]:
-        """Return the base model's parameter for each of a model's; none without a base.
-
-        Raises:
-            PlanError: A parameter has no counterpart; lists every case.
-        """
+        """Return the base model's parameter for each of a model's; none without a base."""
         if self.family is None:
             return {}
         return self.family.counterparts({p.name: p.facts for p in parts})

@@ -109,12 +109,7 @@ def _activation_data(activation: Activation | None) -> codec.Data:
 
 
 def steps_of(plan: Mapping[str, codec.Data], where: str) -> tuple[Step, ...]:
-    """Read the steps of a plan.
-
-    Raises:
-        UnknownNameError: A class or field does not exist.
-        PolicyError: There are no steps, or something among them is none.
-    """
+    """Read the steps of a plan."""
     steps = plan.get("steps")
     if not isinstance(steps, list):
         raise PolicyError(f"{where}: steps is an array, got {brief(steps)}")

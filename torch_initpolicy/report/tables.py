@@ -85,9 +85,6 @@ _APART = ("params", "names", "packed", "reason")
 def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
     """Write optimizer groups as JSON, without their tensors.
 
-    Args:
-        groups: The groups, as `plan.param_groups` returns them.
-
     Examples:
         >>> print(groups_json([]))
         {
@@ -116,18 +113,7 @@ def _says_something(cells: list[tuple[str, ...]], at: int) -> bool:
 
 
 def receipt_table(receipt: Receipt, names: Collection[str] | None = None) -> RenderableType:
-    """Lay out a receipt: the plan that was carried out, then with which seed and by what.
-
-    Examples:
-        >>> from rich.console import Console
-        >>> from torch import nn
-        >>> from torch_initpolicy.api import apply_policy
-        >>> receipt = apply_policy(nn.Linear(8, 8), seed=0)
-        >>> with (console := Console(width=160)).capture() as printed:
-        ...     console.print(receipt_table(receipt))
-        >>> print(printed.get().splitlines()[-1])  # doctest: +ELLIPSIS
-        2 tensors written, 0 kept: policy 'auto', seed 0, drawn on cpu by torch ...
-    """
+    """Lay out a receipt: the plan that was carried out, then with which seed and by what."""
     return Group(plan_table(receipt.plan, names), "", Text(str(receipt)))
 
 

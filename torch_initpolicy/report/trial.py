@@ -300,15 +300,7 @@ def with_remedy(
     budget: float,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Return a report on symmetric starts whose remedy has been tried on a copy of the model.
-
-    Args:
-        model: The model; it is left untouched.
-        inputs: What it is called with; None to draw some.
-        report: What `find_symmetry` found.
-        budget: Seconds after which nothing further is tried.
-        tell: Called with what is about to be tried.
-    """
+    """Return a report on symmetric starts whose remedy has been tried on a copy of the model."""
     if report.ok:
         return report
     ends = time.perf_counter() + budget

@@ -134,14 +134,7 @@ def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def describe(units: Units, along: str, *, most: int = 4) -> str:
-    """Write groups of units for people.
-
-    Examples:
-        >>> describe(((0, 1, 2, 5), (3, 4)), "outputs")
-        'outputs 0-2, 5 | 3-4'
-        >>> describe((("q1", "q2"),), "modules")
-        'modules q1, q2'
-    """
+    """Write groups of units for people."""
     shown = [_ranges(group) for group in units[:most]]
     if len(units) > most:
         shown.append(f"... {len(units) - most} more groups")

@@ -29,11 +29,7 @@ Loss = Callable[[Any], Tensor]
 
 
 def scalar(loss: object) -> Tensor:
-    """Return what a loss function made, and refuse what is no single number.
-
-    Raises:
-        TraceError: It is none.
-    """
+    """Return what a loss function made, and refuse what is no single number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
         raise TraceError(f"loss_fn returns a real scalar tensor, got {_described(loss)}")
     return loss.squeeze()

@@ -48,11 +48,7 @@ class Subject:
 
 
 def probed(subject: Subject, attempt: Attempt) -> Report | str:
-    """Return the report of one attempt; or why there is none, empty where it decides nothing.
-
-    Raises:
-        TraceError: The loss function returns no scalar.
-    """
+    """Return the report of one attempt; or why there is none, empty where it decides nothing."""
     with prepared(subject.model) as lent:
         if attempt.training is not None:
             subject.model.train(attempt.training)

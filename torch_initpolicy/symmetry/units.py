@@ -320,12 +320,7 @@ def in_company(labels: Tensor, signs: Tensor) -> Tensor:
 
 
 def groups(labels: Tensor) -> tuple[tuple[int, ...], ...]:
-    """List the units that share a label, where there are several.
-
-    Examples:
-        >>> groups(torch.tensor([0, 1, 0, 3, 1]))
-        ((0, 2), (1, 4))
-    """
+    """List the units that share a label, where there are several."""
     members: dict[int, list[int]] = {}
     for unit, label in enumerate(labels.tolist()):
         members.setdefault(label, []).append(unit)

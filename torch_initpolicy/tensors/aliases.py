@@ -38,11 +38,6 @@ def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     """Yield the numbers of each two tensors that have a place in memory in common.
 
     Views of one storage whose elements do not overlap share nothing, be they slices or interleaved.
-
-    Examples:
-        >>> flat = torch.zeros(4, 6)
-        >>> list(sharing([flat[:, :3], flat[:, 3:], flat[2].view(2, 3)]))
-        [(0, 2), (1, 2)]
     """
     storages: dict[int, list[int]] = {}
     for number, tensor in enumerate(tensors):

@@ -274,12 +274,7 @@ def _known_moments(activation: Activation, mean: float, std: float) -> Moments:
 
 
 def function_of(activation: Activation) -> Function:
-    """Return an activation of the table as a function of a tensor, with its own parameters.
-
-    Raises:
-        UnknownNameError: If no activation has that name.
-        ValueError: If it is no function of one variable (a softmax, a gate).
-    """
+    """Return an activation of the table as a function of a tensor, with its own parameters."""
     known, parameters = _row_of(activation)
     function = known.function
     if function is None:

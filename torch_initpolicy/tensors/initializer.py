@@ -258,11 +258,7 @@ class Scaled(Initializer):
 
 
 def require_transparent(initializer: object) -> None:
-    """Raise where other initializers cannot be built on something.
-
-    Raises:
-        PolicyError: It is no initializer, or one that says nothing of its numbers.
-    """
+    """Raise where other initializers cannot be built on something."""
     if not isinstance(initializer, Initializer) or initializer.is_opaque:
         raise PolicyError(
             f"only initializers that say what they draw can be built upon, got {initializer!r}"

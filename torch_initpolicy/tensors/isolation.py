@@ -103,12 +103,6 @@ def drawing_from(generators: Mapping[str, torch.Generator]) -> Iterator[None]:
 
     What this thread draws in the block comes from these; a global generator of the CPU that the
     block seeds is put back. Types of devices without a generator keep their own.
-
-    Examples:
-        >>> with drawing_from({"cpu": torch.Generator().manual_seed(3)}):
-        ...     values = torch.rand(2)
-        >>> torch.equal(values, torch.rand(2, generator=torch.Generator().manual_seed(3)))
-        True
     """
     with BORROWING:  # models that run meanwhile have the generator seeded, and put it back
         before = torch.get_rng_state()

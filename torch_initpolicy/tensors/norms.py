@@ -26,10 +26,6 @@ def norm(tensor: Tensor) -> Tensor:
     On the CPU also where the squares themselves are too small or too large for float32. Elsewhere
     finding that out would wait for the device; beyond about `1e-19` and `1e19` the result is there
     zero and infinite.
-
-    Examples:
-        >>> f"{norm(torch.tensor([3e-30, 4e-30])).item():.3g}"
-        '5e-30'
     """
     # The norm is the one reduction that squares and adds in a single pass over the memory.
     found: Tensor = torch.linalg.vector_norm(wide(tensor))

@@ -17,12 +17,7 @@ FALSE_ALARM = 1e-7
 
 @torch.no_grad()
 def constant_in(tensor: Tensor) -> float | None:
-    """Return the number that a tensor is filled with; None where it holds several, or NaN.
-
-    Examples:
-        >>> constant_in(torch.full((3, 2), 0.5)), constant_in(torch.tensor([1.0, 2.0]))
-        (0.5, None)
-    """
+    """Return the number that a tensor is filled with; None where it holds several, or NaN."""
     if tensor.numel() == 0 or tensor.is_complex():
         return None
     first = tensor[(0,) * tensor.ndim]
@@ -48,10 +43,6 @@ def structure_in(tensor: Tensor, *, out: int | None = 0, groups: int = 1) -> str
     """Say which pattern a weight holds that was computed, not drawn; None where there is none.
 
     Output units lie along axis `out`; `groups` is that of a grouped convolution.
-
-    Examples:
-        >>> structure_in(torch.eye(8)), structure_in(torch.eye(8).roll(1, 0))
-        ('identity', '88% zeros')
     """
     if tensor.is_complex() or not tensor.is_floating_point() or tensor.numel() < _LEAST:
         return None
@@ -169,10 +160,6 @@ def purpose_in(bias: Tensor, scale: float = 0.0) -> str | None:
     """Say what a bias is for that no zero-mean random draw is; None where it may be one.
 
     Gates may be packed in it; the layer's own default could have drawn numbers up to `scale`.
-
-    Examples:
-        >>> purpose_in(torch.full((90,), -4.595))
-        'bias of -4.595: a prior'
     """
     numbers = bias.detach().flatten()
     if numbers.numel() == 0 or bias.is_complex() or not bool(torch.isfinite(numbers).all()):

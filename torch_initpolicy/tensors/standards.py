@@ -82,12 +82,7 @@ class StandardUniform:
 
 
 def truncation(cut: float) -> float:
-    """Return the standard deviation of a standard normal that is cut at `-cut` and `cut`.
-
-    Examples:
-        >>> round(truncation(2.0), 12)
-        0.879625661034
-    """
+    """Return the standard deviation of a standard normal that is cut at `-cut` and `cut`."""
     if cut < 1e-3:
         return cut / math.sqrt(3)  # as good as uniform, and the formula below loses its digits
     return math.sqrt(max(1 - 2 * cut * _density_at_cut(cut), 0.0))

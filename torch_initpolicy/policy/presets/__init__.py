@@ -33,36 +33,11 @@ from torch_initpolicy.policy.presets.scaled import complete_p, mup, spectral
 from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, policy_named
 
 __all__ = [
-    "auto",
-    "complete_p",
-    "constant",
-    "constructor",
-    "critical",
-    "deepnorm",
-    "delta_orthogonal",
-    "depth_scaled",
-    "fixup",
-    "gpt2",
-    "he",
-    "lecun",
-    "mup",
-    "nanochat",
-    "normal",
-    "ones",
-    "orthogonal",
-    "ppo",
-    "rezero",
-    "signal",
-    "siren",
-    "spectral",
-    "t_fixup",
-    "timm_vit",
-    "torch_default",
-    "uniform",
-    "xavier",
-    "zero_residual",
-    "zeros",
-]
+    "auto", "complete_p", "constant", "constructor", "critical", "deepnorm", "delta_orthogonal",
+    "depth_scaled", "fixup", "gpt2", "he", "lecun", "mup", "nanochat", "normal", "ones",
+    "orthogonal", "ppo", "rezero", "signal", "siren", "spectral", "t_fixup", "timm_vit",
+    "torch_default", "uniform", "xavier", "zero_residual", "zeros",
+]  # fmt: skip
 
 Policyish: TypeAlias = InitPolicy | Rule | Iterable[Rule] | Filler | str | Path
 """What may stand for a policy: one, rules, an initializer, a preset's name, or a file's path."""
