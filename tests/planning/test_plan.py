@@ -312,7 +312,7 @@ class TestBinding:
         assert text.count("\n  - ") == 5
         assert "the model has no parameter '4.weight'" in text
         assert "the plan has no step for '3.weight'" in text
-        assert "'2.bias' has shape (51,), its step is for (50,)" in text
+        assert "'2.bias' has shape (51,) here, its step is for (50,)" in text
 
     def test_other_ties(self):
         """A tie that has been loosened, or made, is another model."""

@@ -81,15 +81,11 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
 
 def _fixed(first: Tensor, second: Tensor) -> Iterator[Contrast]:
     """Yield the difference of two tensors one of which is constant or not finite."""
-    held = [(_not_finite(side), _is_constant(side)) for side in (first, second)]
-    if held[0][0] or held[1][0]:
+    constant = [_is_constant(side) for side in (first, second)]
+    if not all(bool(side.isfinite().all()) for side in (first, second)):
         yield Contrast("finite", 0.0, words(first), words(second))
-    elif held[0][1] != held[1][1] or (held[0][1] and not _is_close(first, second)):
+    elif constant[0] != constant[1] or (constant[0] and not _is_close(first, second)):
         yield Contrast("constant", 0.0, words(first), words(second))
-
-
-def _not_finite(values: Tensor) -> bool:
-    return not bool(values.isfinite().all())
 
 
 def _is_constant(values: Tensor) -> bool:

@@ -79,13 +79,6 @@ def check_reachable(site: Site, step: Step) -> None:
         behind(site, sample.to(site.dtype))
 
 
-def check_fit(steps: Sequence[Step], found: Sequence[Site]) -> None:
-    """Raise where the sites of a model are not those that steps were made for."""
-    cases = list(_misfits(steps, found))
-    if cases:
-        raise PlanError(f"the plan is not for this model:\n{listing(cases)}")
-
-
 Names = str | Mapping[str, str] | Callable[[str], str]
 """What the parameters of a part are called in the whole model: a prefix of all their names, names
 there by names here (of parameters or of modules), or a function of a name."""
@@ -114,39 +107,41 @@ def named_in_whole(names: Names, name: str) -> str:
     return names[inner] + name[len(inner) :] if inner else name
 
 
-def pairs_of_part(
-    steps: Sequence[Step], found: Sequence[Site], names: Names
+def pairs_of(
+    steps: Sequence[Step], found: Sequence[Site], names: Names | None = None
 ) -> tuple[tuple[Site, Step], ...]:
-    """Return each site of a part, under its name in the whole model, with its step."""
-    known = {name: step for step in steps for name in step.names}
-    there = {site: named_in_whole(names, site.name) for site in found}
-    paired = [(site, known[name]) for site, name in there.items() if name in known]
-    cases = [
-        f"the plan has no step for {name!r}, {site.name!r} here{nearest(name, known)}"
-        for site, name in there.items()
-        if name not in known
-    ]
-    cases += [
-        f"{step.name!r} has shape {site.shape} here, its step is for {step.shape}"
-        for site, step in paired
-        if site.shape != step.shape
-    ]
+    """Return each site of a model with its step, or raise where the steps are for another model.
+
+    With `names` the sites are those of a part: each is returned under its name in the whole model,
+    and steps may be left over.
+    """
+    keys = {step.name: (step.name,) if names is None else step.names for step in steps}
+    known = {name: step for step in steps for name in keys[step.name]}
+    called = {s: s.name if names is None else named_in_whole(names, s.name) for s in found}
+    paired = [(site, known[name]) for site, name in called.items() if name in known]
     counts = Counter(step.name for _, step in paired)
-    cases += [f"{name!r} is {n} tensors here; tie them" for name, n in counts.items() if n > 1]
+    left = () if names is not None else [name for name in known if name not in counts]
+    cases = [
+        *(f"the model has no parameter {name!r}{nearest(name, called.values())}" for name in left),
+        *(
+            f"the plan has no step for {name!r}"
+            + (f", {site.name!r} here" if name != site.name else "")
+            + nearest(name, known)
+            for site, name in called.items()
+            if name not in known
+        ),
+        *(case for site, step in paired for case in _misfits(site, step, ties=names is None)),
+        *(f"{name!r} is {n} tensors here; tie them" for name, n in counts.items() if n > 1),
+    ]
     if cases:
-        raise PlanError(f"the plan is not for this part of the model:\n{listing(cases)}")
+        what = "model" if names is None else "part of the model"
+        raise PlanError(f"the plan is not for this {what}:\n{listing(cases)}")
     return tuple((replace(site, name=step.name), step) for site, step in paired)
 
 
-def _misfits(steps: Sequence[Step], found: Sequence[Site]) -> Iterator[str]:
-    """Yield in what the sites of a model are not those that steps were made for."""
-    wanted, held = {step.name: step for step in steps}, {site.name: site for site in found}
-    for name in (name for name in wanted if name not in held):
-        yield f"the model has no parameter {name!r}{nearest(name, held)}"
-    for name in (name for name in held if name not in wanted):
-        yield f"the plan has no step for {name!r}{nearest(name, wanted)}"
-    for site, step in ((held[name], wanted[name]) for name in wanted if name in held):
-        if site.shape != step.shape:
-            yield f"{site.name!r} has shape {site.shape}, its step is for {step.shape}"
-        elif site.names != step.names:
-            yield f"{site.name!r} is tied as {site.names}, its step is for {step.names}"
+def _misfits(site: Site, step: Step, *, ties: bool) -> Iterator[str]:
+    """Yield in what a site is not that which a step was made for; of a part ties say nothing."""
+    if site.shape != step.shape:
+        yield f"{step.name!r} has shape {site.shape} here, its step is for {step.shape}"
+    elif ties and site.names != step.names:
+        yield f"{step.name!r} is tied as {site.names}, its step is for {step.names}"

@@ -71,7 +71,7 @@ def make_plan(
         made = list(_thawed(made, found))
     steps, unscaled = scaled_steps(made, policy.scaling, found, by_recipe(choices))
     unmatched = [choice for choice in choices if not choice.is_settled]
-    _raise_all([
+    cases = [
         *([] if found else ["the model has no parameters"]),
         *selection.idle(found),
         *(f"no rule matches {choice}" for choice in unmatched),
@@ -79,17 +79,14 @@ def make_plan(
         *(f"{choice}: {error}" for choice, error in failed),
         *unscaled,
         *checks.overwritten(found, steps),
-    ], policy, _remedies(unmatched, failed))  # fmt: skip
+    ]  # fmt: skip
+    if cases:
+        text = "\n".join((listing(cases), *_remedies(unmatched, failed)))
+        raise PlanError(f"policy {_title(policy)} makes no plan:\n{text}")
     if idle:
         warn(f"policy {_title(policy)}:\n{listing(idle)}", UnusedRuleWarning)
     bound = model if isinstance(model, nn.Module) else None
     return Plan(tuple(steps), _title(policy), _hash(policy), model=bound)
-
-
-def _raise_all(cases: Sequence[str], policy: InitPolicy, remedies: Iterable[str]) -> None:
-    if cases:
-        text = "\n".join((listing(cases), *remedies))
-        raise PlanError(f"policy {_title(policy)} makes no plan:\n{text}")
 
 
 def _remedies(unmatched: Sequence[Choice], failed: Sequence[Failed]) -> Iterator[str]:
@@ -106,7 +103,7 @@ def _is_blanket(choice: Choice) -> bool:
     if rule is None or not is_blanket(repr(rule.matcher), choice.facts.role):
         return False
     try:
-        spreads_of(choice, chosen(rule, choice))
+        spreads_of(chosen(rule, choice), choice.site.shape, choice.facts.axes)
     except PolicyError:
         return True
     return False
@@ -157,7 +154,7 @@ def _step(choice: Choice, around: Surroundings) -> Step:
         checks.check_kept(site)
         return _described(choice, filling)
     checks.check_memory(site)
-    spreads = spreads_of(choice, filling.initializer)
+    spreads = spreads_of(filling.initializer, site.shape, choice.facts.axes)
     checks.check_range(filling.initializer, spreads, site.dtype)
     step = _described(choice, filling, spreads)
     if site.storage != "plain":

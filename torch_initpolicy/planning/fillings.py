@@ -18,7 +18,7 @@ from torch_initpolicy.planning.describe import ranges, summary
 from torch_initpolicy.planning.reasons import reason
 from torch_initpolicy.policy.rules import Rule
 from torch_initpolicy.steps import Number, merged
-from torch_initpolicy.tensors.axes import Fans, block_fans, conventional, fans
+from torch_initpolicy.tensors.axes import Axes, Fans, block_fans, conventional, fans
 from torch_initpolicy.tensors.base import Context, Shared, Spread
 from torch_initpolicy.tensors.gains import Activation, gain
 from torch_initpolicy.tensors.initializers import Blocks, Initializer, Keep
@@ -123,7 +123,7 @@ def _written(choice: Choice, known: Surroundings) -> WrittenMoments | Unknown | 
         initializer = filled(choice, choice.rule, around).initializer
         if initializer == Keep():
             return _kept(choice)
-        spreads = spreads_of(choice, initializer)
+        spreads = spreads_of(initializer, choice.site.shape, choice.facts.axes)
         blocks = block_fans(choice.site.shape, choice.facts.axes)
     except (ApplyError, PolicyError, ValueError) as error:  # said again where the step is made
         return Unknown(str(error))
@@ -221,7 +221,9 @@ def fans_of(choice: Choice) -> tuple[Number, Number]:
     return merged(fan.fan_in for fan in blocks), merged(fan.fan_out for fan in blocks)
 
 
-def spreads_of(choice: Choice, initializer: Initializer) -> tuple[Spread, ...]:
-    """Return the distributions of a site's values, one or one per block; none where unknown."""
-    spread = initializer.spread(choice.site.shape, choice.facts.axes)
+def spreads_of(
+    initializer: Initializer, shape: Sequence[int], axes: Axes | None
+) -> tuple[Spread, ...]:
+    """Return the distributions of a tensor's values, one or one per block; none where unknown."""
+    spread = initializer.spread(shape, axes)
     return (spread,) if isinstance(spread, Spread) else spread or ()

@@ -25,7 +25,7 @@ from torch_initpolicy.errors import (
     warn,
 )
 from torch_initpolicy.notebook import framed
-from torch_initpolicy.planning.checks import Names, check_fit, pairs_of_part
+from torch_initpolicy.planning.checks import Names, pairs_of
 from torch_initpolicy.planning.describe import folded, header, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Grouped
@@ -142,12 +142,10 @@ class Plan(Grouped):
             >>> [step.name for step in plan_policy(whole).on(stage, {"0": "2"})]
             ['2.weight', '2.bias']
         """
-        found = sites(require_module(model))
+        pairs = pairs_of(self.steps, sites(require_module(model)), names)
         if names is None:
-            check_fit(self.steps, found)
             return replace(self, model=model)
-        steps = tuple(step for _, step in pairs_of_part(self.steps, found, names))
-        return replace(self, model=model, names=names, steps=steps)
+        return replace(self, model=model, names=names, steps=tuple(step for _, step in pairs))
 
     def pairs(self, model: nn.Module | None = None) -> tuple[tuple[Site, Step], ...]:
         """Return each site of the model, as it is now, with its step.
@@ -161,12 +159,7 @@ class Plan(Grouped):
         target = _model_of(self, model)
         require_shapes(target)
         reshard(target)
-        found = sites(target)
-        if self.names is not None:
-            return pairs_of_part(self.steps, found, self.names)
-        check_fit(self.steps, found)
-        steps = {step.name: step for step in self.steps}
-        return tuple((site, steps[site.name]) for site in found)
+        return pairs_of(self.steps, sites(target), self.names)
 
     def apply(
         self,

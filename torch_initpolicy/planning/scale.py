@@ -10,12 +10,12 @@ from dataclasses import replace
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.planning.choices import Choice, in_shape
+from torch_initpolicy.planning.fillings import spreads_of
 from torch_initpolicy.policy.family import Member
 from torch_initpolicy.policy.scaling import Part, Scaling, layouts, unfoldable
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, merged
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.base import Spread
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.tensors.initializers import Blocks
 from torch_initpolicy.trace.facts import Facts
@@ -88,7 +88,7 @@ def _scaled(step: Step, found: Multipliers, member: Member | None, choice: Choic
     if set(factors) == {1.0}:
         return replace(step, multipliers=found, reason=reason)
     initializer = _multiplied(step.initializer, factors)
-    std = merged(spread.std for spread in _spreads(initializer, step.shape, step.axes))
+    std = merged(spread.std for spread in spreads_of(initializer, step.shape, step.axes))
     return replace(step, initializer=initializer, std=std, multipliers=found, reason=reason)
 
 
@@ -100,16 +100,12 @@ def _factors(found: Multipliers, now: Sequence[float], then: Sequence[float]) ->
     """
     stds = found.std if isinstance(found.std, tuple) else (found.std,)
     each = max(len(stds), len(now), len(then))
-    numbers = (_for_each(given, each) for given in (stds, now, then))
+    # One number holds for all packed blocks; nothing is known where there is none.
+    numbers = ([*(g or [0.0])] * (1 if len(g) > 1 else each) for g in (stds, now, then))
     return tuple(
         std * found.folded * (base / here if here and base else 1.0)
         for std, here, base in zip(*numbers, strict=True)
     )
-
-
-def _for_each(numbers: Sequence[float], count: int) -> list[float]:
-    """Repeat one number that holds for all packed blocks; nothing is known where there is none."""
-    return [*(numbers or [0.0])] * (1 if len(numbers) > 1 else count)
 
 
 def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
@@ -120,7 +116,7 @@ def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
     drawn = member.drawn or in_shape(choice, member.shape)
     if type(drawn) is type(step.initializer):
         return _sizes(drawn, member.shape, axes)
-    random = any(spread.std for spread in _spreads(step.initializer, step.shape, step.axes))
+    random = any(spread.std for spread in spreads_of(step.initializer, step.shape, step.axes))
     if member.drawn is None and (not random or member.shape == step.shape):
         return _sizes(step.initializer, step.shape, step.axes)
     if member.drawn is None:
@@ -136,14 +132,7 @@ def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
 
 def _sizes(initializer: Initializer, shape: Sequence[int], axes: Axes | None) -> list[float]:
     """Return the root mean square of each packed block, or of the whole; nothing if unknown."""
-    return [math.hypot(spread.mean, spread.std) for spread in _spreads(initializer, shape, axes)]
-
-
-def _spreads(
-    initializer: Initializer, shape: Sequence[int], axes: Axes | None
-) -> tuple[Spread, ...]:
-    spread = initializer.spread(shape, axes)
-    return (spread,) if isinstance(spread, Spread) else spread or ()
+    return [math.hypot(spread.mean, spread.std) for spread in spreads_of(initializer, shape, axes)]
 
 
 def _multiplied(initializer: Initializer, factors: tuple[float, ...]) -> Initializer:

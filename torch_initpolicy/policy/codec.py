@@ -154,7 +154,9 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         values[key] = decode(content, classes, f"{where}.{key}")
         if not fits(values[key], hints[key]):
             raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {brief(content)}")
-    missing = [name for name in fields.keys() - values.keys() if _is_needed(fields[name])]
+    absent = dataclasses.MISSING
+    needed = {f.name for f in fields.values() if f.default is f.default_factory is absent}
+    missing = needed - values.keys()
     if missing:
         raise PolicyError(f"{where}: {kind.__name__} needs the fields {sorted(missing)}")
     if kind is From:  # its constructor takes the arguments of the function by name
@@ -165,10 +167,6 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         raise UnknownNameError(f"{where}: {error}") from error
     except (ValueError, TypeError) as error:
         raise PolicyError(f"{where}: {error}") from error
-
-
-def _is_needed(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -198,14 +196,6 @@ def _is_a(value: object, hint: Any) -> bool:
     return hint is Any or isinstance(value, hint)
 
 
-def _is_word(value: object, words: tuple[Any, ...]) -> bool:
-    return isinstance(value, str) and value in words
-
-
-def _is_either(value: object, hints: tuple[Any, ...]) -> bool:
-    return any(fits(value, hint) for hint in hints)
-
-
 def _is_tuple(value: object, hints: tuple[Any, ...]) -> bool:
     if not isinstance(value, tuple):
         return False
@@ -215,9 +205,9 @@ def _is_tuple(value: object, hints: tuple[Any, ...]) -> bool:
 
 
 _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.MappingProxyType({
-    Literal: _is_word,
-    typing.Union: _is_either,
-    types.UnionType: _is_either,
+    Literal: lambda value, words: isinstance(value, str) and value in words,
+    typing.Union: lambda value, hints: any(fits(value, hint) for hint in hints),
+    types.UnionType: lambda value, hints: any(fits(value, hint) for hint in hints),
     tuple: _is_tuple,
     collections.abc.Callable: lambda value, _: callable(value),
 })  # fmt: skip

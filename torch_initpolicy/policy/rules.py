@@ -347,7 +347,7 @@ def _data(policy: InitPolicy) -> codec.Data:
     data: dict[str, codec.Data] = {"format": FORMAT}
     if policy.name:
         data["name"] = policy.name
-    data["rules"] = [_rule_data(rule) for rule in policy.rules]
+    data["rules"] = list(map(_rule_data, policy.rules))
     if policy.scaling is not None:
         data["scaling"] = codec.encode(policy.scaling, CLASSES)
     return data

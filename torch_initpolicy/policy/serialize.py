@@ -140,16 +140,13 @@ def _facts_object(data: codec.Data, where: str) -> codec.Data:
     """Turn what `_facts_data` writes into what `codec.decode` reads."""
     if not isinstance(data, dict):
         raise PolicyError(f"{where}: facts are an object, got {brief(data)}")
-    met = {name: _activation_object(data[name]) for name in _MET if name in data}
+    named = {name: data[name] for name in _MET if isinstance(data.get(name), str)}
+    met = {name: {"class": "Activation", "name": word} for name, word in named.items()}
     blocks = data.get("blocks", [])
     if not isinstance(blocks, list):
         raise PolicyError(f"{where}.blocks must be an array, got {brief(blocks)}")
     each = [_facts_object(block, f"{where}.blocks[{i}]") for i, block in enumerate(blocks)]
     return {**data, **met, "class": "Facts", "blocks": each}
-
-
-def _activation_object(data: codec.Data) -> codec.Data:
-    return {"class": "Activation", "name": data} if isinstance(data, str) else data
 
 
 def outcome(step: Step) -> codec.Data:

@@ -208,8 +208,8 @@ def _trained(
             by.step()
         after = _outputs(model, call)
     return {
-        name: Seen(_size(before[name]), _size(_difference(after[name], before[name])))
-        for name in before
+        name: Seen(_size(old), _size([b - a for a, b in zip(old, after[name], strict=True)]))
+        for name, old in before.items()
         if name in after
     }
 
@@ -267,10 +267,6 @@ def _outputs(model: nn.Module, call: Call) -> dict[str, list[Tensor]]:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _watched(model, seen):
         model(*call.args, **call.kwargs)
     return seen
-
-
-def _difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
-    return [new - old for new, old in zip(after, before, strict=True)]
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
