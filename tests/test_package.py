@@ -188,9 +188,7 @@ UNMIRRORED = frozenset(
     for folder, names in {
         "cli": "console vocabulary",
         "integrations": "timm",
-        "planning": "model versions",
-        "policy": "bases family",
-        "policy.presets": "critical everywhere layers parts published residual scaled",
+        "planning": "model",
         "symmetry": "followed search",
         "trace": "borrow consumers facts functorch graph hooks "
         "layer_inputs names real_inputs recorder registration_order roles "

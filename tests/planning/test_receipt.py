@@ -11,7 +11,6 @@ from tests.writing.helpers import pairs, same, state, usual
 from torch_initpolicy import apply_policy
 from torch_initpolicy.errors import ApplyError, InitPolicyWarning, PlanError, PolicyError
 from torch_initpolicy.planning.plan import Plan, Receipt
-from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.tensors.initializers import From, Keep, Normal, Orthogonal
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.drawing import Drawing
@@ -194,10 +193,6 @@ class TestReproduce:
 
         with pytest.warns(InitPolicyWarning, match="the bits may differ"):
             older.reproduce(network())
-
-    def test_versions(self):
-        """The versions of this process are those of its torch."""
-        assert Versions.here().torch == torch.__version__
 
 
 def test_other_ties():

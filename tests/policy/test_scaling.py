@@ -1,46 +1,12 @@
 """Scaling: widths are counted from the axes, whatever the layout; at the base nothing changes."""
 
-import json
-import math
-
 import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy import InitPolicy, Plan, Rule, initializers, match, plan_policy, presets
-from torch_initpolicy.errors import PlanError, PolicyError
-from torch_initpolicy.policy.scaling import Scaling
-
-
-class Layouts(nn.Module):
-    """Each way to store a matrix from width to width, between an input and a head."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.stem = nn.Conv1d(3, width, 3, padding=1)
-        self.plain = nn.Conv1d(width, width, 3, padding=1)
-        self.grouped = nn.Conv1d(width, width, 1, groups=4)
-        self.depthwise = nn.Conv1d(width, width, 3, padding=1, groups=width)
-        self.transposed = nn.ConvTranspose1d(width, 2 * width, 1)
-        self.norm = nn.LayerNorm(2 * width)
-        self.packed = nn.Linear(2 * width, 3 * width)
-        self.by_right = nn.Parameter(torch.randn(width, width))
-        self.experts = nn.Parameter(torch.randn(4, width, width))
-        self.squeeze = nn.Linear(width, 5)
-        self.widen = nn.Linear(5, width)
-        self.gamma = nn.Parameter(torch.ones(width))
-        self.head = nn.Linear(width, 7)
-        self.example_input_array = torch.randn(4, 3, 8)
-
-    def forward(self, x):
-        """Go through all of them."""
-        x = self.plain(torch.relu(self.stem(x)))
-        x = self.depthwise(self.grouped(torch.relu(x)))
-        q, k, v = self.packed(self.norm(self.transposed(x).mT)).chunk(3, dim=-1)
-        x = nn.functional.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1])
-        x = torch.bmm(torch.relu(x @ self.by_right), self.experts)
-        return self.head(self.gamma * self.widen(torch.relu(self.squeeze(x))).mean(1))
-
+from tests.policy.hand import Layouts, Residual, multiplied
+from torch_initpolicy import plan_policy, presets
+from torch_initpolicy.errors import PlanError
 
 HIDDEN = ("plain", "grouped", "transposed", "packed", "by_right", "experts")
 EXPECTED = {  # std, Adam's learning rate, SGD's, at four times the width
@@ -49,12 +15,6 @@ EXPECTED = {  # std, Adam's learning rate, SGD's, at four times the width
     **dict.fromkeys(("squeeze", "head"), (1 / 4, 1 / 4, 1 / 4)),
     "norm": (1.0, 1.0, 4.0),
 }
-
-
-def multiplied(plan, name):
-    """Return the multipliers of a parameter: of the std, of Adam's learning rate, of SGD's."""
-    found = plan[name].multipliers
-    return found.std, found.lr("adam"), found.lr("sgd")
 
 
 class TestTable8:
@@ -120,45 +80,8 @@ class OneKey(nn.Module):
         return self.head(mixed.transpose(1, 2).flatten(2))
 
 
-class Residual(nn.Module):
-    """A tower of residual branches."""
-
-    def __init__(self, width, depth):
-        super().__init__()
-        self.stem = nn.Linear(6, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(),
-                          nn.Linear(2 * width, width))
-            for _ in range(depth)
-        )  # fmt: skip
-        self.head = nn.Linear(width, 3)
-        self.example_input_array = torch.randn(2, 6)
-
-    def forward(self, x):
-        """Add the branches."""
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
-
-
 class TestDepth:
     """Models of other depths."""
-
-    def test_names_of_other_depths(self):
-        """Blocks that the base has not stand beside those that do the same."""
-        plan = plan_policy(Residual(32, 6), presets.mup(base=Residual(8, 2)))
-
-        for block in range(6):
-            assert multiplied(plan, f"blocks.{block}.1.weight") == (0.5, 0.25, 1.0)
-
-    def test_by_what_they_do(self):
-        """Where the head of one has the name of a hidden layer of the other, the part tells."""
-        plan = plan_policy(tower(32, 4), presets.mup(base=tower(8, 2)))
-
-        assert [plan[f"{2 * i}.weight"].multipliers.like for i in range(5)] == [
-            *("input", "hidden", "hidden", "hidden", "output"),
-        ]
 
     def test_complete_p(self):
         """What closes a branch is divided by the ratio of depths; the rest goes with width."""
@@ -186,175 +109,6 @@ class TestDepth:
         deep = plan_policy(Residual(8, 8), presets.mup(base=Residual(8, 2), policy="gpt2"))
 
         assert deep.diff(plan_policy(Residual(8, 8), "gpt2")).changed == ()
-
-    def test_nothing_stands_for_it(self):
-        """Every parameter without a counterpart is named."""
-        with pytest.raises(PlanError, match=r"nothing that stands for.*\n.*stem.weight"):
-            plan_policy(Residual(8, 2), presets.mup(base=tower(8, 2)))
-
-
-def tower(width, depth):
-    """Layers in a row, numbered in names."""
-    layers = [nn.Linear(6, width)]
-    for _ in range(depth - 1):
-        layers += [nn.ReLU(), nn.Linear(width, width)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 3))
-
-
-class TestBases:
-    """What may stand for a base."""
-
-    @pytest.fixture
-    def expected(self):
-        """The plan against the base model itself."""
-        return plan_policy(Residual(32, 4), presets.mup(base=Residual(8, 2)))
-
-    def test_plan(self, expected):
-        """A plan of the base."""
-        base = plan_policy(Residual(8, 2))
-
-        assert plan_policy(Residual(32, 4), presets.mup(base=base)).steps == expected.steps
-
-    def test_file(self, expected, tmp_path):
-        """A file of a plan, of a receipt."""
-        plan = plan_policy(Residual(8, 2))
-        for text in (plan.to_json(), plan.apply(seed=0).to_json()):
-            (tmp_path / "base.json").write_text(text)
-            policy = presets.mup(base=tmp_path / "base.json")
-            assert plan_policy(Residual(32, 4), policy).steps == expected.steps
-
-    def test_shapes(self, tmp_path):
-        """Shapes by name, or a file of such."""
-        expected = plan_policy(Residual(32, 2), presets.mup(base=Residual(8, 2)))
-        shapes = {name: tuple(p.shape) for name, p in Residual(8, 2).named_parameters()}
-        (tmp_path / "base.json").write_text(json.dumps(shapes))
-
-        for base in (shapes, str(tmp_path / "base.json")):
-            assert plan_policy(Residual(32, 2), presets.mup(base=base)).steps == expected.steps
-
-    def test_shapes_of_grouped_and_packed(self):
-        """Groups and packed blocks are carried over in proportion."""
-        shapes = {name: tuple(p.shape) for name, p in Layouts(16).named_parameters()}
-        plan = plan_policy(Layouts(64), presets.mup(base=shapes))
-        expected = plan_policy(Layouts(64), presets.mup(base=Layouts(16)))
-
-        assert [s.multipliers for s in plan] == [s.multipliers for s in expected]
-
-    @pytest.mark.parametrize("base", [3, [], {"weight": "8x8"}, {}, "nothing.json"])
-    def test_none(self, base):
-        """What is no base is refused, with what would be one."""
-        with pytest.raises(PolicyError, match="base"):
-            presets.mup(base=base)
-
-    def test_another_number_of_axes(self):
-        """A counterpart of another number of axes is none."""
-        base = {"weight": (4, 4, 3), "bias": (4,)}
-
-        with pytest.raises(PlanError, match=r"shape \(8, 8\), in the base \(4, 4, 3\)"):
-            plan_policy(nn.Linear(8, 8), presets.mup(base=base))
-
-    def test_axes_that_are_not_known(self):
-        """Where two axes grow and nothing tells which faces inputs, the plan says so."""
-
-        class Table(nn.Module):
-            def __init__(self, width):
-                super().__init__()
-                self.table = nn.Parameter(torch.zeros(width, width))
-                self.example_input_array = torch.zeros(2, width, width)
-
-            def forward(self, x):
-                return torch.relu(x + self.table)
-
-        plan = plan_policy(Table(8), presets.mup(base=Table(4)))
-        assert "which of its axes faces inputs is not known" in plan["table"].reason
-
-    def test_meta(self, expected):
-        """A base needs no memory."""
-        with torch.device("meta"):
-            base = Residual(8, 2)
-
-        assert plan_policy(Residual(32, 4), presets.mup(base=base)).steps == expected.steps
-
-
-class TestComposition:
-    """Any policy may give the base its values."""
-
-    @pytest.mark.parametrize(
-        "policy", ["auto", "gpt2", "torch_default", "orthogonal", "xavier", "fixup", "timm_vit"]
-    )
-    @pytest.mark.parametrize("scale", [presets.mup, presets.complete_p])
-    def test_nothing_changes_at_the_base(self, policy, scale):
-        """At the base's own size the draws are those of the policy, bit for bit."""
-        plain, scaled = (Residual(8, 2) for _ in range(2))
-        plan_policy(plain, policy).apply(seed=0)
-        plan_policy(scaled, scale(base=Residual(8, 2), policy=policy)).apply(seed=0)
-
-        for name, parameter in plain.named_parameters():
-            assert torch.equal(parameter, scaled.get_parameter(name))
-
-    def test_what_torch_draws(self):
-        """Torch's default goes with fans by itself; the scaled draws do once, and not twice."""
-        plan = plan_policy(Layouts(64), presets.mup(base=Layouts(16), policy="torch_default"))
-        base = plan_policy(Layouts(16), "torch_default")
-
-        assert plan["plain.weight"].std == pytest.approx(base["plain.weight"].std / 2)
-        assert plan["plain.bias"].std == pytest.approx(base["plain.bias"].std)
-        assert plan["head.weight"].std == pytest.approx(base["head.weight"].std / 4)
-
-    def test_what_torch_draws_from_shapes_alone(self):
-        """Shapes alone do not say what a layer of torch's draws: an error, no guess."""
-        shapes = {name: tuple(p.shape) for name, p in Residual(8, 2).named_parameters()}
-
-        with pytest.raises(PlanError, match="give as base the model"):
-            plan_policy(Residual(32, 2), presets.mup(base=shapes, policy="torch_default"))
-
-    def test_rules_of_ones_own(self):
-        """A rule before the preset's is scaled too."""
-        rule = Rule(match.name("head.weight"), initializers.Normal(1.0))
-        policy = presets.mup(base=Residual(8, 2)).override(rule)
-        plan = plan_policy(Residual(32, 2), policy)
-
-        assert plan["head.weight"].std == pytest.approx(0.25)
-        assert InitPolicy([rule]).otherwise(presets.mup(base=Residual(8, 2))).scaling is not None
-
-    def test_a_function(self):
-        """The numbers of a function cannot be scaled, which is an error of the plan."""
-        rule = Rule(match.name("head.weight"), nn.init.xavier_uniform_)
-        policy = presets.mup(base=Residual(8, 2)).override(rule)
-
-        with pytest.raises(PlanError, match=r"head\.weight.*function"):
-            plan_policy(Residual(32, 2), policy)
-
-    def test_two_scalings(self):
-        """Two policies that scale are not one."""
-        other = presets.spectral()
-
-        with pytest.raises(PolicyError, match="both policies scale"):
-            presets.mup(base=Residual(8, 2)).otherwise(other)
-
-    def test_kept(self):
-        """What is kept is not scaled, and the plan says so; it still learns as it must."""
-        plan = plan_policy(Residual(32, 2), presets.mup(base=Residual(8, 2)), skip="head.weight")
-
-        assert plan["head.weight"].reason.endswith("but its values are kept")
-        assert plan["head.weight"].multipliers.lr("adamw") == 0.25
-
-    def test_a_value(self):
-        """Policies that scale are compared, hashed and kept in files; so are their plans."""
-        policy = presets.mup(base=Residual(8, 2), policy="gpt2")
-        plan = plan_policy(Residual(32, 2), policy)
-
-        assert InitPolicy.from_json(policy.to_json()) == policy
-        assert policy.hash == presets.mup(base=Residual(8, 2), policy="gpt2").hash
-        assert policy.hash != presets.mup(base=Residual(16, 2), policy="gpt2").hash
-        assert Plan.from_json(plan.to_json()) == plan
-
-    def test_malformed_file(self):
-        """What stands for a scaling in a file must be one."""
-        text = json.dumps({"format": 1, "rules": [], "scaling": {"class": "Zeros"}})
-
-        with pytest.raises(PolicyError, match="scaling"):
-            InitPolicy.from_json(text)
 
 
 class Multiplied(nn.Module):
@@ -473,34 +227,6 @@ class Tied(Heads):
     def __init__(self, width, heads=None):
         super().__init__(width, heads or width // 4)
         self.head.weight = self.table.weight
-
-
-class TestSpectral:
-    """The spectral condition needs no base."""
-
-    def test_spectral_norms(self):
-        """Norms of weights go with sqrt(fan_out / fan_in), up to what a Gaussian matrix has."""
-        model = tower(256, 3)
-        plan_policy(model, presets.spectral(policy="lecun")).apply(seed=0)
-        ratios = []
-        for layer in (model[2], model[6]):
-            norm = torch.linalg.matrix_norm(layer.weight.detach(), ord=2).item()
-            ratios.append(norm / math.sqrt(layer.out_features / layer.in_features))
-
-        assert all(0.9 < ratio < 2.1 for ratio in ratios)
-
-    def test_learning_rates(self):
-        """Adam's learning rate goes with one over fan_in, SGD's with fan_out over fan_in."""
-        plan = plan_policy(tower(256, 3), presets.spectral())
-
-        assert plan["6.weight"].multipliers.lr("adam") == 1 / 256
-        assert plan["6.weight"].multipliers.lr("sgd") == 3 / 256
-        assert plan["2.bias"].multipliers.lr("adam") == 1.0
-
-    def test_value(self):
-        """It is a policy like others."""
-        assert presets.spectral().scaling == Scaling("spectral")
-        assert InitPolicy.from_json(presets.spectral().to_json()) == presets.spectral()
 
 
 class TestAgainstMup:
