@@ -88,6 +88,12 @@ WORDS = {
         "nearly",
         "repairs it, though now the signal wanders at '4.weight', which may slow training",
     ),
+    "a warning from before": (
+        ("explodes", "wanders"),
+        ("wanders",),
+        "repairs",
+        "repairs it, though still the signal wanders at '4.weight', which may slow training",
+    ),
     "still": (
         ("vanishes",),
         ("vanishes",),

@@ -35,6 +35,37 @@ def test_what_is_meant_is_not_calibrated():
     assert "lsuv_(model, batch, skip=['4.weight'])" in calls
 
 
+class Heads(nn.Module):
+    """A policy that starts small, as PPO has it, beside something else."""
+
+    def __init__(self, gain: float, *, sampled: bool = False) -> None:
+        super().__init__()
+        layers = [layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.Tanh())]
+        self.body = nn.Sequential(*layers)
+        self.policy, self.other = nn.Linear(32, 4), nn.Linear(32, 8)
+        self.read = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.sampled = sampled
+        with torch.no_grad():
+            self.policy.weight.mul_(0.01)
+            self.other.weight.mul_(gain)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        other = self.other(hidden)
+        return self.policy(hidden), self.read(other.exp()) if self.sampled else other
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["returned", "exponentiated"])
+def test_one_weight_at_fault_is_all_that_is_written(sampled):
+    """A second head that is too large is started anew, by itself; the small one stays as meant."""
+    torch.manual_seed(0)
+    model, x = Heads(1000.0 if not sampled else 40.0, sampled=sampled), batch()[:, :32]
+
+    best = audit_model(model, x, optimizer="adam", lr=2e-3).recommended
+
+    assert best.call == "apply_policy(model, only=['other.weight'])"
+
+
 class Sums(nn.Module):
     """A layer that reads the sum over however many elements an input has."""
 

@@ -15,8 +15,9 @@ from torch_initpolicy.signal.verdicts import MILD, Verdict
 Outcome = Literal["repairs", "nearly", "fails", "refused"]
 """What became of an attempt.
 
-`repairs`: nothing is left to be said of the signal. `nearly`: a warning is left. `fails`: something
-grave is left, or new. `refused`: the policy cannot be applied.
+`repairs`: nothing is left to be said of the signal, but for warnings beside something grave that
+was to be repaired. `nearly`: another warning is left. `fails`: something grave is left, or new.
+`refused`: the policy cannot be applied.
 """
 
 OUTCOMES: tuple[Outcome, ...] = ("repairs", "nearly", "fails", "refused")
@@ -93,14 +94,15 @@ def judged(
         'keeps the signal well'
     """
     outcome = _outcome(before, after, same)
-    words = (_SICK if (bool(before.verdicts) if sick is None else sick) else _WELL)[outcome]
+    ill = bool(before.verdicts) if sick is None else sick
     left = ", ".join(_left(before.verdicts, after.verdicts, same))
-    told = {
-        "repairs": words + _span_words(after.points),
-        "nearly": f"{words} {left}, {MILD}{_span_words(after.points)}",
-        "fails": f"{words}: {left}",
-    }
-    return Repair(name, call, outcome, told[outcome], after)
+    if outcome == "fails":
+        told = f"{'does not repair it' if ill else 'would do harm'}: {left}"
+    else:
+        though = f", though {left}, {MILD}" if left else ""
+        told = f"{'repairs it' if ill else 'keeps the signal well'}{though}"
+        told += _span_words(after.points)
+    return Repair(name, call, outcome, told, after)
 
 
 def refused(name: str, call: str, why: str) -> Repair:
@@ -125,24 +127,15 @@ def _rank(repair: Repair) -> tuple[float, ...]:
 _LOST = 1e300
 
 
-_SICK: dict[Outcome, str] = {
-    "repairs": "repairs it",
-    "nearly": "repairs it, though",
-    "fails": "does not repair it",
-}
-_WELL: dict[Outcome, str] = {
-    "repairs": "keeps the signal well",
-    "nearly": "keeps the signal well, though",
-    "fails": "would do harm",
-}
-
-
 def _outcome(before: Signal, after: Signal, same: Sequence[str]) -> Outcome:
-    if not after.verdicts:
-        return "fails" if same else "repairs"
+    if same or not after.ok:
+        return "fails"
+    warned = {verdict.kind for verdict in before.verdicts if verdict.mild}
+    left = {verdict.kind for verdict in after.verdicts}
+    if not left or (left <= warned and not before.ok):
+        return "repairs"
     # Where what there is to repair is mild, something mild that is left counts.
-    mild = not (before.verdicts and before.ok)
-    return "nearly" if after.ok and mild and not same else "fails"
+    return "fails" if before.verdicts and before.ok else "nearly"
 
 
 def _left(

@@ -164,7 +164,9 @@ class Trials:
     def _suspects(self) -> Iterator[tuple[list[str], Keeping]]:
         """Yield what may be at fault: what verdicts name, as far as it is unlike `auto`; then all.
 
-        A prior or a zero that is meant is never among it, but for what silences units by itself.
+        The weights where it begins come first among few, and last where all of many bring something
+        else about. A prior or a zero that is meant is never among it, but for what silences units
+        by itself.
         """
         lasting = for_ever(self.symmetry)
         named = {name for verdict in self.before.verdicts for name in verdict.sites}
@@ -178,7 +180,9 @@ class Trials:
             [s.name for s in self._plan(Attempt("auto")) if s.name in named and not s.keeps],
             "meant",
         )
-        yield unlike, "meant"
+        first = _in_modules_of(unlike, {verdict.where for verdict in self.before.verdicts})
+        few = len(unlike) <= SPELLED_OUT
+        yield from ((names, "meant") for names in ([first, unlike] if few else [unlike, first]))
 
     def _unlike(self, keep: Keeping) -> list[str]:
         """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
