@@ -75,3 +75,79 @@ def test_sets_of_nodes_stay_small(monkeypatch):
     known("a" * 40, keeps=False)
 
     assert max(sizes) < 20
+
+
+class Conditioned(nn.Module):
+    """Layers that read a stream, and a time that is embedded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.time, self.head = (nn.Linear(4, 4) for _ in range(3))
+        self.inner = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.outer = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.beside = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    @property
+    def layers(self):
+        """Return the layers of each block."""
+        return zip(self.inner, self.outer, self.beside, strict=True)
+
+
+class Summed(Conditioned):
+    """WaveNet: what is read of each residual block is summed up."""
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        x, total = self.stem(x), 0
+        for inner, outer, beside in self.layers:
+            h = torch.tanh(inner(x)) * torch.sigmoid(self.time(x))
+            x, total = x + outer(h), total + beside(h)
+        return self.head(torch.relu(total))
+
+
+class Added(Conditioned):
+    """Plain layers to each of which the time is added."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        t = torch.relu(self.time(t))
+        for inner, outer, beside in self.layers:
+            x = torch.relu(outer(torch.relu(inner(x) + beside(t))))
+        return self.head(x)
+
+
+class Blocks(Conditioned):
+    """Residual blocks to each of which the time is added inside."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        t, x = torch.relu(self.time(t)), self.stem(x)
+        for inner, outer, beside in self.layers:
+            x = x + outer(torch.relu(inner(x) + beside(t)))
+        return self.head(x)
+
+
+class Projected(Conditioned):
+    """Blocks with a projection for a skip, and a residual block of their own inside."""
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, outer, beside in self.layers:
+            h = inner(torch.relu(x))
+            h = h + self.time(torch.relu(h))
+            x = beside(x) + outer(torch.relu(h))
+        return self.head(torch.relu(x))
+
+
+OUTER = {f"outer.{number}.weight" for number in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [(Summed, OUTER), (Added, set()), (Blocks, OUTER), (Projected, OUTER | {"time.weight"})],
+)
+def test_where_branches_end(kind, ending):
+    """Sums of skip connections and of times are no branches; what ends one is its last weight."""
+    model = kind()
+    inputs = torch.zeros(3, 4), torch.zeros(3, 4)
+    found = read(model, sites(model), inputs).facts
+
+    weights = {name for name in found if name.endswith("weight")}
+    assert {name for name in weights if found[name].ends_residual} == ending

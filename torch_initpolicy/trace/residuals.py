@@ -65,6 +65,7 @@ class _Ancestry:
         self.weighers = self.norms = self.inside = self.normed = 0
         self.depth: dict[int, int] = {}  # by node: weights on the longest path to it
         self.branches: dict[int, Branch] = {}
+        self.streams: dict[int, int] = {}  # by the bit of an addition: what its skip comes from
         self.depths: dict[int, int] = {}
         self.batch_normalised: set[int] = set()
         self.derived: dict[int, frozenset[tuple[int, int]]] = {}
@@ -113,6 +114,7 @@ class _Ancestry:
             self.base, self.inside, self.normed, self.norms = producer, 0, 0, 0
             self.weighers = self._bit(producer)  # stands for all weights before
             self.weights = {producer: self.weighers}
+            self.streams.clear()
             self.ancestors[value] = self.identity[value] = self.weighers
 
     def _depth(self, value: int) -> int:
@@ -132,6 +134,7 @@ class _Ancestry:
                 before = self.depth[entry - self.inputs + self.base] if shared else 0
                 branch = Branch(value, skip, self._depth(value) - before)
                 self.branches[node.index] = branch
+                self.streams[self._bit(node.index)] = self.ancestors[skip]
                 self._enclose(self.ancestors[value] & ~self.ancestors[skip], branch.depth)
                 return
 
@@ -162,11 +165,18 @@ class _Ancestry:
         return any(self.weights[weight] & shared for weight in self._nodes(between))
 
     def _is_projection(self, skip: int, value: int) -> bool:
-        """The skip is one weight away from an ancestor of the branch, which has more."""
-        if not self.ancestors[skip] & self.ancestors[value]:
-            return False
+        """The skip is one weight away from where the branch begins, which has more of them.
+
+        Nothing leads past there into the branch, neither a stream nor an input: summed skip
+        connections, as in WaveNet, and time embeddings that each layer adds begin no branches.
+        """
+        shared = self.ancestors[skip] & self.ancestors[value]
         on_skip, on_branch = self._beyond(skip, value), self._beyond(value, skip)
-        return on_skip.bit_count() == 1 < on_branch.bit_count()
+        if not shared or not on_skip.bit_count() == 1 < on_branch.bit_count():
+            return False
+        begin, inside = 1 << shared.bit_length() - 1, self.ancestors[value] & ~shared
+        streams = (stream for addition, stream in self.streams.items() if addition & inside)
+        return not inside & (1 << self.inputs) - 1 and all(stream & begin for stream in streams)
 
     def _beyond(self, value: int, other: int) -> int:
         """Return the weights that a value comes from and another does not."""
