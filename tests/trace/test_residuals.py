@@ -136,18 +136,53 @@ class Projected(Conditioned):
         return self.head(torch.relu(x))
 
 
+class Attention(Conditioned):
+    """Attention to whose scores a mask, and something that is read of the stream, are added."""
+
+    mask_shape = (3, 5, 5)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, outer, beside in self.layers:
+            scores = inner(x) @ beside(x).transpose(-1, -2) + mask
+            scores = scores + self.time(x).sum(-1, keepdim=True).expand(scores.shape)
+            x = x + outer(scores.softmax(-1) @ x)
+        return self.head(x)
+
+
+class Spread(Attention):
+    """The same with one mask for all samples, and weights of another kind."""
+
+    mask_shape = (1, 1, 5)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, outer, beside in self.layers:
+            scores = inner(x) @ beside(x).transpose(-1, -2) + mask
+            x = x + outer(torch.relu(scores) @ self.time(x))
+        return self.head(x)
+
+
 OUTER = {f"outer.{number}.weight" for number in range(4)}
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"),
-    [(Summed, OUTER), (Added, set()), (Blocks, OUTER), (Projected, OUTER | {"time.weight"})],
+    ("kind", "ending", "branches"),
+    [
+        (Summed, OUTER, 4),
+        (Added, set(), 0),
+        (Blocks, OUTER, 4),
+        (Projected, OUTER | {"time.weight"}, 8),
+        (Attention, OUTER, 4),
+        (Spread, OUTER, 4),
+    ],
 )
-def test_where_branches_end(kind, ending):
-    """Sums of skip connections and of times are no branches; what ends one is its last weight."""
+def test_where_branches_end(kind, ending, branches):
+    """Sums of skip connections, of times and with masks are none; its last weight ends a branch."""
     model = kind()
-    inputs = torch.zeros(3, 4), torch.zeros(3, 4)
+    inputs = torch.zeros(3, 5, 4), torch.zeros(getattr(model, "mask_shape", (3, 5, 4)))
     found = read(model, sites(model), inputs).facts
 
     weights = {name for name in found if name.endswith("weight")}
     assert {name for name in weights if found[name].ends_residual} == ending
+    assert found["stem.weight"].residual_branches == branches

@@ -127,7 +127,12 @@ class _Ancestry:
 
     def _end_branch(self, node: Node, *summands: int) -> None:
         """Note the branch that an addition ends, if it ends one."""
+        values, result = self.uses.graph.values, node.outputs[0]
+        if self._is_score(result):
+            return
         for skip, value in (summands, summands[::-1]):
+            if values[skip].shape != values[result].shape:
+                continue  # what is spread over the other summand, as masks are, is no stream
             if self._is_identity(skip, value) or self._is_projection(skip, value):
                 shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
                 entry = shared.bit_length() - 1  # the last weight that both have in common
@@ -137,6 +142,16 @@ class _Ancestry:
                 self.streams[self._bit(node.index)] = self.ancestors[skip]
                 self._enclose(self.ancestors[value] & ~self.ancestors[skip], branch.depth)
                 return
+
+    def _is_score(self, value: int) -> bool:
+        """A value of which nothing but a softmax is taken: masks and biases are added to it."""
+        graph = self.uses.graph
+        while len(graph.consumers[value]) == 1:
+            node = graph.nodes[graph.consumers[value][0]]
+            if self.uses.role(node) not in CARRIERS or not node.outputs:
+                return node.op == "softmax"
+            value = node.outputs[0]
+        return False
 
     def _enclose(self, inside: int, depth: int) -> None:
         """Note what lies inside a branch; those that end first are the innermost."""
