@@ -1,12 +1,20 @@
 """Code within the block draws from generators of its own; the global ones are not read or moved."""
 
+import contextlib
+import sys
 import threading
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    is_in_torch_dispatch_mode,
+)
 
+from torch_initpolicy.tensors import isolation
 from torch_initpolicy.tensors.isolation import drawing_from, passing_by
 
 DRAWS = {
@@ -48,6 +56,53 @@ def test_a_seed_that_is_set_is_put_back():
     drawn(lambda: torch.manual_seed(3), 1)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_blocks_nest():
+    """An operator that takes no generator draws in an inner block, too, and moves no global one."""
+    before = torch.get_rng_state()
+    with drawing_from({"cpu": torch.Generator().manual_seed(1)}):
+        kept = drawn(lambda: torch.native_dropout(torch.ones(64), 0.5, train=True)[1], 2)
+
+    assert 0 < kept.sum() < 64
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_take_turns():
+    """Blocks of several threads that overlap leave no mode of torch switched on."""
+    ready, done = threading.Event(), threading.Event()
+
+    def first():
+        with drawing_from({}):
+            ready.set()
+            done.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    ready.wait()
+    with drawing_from({}):
+        done.set()
+        thread.join()
+
+    assert not is_in_torch_dispatch_mode()
+
+
+def test_an_interrupt_on_the_way_out():
+    """Ctrl-C while the block ends leaves no mode behind: what is drawn later is torch's own."""
+    depth = len(_get_current_dispatch_mode_stack())
+    for number in range(6):
+        calls = iter(range(number, -1, -1))  # Python looks for signals where a function begins
+
+        def interrupts(frame, event, argument, calls=calls):
+            ours = frame.f_code.co_filename in (isolation.__file__, _python_dispatch.__file__)
+            if ours and next(calls, 1) == 0:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt), drawing_from({}):
+            sys.settrace(interrupts)
+        sys.settrace(None)
+
+        assert len(_get_current_dispatch_mode_stack()) == depth
 
 
 def test_other_threads_are_not_concerned():

@@ -8,7 +8,6 @@ user initializers and audits fail in the first test.
 """
 
 import functools
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,9 +18,6 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy.locks import BORROWING
-
-_SWAPPING = threading.Lock()
-"""Held while an operator that takes no generator draws from a global one that was lent to it."""
 
 
 class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,7 +87,7 @@ def _lent(generator: torch.Generator) -> Iterator[None]:
     if generator.device.type != "cpu":
         yield
         return
-    with _SWAPPING, torch.random.fork_rng(devices=[]):
+    with BORROWING, torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
         yield
         generator.set_state(torch.get_rng_state())
@@ -107,7 +103,7 @@ def drawing_from(generators: Mapping[str, torch.Generator]) -> Iterator[None]:
     with BORROWING:  # models that run meanwhile have the generator seeded, and put it back
         before = torch.get_rng_state()
     try:
-        with _OwnGenerators(generators):
+        with _on(_OwnGenerators(generators)):
             yield
     finally:
         with BORROWING:
@@ -122,6 +118,29 @@ def passing_by(tensor: Tensor) -> AbstractContextManager[object]:
     """
     plain = type(tensor) is Tensor
     return torch._C._DisableTorchDispatch() if plain else nullcontext()  # noqa: SLF001
+
+
+@contextmanager
+def _on(mode: TorchDispatchMode) -> Iterator[None]:
+    """Put a mode on this thread's stack, and take it off whatever interrupts.
+
+    What torch's own `with mode` does besides belongs to the whole process: threads that take turns
+    would leave it switched on. And Ctrl-C on its way out would leave the mode on for good.
+    """
+    depth = torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+    try:
+        torch._C._push_on_torch_dispatch_stack(mode)  # noqa: SLF001
+        yield
+    finally:
+        try:
+            _unwind(depth)
+        finally:
+            _unwind(depth)
+
+
+def _unwind(depth: int) -> None:
+    while torch._C._len_torch_dispatch_stack() > depth:  # noqa: SLF001
+        torch._C._pop_torch_dispatch_stack(None)  # noqa: SLF001
 
 
 def _is_fresh() -> bool:
