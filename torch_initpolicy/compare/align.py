@@ -12,13 +12,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a model, as far as pairing goes.
-
-    Attributes:
-        names: All its names; several where it is tied.
-        role: What it does: a site's role, or `"buffer"`.
-        shape: Its logical shape.
-    """
+    """One tensor of a model, as far as pairing goes; its role is a site's, or `"buffer"`."""
 
     names: tuple[str, ...]
     role: str

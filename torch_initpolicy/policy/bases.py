@@ -54,13 +54,9 @@ def family(base: Base, policy: InitPolicy) -> Family:
 def _of_steps(steps: Sequence[Step]) -> Family:
     """Take what steps say; of a function of the user's own a file has the name alone."""
     members = (
-        member_of(
-            step.name,
-            step.shape,
-            step.facts,
-            None if isinstance(step.initializer, Opaque) else step.initializer,
-        )
+        member_of(step.name, step.shape, step.facts, drawn)
         for step in steps
+        for drawn in (None if isinstance(step.initializer, Opaque) else step.initializer,)
     )
     return Family(tuple(members), steps[0].facts.residual_branches if steps else 0)
 

@@ -15,17 +15,12 @@ from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One parameter of a base model.
+    """One parameter of a base model; fields that are not here are as in `Facts`.
 
     Attributes:
-        name: Its canonical name.
-        shape: Its shape.
-        axes: What its axes mean; None where that is not known.
         part: What it does, in words that do not depend on size or depth: where names are no help,
             these tell which parameter of a deeper model it stands for.
         multipliers: The known constants on the way of its numbers, and those of each packed block.
-        dot_product: As in `Facts`.
-        tied_head: As in `Facts`.
         drawn: What the policy fills it with, where that depends on its site and not on its shape
             alone; None where the shape is enough.
     """
@@ -76,12 +71,7 @@ def part_of(facts: Facts) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A base model, as much of it as a parametrisation needs.
-
-    Attributes:
-        members: Its parameters.
-        residual_branches: How many residual branches it has; None where that is not known.
-    """
+    """A base model, as much of it as a parametrisation needs; None stands for what is not known."""
 
     members: tuple[Member, ...]
     residual_branches: int | None = None

@@ -26,16 +26,11 @@ class Page:
     """What a report shows.
 
     Attributes:
-        title: What the report is about.
-        headline: Its outcome in a sentence or two.
         signals: Signals of the model, by what they are called; the first is that of the model as
             it is, the others those of suggested policies.
-        repairs: What was tried to repair the signal, the best first.
-        cost: What trying it took.
-        picture: The picture of the audit, an `<svg>` element, or nothing.
-        plan: What a policy would write, or has written.
-        findings: Symmetric starts; None where nobody looked.
+        findings: Symmetric starts; None where they were not looked for.
         receipt: A receipt, as JSON.
+        picture: The picture of the audit, an `<svg>` element, or nothing.
     """
 
     title: str
@@ -116,13 +111,10 @@ def _titled(title: str, body: str) -> str:
 def _verdicts(signal: Signal, *, advise: bool) -> str:
     said = "".join(_verdict(verdict, advise=advise) for verdict in signal.verdicts)
     note = f'<p class="note">Note: {html.escape(signal.note)}.</p>\n' if signal.note else ""
-    return (said or _all_well(signal)) + note
-
-
-def _all_well(signal: Signal) -> str:
     back = "" if signal.one_way or not signal.points else ", forward and back"
     kind = "good" if signal.points else "note"
-    return f'<p class="{kind}">T{html.escape(signal.all_well[1:])}{back}.</p>\n'
+    well = f'<p class="{kind}">T{html.escape(signal.all_well[1:])}{back}.</p>\n'
+    return (said or well) + note
 
 
 def _verdict(verdict: Verdict, *, advise: bool) -> str:

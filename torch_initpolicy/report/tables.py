@@ -98,18 +98,15 @@ def groups_json(groups: Sequence[Mapping[str, Any]]) -> str:
 
 def _step_table(steps: Sequence[Step]) -> Table:
     cells = rows(steps)
-    shown = [at for at, _ in enumerate(HEADINGS) if _says_something(cells, at)]
+    # Where all facts come from one source, the heading says which.
+    sources = {row[HEADINGS.index("from")] for row in cells}
+    shown = [at for at, name in enumerate(HEADINGS) if name != "from" or len(sources) > 1]
     table = Table(box=None, pad_edge=False, header_style="underline")
     for name in (HEADINGS[at] for at in shown):
         table.add_column(name, style=_STYLES.get(name, ""), overflow="fold", no_wrap=name == "std")
     for row in cells:
         table.add_row(*(Text(row[at]) for at in shown))
     return table
-
-
-def _says_something(cells: list[tuple[str, ...]], at: int) -> bool:
-    """Say whether a column is worth its width: where all facts come from, the heading says."""
-    return HEADINGS[at] != "from" or len({row[at] for row in cells}) > 1
 
 
 def receipt_table(receipt: Receipt, names: Collection[str] | None = None) -> RenderableType:

@@ -52,11 +52,7 @@ _MENDS: Mapping[str, frozenset[Pathology] | None] = MappingProxyType({
 class Attempt:
     """A policy for some of a model's parameters.
 
-    Attributes:
-        policy: Its name.
-        only: Globs of the parameters' names; None for all.
-        keep: As for `apply_policy`.
-        fed: Whether it needs the inputs to write the same.
+    `only` and `keep` are those of `apply_policy`; `fed`: it needs the inputs to write the same.
     """
 
     policy: str

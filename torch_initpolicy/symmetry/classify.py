@@ -10,7 +10,7 @@ from torch_initpolicy.symmetry.findings import Finding
 from torch_initpolicy.symmetry.modules import EqualModules
 from torch_initpolicy.symmetry.probe import Probe, Track
 from torch_initpolicy.symmetry.scan import EqualUnits
-from torch_initpolicy.symmetry.units import views
+from torch_initpolicy.symmetry.units import by_label, views
 
 Group = tuple[int, ...]
 Units = Track[EqualUnits]
@@ -143,11 +143,9 @@ def _beside(probe: Probe, companions: Sequence[Site], track: Units) -> list[Unit
 def _refined(group: Group, track: Units) -> tuple[Group, ...]:
     """Split a group by another track; units that are not followed there stand alone."""
     labels = dict(zip(track.units.tolist(), track.labels.tolist(), strict=True))
-    parts: dict[int, list[int]] = {}
-    for unit in group:
-        if unit in labels:
-            parts.setdefault(labels[unit], []).append(unit)
-    return tuple(tuple(units) for units in parts.values() if len(units) > 1)
+    known = [unit for unit in group if unit in labels]
+    parts = by_label(known, (labels[unit] for unit in known))
+    return tuple(units for units in parts if len(units) > 1)
 
 
 #

@@ -150,7 +150,8 @@ def _unprobed(suspected: Suspects, failure: str) -> Report:
 def _informed(subject: Subject, reading: Reading, *, asked: bool) -> Subject:
     """Look again at raw parameters and at biases, now that their use is known."""
     used = {name: facts for name, facts in reading.facts.items() if facts.used}
-    raw = {site.name for site in subject.sites if _is_raw(site)} & used.keys()
+    alone = (s for s in subject.sites if s.axes is None and len(s.parameters) == 1)
+    raw = {site.name for site in alone if site.role == "unknown"} & used.keys()
     equal_units, copies = subject.suspects
     fine = {like.site.name for like in equal_units if _is_fine(like, used)}
     if not raw | fine:
@@ -159,10 +160,6 @@ def _informed(subject: Subject, reading: Reading, *, asked: bool) -> Subject:
     again = suspects(subject.model, known, among=raw, asked=asked).equal_units
     others = (like for like in equal_units if like.site.name not in raw | fine)
     return replace(subject, sites=known, suspects=Suspects((*others, *again), copies))
-
-
-def _is_raw(site: Site) -> bool:
-    return site.axes is None and site.role == "unknown" and len(site.parameters) == 1
 
 
 _SMOOTH = ("sigmoid", "softmax", "log_softmax", "tanh")

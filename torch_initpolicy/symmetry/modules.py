@@ -16,12 +16,7 @@ from torch_initpolicy.writing.shards import full, is_sharded
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EqualModules:
-    """Modules of one class that hold equal parameters.
-
-    Attributes:
-        names: Their canonical names, in order.
-        held: For each module its parameters, in one order.
-    """
+    """Modules of one class that hold equal parameters: their names, and the parameters of each."""
 
     names: tuple[str, ...]
     held: tuple[tuple[nn.Parameter, ...], ...] = field(repr=False)

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.modules import EqualModules, equal_modules
 from torch_initpolicy.symmetry.shards import signatures
-from torch_initpolicy.symmetry.units import Values, View, equal_rows, in_company, sift, views
-from torch_initpolicy.tensors.axes import Axes
+from torch_initpolicy.symmetry.units import (
+    Values,
+    View,
+    by_label,
+    equal_rows,
+    in_company,
+    sift,
+    views,
+)
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.writing.shards import full, is_sharded
 
@@ -89,10 +96,7 @@ class EqualUnits:
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """List the units by group; a row of zeros may stand alone."""
-        members: dict[int, list[int]] = {}
-        for unit, label in zip(self.units.tolist(), self.labels.tolist(), strict=True):
-            members.setdefault(label, []).append(unit)
-        return tuple(map(tuple, members.values()))
+        return by_label(self.units.tolist(), self.labels.tolist())
 
     def rows(self, tensors: Values) -> Iterator[Tensor]:
         """Yield what tensors hold for these units, one row for each."""
@@ -117,14 +121,7 @@ _MATRICES: tuple[Role, ...] = ("weight", "recurrent", "embedding")
 
 
 class _Layout(NamedTuple):
-    """A way in which the units of a parameter lie.
-
-    Attributes:
-        site: The parameter.
-        parameter: Which of the tensors behind it.
-        view: How its units lie.
-        thorough: Whether single equal entries of vectors count.
-    """
+    """A way in which the units of a parameter lie; `thorough`: single equal entries count too."""
 
     site: Site
     parameter: nn.Parameter
@@ -153,7 +150,8 @@ def scan(sites: Sequence[Site], *, thorough: bool = False) -> Iterator[EqualUnit
         _Layout(site, parameter, view, thorough)
         for site in sites
         for parameter in _readable(site)
-        for view in views(tuple(parameter.shape), _axes(site, parameter))
+        for shape in (tuple(parameter.shape),)
+        for view in views(shape, site.axes if shape == site.shape else None)
     ]
     for layout, left in zip(layouts, _sifted(layouts), strict=True):
         site, parameter, view, _ = layout
@@ -164,10 +162,6 @@ def scan(sites: Sequence[Site], *, thorough: bool = False) -> Iterator[EqualUnit
             shuffled = _shuffled(full(parameter), view)
             if shuffled is not None:
                 yield EqualUnits(site, parameter, view, *shuffled, shuffled=True)
-
-
-def _axes(site: Site, parameter: nn.Parameter) -> Axes | None:
-    return site.axes if tuple(parameter.shape) == site.shape else None
 
 
 def _readable(site: Site) -> Iterator[nn.Parameter]:

@@ -5,7 +5,7 @@ Knows tensors and axes; neither models nor gradients nor verdicts.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -321,7 +321,13 @@ def in_company(labels: Tensor, signs: Tensor) -> Tensor:
 
 def groups(labels: Tensor) -> tuple[tuple[int, ...], ...]:
     """List the units that share a label, where there are several."""
+    found = by_label(range(len(labels)), labels.tolist())
+    return tuple(units for units in found if len(units) > 1)
+
+
+def by_label(units: Iterable[int], labels: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    """List units by the label that they share; one may stand alone."""
     members: dict[int, list[int]] = {}
-    for unit, label in enumerate(labels.tolist()):
+    for unit, label in zip(units, labels, strict=True):
         members.setdefault(label, []).append(unit)
-    return tuple(tuple(units) for units in members.values() if len(units) > 1)
+    return tuple(map(tuple, members.values()))

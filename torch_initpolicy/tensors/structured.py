@@ -1,6 +1,7 @@
 """Initializers that need the whole tensor at once; random numbers come as standard normals."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,9 +176,31 @@ def _eye_(each: Maps, normal: Normals) -> None:
     each.centre.copy_(eye.reshape(shape).expand(each.centre.shape))
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying(Initializer):
+    """Base of what lets a map copy its inputs, times `gain`."""
+
+    sizes = ("gain",)
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        take_number(self, "gain")
+
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
+        """Write ones and zeros, of which a variance says nothing."""
+        for each in _metas(self, shape, axes):
+            self._check(each.kernel)
+        return Joint(partial(_built_by_block, shape, axes, _eye_, self.gain))
+
+    @abstractmethod
+    def _check(self, kernel: tuple[int, ...]) -> None:
+        """Raise where a map with such a kernel cannot copy its inputs so."""
+
+
 @register
 @dataclass(frozen=True, slots=True)
-class Dirac(Initializer):
+class Dirac(_Copying):
     """Let a convolution copy its inputs: an identity at the middle of a kernel of zeros.
 
     Each group, copy and packed block copies its own inputs, times `gain`. Outputs beyond their
@@ -194,24 +217,14 @@ class Dirac(Initializer):
         True
     """
 
-    sizes = ("gain",)
-
-    gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        take_number(self, "gain")
-
-    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
-        """Write ones and zeros, of which a variance says nothing."""
-        for each in _metas(self, shape, axes):
-            if not each.kernel:
-                raise PolicyError(f"{self} needs a kernel, got {tuple(shape)}; use Identity()")
-        return Joint(partial(_built_by_block, shape, axes, _eye_, self.gain))
+    def _check(self, kernel: tuple[int, ...]) -> None:
+        if not kernel:
+            raise PolicyError(f"{self} needs a kernel, got a matrix; use Identity()")
 
 
 @register
 @dataclass(frozen=True, slots=True)
-class Identity(Initializer):
+class Identity(_Copying):
     """Let a linear map copy its inputs: ones on the diagonal, zeros elsewhere.
 
     Each copy and packed block is an identity of its own, times `gain`.
@@ -228,19 +241,9 @@ class Identity(Initializer):
                 [0., 1., 0.]])
     """
 
-    sizes = ("gain",)
-
-    gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        take_number(self, "gain")
-
-    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
-        """Write ones and zeros, of which a variance says nothing."""
-        for each in _metas(self, shape, axes):
-            if math.prod(each.kernel) > 1:
-                raise PolicyError(f"{self} needs a matrix, got a {each.kernel} kernel; use Dirac()")
-        return Joint(partial(_built_by_block, shape, axes, _eye_, self.gain))
+    def _check(self, kernel: tuple[int, ...]) -> None:
+        if math.prod(kernel) > 1:
+            raise PolicyError(f"{self} needs a matrix, got a {kernel} kernel; use Dirac()")
 
 
 @register
