@@ -121,7 +121,7 @@ def apply_policy(
 
     Warns:
         SymmetricInitWarning: Units of a hidden layer are identical now, and stay identical.
-        OverwrittenWarning: The model looks trained or loaded: its norms are not constant.
+        OverwrittenWarning: The model looks trained or loaded: its norms have moved.
         UnknownOperatorWarning: The forward pass has operators of unknown role.
         UnusedRuleWarning: A rule decides about no site, and `strict` is off.
 

@@ -3,7 +3,7 @@
 Knows models, inputs and policies; what the rules come to is decided in `decide`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,7 @@ from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.sites import Site, borrowing, sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.initializers import Keep
+from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
@@ -97,13 +98,15 @@ def _warn_of_unknown(operators: Mapping[str, int]) -> None:
     )
 
 
-def warn_of_overwriting(pairs: Iterable[tuple[Site, Step]]) -> None:
-    """Warn where steps write over norms that differ from channel to channel.
+def warn_of_overwriting(pairs: Sequence[tuple[Site, Step]]) -> None:
+    """Warn where steps write over norms that differ from channel to channel, as training leaves them.
 
-    Constructors leave norms constant, and training does not; other weights do not show it.
+    Norms that were drawn so (DCGAN's) still have the constructor's bias or running statistics.
     """
-    norms = (site for site, step in pairs if step.role == "norm_weight" and not step.keeps)
-    trained = [site.name for site in norms if _varies(site)]
+    norms = [site for site, step in pairs if step.role == "norm_weight" and not step.keeps]
+    biases = {id(site.owner): site for site, step in pairs if step.role == "norm_bias"}
+    moved = (site for site in norms if _constant(site) is False)
+    trained = [site.name for site in moved if not _is_fresh(site, biases.get(id(site.owner)))]
     if trained:
         warn(
             "the model looks trained, or loaded from a checkpoint, since its norms differ from "
@@ -113,12 +116,20 @@ def warn_of_overwriting(pairs: Iterable[tuple[Site, Step]]) -> None:
         )
 
 
-def _varies(site: Site) -> bool:
-    """Tell whether a vector is seen to hold different numbers; a skipped draw has left none."""
+def _is_fresh(norm: Site, bias: Site | None) -> bool:
+    """Tell whether training, which moves more of a norm than its weight, has not moved the rest."""
+    if bias is not None and bias.requires_grad and _constant(bias):
+        return True
+    starts = {norm.owner.get_buffer(name): value for name, value in buffers_of(norm.owner).items()}
+    return bool(starts) and all(bool((held == value).all()) for held, value in starts.items())
+
+
+def _constant(site: Site) -> bool | None:
+    """Tell whether a vector holds one number; None where a skipped draw left none, or none is seen."""
     values = values_of(site)
     if values is None or pending_of(site.parameters[0]) is not None:
-        return False
-    return values.numel() > 1 and bool((values != values.flatten()[0]).any())
+        return None
+    return not bool((values != values.flatten()[:1]).any())
 
 
 def warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
