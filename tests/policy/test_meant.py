@@ -182,6 +182,15 @@ def test_draws_of_any_scale_are_replaced(draw, std):
     assert kept(model, x=X.reshape(4, 4, 4)) == set()
 
 
+def test_memory_that_nobody_wrote_to():
+    """What `torch.empty` left in a parameter was not put there by anybody."""
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
+    for parameter in (model[0].weight, model[0].bias):
+        memory = torch.full((parameter.numel() // 2,), 0x7F12_3456_7890).view(torch.float32)
+        parameter.data = memory.view(parameter.shape)
+    assert kept(model) == set()
+
+
 class TestBiases:
     """Biases with a purpose."""
 

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from tests.tensors.connections import centre, incoming, make_positive, outgoing
 from torch_initpolicy.tensors.axes import Axes, Fans, fans
@@ -108,7 +107,8 @@ def test_bilinear():
 
 def test_conv1d_of_transformers():
     """The `(in, out)` layer of GPT-2 is known by its name, without a registration."""
-    module, values = Conv1D(12, 4), torch.ones(1, 4)
+    module = pytest.importorskip("transformers.pytorch_utils").Conv1D(12, 4)
+    values = torch.ones(1, 4)
     make_positive(module)
 
     expected = (incoming(lambda: module(values), module.weight, [0]), outgoing(module, values, 0))
@@ -121,7 +121,7 @@ def test_conv1d_of_transformers():
 def test_subclass_of_a_foreign_layer():
     """A subclass of a layer known by name is found through its MRO."""
 
-    class Wider(Conv1D):
+    class Wider(pytest.importorskip("transformers.pytorch_utils").Conv1D):
         pass
 
     assert axes_of(Wider(12, 4), "weight") == Axes(inputs=(0,), outputs=(1,))
@@ -129,9 +129,9 @@ def test_subclass_of_a_foreign_layer():
 
 def test_deformable_convolution():
     """Torchvision's deformable convolution has a convolution's layout."""
-    from torchvision.ops import DeformConv2d
+    ops = pytest.importorskip("torchvision.ops")
 
-    assert fans_of(DeformConv2d(8, 32, 3, groups=4)) == (2 * 9, 8 * 9)
+    assert fans_of(ops.DeformConv2d(8, 32, 3, groups=4)) == (2 * 9, 8 * 9)
 
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag], ids=lambda kind: kind.__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy.tensors.patterns import constant_in, purpose_in, structure_in
+from torch_initpolicy.tensors.patterns import constant_in, is_unwritten, purpose_in, structure_in
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -55,8 +55,9 @@ COMPUTED = {
 
 @pytest.mark.parametrize("kernel", COMPUTED.values(), ids=COMPUTED)
 def test_computed(kernel):
-    """What no random draw leaves behind is found."""
+    """What no random draw leaves behind is found, and is not taken for unwritten memory."""
     assert structure_in(kernel) is not None
+    assert not is_unwritten(kernel)
 
 
 def test_one_kernel_in_all_groups():
@@ -151,3 +152,13 @@ def test_constant():
     weight[57, 3] = 0
     assert constant_in(weight) is None
     assert constant_in(torch.full((3,), math.nan)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bits", [0x7F12_3456_7890, 7], ids=["an address", "a count"])
+def test_memory_that_nobody_wrote_to(dtype, bits):
+    """Other kinds of numbers show, also among zeros; small and large weights do not."""
+    memory = torch.zeros(64, dtype=torch.int64)
+    memory[::8] = bits
+    assert is_unwritten(memory.view(dtype))
+    assert not any(is_unwritten(scale * noise(64).to(dtype)) for scale in (0, 1e-20, 1, 1e10))

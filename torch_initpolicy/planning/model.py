@@ -99,7 +99,7 @@ def _warn_of_unknown(operators: Mapping[str, int]) -> None:
 
 
 def warn_of_overwriting(pairs: Sequence[tuple[Site, Step]]) -> None:
-    """Warn where steps write over norms that differ from channel to channel, as training leaves them.
+    """Warn where steps write over norms that differ from channel to channel, as trained ones do.
 
     Norms that were drawn so (DCGAN's) still have the constructor's bias or running statistics.
     """
@@ -125,11 +125,9 @@ def _is_fresh(norm: Site, bias: Site | None) -> bool:
 
 
 def _constant(site: Site) -> bool | None:
-    """Tell whether a vector holds one number; None where a skipped draw left none, or none is seen."""
-    values = values_of(site)
-    if values is None or pending_of(site.parameters[0]) is not None:
-        return None
-    return not bool((values != values.flatten()[:1]).any())
+    """Tell whether a vector holds one number; None where its values are not to be seen."""
+    values = values_of(site) if pending_of(site.parameters[0]) is None else None
+    return None if values is None else not bool((values != values.flatten()[:1]).any())
 
 
 def warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:

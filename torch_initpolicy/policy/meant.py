@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_initpolicy.policy.recipes import default_of
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors import initializers as init
-from torch_initpolicy.tensors.patterns import constant_in, purpose_in, structure_in
+from torch_initpolicy.tensors.patterns import constant_in, is_unwritten, purpose_in, structure_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.joins import SHUT_AT_ZERO
 
@@ -26,14 +26,16 @@ _WEIGHTS = ("weight", "recurrent", "embedding")
 
 
 def values_of(site: Site) -> Tensor | None:
-    """Return the values of a site; None where there are none to see: on meta, lazy, parametrised.
+    """Return the values of a site; None where there are none to see: on meta, not yet written.
 
     Of a shard neither: it holds a part of them, and all processes must come to the same plan.
     """
     if site.lazy or site.storage != "plain" or site.device.type == "meta":
         return None
     parameter = site.parameters[0]
-    return parameter.detach() if type(parameter.data) is Tensor else None
+    if type(parameter.data) is not Tensor or is_unwritten(parameter.data):
+        return None
+    return parameter.detach()
 
 
 def meant(

@@ -26,6 +26,29 @@ def constant_in(tensor: Tensor) -> float | None:
     return float(first)
 
 
+@torch.no_grad()
+def is_unwritten(tensor: Tensor) -> bool:
+    """Tell whether a tensor is memory that nobody has written to, as `torch.empty` leaves it.
+
+    Addresses and counts, read as floating-point numbers, are subnormal or huge.
+
+    Examples:
+        >>> is_unwritten(torch.full((8,), 0x7F12_3456_7890).view(torch.float32))
+        True
+        >>> is_unwritten(torch.tensor([0.0, -1e-30, 1e6]))
+        False
+    """
+    sample = _sample(tensor, _MANY)
+    if not sample.is_floating_point():
+        return False
+    sizes = sample.double().abs()
+    subnormal = (sizes > 0) & (sizes < torch.finfo(torch.float32).tiny)
+    return bool((subnormal | (sizes > _HUGE)).any())
+
+
+_HUGE = 1e18
+"""Size beyond which a number is no weight: its square is at the end of float32."""
+
 _FEW, _MANY = 8, 256
 """How many elements are looked at to rule a constant out, and to find numbers that repeat."""
 

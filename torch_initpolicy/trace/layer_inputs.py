@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers
 
-_IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512, 16, 8)
+_IMAGE_SIZES = (224, 32, 28, 64, 84, 96, 128, 256, 299, 384, 512, 16, 8)
 """Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
 
 _CLIPS = ((16, 112), (16, 224), (8, 224), (32, 224))

@@ -98,6 +98,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     | _each("mul multiply div divide true_divide neg negative", OpRole.MULTIPLIES)
     | _each("add sub subtract rsub lerp", OpRole.ADDS)
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
+    | _each("normal", OpRole.ADDS, "input", "factor")  # a mean, and a deviation times noise
     | _each("batch_norm instance_norm", OpRole.NORMALISES, "input", "state", "state", "weight",
             "bias")
     | _each("layer_norm group_norm", OpRole.NORMALISES, "input", "size", "weight", "bias")
@@ -138,7 +139,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "count_nonzero aminmax", OpRole.SUMMARISES)
     | _each("zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
             "new_ones new_empty new_full new_tensor zeros ones empty full rand randn randint "
-            "arange linspace logspace eye range randperm normal uniform bernoulli exponential "
+            "arange linspace logspace eye range randperm uniform bernoulli exponential "
             "zero argmax argmin argsort nonzero eq ne lt le gt ge isnan isinf isfinite logical_and "
             "logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor "
             "and or xor nms batched_nms searchsorted bucketize unique bincount "

@@ -84,6 +84,21 @@ def test_ppo(names):
         assert net.get_submodule(name).bias.eq(0).all()
 
 
+def test_ppo_of_an_agent_that_acts():
+    """The weight that makes the mean of a sampled action is the head of the actor."""
+
+    class Acting(Agent):
+        def forward(self, x):
+            mean, value = super().forward(x)
+            actions = torch.distributions.Normal(mean, torch.ones_like(mean))
+            action = actions.sample()
+            return action, actions.log_prob(action), value
+
+    plan = plan_policy(Acting(), "ppo", example_inputs=torch.zeros(2, 8))
+    assert plan["actor.weight"].initializer.gain == 0.01
+    assert plan["critic.weight"].initializer.gain == 1
+
+
 @pytest.mark.parametrize("depth", [2, 8])
 def test_deepnorm(depth):
     """Of an encoder of N layers: beta = (8 N) ** -1/4, but 1 for queries and keys."""
