@@ -38,7 +38,7 @@ class Choice:
     rule: Rule | None
     kept: tuple[str, str] | None
     block: int | None = None
-    blocks: tuple["Choice", ...] = ()
+    blocks: "tuple[Choice, ...]" = ()
     reckoned: Facts = field(default=Facts("unknown"), compare=False)
 
     @property

@@ -139,4 +139,4 @@ class Facts:
     padding: int | None = None
     used: bool = False
     evidence: Evidence = "type"
-    blocks: tuple["Facts", ...] = ()
+    blocks: "tuple[Facts, ...]" = ()
