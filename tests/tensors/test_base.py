@@ -16,6 +16,7 @@ from torch_initpolicy.tensors.base import (
     merged_spreads,
     parts,
     take_number,
+    widened,
     working_dtype,
 )
 
@@ -43,6 +44,24 @@ def test_no_working_dtype(dtype):
     """Nothing is drawn for integers, and the error names the dtype."""
     with pytest.raises(PolicyError, match=str(dtype)):
         working_dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_no_number_is_lost_in_widening(dtype):
+    """Every number of one byte is one of two bytes."""
+    bits = torch.arange(256, dtype=torch.uint8)
+    wide = widened(bits.view(dtype))
+    known = ~wide.isnan()
+    assert wide.dtype == torch.float16
+    assert known.sum() >= 248
+    assert torch.equal(wide.to(dtype).view(torch.uint8)[known], bits[known])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64, torch.int8])
+def test_what_torch_computes_with_is_not_widened(dtype):
+    """All others are handed back themselves."""
+    tensor = torch.ones(3, dtype=dtype)
+    assert widened(tensor) is tensor
 
 
 @pytest.mark.parametrize("name", ["float8_e8m0fnu", "float4_e2m1fn_x2"])

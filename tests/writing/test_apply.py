@@ -27,6 +27,7 @@ from torch_initpolicy.tensors.initializers import (
 from torch_initpolicy.writing import apply as applying
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.drawing import Drawing
+from torch_initpolicy.writing.shards import multiply_, whole
 
 
 def tied():
@@ -48,6 +49,26 @@ def grown():
             "head": nn.Linear(16, 4),
         }
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize(
+    "initializer", [Normal(0.05), Constant(0.3), Orthogonal(), xavier_normal()], ids=str
+)
+def test_floats_of_one_byte(dtype, initializer):
+    """They hold what is drawn in single precision, rounded, and multiplied where a step says so."""
+    from torch_initpolicy import plan_policy
+
+    wide, narrow = layer(40, 30), layer(40, 30).to(dtype)
+    for model in (wide, narrow):
+        plan = plan_policy(model, initializer, only=["weight"], keep="nothing")
+        apply_steps(plan.pairs(), Drawing(0), model=model)
+    assert torch.equal(narrow.weight.float(), wide.weight.to(dtype).float())
+
+    with torch.no_grad():
+        multiply_([whole(narrow.weight)], (2.0, 0.5))
+    expected = wide.weight.to(dtype).float() * torch.tensor([2.0] * 20 + [0.5] * 20)[:, None]
+    assert torch.equal(narrow.weight.float(), expected.to(dtype).float())
 
 
 class TestPlaces:

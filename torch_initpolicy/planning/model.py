@@ -105,8 +105,8 @@ def warn_of_overwriting(pairs: Sequence[tuple[Site, Step]]) -> None:
     """
     norms = [site for site, step in pairs if step.role == "norm_weight" and not step.keeps]
     biases = {id(site.owner): site for site, step in pairs if step.role == "norm_bias"}
-    moved = (site for site in norms if _constant(site) is False)
-    trained = [site.name for site in moved if not _is_fresh(site, biases.get(id(site.owner)))]
+    moved = (site for site in norms if _holds_one_number(site) is False)
+    trained = [site.name for site in moved if not _is_untrained(site, biases.get(id(site.owner)))]
     if trained:
         warn(
             "the model looks trained, or loaded from a checkpoint, since its norms differ from "
@@ -116,15 +116,15 @@ def warn_of_overwriting(pairs: Sequence[tuple[Site, Step]]) -> None:
         )
 
 
-def _is_fresh(norm: Site, bias: Site | None) -> bool:
+def _is_untrained(norm: Site, bias: Site | None) -> bool:
     """Tell whether training, which moves more of a norm than its weight, has not moved the rest."""
-    if bias is not None and bias.requires_grad and _constant(bias):
+    if bias is not None and bias.requires_grad and _holds_one_number(bias):
         return True
     starts = {norm.owner.get_buffer(name): value for name, value in buffers_of(norm.owner).items()}
     return bool(starts) and all(bool((held == value).all()) for held, value in starts.items())
 
 
-def _constant(site: Site) -> bool | None:
+def _holds_one_number(site: Site) -> bool | None:
     """Tell whether a vector holds one number; None where its values are not to be seen."""
     values = values_of(site) if pending_of(site.parameters[0]) is None else None
     return None if values is None else not bool((values != values.flatten()[:1]).any())

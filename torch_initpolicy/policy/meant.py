@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_initpolicy.policy.recipes import default_of
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors import initializers as init
+from torch_initpolicy.tensors.base import widened
 from torch_initpolicy.tensors.patterns import constant_in, is_unwritten, purpose_in, structure_in
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.joins import SHUT_AT_ZERO
@@ -26,16 +27,14 @@ _WEIGHTS = ("weight", "recurrent", "embedding")
 
 
 def values_of(site: Site) -> Tensor | None:
-    """Return the values of a site; None where there are none to see: on meta, not yet written.
+    """Return the values of a site; None where there are none to see: on meta, lazy, parametrised.
 
     Of a shard neither: it holds a part of them, and all processes must come to the same plan.
     """
     if site.lazy or site.storage != "plain" or site.device.type == "meta":
         return None
     parameter = site.parameters[0]
-    if type(parameter.data) is not Tensor or is_unwritten(parameter.data):
-        return None
-    return parameter.detach()
+    return widened(parameter.detach()) if type(parameter.data) is Tensor else None
 
 
 def meant(
@@ -96,13 +95,18 @@ def _see(site: Site, facts: Facts, values: Tensor | None) -> _Seen:
 
 
 def _purpose(seen: _Seen) -> str | None:
-    """Say what other than zeros a site holds on purpose."""
+    """Say what other than zeros a site holds on purpose, not since nobody wrote to its memory."""
     if seen.constant == 0 or seen.values is None:
         return None
+    said = _said_of(seen, seen.values)
+    return None if said is None or is_unwritten(seen.values) else said
+
+
+def _said_of(seen: _Seen, values: Tensor) -> str | None:
     facts, site = seen.facts, seen.site
     if facts.role in ("bias", "norm_bias"):
         own = seen.is_constant and _is_unknown(site)
-        return None if own else purpose_in(seen.values, _reach(site))
+        return None if own else purpose_in(values, _reach(site))
     if facts.role == "norm_weight":
         is_scale = seen.constant is not None and seen.constant + facts.offset != 1
         return f"a scale of {seen.constant:.4g}" if is_scale else None
@@ -110,7 +114,7 @@ def _purpose(seen: _Seen) -> str | None:
         return None
     axes = facts.axes or site.axes
     out = axes.outputs[0] if axes and axes.outputs else None
-    return structure_in(seen.values, out=out, groups=axes.groups if axes else 1)
+    return structure_in(values, out=out, groups=axes.groups if axes else 1)
 
 
 #

@@ -141,7 +141,8 @@ class InitPolicy:
         for rule in given:
             if not isinstance(rule, Rule):
                 raise PolicyError(
-                    f"a policy is made of rules: Rule(matcher, initializer), {rule!r}"
+                    f"a policy is made of rules, Rule(matcher, initializer), not of {brief(rule)}; "
+                    "a plan is applied by plan.apply(seed=...)"
                 )
         object.__setattr__(self, "rules", given)
         object.__setattr__(self, "name", name)

@@ -128,6 +128,11 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor, in float16 where it has floats of one byte: torch only copies such."""
+    return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
 _NO_NUMBERS: Mapping[str, str] = MappingProxyType(
     {
         "torch.float8_e8m0fnu": "it holds powers of two alone, no zero and nothing negative",

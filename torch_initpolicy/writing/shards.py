@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.tensors.base import widened
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -217,9 +218,15 @@ def multiply_(held: Iterable[Piece], factors: Sequence[float]) -> None:
     for piece in held if len(factors) > 1 else ():
         rows = piece.shape[0] // len(factors)
         for number, factor in enumerate(factors):
-            along(piece, 0, range(number * rows, (number + 1) * rows)).mul_(factor)
+            _multiply(along(piece, 0, range(number * rows, (number + 1) * rows)), factor)
     for piece in held if len(factors) == 1 else ():
-        piece.tensor.mul_(factors[0])
+        _multiply(piece.tensor, factors[0])
+
+
+def _multiply(tensor: Tensor, factor: float) -> None:
+    wide = widened(tensor).mul_(factor)
+    if wide is not tensor:
+        tensor.copy_(wide)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_initpolicy.errors import ApplyError, listing
 from torch_initpolicy.policy.rules import WEIGHTS_ONLY, is_blanket
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.base import dtype_name
+from torch_initpolicy.tensors.base import dtype_name, widened
 from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.samplers import Joint
 from torch_initpolicy.writing.blocks import Job, Workspace, drawn, normals
@@ -97,7 +97,7 @@ _GLOBAL = 1 << 63
 def _prepare(job: Job, workspace: Workspace) -> Write:
     site = job.site
     target = _target(job, workspace).to(site.device, site.dtype)
-    wrong = int(target.isfinite().logical_not().sum())
+    wrong = int(widened(target).isfinite().logical_not().sum())
     if wrong:
         share = f"{wrong} of {target.numel()} elements"
         raise _refused(job, f"gives {share} that are not finite in {target.dtype}")
