@@ -459,8 +459,9 @@ class TestUntraced:
     def test_plan_says_why(self):
         """The forward pass that raises is quoted, with what helps."""
         text = str(plan_policy(Nested()))
-        reason = "TypeError: a state is a dict of parts"
-        assert f"known from: order 2 (no inputs found: {reason}; give" in text
+        reason = "TypeError: a state is a dict of parts with state float32"
+        assert f"known from: order 2 (no inputs found: {reason}" in text
+        assert "give example_inputs=" in text.replace("\n ", "")
 
     def test_given_inputs(self):
         """With inputs that fit there is nothing to say."""

@@ -1,5 +1,7 @@
 """What could not be recorded is said to be so; inputs are blamed where they are at fault."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,3 +48,31 @@ def test_inputs_that_do_not_fit_are_blamed(verb):
     """What a plain call refuses as well is a matter of the inputs."""
     with pytest.raises(TraceError, match=r"Sequential raises with .*give what forward takes"):
         VERBS[verb](nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 5))
+
+
+class Batched(nn.Module):
+    """Takes a batch with attributes, a number and an argument by keyword alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 9)
+
+    def forward(self, batch, steps: int, *, edges=None):
+        return self.layer(batch.features) * steps
+
+
+def test_what_was_tried_and_what_to_write_is_said():
+    """Where no inputs are found, the plan names what each argument was, and how to give it."""
+    untraced = plan_policy(Batched()).untraced or ""
+
+    assert (
+        "'Tensor' object has no attribute 'features' with batch float32 (2, 7), steps " in untraced
+    )
+    assert untraced.endswith("; give example_inputs=dict(batch=..., steps=...)")
+
+
+def test_what_is_written_so_is_read():
+    """A mapping of those names is what `example_inputs` takes."""
+    batch = SimpleNamespace(features=torch.zeros(2, 7))
+
+    assert plan_policy(Batched(), example_inputs={"batch": batch, "steps": 2}).untraced is None

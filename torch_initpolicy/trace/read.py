@@ -1,8 +1,7 @@
 """Reads a model: records its forward pass as best it can, and says what follows for each site."""
 
-import textwrap
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from torch_initpolicy.sites import Site, borrowing, canonical_modules
 from torch_initpolicy.trace.facts import Evidence, Facts
-from torch_initpolicy.trace.failures import in_short, refusal
+from torch_initpolicy.trace.failures import in_short, in_vain, refusal, to_give
 from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.registration_order import ordered_facts
@@ -82,7 +81,7 @@ def read(
         recorded = search.found()
         ordered = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
         main = ordered if recorded is None else _read_from(recorded, search)
-        return _with_parts(main, inner, sites)
+        return _with_parts(main, search)
 
 
 _COMPILED = "TorchScript hides what its parameters do"
@@ -102,7 +101,7 @@ def _given_inputs(search: InputSearch, call: Call) -> Reading:
 
 
 def _failure(search: InputSearch) -> str | None:
-    return in_short(search.failed[0].error) if search.failed else None
+    return None if search.furthest is None else in_short(search.furthest.error)
 
 
 def _read_from(recorded: Recorded, search: InputSearch) -> Reading:
@@ -125,22 +124,26 @@ def _read_from(recorded: Recorded, search: InputSearch) -> Reading:
     )
 
 
-def _with_parts(main: Reading, model: nn.Module, sites: Sequence[Site]) -> Reading:
+def _with_parts(main: Reading, search: InputSearch) -> Reading:
     """Add what modules that were not reached say when they run on their own."""
-    unseen = [site for site in sites if site.name in main.unused]
-    own = {name: _read_from(r, s) for name, s, r in lone_parts(model, unseen)}
+    unseen = [site for site in search.runner.sites if site.name in main.unused]
+    own = {name: _read_from(r, s) for name, s, r in lone_parts(search.runner.model, unseen)}
     found = {n: f for part in own.values() for n, f in part.facts.items() if f.used}
     facts = {**main.facts, **{n: replace(f, feeds_output=False) for n, f in found.items()}}
-    return replace(main, facts=facts, parts=tuple(own), untraced=_untraced(main, tuple(own)))
+    return replace(main, facts=facts, parts=tuple(own), untraced=_untraced(main, search, own))
 
 
-def _untraced(main: Reading, parts: Sequence[str]) -> str | None:
+def _untraced(main: Reading, search: InputSearch, parts: Iterable[str]) -> str | None:
     """Say what was not read as a whole, and what would help."""
-    failure = textwrap.shorten(main.failure or "there was nothing to try", 200)
-    whole = f"no inputs found: {failure}" if main.evidence == "order" else ""
-    apart = f"run on their own: {', '.join(parts)}" if parts else ""
-    said = "; ".join(filter(None, (whole, apart)))
-    return f"{said}; give example_inputs=" if said else None
+    model, refused = search.runner.model, search.furthest if main.evidence == "order" else None
+    said = []
+    if main.evidence == "order":
+        why = "there was nothing to try" if refused is None else in_vain(model, refused)
+        said.append(f"no inputs found: {why}")
+    if parts:
+        said.append(f"run on their own: {', '.join(parts)}")
+    wanted = "give example_inputs=" if refused is None else to_give(model, refused.call)
+    return "; ".join((*said, wanted)) if said else None
 
 
 def _single_numbers(sites: Sequence[Site]) -> Iterator[tuple[str, float]]:

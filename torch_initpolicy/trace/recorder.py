@@ -62,7 +62,7 @@ class Budget:
         """
         self.left -= cost
         if self.left < 0:
-            raise OutOfBudgetError
+            raise OutOfBudgetError("more operators than a search may run")
 
 
 class Recorder(TorchFunctionMode):

@@ -54,6 +54,11 @@ class InputSearch:
         self.failed: list[Refused] = []
         self._tried: set[str] = set()
 
+    @property
+    def furthest(self) -> Refused | None:
+        """The call that got furthest of those that raised."""
+        return max(self.failed, key=lambda refused: refused.ran, default=None)
+
     def given(self, call: Call) -> Recorded | Refused:
         """Record with the user's own inputs, however long it takes."""
         self.runner.budget = Budget(math.inf)
