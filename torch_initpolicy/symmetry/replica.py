@@ -19,7 +19,7 @@ from torch_initpolicy.errors import TraceError
 from torch_initpolicy.symmetry.batches import Batches
 from torch_initpolicy.symmetry.units import Values, equal_rows
 from torch_initpolicy.trace.borrow import Lent, borrowed, cuda_devices
-from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.trace.stand_ins import lazily_copied
 from torch_initpolicy.trace.trees import tensors_in
 from torch_initpolicy.writing.crew import cores_restored
 from torch_initpolicy.writing.shards import full
@@ -114,13 +114,12 @@ class Replica:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         """Copy: a forward pass may write to what it is given."""
-        value = copied(full(tensor))
-        if value.is_complex():
+        value, dtype = full(tensor).detach(), tensor.dtype
+        if dtype.is_complex:
             dtype = torch.promote_types(self.batches.dtype, torch.complex64)
-            return value.to(self.batches.device, dtype)
-        return value.to(
-            self.batches.device, self.batches.dtype if value.is_floating_point() else None
-        )
+        elif dtype.is_floating_point:
+            dtype = self.batches.dtype
+        return value.to(self.batches.device, dtype, copy=True)
 
     def training(
         self, parameters: tuple[nn.Parameter, ...], *, shared_targets: bool = False
@@ -158,7 +157,7 @@ class Replica:
 
     def _gradients(self, step: int, *, nudge: float, share: float) -> Values:
         # Parameters again: lists of parameters, which a forward pass may slice, wrap all else anew.
-        values = {parameter: copied(value) for parameter, value in self.values.items()}
+        values = {parameter: lazily_copied(value) for parameter, value in self.values.items()}
         values |= {p: values[p] * (1 + nudge) for p in self.trained if nudge}
         leaves = {p: nn.Parameter(value, requires_grad=False) for p, value in values.items()}
         for parameter in self.trained:

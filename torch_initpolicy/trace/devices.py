@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_initpolicy.tensors.memory import lazy_copy
 from torch_initpolicy.trace.shapes import numbered
-from torch_initpolicy.trace.stand_ins import INDICES, leaf_like, plain_meta
+from torch_initpolicy.trace.stand_ins import INDICES, lazily_copied, plain_meta
 from torch_initpolicy.trace.trees import map_tensors, tensors_in
 from torch_initpolicy.trace.values import Values
 
@@ -65,7 +64,7 @@ class OneDevice:
 def input_like(tensor: Tensor, *, on_meta: bool) -> Tensor:
     """Return what stands in for an input; on meta, indices alone hold numbers."""
     if not on_meta:
-        return leaf_like(tensor, lazy_copy(tensor.detach()))
+        return lazily_copied(tensor)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > INDICES:
         return plain_meta(tensor)
     if not tensor.is_meta:

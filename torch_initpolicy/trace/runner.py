@@ -13,9 +13,9 @@ from torch_initpolicy.trace.record import capture, with_grad_if_asked
 from torch_initpolicy.trace.recorder import Budget
 from torch_initpolicy.trace.stand_ins import (
     batch_size,
-    copied,
     drawn_for,
     is_image,
+    lazily_copied,
     random_call,
     vocabulary,
 )
@@ -128,7 +128,7 @@ class Runner:
     def really(self, call: Call) -> Recorded | Refused:
         """Record with the numbers of a call, and with parameters that are drawn."""
         self._drawn = self._drawn or drawn_for(self.sites)
-        drawn = {key: copied(tensor) for key, tensor in self._drawn.items()}
+        drawn = {key: lazily_copied(tensor) for key, tensor in self._drawn.items()}
         return self._run(call, on_meta=False, drawn=drawn)
 
     def _run(

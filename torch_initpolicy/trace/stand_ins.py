@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors.memory import lazy_copy
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 
@@ -23,6 +24,12 @@ def copied(tensor: Tensor) -> Tensor:
     """Return a tensor of the same numbers in other memory; a leaf that takes gradients too."""
     with torch.no_grad():
         return leaf_like(tensor, tensor.detach().clone())
+
+
+def lazily_copied(tensor: Tensor) -> Tensor:
+    """Return what `copied` does, without memory until it is written to: see `lazy_copy`."""
+    with torch.no_grad():
+        return leaf_like(tensor, lazy_copy(tensor.detach()))
 
 
 def drawn_for(sites: Sequence[Site]) -> dict[int, Tensor]:
