@@ -44,7 +44,7 @@ def summary(initializer: init.Initializer, fan_in: Number, fan_out: Number) -> s
     """Say in a few words how an initializer fills a weight of these fans.
 
     Examples:
-        >>> summary(VarianceScaling(2.0), 576, 64), summary(Normal(0.02), None, None)
+        >>> summary(init.VarianceScaling(2.0), 576, 64), summary(init.Normal(0.02), None, None)
         ('He normal, fan_in 576, gain 1.41421', 'normal, std 0.02')
     """
     if isinstance(initializer, init.VarianceScaling):

@@ -98,11 +98,11 @@ def _purpose(seen: _Seen) -> str | None:
     """Say what other than zeros a site holds on purpose, not since nobody wrote to its memory."""
     if seen.constant == 0 or seen.values is None:
         return None
-    said = _said_of(seen, seen.values)
+    said = _intent(seen, seen.values)
     return None if said is None or is_unwritten(seen.values) else said
 
 
-def _said_of(seen: _Seen, values: Tensor) -> str | None:
+def _intent(seen: _Seen, values: Tensor) -> str | None:
     facts, site = seen.facts, seen.site
     if facts.role in ("bias", "norm_bias"):
         own = seen.is_constant and _is_unknown(site)
