@@ -218,7 +218,10 @@ class TestWhatIsWritten:
     @pytest.mark.parametrize("options", [{"skip": "1.*"}, {"keep": "nothing"}, {"only": "4.*"}])
     def test_what_looks_trained_and_may_go_or_stays(self, options):
         """No warning where norms stay, or where the caller has said that all may go."""
-        apply_policy(trained(small()), "he", seed=0, example_inputs=X, **options)
+        model = trained(small())
+        apply_policy(model, "he", seed=0, example_inputs=X, **options)
+
+        assert bool(model[1].weight.eq(1).all()) == ("keep" in options)
 
     def test_ties_are_written_once_and_stay(self):
         """A tied tensor is written by the rule of its first name."""
