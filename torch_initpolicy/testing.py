@@ -69,9 +69,7 @@ def assert_same_init(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Non
 
 
 def assert_no_symmetry(
-    model: nn.Module,
-    inputs: Any = None,
-    loss_fn: Callable[[Any], Tensor] | None = None,
+    model: nn.Module, inputs: Any = None, loss_fn: Callable[[Any], Tensor] | None = None
 ) -> None:
     """Assert that no units of a model are tied and no parameters dead.
 

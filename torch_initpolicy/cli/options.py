@@ -151,6 +151,5 @@ Rate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate, of the 
 Decay = Annotated[float, typer.Option("--weight-decay", min=0, help="Likewise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Show results and errors alone.", callback=_quiet),
+    bool, typer.Option("--quiet", "-q", help="Show results and errors alone.", callback=_quiet)
 ]

@@ -63,7 +63,7 @@ HARMLESS: frozenset[Function] = frozenset(
         _getters(
             "shape device dtype layout ndim is_leaf is_meta is_cuda is_cpu is_mps is_xpu is_sparse "
             "is_quantized is_nested itemsize nbytes names requires_grad retains_grad grad grad_fn "
-            "_grad _grad_fn _version _base _backward_hooks output_nr",
+            "_grad _grad_fn _version _base _backward_hooks output_nr"
         ),
         map(setter, ("requires_grad", "grad")),
         _methods(

@@ -79,10 +79,7 @@ def _pair(where: Matcher, config: Config) -> Iterator[Rule]:
 
 
 def _kaiming(
-    a: float = 0,
-    mode: Any = "fan_out",
-    nonlinearity: Any = "relu",
-    distribution: Any = "normal",
+    a: float = 0, mode: Any = "fan_out", nonlinearity: Any = "relu", distribution: Any = "normal"
 ) -> Initializer:
     gain = nn.init.calculate_gain(nonlinearity, a)
     return VarianceScaling(gain**2, mode, distribution)

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.integrations.checkpoints import initialize_missing
-from torch_initpolicy.trace.arguments import (
-    BATCH,
-    SEQUENCE,
-    floats,
-    integers,
-    required_arguments,
-)
+from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers, required_arguments
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["declared_inputs", "initialize_missing", "known_arguments"]

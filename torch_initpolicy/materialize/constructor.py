@@ -77,9 +77,7 @@ def _with_value(site: Site, step: Step, origin: Origin) -> Step:
     own = site.parameters[0]
     same = value is not None and (own.is_meta or torch.equal(own.detach().cpu(), value))
     return replace(
-        step,
-        initializer=Keep(),
-        reason=f"kept: {origin.source} computes it" if same else _OPEN,
+        step, initializer=Keep(), reason=f"kept: {origin.source} computes it" if same else _OPEN
     )
 
 

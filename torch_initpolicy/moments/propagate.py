@@ -27,13 +27,7 @@ from dataclasses import dataclass
 
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.rules import made
-from torch_initpolicy.moments.state import (
-    Known,
-    LostError,
-    Propagation,
-    Unknown,
-    WrittenMoments,
-)
+from torch_initpolicy.moments.state import Known, LostError, Propagation, Unknown, WrittenMoments
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.flow import Flow
 from torch_initpolicy.trace.graph import Node

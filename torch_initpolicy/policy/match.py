@@ -192,9 +192,7 @@ def offset(value: float = 1.0) -> Matcher:
 
 
 def fan(
-    *,
-    fan_in: float | Bounds = (None, None),
-    fan_out: float | Bounds = (None, None),
+    *, fan_in: float | Bounds = (None, None), fan_out: float | Bounds = (None, None)
 ) -> Matcher:
     """Match weights by their fans.
 

@@ -29,11 +29,7 @@ def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
     points = [point for point in signal.points if not _is_masked(point)]
     stops = list(gradient_stop(points))
     # What makes all that follows meaningless is said alone.
-    for alone in (
-        _broken(signal.updates),
-        _overflow(points),
-        (v for v in stops if v.structural),
-    ):
+    for alone in (_broken(signal.updates), _overflow(points), (v for v in stops if v.structural)):
         if found := tuple(alone):
             return found
     body = body_of(points)

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from torch_initpolicy.symmetry.modules import EqualModules
 from torch_initpolicy.symmetry.replica import Replica, Unfit, largest, size_of
 from torch_initpolicy.symmetry.scan import EqualUnits
-from torch_initpolicy.symmetry.units import (
-    Fingerprints,
-    Values,
-    View,
-    fingerprints,
-    firsts,
-    groups,
-)
+from torch_initpolicy.symmetry.units import Fingerprints, Values, View, fingerprints, firsts, groups
 
 PATIENCE = 3
 """Steps without change that end a probe: once a point is generic among those that share its

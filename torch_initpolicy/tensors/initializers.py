@@ -52,29 +52,11 @@ from torch_initpolicy.tensors.distributions import (
     xavier_normal,
     xavier_uniform,
 )
-from torch_initpolicy.tensors.initializer import (
-    Initializer,
-    Scaled,
-    register,
-    require_transparent,
-)
+from torch_initpolicy.tensors.initializer import Initializer, Scaled, register, require_transparent
 from torch_initpolicy.tensors.isolation import drawing_from
-from torch_initpolicy.tensors.samplers import (
-    ByFunction,
-    Draw,
-    Independent,
-    Joint,
-    Sampler,
-    build,
-)
+from torch_initpolicy.tensors.samplers import ByFunction, Draw, Independent, Joint, Sampler, build
 from torch_initpolicy.tensors.standards import Transformed
-from torch_initpolicy.tensors.structured import (
-    DeltaOrthogonal,
-    Dirac,
-    Identity,
-    Orthogonal,
-    Sparse,
-)
+from torch_initpolicy.tensors.structured import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 
 __all__ = [
     "ICNR", "AsConstructed", "Blocks", "BranchScaled", "Constant", "Context", "DeltaOrthogonal",

@@ -284,10 +284,7 @@ def _is_noise(result: Uses, value: int) -> bool:
 
 
 def _note_kind(
-    result: Uses,
-    node: Node,
-    signals: Sequence[int],
-    expressions: Sequence[tuple[str, int]],
+    result: Uses, node: Node, signals: Sequence[int], expressions: Sequence[tuple[str, int]]
 ) -> None:
     kinds = [result.kinds.get(value) for value in signals]
     kind = _kind(node, result.role(node), kinds, scaled=bool(expressions))

@@ -52,11 +52,7 @@ class Reading:
         return {name for name, found in self.facts.items() if not found.used}
 
 
-def read(
-    model: nn.Module,
-    sites: Sequence[Site],
-    example_inputs: Any = None,
-) -> Reading:
+def read(model: nn.Module, sites: Sequence[Site], example_inputs: Any = None) -> Reading:
     """Read the data flow of a model, without touching it.
 
     Tried in this order: the forward pass on meta tensors; on small real tensors, without gradients

@@ -15,9 +15,7 @@ from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.connections import axes_of, full_fans
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
-from torch_initpolicy.trace.destinations import (
-    NOWHERE,
-)
+from torch_initpolicy.trace.destinations import NOWHERE
 from torch_initpolicy.trace.facts import Composition, Evidence, Facts, ForwardMultiplier
 from torch_initpolicy.trace.flow import Flow, ahead_of
 from torch_initpolicy.trace.joins import ALONE, beside, makers
@@ -36,11 +34,7 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     owners = {id(site.owner) for site in sites if site.name in norms}
     known = {
         site.name: _facts(
-            site,
-            found.get(site.name, []),
-            flow,
-            evidence,
-            in_norm=id(site.owner) in owners,
+            site, found.get(site.name, []), flow, evidence, in_norm=id(site.owner) in owners
         )
         for site in sites
     }
@@ -77,12 +71,7 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
 
 
 def _facts(
-    site: Site,
-    found: Sequence[Use],
-    flow: Flow,
-    evidence: Evidence,
-    *,
-    in_norm: bool,
+    site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, *, in_norm: bool
 ) -> Facts:
     branches = len(flow.residuals.branches)
     if not found:

@@ -25,11 +25,7 @@ from torch_initpolicy.tensors.initializers import (
 
 
 def rule(
-    matcher: Matcher,
-    initializer: Initializer | Recipe,
-    note: str = "",
-    *,
-    keeps_meant: bool = True,
+    matcher: Matcher, initializer: Initializer | Recipe, note: str = "", *, keeps_meant: bool = True
 ) -> Rule:
     """Make a rule of a preset, which need not match anything in every model.
 

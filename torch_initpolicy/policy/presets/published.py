@@ -135,7 +135,5 @@ def nanochat() -> InitPolicy:
     """
     last = WEIGHT & (ends_residual() | feeds_output())
     return layers(
-        rule(last, Zeros(), keeps_meant=False),
-        rule(WEIGHT, AspectScale()),
-        embeddings=Normal(1.0),
+        rule(last, Zeros(), keeps_meant=False), rule(WEIGHT, AspectScale()), embeddings=Normal(1.0)
     )
