@@ -41,13 +41,7 @@ class Copies:
         return tuple(map(self.of, site.parameters)) if site.storage == "plain" else ()
 
     def multiply(self, names: Iterable[str], parts: Iterable[Tensor], scale: float) -> str | None:
-        """Multiply sites by a number, or say why that cannot be.
-
-        Args:
-            names: Canonical names of the sites.
-            parts: What is multiplied of the copies of those that are plain.
-            scale: The number.
-        """
+        """Multiply sites, those that are plain by `parts` of their copies, or say why not."""
         sites = [self.sites[name] for name in names]
         for site in (site for site in sites if site.storage != "plain"):
             found = self._grown(site, scale)
@@ -82,12 +76,7 @@ class Copies:
                 self.of(parameter).copy_(full(parameter))
 
     def write(self, factors: Mapping[str, tuple[float, ...]], groups: Groups) -> None:
-        """Multiply the weights of the model, each once, and set its biases; all or nothing.
-
-        Args:
-            factors: What each weight is multiplied by, by name.
-            groups: The processes that hold the model.
-        """
+        """Multiply the weights of the model, each once, and set its biases; all or nothing."""
         writes = [
             partial(_write, self.of(site.parameters[0]), site, factors.get(site.name))
             if changed is None

@@ -10,13 +10,7 @@ from torch_initpolicy.trace.consumers import Use, Uses
 def unscaled(
     flow: Uses | None, sites: Mapping[str, Site], done: AbstractSet[str]
 ) -> Iterator[tuple[str, str]]:
-    """Say of every weight, by its type or in the data flow, why no operator was scaled by it.
-
-    Args:
-        flow: What the forward pass read; None where no operator ran.
-        sites: All sites, by canonical name.
-        done: Names of the sites that were scaled.
-    """
+    """Say of every weight, by its type or in the data flow, why no operator was scaled by it."""
     found = [] if flow is None else flow.found
     uses = [use for use in found if not _shifts(use, sites)]
     weighers = set() if flow is None else flow.weighers

@@ -21,12 +21,6 @@ def constructor_steps(
 ) -> tuple[Step, ...]:
     """Put the constructor's distributions where steps ask for them, or keep what was skipped.
 
-    Args:
-        steps: The steps of a plan.
-        found: Their sites.
-        model: The model; it is only looked at.
-        known: What has been found out about it already, by canonical name.
-
     Warns:
         InitPolicyWarning: A constructor computes values from what it draws; those stay as they
             are.

@@ -94,13 +94,7 @@ def materialize_steps(
 
     What of the model is not on meta keeps its values.
 
-    Args:
-        pairs: Each site with its step.
-        model: The model that the sites are of.
-        found: What `revealed` has found out.
-        drawing: How numbers are drawn.
-        device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
-            CPU.
+    Without a `device` it lives on that of its mesh if it is sharded, else on the CPU.
 
     Returns:
         The steps as they were carried out, where a kept parameter has become what its constructor

@@ -68,12 +68,6 @@ def origins(
     the same in every module, shape and attribute; the classes of its modules; at last their
     `reset_parameters` and other methods of that kind.
 
-    Args:
-        model: The model; it is only looked at.
-        lost: The tensors in question.
-        rebuild: Builds the model once more, where the caller knows how.
-        seed: Seeds what constructors draw otherwise than by filling a parameter.
-
     Raises:
         MaterializeError: A function of the caller raised.
     """

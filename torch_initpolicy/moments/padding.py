@@ -35,11 +35,6 @@ def reached(node: Node, shape: Sequence[int], weight: Sequence[int]) -> Taps:
     """Say how much of an operator's fan meets its input.
 
     For a 3 x 3 kernel with padding 1 on an edge of `n`, `once` is `((3n - 2) / 3n) ** 2`.
-
-    Args:
-        node: The operator; all but convolutions reach everything.
-        shape: Shape of its input.
-        weight: Shape of its weight.
     """
     if not node.op.startswith("conv"):
         return Taps()
@@ -66,14 +61,7 @@ def _at(value: int | str | Sequence[int], dim: int) -> int | str:
 
 @functools.lru_cache(maxsize=1024)
 def _along(convolve: Callable[..., Tensor], extent: int, taps: int, options: Any) -> Taps:
-    """Count along one dimension; of `stride` taps of a transposed convolution one meets an output.
-
-    Args:
-        convolve: The convolution in one dimension.
-        extent: Size of its input.
-        taps: Size of its kernel.
-        options: Its stride, padding and dilation.
-    """
+    """Count along one dimension; a transposed convolution is met by one of `stride` taps."""
     stride, padding, dilation = options
     transposed = convolve is F.conv_transpose1d
     with torch.device("cpu"):

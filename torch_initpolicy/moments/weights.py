@@ -26,13 +26,6 @@ _CENTRED = 0.1
 def behind(state: Propagation, use: Use, node: Node, met: Size, fan_in: float | None) -> Size:
     """Return the size of what a weight makes of its input.
 
-    Args:
-        state: What is known so far.
-        use: Where the weight is applied.
-        node: What applies it.
-        met: Its input.
-        fan_in: Connections into one of its output units, or None where these are unknown.
-
     Raises:
         LostError: The size of the weight is not known, or its fan is not.
     """

@@ -23,13 +23,8 @@ def reason(
 ) -> str:
     """Say in one sentence why a rule's initializer fills a site as `what` says.
 
-    Args:
-        choice: The site, and what is known about it.
-        rule: What decides about it.
-        chosen: The initializer of the rule.
-        what: How it fills the site, in words.
-        read: What the site reads, where the initializer asked for it.
-        counts: Whether known constants have been taken out of the gain.
+    `what` says in words how it fills the site, `counts` whether known constants have been taken out
+    of the gain.
     """
     if chosen == Keep():
         return f"{_role(choice.facts)}: {rule.note or what}"

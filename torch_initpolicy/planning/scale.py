@@ -40,12 +40,6 @@ def scaled_steps(
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Multiply what each step draws by what the parametrisation says.
 
-    Args:
-        steps: The steps as the policy alone makes them.
-        scaling: The parametrisation; None leaves the steps as they are.
-        sites: The sites that the steps are about.
-        asking: The choices whose initializer depends on more than the site's shape, by name.
-
     Returns:
         The steps, in their order, and what is in the way, with the ways out.
 

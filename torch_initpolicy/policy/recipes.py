@@ -174,17 +174,10 @@ def _xavier(fan_in: int, fan_out: int) -> Initializer:
 
 @functools.singledispatch
 def default_of(module: nn.Module, name: str) -> Initializer:
-    """Say how the constructor of one of torch's layers fills its parameter `name`.
+    """Say how the constructor of one of torch's layers fills a parameter; `Keep()` for any other.
 
     Torch counts its own fans there: a transposed convolution's `fan_in` is `out / groups * kernel`,
     and packed projections are one matrix. So does this.
-
-    Args:
-        module: The parameter's owner.
-        name: The parameter's name there.
-
-    Returns:
-        The initializer; `Keep()` where the owner is no layer of torch's.
 
     Examples:
         >>> default_of(nn.Linear(4, 8), "bias")

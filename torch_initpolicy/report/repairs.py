@@ -81,13 +81,8 @@ def judged(
 ) -> Repair:
     """Judge an attempt by the signals before and after it.
 
-    Args:
-        name: What it is called.
-        call: What to write for it.
-        before: The signal of the model as it is.
-        after: That of the copy.
-        same: Parameters whose units it leaves identical or dead.
-        sick: Whether there is something to repair; None where the signal's verdicts tell.
+    `same` are parameters whose units it leaves identical or dead; `sick` says whether there is
+    something to repair, where the verdicts of the signal do not tell.
 
     Examples:
         >>> judged("he", 'apply_policy(model, "he")', Signal(()), Signal(())).reason

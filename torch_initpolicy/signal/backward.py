@@ -18,9 +18,7 @@ they train nets of 7 layers whose gradients differ by 1e7.
 def gradient_course(body: Sequence[Point], *, signed: bool) -> Iterator[Verdict]:
     """Judge the squared length of the gradient; what is closed on purpose is left out.
 
-    Args:
-        body: What `body_of` returns.
-        signed: Whether the optimizer is known to step by the gradient's sign alone, as Adam does.
+    `signed` says whether the optimizer is known to step by the gradient's sign alone, as Adam does.
     """
     most = SIGNED_RANGE if signed else GRADIENT_RANGE
     known = [(p, p.length) for p in body if p.length is not None and not p.closed_by]
@@ -78,11 +76,7 @@ _KEEPS_GRADIENTS = (
 
 
 def gradient_stop(points: Sequence[Point]) -> Iterator[Verdict]:
-    """Find the operator before which no weight gets any gradient, though it gets one itself.
-
-    Args:
-        points: What was measured, in order of execution.
-    """
+    """Find the operator before which no weight gets any gradient, though it gets one itself."""
     known = [point for point in points if point.gradient is not None]
     place = next((i for i, point in enumerate(known) if point.gradient), None)
     before = [point for point in known[:place] if not point.closed_by and point.source]

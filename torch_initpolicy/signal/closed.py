@@ -19,13 +19,7 @@ def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -
     Through zeros alone, as in a closed branch; or through zeros and around them by a way on which
     other positions come, as the patches of a vision transformer that reads its class token alone.
 
-    Args:
-        uses: Where parameters meet the signal, of a forward pass that has ended.
-        gradients: What arrived at the outputs of nodes, where that was measured.
-        zeros: Canonical names of the parameters that are all zero.
-
-    Returns:
-        The names of the zeros that are in the way, by the index of the node.
+    Returns the names of the zeros that are in the way, by the index of the node.
     """
     if not zeros:
         return {}

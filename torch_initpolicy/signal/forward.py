@@ -9,15 +9,9 @@ from torch_initpolicy.signal.verdicts import REPAIR, Pathology, Verdict, as_in, 
 
 
 def judge_forward(points: Sequence[Point], body: Sequence[Point], *, opens: bool) -> list[Verdict]:
-    """Judge the way forward.
+    """Judge the way forward, in order of execution.
 
-    Args:
-        points: What was measured, in order of execution.
-        body: The part of it that `body_of` returns.
-        opens: Whether scales nearly close branches: what is small behind them is not lost.
-
-    Returns:
-        The verdicts, in order of execution.
+    `opens` says that scales nearly close branches: what is small behind them is not lost.
     """
     found = [*_saturation(points, whole=not body), *_dying(points)]
     if not cut_off(points):  # else all that follows is constant, and that is the cause

@@ -25,14 +25,7 @@ _AS_THEY_ARE = frozenset({OpRole.MOVES, OpRole.CASTS, OpRole.ADDS})
 def outputs_of(
     uses: Uses, makers: Mapping[int, int], points: Sequence[Point], results: Any
 ) -> Iterator[Output]:
-    """Measure each floating-point tensor that a model returned.
-
-    Args:
-        uses: Where parameters meet the signal.
-        makers: The index of the node that made each tensor, by the tensor's `id`.
-        points: What was measured.
-        results: What the model returned.
-    """
+    """Measure each floating-point tensor that a model returned."""
     seconds = {point.index: point.second for point in points}
     for tensor in tensors_in(results):
         index = makers.get(id(tensor))

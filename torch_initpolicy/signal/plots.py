@@ -86,12 +86,7 @@ def plot_signals(
 ) -> Figure:
     """Draw second moments forward and back over the depth, several signals over one another.
 
-    Args:
-        courses: The points of one or more signals, by what they are called.
-        marks: Names of the weights where the first goes wrong: on its way forward, and back.
-
-    Returns:
-        The figure, with one axes for each direction; `figure.savefig("signal.png")` writes it.
+    `marks` are the names of the weights where the first goes wrong: on its way forward, and back.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
@@ -123,11 +118,6 @@ def plot_picture(
 
     The depth runs from left to right. Each column is the histogram of absolute values behind one
     weight or activation: the darker, the more of them.
-
-    Args:
-        title: What goes wrong, in a sentence.
-        courses: The points of one or two signals, by what they are called.
-        tied: Names of weights whose units are tied, in the first of them.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.

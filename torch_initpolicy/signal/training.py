@@ -80,10 +80,6 @@ class Training(NamedTuple):
 
         Values smaller than torch starts such a weight with are to grow, as a head of 0.01 is; they
         count for as large as that.
-
-        Args:
-            values: The parameter.
-            gradient: Second moment of its gradient.
         """
         second = second_moment(values).item()
         if self.lr is None or not gradient or not second or not (self.signed or self.loss_fn):

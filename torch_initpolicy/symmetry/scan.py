@@ -304,12 +304,8 @@ def suspects(
 ) -> Suspects:
     """Scan a model for what is out of the ordinary.
 
-    Args:
-        model: The model.
-        sites: Its parameters.
-        among: Names of the parameters to look at, without modules; None for all of both.
-        asked: Suspect constant vectors of unknown use too, as where there are no matrices: as a
-            rule the matrices around them tell their entries apart.
+    `asked` suspects constant vectors of unknown use too, as where there are no matrices: as a rule
+    the matrices around them tell their entries apart.
     """
     raw_too = asked or not any(sum(size > 1 for size in site.shape) > 1 for site in sites)
     scanned = scan([site for site in sites if among is None or site.name in among])

@@ -31,12 +31,6 @@ def composites(
 ) -> dict[int, Composite]:
     """Find the activations of a graph, by the value that goes into them.
 
-    Args:
-        graph: The recorded forward pass.
-        roles: Role of each node.
-        numbers: The values that are known numbers.
-        parameters: Numbers that parameters of one element hold, by name (a learnt slope).
-
     Returns:
         One composite for each value that is activated; a plain `relu` is one of one node.
     """

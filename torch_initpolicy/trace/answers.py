@@ -34,13 +34,7 @@ _LARGEST, _ELEMENTS = 2**13, 2**22
 
 
 def answers(model: nn.Module, call: Call, error: Exception) -> Iterator[Call]:
-    """Yield calls that answer an error, the likeliest first.
-
-    Args:
-        model: The model.
-        call: What it was called with.
-        error: What it raised.
-    """
+    """Yield calls that answer an error, the likeliest first."""
     frames = list(_frames(error))
     message = str(error)
     missing = _missing(model, call, message, frames)

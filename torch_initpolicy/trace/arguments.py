@@ -79,13 +79,7 @@ ASKED_FOR = r"mask|position_ids|token_type|inputs_embeds"
 
 
 def values(model: nn.Module, name: str, call: Call) -> Iterator[Any]:
-    """Yield what an argument may be, the likeliest first.
-
-    Args:
-        model: The model.
-        name: The argument's name.
-        call: What else it is called with.
-    """
+    """Yield what an argument may be, the likeliest first."""
     known = [x for lib in libraries() for x in lib.known_arguments(model, call).get(name, ())]
     if known:
         yield from known

@@ -52,11 +52,7 @@ class Lent:
                 _put(slot, copies[id(slot.tensor)])
 
     def swap(self, stand_ins: Mapping[int, Tensor]) -> None:
-        """Put tensors in place of those of the model, wherever they are held.
-
-        Args:
-            stand_ins: What to put, by the `id` of the parameter or buffer that it stands for.
-        """
+        """Put tensors in place of those of the model, by their `id`, wherever they are held."""
         for slot in self._slots:
             if id(slot.tensor) in stand_ins:
                 _put(slot, stand_ins[id(slot.tensor)])
@@ -82,10 +78,8 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
     Hooks that only look on, those of sharding and what `torch.compile` has made are off while the
     model is lent. One thread at a time borrows models: they share modules and random states.
 
-    Args:
-        model: The model, without wrappers.
-        reach: What the model was found to reach, by who borrows it several times in a row and holds
-            `BORROWING` all the while.
+    Who borrows a model several times in a row, and holds `BORROWING` all the while, gives what it
+    was found to `reach`.
     """
     generator = torch.Generator().manual_seed(0)
     with borrowing(model), warnings.catch_warnings(), _same_process(model, generator):

@@ -104,11 +104,7 @@ class Constants:
     taken_out: Mapping[int, float] = field(default_factory=dict)
 
     def left_over(self, taken_out: Mapping[int, float]) -> "Constants":
-        """Return the constants that are left where weights take some out.
-
-        Args:
-            taken_out: What each weight takes out of its output, by value.
-        """
+        """Return the constants that are left where weights take some out, by value."""
         if all(number == 1 for number in taken_out.values()):
             return self
         left = replace(self, first=self, taken_out=taken_out, signals={}, bilinear=set())

@@ -19,14 +19,7 @@ EXPECTED = "give what forward takes: a tensor, a tuple of arguments or a dict of
 def refusal(
     model: nn.Module, call: Call, error: Exception, inputs: str = "these inputs"
 ) -> TraceError:
-    """Return the error for a forward pass that raised `error` while it was recorded.
-
-    Args:
-        model: The model, without wrappers.
-        call: What it was called with.
-        error: What was raised.
-        inputs: What the user knows the inputs as.
-    """
+    """Return the error for a forward pass that raised `error` while it was recorded."""
     name, said = type(model).__name__, in_short(error)
     if plain_failure(model, call) is None:
         return TraceError(

@@ -96,13 +96,7 @@ def _declared(model: nn.Module) -> Iterator[Call]:
 
 
 def extensions(model: nn.Module, call: Call, unused: Sequence[Site]) -> Iterator[list[Call]]:
-    """Yield longer texts, then calls with one more argument, for each that may reach more.
-
-    Args:
-        model: The model.
-        call: A call that its forward pass takes.
-        unused: Parameters that this call does not use.
-    """
+    """Yield longer texts, then calls with one more argument, for each that may reach more."""
     yield [call.mapped(_longer)]
     free = [n for n in free_arguments(model, call) if not re.search(ASKED_FOR, n)]
     branches = {site.name.partition(".")[0]: site.owner for site in reversed(unused)}

@@ -22,12 +22,7 @@ Seen = Mapping[int, Mapping[int, Shown]]
 
 
 def kernels(uses: Uses, shown: Seen) -> dict[int, int]:
-    """Return the generated weight that each node applies, by node.
-
-    Args:
-        uses: The data flow.
-        shown: What each value shows.
-    """
+    """Return the generated weight that each node applies, by node."""
     found: dict[int, int] = {}
     for node in uses.graph.nodes:
         applied = [value for value in _applied(uses, node) if _is_matrix(uses, node, value, shown)]

@@ -18,9 +18,6 @@ from torch_initpolicy.trace.scalars import Scalars
 def dot_products(flow: Flow) -> dict[str, float]:
     """Say how large the dot products are into which parameters' outputs enter first.
 
-    Args:
-        flow: What the forward pass says.
-
     Returns:
         For each parameter that makes the first factor of a dot product of two signals (a query
         weight, or the norm behind it): the product, were all numbers in it one.

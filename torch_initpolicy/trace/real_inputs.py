@@ -43,11 +43,8 @@ _ON_META = "the meta device holds no values; call materialize(model) first"
 def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> Iterator[Call]:
     """Yield inputs to try, the best first.
 
-    Args:
-        model: The model, without wrappers.
-        sites: Its parameters.
-        inputs: The user's own, which are then the only ones; None to look for some and draw them:
-            standard normals for floating-point arguments, random indices for integers.
+    The user's own are then the only ones. Others are drawn: standard normals for floating-point
+    arguments, random indices for integers.
 
     Raises:
         TraceError: No inputs were given and none can be found.

@@ -49,13 +49,6 @@ def observe(
     Every module runs in the mode it is in, on copies of the buffers and from a fixed random state.
     The model is left as it was, as `capture` leaves it.
 
-    Args:
-        model: The model, without wrappers.
-        call: What to call it with.
-        observer: Who looks on.
-        names: Canonical name of each parameter, by its `id`.
-        with_grad: Whether gradients can be taken.
-
     Raises:
         Exception: Whatever the model's forward or the observer raises.
     """
@@ -98,9 +91,6 @@ def capture(
         with_grad: Whether gradients can be taken.
         budget: How much the run may take.
         reach: What `borrowed` takes.
-
-    Returns:
-        The recorded graph.
 
     Raises:
         Exception: Whatever the model's forward raises.

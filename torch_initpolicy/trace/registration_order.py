@@ -25,12 +25,7 @@ _ACTIVATIONS: Mapping[type[nn.Module], str] = {
 
 
 def ordered_facts(model: nn.Module, sites: Sequence[Site]) -> dict[str, Facts]:
-    """Say what the order of registration suggests about each site.
-
-    Args:
-        model: The model.
-        sites: Its parameters.
-    """
+    """Say what the order of registration suggests about each site."""
     following: dict[int, Activation | None] = {}
     ahead: Activation | None = None
     weighers = {id(site.owner) for site in sites if site.role in ("weight", "recurrent")}

@@ -168,10 +168,6 @@ def lone_parts(
 
     A layer alone says nothing about what its output meets, and is left out.
 
-    Args:
-        model: The model, without wrappers.
-        unseen: The parameters that nothing has read yet.
-
     Yields:
         The name of a module, the search for its inputs, and what was recorded with them.
     """

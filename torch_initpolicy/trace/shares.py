@@ -17,15 +17,7 @@ _PRODUCTS = (OpRole.MULTIPLIES, OpRole.CONTRACTS, OpRole.WEIGHS)
 
 
 def ahead(constants: Constants, node: Node, value: int, beyond: float, *, met: bool) -> float:
-    """Return the constants from a value on, through a node that carries it.
-
-    Args:
-        constants: The known constants of the graph.
-        node: The node.
-        value: What it reads.
-        beyond: The constants from its output on, up to what is met there.
-        met: Whether that is an activation.
-    """
+    """Return the constants from a value on, through a node, and those `beyond` it."""
     if constants.is_normalised(node):
         return 1.0
     role, signal = constants.scalars.uses.role(node), constants.signal(value)

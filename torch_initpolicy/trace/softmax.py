@@ -52,13 +52,7 @@ def _is_log_softmax(reading: Elementwise, value: int) -> bool:
 
 
 def _divides(node: Node, end: int, sums: Mapping[int, bool]) -> bool:
-    """Say whether a node divides a value by its own sum, or multiplies it by the inverse.
-
-    Args:
-        node: The node.
-        end: The value.
-        sums: What has been made of its sum, and whether that is inverse.
-    """
+    """Say whether a node divides a value by its own sum, or multiplies it by the inverse."""
     if len(node.inputs) != 2 or not set(node.inputs) <= sums.keys():
         return False
     left, right = node.inputs

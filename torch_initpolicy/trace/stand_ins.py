@@ -94,12 +94,8 @@ def random_call(
 ) -> Call:
     """Return real inputs like those of a call: standard normals, indices, masks of ones.
 
-    Args:
-        call: Inputs, of which shapes count alone; small indices that hold numbers keep them.
-        rows: How many indices are valid.
-        batch: How many samples; None for as many as there are.
-        edge: The most pixels of an image; None for as many as there are.
-        seed: Which numbers to draw.
+    The shapes of its tensors count alone, but that small indices keep their numbers; `rows` indices
+    are valid, samples and pixels as many as there are or as `batch` and `edge` allow.
     """
     generator, before = torch.Generator().manual_seed(seed), batch_size(call)
 

@@ -157,12 +157,7 @@ def _obstacles(site: Site, step: Step) -> Iterator[str]:
 
 
 def _resets(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> list[Write]:
-    """Return what resets the running statistics of norms.
-
-    Args:
-        model: The model, or None where only modules with weights are to be looked at.
-        owners: Modules that hold sites, and whether these were written.
-    """
+    """Return what resets the running statistics of norms; `owners` says which were written."""
     modules = owners if model is None else [module for _, module in canonical_modules(model)]
     resets: list[Write] = []
     fresh = False

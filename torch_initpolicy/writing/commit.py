@@ -25,11 +25,8 @@ def commit(
 ) -> None:
     """Write to a model in a thread that nothing interrupts, and undo it where something fails.
 
-    Args:
-        write: Writes everything, and keeps in the journal what was there before.
-        groups: The processes that hold the model.
-        workers: The threads; the first of them calls `write`. None for a thread of its own.
-        then: Is called where everything is written, before anything can interrupt.
+    The first of the workers, or a thread of its own, calls `write`, which keeps in the journal what
+    was there before, and `then`, before anything can interrupt.
 
     Raises:
         ApplyError: Something could not be written, here or on another process.

@@ -29,10 +29,6 @@ def fingerprints(sites: Iterable[Site], model: nn.Module | None = None) -> dict[
     Tensors without memory are left out. All processes of a sharded model must ask; each reads what
     it holds, and eight bytes a tensor are summed over them.
 
-    Args:
-        sites: The sites of the model.
-        model: The model, where its wrapper (DDP) may spread it over processes.
-
     Raises:
         InitPolicyError: Another process of the model could not read its part.
     """

@@ -129,12 +129,7 @@ class Piece:
         return self.tensor.view(-1) if self.is_run and self.tensor.is_contiguous() else None
 
     def put(self, values: Tensor, start: int) -> None:
-        """Write what the piece holds of a run of the logical tensor.
-
-        Args:
-            values: The run, flat and contiguous, of any dtype.
-            start: Its first element.
-        """
+        """Write what the piece holds of a flat run of the logical tensor from `start` on."""
         flat = self.flat
         if flat is None:
             self._put_boxes(values, start)

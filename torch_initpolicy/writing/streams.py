@@ -36,10 +36,8 @@ _FIRST = 3  # the int64 of `get_state()` that holds the first of them
 def keys(seed: int, name: str, *, salt: int = 0) -> Callable[[int], int]:
     """Return the function from the numbers of a parameter's blocks to their 64-bit keys.
 
-    Args:
-        seed: Seed of the whole application, 64 bits, signed or unsigned (`-1` is `2**64 - 1`).
-        name: Canonical name of the parameter.
-        salt: Number of the stream, where a parameter has several.
+    The seed has 64 bits, signed or unsigned: `-1` is `2**64 - 1`. A parameter has a stream for each
+    salt.
     """
     # The name stands between fields of fixed width, which makes the encoding unambiguous.
     prefix = hashlib.blake2b(

@@ -203,11 +203,8 @@ def _off(
 ) -> Iterator[str]:
     """Yield which moments and bounds of numbers are not those of their distribution.
 
-    Args:
-        parts: The numbers.
-        spread: What they should be.
-        quantile: Standard deviations of the normal that moments may be off by.
-        rounding: By how much each number may be off, relative to the values.
+    Each moment may be off by `quantile` standard deviations of the normal, and each number by
+    `rounding` relative to the values.
     """
     if any(map(torch.is_complex, parts)):
         spread = Spread(spread.mean, spread.std * math.sqrt(0.5), kurtosis=spread.kurtosis)
