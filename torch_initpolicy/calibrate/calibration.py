@@ -33,12 +33,7 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A weight that was left as it was.
-
-    Attributes:
-        site: Its canonical name.
-        reason: Why.
-    """
+    """A weight that was left as it was, and why."""
 
     site: str
     reason: str

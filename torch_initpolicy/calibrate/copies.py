@@ -18,10 +18,8 @@ from torch_initpolicy.writing.shards import full, multiply_, pieces
 class Copies:
     """A copy of each parameter, and what has become of it.
 
-    Attributes:
-        sites: The sites of the model, by canonical name.
-        changed: The sites that were scaled or set, each with what its parametrisation then holds;
-            None for plain ones.
+    Sites that were `changed` are scaled or set; a parametrised one has what its parametrisation
+    then holds.
     """
 
     def __init__(self, found: Iterable[Site]) -> None:

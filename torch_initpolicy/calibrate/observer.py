@@ -42,11 +42,7 @@ def scaled_in_one_pass(model: nn.Module, inputs: Any, settings: Settings) -> Use
 
 
 class ScalingObserver:
-    """Scales what each operator applies, and its output, in one forward pass.
-
-    Attributes:
-        scaler: What the pass has found; None before its first operator.
-    """
+    """Scales what each operator applies, and its output, in one forward pass by its `scaler`."""
 
     def __init__(self, settings: Settings) -> None:
         self.scaler: Scaler | None = None

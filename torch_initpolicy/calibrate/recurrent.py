@@ -27,12 +27,7 @@ ITERATIONS = 50
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """How the standard deviation of a layer's gates depends on the scale of its weights.
-
-    Attributes:
-        count: How many numbers go into the gates.
-        measure: Runs the layer with its weights times a scale, and measures its gates.
-    """
+    """How the standard deviation of a layer's gates, `count` numbers, goes with that of weights."""
 
     count: float
     measure: Callable[[float], float]

@@ -49,11 +49,8 @@ class Settings:
 class Scaler:
     """Finds and scales the weights of the operator that has just run, in one forward pass.
 
-    Attributes:
-        settings: What holds for all passes.
-        flow: What this pass has read so far.
-        composed: Of which parameters the tensors are made that it has read.
-        shifted: Names of the biases that this pass has set.
+    `flow` and `composed` tell of what this pass has read so far, `shifted` names the biases that it
+    has set.
     """
 
     settings: Settings

@@ -39,11 +39,7 @@ class Target:
 class History:
     """What is remembered of one target over the passes.
 
-    Attributes:
-        target: The target.
-        before: Standard deviation before it was scaled.
-        factor: What it has been multiplied by.
-        used: Number of elements and standard deviation at each use of the last pass.
+    Each use of the last pass has its number of elements and its standard deviation.
     """
 
     target: Target

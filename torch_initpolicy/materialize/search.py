@@ -54,11 +54,8 @@ class Reference(NamedTuple):
 class Search:
     """The tensors that are still looked for in a model.
 
-    Attributes:
-        model: The model; it is only looked at.
-        seed: Seeds what constructors draw otherwise than by filling a parameter.
-        left: The tensors, by the name of their module.
-        within: How many tensors are looked for within each module, by name.
+    They are `left` by the name of their module; `within` counts them in each module and those
+    inside. The `seed` is for what constructors draw otherwise than by filling a parameter.
     """
 
     def __init__(self, model: nn.Module, seed: int, lost: Iterable[Lost]) -> None:

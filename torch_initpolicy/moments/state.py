@@ -21,11 +21,7 @@ from torch_initpolicy.trace.graph import Node
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A size that could not be followed.
-
-    Attributes:
-        reason: Where it was lost.
-    """
+    """A size that could not be followed, and where it was lost."""
 
     reason: str
 
@@ -34,11 +30,7 @@ Known = Size | Unknown
 
 
 class LostError(Exception):
-    """Ends the rule of an operator whose output cannot be followed.
-
-    Attributes:
-        unknown: Where the size was lost.
-    """
+    """Ends the rule of an operator whose output cannot be followed."""
 
     def __init__(self, unknown: Unknown) -> None:
         super().__init__(unknown.reason)

@@ -33,10 +33,7 @@ from torch_initpolicy.writing.shards import full
 class SignalObserver:
     """Measures each operator when it runs, and the gradients when all have run.
 
-    Attributes:
-        call: What the model is called with.
-        training: The loss and the optimizer.
-        signal: What was measured, once the forward pass has ended; not yet judged.
+    Its `signal`, not yet judged, is there once the forward pass has ended.
     """
 
     call: Call

@@ -25,12 +25,8 @@ from torch_initpolicy.trace.stand_ins import copied
 class Lent:
     """A model that is lent, with the places where its tensors are held.
 
-    Attributes:
-        model: The model.
-        parameters: Its own parameters, whatever stands in for them.
-        buffers: Its own buffers.
-        generator: What random operators on the CPU draw from while the model is lent.
-        undo: What puts back all that the model reaches.
+    Its own parameters and buffers are known whatever stands in for them; random operators on the
+    CPU draw from the `generator`, and `undo` puts back all that it reaches.
     """
 
     def __init__(self, model: nn.Module, reach: Reach, generator: torch.Generator) -> None:

@@ -65,12 +65,7 @@ _UNKNOWN: Parts = ((Term(math.nan),),)
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """Follows parameters through expressions, one node at a time.
-
-    Attributes:
-        scalars: The known numbers of the data flow.
-        made: What each expression is made of, by value.
-    """
+    """Follows parameters through expressions, node by node: what each value is `made` of."""
 
     scalars: Scalars
     made: dict[int, Parts] = field(default_factory=dict)

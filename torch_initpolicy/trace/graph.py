@@ -78,13 +78,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A recorded forward pass, or as much of it as has run.
+    """A recorded forward pass, or as much of it as has run, in order of execution.
 
-    Attributes:
-        values: All values, by index.
-        nodes: All nodes, by index, which is the order of execution.
-        results: The values that the forward pass returned.
-        consumers: For each value, the nodes that read it.
+    `consumers` holds the nodes that read each value.
     """
 
     values: Sequence[Value]

@@ -22,11 +22,7 @@ _MOST = 8
 
 
 class Neighbours:
-    """The weights around each value: one pass over the nodes in either direction.
-
-    Args:
-        uses: The graph with its signals and weights.
-    """
+    """The weights around each value: one pass over the nodes in either direction."""
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses

@@ -46,12 +46,7 @@ class OpRole(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """An operator: its role and what its positional arguments are.
-
-    Attributes:
-        role: What it does.
-        slots: Names of the positional arguments; what goes beyond them is `"input"`.
-    """
+    """An operator: its role and the names of its positional arguments; others are `"input"`."""
 
     role: OpRole
     slots: tuple[str, ...] = ()

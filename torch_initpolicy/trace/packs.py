@@ -23,13 +23,7 @@ Origin = Mapping[int, Units]
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """How matrices are packed into one weight.
-
-    Attributes:
-        blocks: Their sizes along the output axis.
-        repeats: How often the pattern recurs.
-        shown: What values show of its output, by value.
-    """
+    """How matrices are packed into one weight, whose `blocks` recur along its output axis."""
 
     blocks: tuple[int, ...]
     repeats: int

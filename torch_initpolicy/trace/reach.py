@@ -29,12 +29,7 @@ class Slot(NamedTuple):
 
 
 class Reach:
-    """Everything mutable that can be reached from a model, and how to put it back.
-
-    Attributes:
-        undo: Puts back each object that was reached, in any order.
-        slots: Where tensors are held that another tensor can stand in for.
-    """
+    """Everything mutable that can be reached from a model, how to put it back, and its tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self._empty: list[Any] = []  # most containers: those of a module's hooks above all
