@@ -305,6 +305,16 @@ class TestText:
         """Every module says what it knows."""
         assert ast.get_docstring(ast.parse(path.read_text()))
 
+    def test_what_every_method_does_is_said_once(self):
+        """A method without a docstring does what that of another class, its base, says."""
+        nodes = [node for path in MODULES for node in ast.walk(ast.parse(path.read_text()))]
+        classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+        public = [kind for kind in classes if not kind.name.startswith("_")]
+        methods = [m for kind in public for m in kind.body if isinstance(m, ast.FunctionDef)]
+        said = {method.name for method in methods if ast.get_docstring(method)}
+
+        assert {m.name for m in methods if not m.name.startswith("_")} - said == set()
+
     @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
     def test_every_test_says_what_must_hold(self, path):
         """Each test function and each test file has a docstring."""

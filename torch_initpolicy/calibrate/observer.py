@@ -49,14 +49,12 @@ class ScalingObserver:
         self._settings = settings
 
     def stand_in(self, name: str, parameter: Tensor) -> Tensor:
-        """Return the copy of a parameter that is scaled in its place."""
         return self._settings.copies.of(parameter)
 
     def end(self, results: Any) -> None:
         """Nothing is left to do when the model returns."""
 
     def see(self, ran: Ran) -> None:
-        """Scale what an operator applies, and its output."""
         if self.scaler is None:
             flow = Uses(ran.graph)
             self.scaler = Scaler(self._settings, flow, Composed(Scalars(flow, {})))

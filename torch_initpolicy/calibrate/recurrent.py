@@ -33,11 +33,9 @@ class Feedback:
     measure: Callable[[float], float]
 
     def std(self, scale: float) -> float:
-        """Return the standard deviation at a scale."""
         return self.measure(scale)
 
     def solve(self, std: float) -> float | str:
-        """Return the positive scale that gives a standard deviation, or why there is none."""
         scale = 1.0
         for _ in range(ITERATIONS):
             found = self.measure(scale)

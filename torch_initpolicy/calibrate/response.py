@@ -62,12 +62,10 @@ class Line:
         return Line(self.count, *pairs)
 
     def std(self, scale: float) -> float:
-        """Return the standard deviation at a scale."""
         variance = self.weight * scale**2 + 2 * self.both * scale + self.offset
         return math.sqrt(max(variance, 0.0))
 
     def solve(self, std: float) -> float | str:
-        """Return the positive scale that gives a standard deviation, or why there is none."""
         if not self.count:
             return "its operator saw no inputs"
         if not math.isfinite(self.weight + self.both + self.offset):

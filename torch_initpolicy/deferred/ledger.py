@@ -73,15 +73,12 @@ class UniformDraw(Draw):
     high: float = 1.0
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Call `uniform_`."""
         tensor.uniform_(self.low, self.high, generator=generator)
 
     def scaled(self, factor: float) -> "UniformDraw":
-        """Scale both bounds."""
         return UniformDraw(*sorted((self.low * factor, self.high * factor)))
 
     def shifted(self, offset: float) -> "UniformDraw":
-        """Shift both bounds."""
         return UniformDraw(self.low + offset, self.high + offset)
 
     def erfinv(self) -> "NormalDraw | None":
@@ -92,7 +89,6 @@ class UniformDraw(Draw):
 
     @property
     def initializer(self) -> Initializer:
-        """The uniform initializer."""
         return initializers.Uniform(_tidy(self.low), _tidy(self.high))
 
 
@@ -106,7 +102,6 @@ class NormalDraw(Draw):
     high: float = math.inf
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Call `normal_`, or `trunc_normal_` where the bounds cut something off."""
         if min(self.cuts) >= UNBOUNDED:
             tensor.normal_(self.mean, self.std, generator=generator)
             return
@@ -115,14 +110,12 @@ class NormalDraw(Draw):
         nn.init.trunc_normal_(tensor, self.mean, self.std, low, high, generator=generator)
 
     def scaled(self, factor: float) -> "NormalDraw | None":
-        """Scale mean, standard deviation and bounds."""
         if factor == 0:
             return None
         low, high = sorted((self.low * factor, self.high * factor))
         return NormalDraw(self.mean * factor, self.std * abs(factor), low, high)
 
     def shifted(self, offset: float) -> "NormalDraw":
-        """Shift mean and bounds."""
         return NormalDraw(self.mean + offset, self.std, self.low + offset, self.high + offset)
 
     def clamped(self, low: float, high: float) -> "NormalDraw | None":
@@ -132,7 +125,6 @@ class NormalDraw(Draw):
         return self.rejected(low, high) if lost <= NEGLIGIBLE else None
 
     def rejected(self, low: float, high: float) -> "NormalDraw":
-        """Tighten the bounds."""
         return replace(self, low=max(low, self.low), high=min(high, self.high))
 
     @property
@@ -159,7 +151,6 @@ class MatrixDraw(Draw):
     matrix: Initializer
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Call `orthogonal_` or `sparse_`."""
         if isinstance(self.matrix, initializers.Sparse):
             share, std = self.matrix.sparsity, self.matrix.std
             nn.init.sparse_(tensor, share, std, generator=generator)
@@ -167,12 +158,10 @@ class MatrixDraw(Draw):
             nn.init.orthogonal_(tensor, known(self.matrix.gain), generator=generator)
 
     def scaled(self, factor: float) -> "MatrixDraw":
-        """Scale the matrix."""
         return MatrixDraw(self.matrix.scaled(abs(factor)))
 
     @property
     def initializer(self) -> Initializer:
-        """The initializer of the whole matrix."""
         return self.matrix
 
 

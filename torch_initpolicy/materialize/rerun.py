@@ -46,7 +46,6 @@ class _Undefined(Draw):
     """Stands for values that nobody has; whoever reads them cannot go on."""
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        """Raise."""
         raise MaterializeError("the values that are to be restored are read")
 
 

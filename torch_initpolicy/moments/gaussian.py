@@ -54,7 +54,6 @@ class Size:
         return min(max(covariance / self.variance, 0.0), 1.0) if self.variance > TINY else 1.0
 
     def scaled(self, factor: float) -> "Size":
-        """Return the moments of `factor * x`."""
         return self.times(constant(factor))
 
     def plus(self, other: "Size") -> "Size":

@@ -82,7 +82,6 @@ class AllOf(Matcher):
         _check_parts(self.parts)
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether every part matches."""
         return all(part.matches(site, facts) for part in self.parts)
 
     def __repr__(self) -> str:
@@ -99,7 +98,6 @@ class AnyOf(Matcher):
         _check_parts(self.parts)
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether a part matches."""
         return any(part.matches(site, facts) for part in self.parts)
 
     def __repr__(self) -> str:
@@ -116,7 +114,6 @@ class Not(Matcher):
         _check_parts((self.inner,))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether `inner` does not match."""
         return not self.inner.matches(site, facts)
 
     def __repr__(self) -> str:
@@ -145,7 +142,6 @@ class Name(Matcher):
             regex.compiled(self.regex)
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether one of the site's names fits."""
         return any(map(self._fits, site.names))
 
     def _fits(self, name: str) -> bool:
@@ -178,7 +174,6 @@ class Kind(Matcher):
                 raise PolicyError(f"a kind is a class or the name of one, got {name!r}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the owner's class, or one it inherits from, has one of the names."""
         mro = type(site.owner).__mro__
         return any(_is_called(kind, name) for name in self.classes for kind in mro)
 
@@ -204,7 +199,6 @@ class HasRole(Matcher):
         _check_words("role", self.roles, get_args(Role))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the site has one of the roles."""
         return facts.role in self.roles
 
     def __repr__(self) -> str:
@@ -247,7 +241,6 @@ class Meets(Matcher):
         _check_words("activation", self.activations, ACTIVATIONS)
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the nearest activation is one of these."""
         fits = facts.role in MAPS or (self.biases and facts.role == "bias")
         return fits and not _called(facts.meets).isdisjoint(self.activations)
 
@@ -265,7 +258,6 @@ class FedBy(Matcher):
         _check_words("activation", self.activations, (*ACTIVATIONS, INPUT))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the input comes from one of these."""
         names = {INPUT} if facts.reads_input else _called(facts.fed_by)
         return facts.role in MAPS and not names.isdisjoint(self.activations)
 
@@ -289,7 +281,6 @@ class Op(Matcher):
             raise PolicyError(f"op() takes names of operators like 'conv2d', got {self.names!r}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether one of these operators reads the site."""
         return facts.op in self.names
 
     def __repr__(self) -> str:
@@ -313,7 +304,6 @@ class Is(Matcher):
         _check_words("fact", (self.fact,), get_args(Fact))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the fact holds."""
         if self.fact == "in_residual":
             return facts.branch_depth > 0
         if self.fact == "frozen":
@@ -336,7 +326,6 @@ class Offset(Matcher):
         object.__setattr__(self, "value", _number("offset", self.value))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether this constant is added."""
         return facts.offset == self.value
 
     def __repr__(self) -> str:
@@ -366,7 +355,6 @@ class Fan(Matcher):
             object.__setattr__(self, side, _bounds(side, getattr(self, side)))
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether both fans lie within their bounds."""
         blocks = block_fans(site.shape, facts.axes or site.axes)
         return bool(blocks) and all(
             _within(fan_in, self.fan_in) and _within(fan_out, self.fan_out)
@@ -408,7 +396,6 @@ class Shape(Matcher):
             raise PolicyError(f"sizes and ndim are whole numbers from 0, got {numbers}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say whether the shape fits."""
         if self.ndim not in (None, len(site.shape)):
             return False
         return self.sizes is None or (
@@ -425,7 +412,6 @@ class Anything(Matcher):
     """Match every site."""
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Say yes."""
         return True
 
     def __repr__(self) -> str:
@@ -446,7 +432,6 @@ class Predicate(Matcher):
             raise PolicyError(f"predicate() takes a function of (site, facts): {self.function!r}")
 
     def matches(self, site: Site, facts: Facts) -> bool:
-        """Ask the function."""
         try:
             return bool(self.function(site, facts))
         except Exception as error:

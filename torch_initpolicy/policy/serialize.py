@@ -41,7 +41,6 @@ class Opaque(Initializer):
     text: str
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> NoReturn:
-        """Refuse to fill a tensor."""
         raise PolicyError(
             f"a plan read from a file knows {self.text} by name only; make the plan anew"
         )

@@ -48,7 +48,6 @@ class Constant(Initializer):
         take_number(self, "value")
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the one value there is."""
         return Independent((Draw(Zero(), self.value),))
 
 
@@ -66,11 +65,9 @@ class Zeros(Initializer):
     """
 
     def scaled(self, factor: float) -> "Zeros":
-        """Return zeros."""
         return self
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the one value there is."""
         return Independent((Draw(Zero()),))
 
 
@@ -88,11 +85,9 @@ class Ones(Initializer):
     """
 
     def scaled(self, factor: float) -> Constant:
-        """Return the constant `factor`."""
         return Constant(factor)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the one value there is."""
         return Independent((Draw(Zero(), 1.0),))
 
 
@@ -119,7 +114,6 @@ class Uniform(Initializer):
         take_number(self, "high", self.low)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the distribution."""
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         return Independent((Draw(StandardUniform(), middle, half),))
 
@@ -147,7 +141,6 @@ class Normal(Initializer):
         take_number(self, "mean")
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the distribution."""
         return Independent((Draw(StandardNormal(), self.mean, self.std),))
 
 
@@ -187,7 +180,6 @@ class TruncatedNormal(Initializer):
         object.__setattr__(self, "cut", cut)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the distribution."""
         standard = StandardNormal(self.cut)
         return Independent((Draw(standard, self.mean, self.std / standard.std),))
 
@@ -249,12 +241,10 @@ class VarianceScaling(Initializer):
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "VarianceScaling":
-        """Replace words by the gain of a site."""
         gain = context.gain(self.gain)
         return replace(self, gain=_part_of(self, gain, context.shared) if context.shared else gain)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Independent:
-        """Return the distribution of each packed block."""
         return _per_block(self, tuple(shape), axes)
 
 

@@ -252,7 +252,6 @@ class Scaled(Initializer):
         take_number(self, "factor", 0.0)
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Sampler:
-        """Scale what the inner initializer draws."""
         drawn = cast("Independent | Joint", self.inner.sampler(shape, axes))
         return drawn.scaled(self.factor)
 

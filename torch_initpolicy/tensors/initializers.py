@@ -102,7 +102,6 @@ class ICNR(Initializer):
             raise PolicyError(f"ICNR: upscale_factor is an integer, got {self.upscale_factor!r}")
 
     def scaled(self, factor: float) -> Initializer:
-        """Return the initializer with the inner one scaled."""
         return self.with_inner(lambda inner: inner.scaled(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
@@ -159,7 +158,6 @@ class Blocks(Initializer):
             require_transparent(inner)
 
     def scaled(self, factor: float) -> Initializer:
-        """Return the initializer with all inner ones scaled."""
         return self.with_inner(lambda inner: inner.scaled(factor))
 
     def of_block(self, block: int) -> Initializer:
@@ -235,7 +233,6 @@ class BranchScaled(Initializer):
         return self.inner.resolve(context).scaled(self._factor(context))
 
     def scaled(self, factor: float) -> Initializer:
-        """Return the initializer with the inner one scaled."""
         return self.with_inner(lambda inner: inner.scaled(factor))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> NoReturn:
@@ -259,7 +256,6 @@ class Keep(Initializer):
     is_opaque: ClassVar[bool] = True
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> ByFunction:
-        """Do nothing to the tensor."""
         return ByFunction(lambda *_: None)
 
 

@@ -54,11 +54,9 @@ class Zero:
     def fill_(
         self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
-        """Fill with one value."""
         return flat.fill_(loc)
 
     def of_normal(self, normal: Tensor) -> Tensor:
-        """Return zeros."""
         return torch.zeros_like(normal)
 
 
@@ -73,11 +71,9 @@ class StandardUniform:
     def fill_(
         self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
-        """Fill with uniform numbers."""
         return flat.uniform_(loc - scale, loc + scale, generator=generator)
 
     def of_normal(self, normal: Tensor) -> Tensor:
-        """Apply the normal's distribution function."""
         return torch.erf(normal / math.sqrt(2))
 
 
@@ -106,17 +102,14 @@ class StandardNormal:
 
     @property
     def std(self) -> float:
-        """Standard deviation that is left after the cut."""
         return 1.0 if self.cut >= UNCUT else truncation(self.cut)
 
     @property
     def reach(self) -> float:
-        """The cut."""
         return math.inf if self.cut >= UNCUT else self.cut
 
     @property
     def kurtosis(self) -> float:
-        """At most that of the normal."""
         return 3.0
 
     def fill_(
@@ -181,7 +174,6 @@ class Transformed:
     def fill_(
         self, flat: Tensor, generator: torch.Generator | None, loc: float = 0.0, scale: float = 1.0
     ) -> Tensor:
-        """Fill with the function of standard normals, scaled and shifted."""
         flat.normal_(generator=generator)
         return flat.copy_(self.of_normal(flat)).mul_(scale).add_(loc)
 

@@ -86,7 +86,6 @@ class Orthogonal(Initializer):
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "Orthogonal":
-        """Replace words by the gain of a site."""
         factors = context.shared.factors if context.shared else 1
         return Orthogonal(math.pow(context.gain(self.gain), 1 / factors))
 
@@ -141,7 +140,6 @@ class DeltaOrthogonal(Initializer):
         take_gain(self, self.gain)
 
     def resolve(self, context: Context) -> "DeltaOrthogonal":
-        """Replace words by the gain of a site."""
         return DeltaOrthogonal(context.gain(self.gain))
 
     def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
