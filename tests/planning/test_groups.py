@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.versions import needs_fsdp_on_cpu, needs_muon
+
 from torch_initpolicy import Plan, apply_policy, plan_policy
 from torch_initpolicy.errors import PlanError, PolicyError, UnknownNameError
 
@@ -130,6 +132,7 @@ class TestMuon:
         packed = {tuple(g["names"]): g["packed"] for g in groups if "packed" in g}
         assert packed == {("block.qkv.weight",): (0, (16, 16, 16))}
 
+    @needs_muon
     def test_steps(self):
         """torch.optim takes both kinds of groups, and moves every parameter."""
         model = Model()
@@ -318,6 +321,7 @@ class TestTrainers:
 
         assert not torch.equal(model.transformer.wpe.weight, before)
 
+    @needs_fsdp_on_cpu
     def test_fsdp2(self):
         """Sharded parameters are handed out as they are held."""
         store = torch.distributed.HashStore()

@@ -21,19 +21,45 @@ def test_json_and_text():
     assert str(signal).count("linear") >= 31
 
 
-def test_scalars_are_logged():
+class Writer:
+    """Takes scalars as TensorBoard's writer does."""
+
+    def __init__(self):
+        self.logged = {}
+
+    def add_scalar(self, tag, scalar_value, global_step):
+        self.logged[tag, global_step] = scalar_value
+
+
+class Run:
+    """Takes numbers as a run of Weights & Biases does."""
+
+    def __init__(self):
+        self.logged = {}
+
+    def log(self, data, *, step):
+        self.logged.update({(name, step): value for name, value in data.items()})
+
+
+@pytest.mark.parametrize("writer", [Writer, Run])
+def test_scalars_are_logged(writer):
     """Each weighted operator's moments and each parameter's ratio go to the writer."""
-    logged: dict[tuple[str, int], float] = {}
-
-    class Writer:
-        def add_scalar(self, tag: str, value: float, step: int) -> None:
-            logged[tag, step] = value
-
+    written = writer()
     signal = audit_signal(fill(plain(2, 16), HE), batch(4, 16))
-    signal.log_to(Writer(), 7)
-    assert logged["signal/second/0.weight", 7] == signal.points[0].second
-    assert logged["signal/gradient/4.weight", 7] == signal.points[-1].gradient
-    assert ("signal/ratio/2.weight", 7) in logged
+    signal.log_to(written, 7)
+    assert written.logged["signal/second/0.weight", 7] == signal.points[0].second
+    assert written.logged["signal/gradient/4.weight", 7] == signal.points[-1].gradient
+    assert ("signal/ratio/2.weight", 7) in written.logged
+
+
+def test_weights_and_biases(tmp_path):
+    """A run that is offline holds the numbers."""
+    wandb = pytest.importorskip("wandb")
+    signal = audit_signal(fill(plain(2, 16), HE), batch(4, 16))
+    with wandb.init(mode="offline", dir=tmp_path, settings={"silent": True}) as run:
+        signal.log_to(run, 7)
+        run.log({}, step=8)  # completes step 7
+        assert run.summary["signal/second/0.weight"] == signal.points[0].second
 
 
 def test_where_nothing_can_be_measured_nothing_is_praised():

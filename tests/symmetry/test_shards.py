@@ -3,10 +3,18 @@
 import pytest
 
 from tests.symmetry import spread
+from tests.versions import needs_fsdp_on_cpu
 
 pytestmark = pytest.mark.distributed
 
-PAIRS = [(world, case) for world, cases in spread.CASES.items() for case in cases]
+FORWARD = ("model_is_untouched", "watched_fsdp")
+"""The cases that run a sharded model."""
+
+PAIRS = [
+    pytest.param(world, case, marks=[needs_fsdp_on_cpu] if case in FORWARD else [])
+    for world, cases in spread.CASES.items()
+    for case in cases
+]
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +23,7 @@ def outcomes() -> dict[int, dict[str, list[str]]]:
     return {}
 
 
-@pytest.mark.parametrize(("world", "case"), PAIRS, ids=[f"{w}-{c}" for w, c in PAIRS])
+@pytest.mark.parametrize(("world", "case"), PAIRS)
 def test_spread(world, case, outcomes):
     """Every case of `spread.py` holds in every process; its docstring says what that is."""
     if world not in outcomes:

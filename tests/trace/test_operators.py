@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
+from tests.versions import needs_recorded_flex_attention
 from torch_initpolicy import audit_signal, lsuv_, operators, plan_policy
 from torch_initpolicy.errors import ArgumentError, UnknownOperatorWarning
 from torch_initpolicy.sites import sites
@@ -325,6 +326,7 @@ def test_signatures_name_the_table():
     assert len(repr(OPS)) < 30
 
 
+@needs_recorded_flex_attention
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_flex_attention_is_attention(scale):
     """Queries and keys meet its softmax, values go on; its scale is read where it stands."""

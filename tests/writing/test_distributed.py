@@ -9,7 +9,11 @@ import pytest
 
 pytest.importorskip("torch.distributed.tensor")
 
+from tests import versions
 from tests.writing import sharded
+
+UNEVEN = ("fsdp_and_tensor_parallel", "fails_together", "no_seed")
+"""How the cases begin that cut a parameter along two meshes."""
 
 
 @functools.cache
@@ -23,6 +27,8 @@ def outcomes(world):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_case(world, case):
     """No process of this world finds anything wrong."""
+    if world == 3 and versions.OLDEST and case.startswith(UNEVEN):
+        pytest.skip("FSDP of torch 2.6 cuts a tensor-parallel parameter in equal parts alone")
     failures = outcomes(world)[case]
 
     assert not failures, "\n".join(failures)

@@ -26,10 +26,13 @@ def constructor_steps(
             are.
     """
     pairs = list(zip(found, steps, strict=True))
+    skipped = {site.name for site in found if pending_of(site.parameters[0]) is not None}
     asked = [site for site, step in pairs if step.initializer == AsConstructed()]
-    open_ = [s for s in asked if s.name not in known and pending_of(s.parameters[0]) is None]
+    open_ = [site for site in asked if site.name not in known and site.name not in skipped]
     told = {**known, **origins(model, map(_as_lost, open_))} if open_ else known
     made = tuple(_carried_out(site, step, told) for site, step in pairs)
+    if skipped:
+        return tuple(replace(s, reason=_SET) if s.reason == _OPEN else s for s in made)
     _warn_of_open(site for site, step in zip(found, made, strict=True) if step.reason == _OPEN)
     return made
 
@@ -59,6 +62,7 @@ def _carried_out(site: Site, step: Step, rebuilt: Mapping[str, Origin]) -> Step:
 
 
 _OPEN = "kept: building the model once more does not tell what its constructor draws here"
+_SET = "kept: as it was set where other draws were skipped"
 
 
 def _with_value(site: Site, step: Step, origin: Origin) -> Step:

@@ -1,5 +1,6 @@
 """Measures what one operator has made, as soon as it has run. Judges nothing."""
 
+import inspect
 import math
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from torch_initpolicy.trace.operators import OpRole, argument
 from torch_initpolicy.trace.recorder import Ran
 
 
-@torch.no_grad()
 def measured_point(
     ran: Ran, role: OpRole, inputs: int, *, site: str | None, source: str | None
 ) -> Point:
@@ -83,7 +83,7 @@ _TORCH = str(Path(torch.__file__).parent)
 def _line_of_model() -> str:
     """Return the line of the model's code that is running; empty where only torch's is."""
     left = False
-    for frame, line in traceback.walk_stack(None):
+    for frame, line in traceback.walk_stack(inspect.currentframe()):
         file = frame.f_code.co_filename
         if file.startswith(_HERE):
             if left:

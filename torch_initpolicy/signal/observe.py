@@ -68,7 +68,8 @@ class SignalObserver:
             return
         role = self._uses.role(node)
         inputs = batch_size(self.call)
-        self._points.append(measured_point(ran, role, inputs, site=site, source=source))
+        with torch.no_grad():
+            self._points.append(measured_point(ran, role, inputs, site=site, source=source))
         if output.requires_grad:
             output.register_hook(partial(self._remember, node.index))  # type: ignore[no-untyped-call]
 

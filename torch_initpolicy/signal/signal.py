@@ -4,9 +4,9 @@ import dataclasses
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.notebook import framed
@@ -16,11 +16,19 @@ from torch_initpolicy.signal.points import Output, Point, Update
 from torch_initpolicy.signal.verdicts import Verdict
 
 
+@runtime_checkable
 class Writer(Protocol):
-    """What takes scalars: a `torch.utils.tensorboard.SummaryWriter`, for one."""
+    """A `torch.utils.tensorboard.SummaryWriter`, or what takes scalars as it does."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
         """Write one number."""
+
+
+class Run(Protocol):
+    """A run of Weights & Biases, or what takes numbers by name as it does."""
+
+    def log(self, data: dict[str, Any], *, step: int) -> object:
+        """Write the numbers of one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +123,32 @@ class Signal:
         words = [verdict.finding for verdict in self.verdicts] or [self.all_well]
         return framed(picture_of(words[0], {"as it is": self.points}), str(self))
 
-    def log_to(self, writer: Writer, step: int = 0, *, prefix: str = "signal") -> None:
-        """Write the moments of each weighted operator to a TensorBoard writer.
+    def log_to(self, writer: Writer | Run, step: int = 0, *, prefix: str = "signal") -> None:
+        """Write the moments of each weighted operator to TensorBoard or Weights & Biases.
+
+        Of a weight that runs again and again the last call is written.
 
         Args:
-            writer: A `torch.utils.tensorboard.SummaryWriter`, or anything with its `add_scalar`.
+            writer: A `torch.utils.tensorboard.SummaryWriter` or anything with its `add_scalar`; a
+                `wandb.Run` or anything with its `log`, `wandb` itself included.
             step: The training step.
             prefix: Put before each tag: `signal/second/layer1.0.conv1.weight`.
         """
+        scalars = {f"{prefix}/{name}": value for name, value in self._scalars()}
+        if isinstance(writer, Writer):
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
+        else:
+            writer.log(scalars, step=step)
+
+    def _scalars(self) -> Iterator[tuple[str, float]]:
         for point in self.weighted:
-            writer.add_scalar(f"{prefix}/second/{point.name}", point.second, step)
+            yield f"second/{point.name}", point.second
             if point.gradient is not None:
-                writer.add_scalar(f"{prefix}/gradient/{point.name}", point.gradient, step)
+                yield f"gradient/{point.name}", point.gradient
         for update in self.updates:
             if update.ratio is not None:
-                writer.add_scalar(f"{prefix}/ratio/{update.site}", update.ratio, step)
+                yield f"ratio/{update.site}", update.ratio
 
     def __repr__(self) -> str:
         found = ", ".join(verdict.kind for verdict in self.verdicts) or "nothing wrong"
