@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from torch_initpolicy import apply_policy
+from torch_initpolicy import apply_policy, audit_signal
 
 lightning = pytest.importorskip("lightning", reason="the extra lightning is not part of dev")
 
@@ -33,11 +33,11 @@ class Module(lightning.LightningModule):
 def fit(tmp_path):
     """Fit a module for one step, with a callback, from scratch or from a checkpoint."""
 
-    def fit(module, callback, checkpoint=None):
+    def fit(module, callback, checkpoint=None, logger=False):
         trainer = lightning.Trainer(
             max_steps=1,
             accelerator="cpu",
-            logger=False,
+            logger=logger,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=tmp_path,
@@ -107,3 +107,22 @@ def test_groups_of_the_optimizer(fit, callback):
 
     decays = [group["weight_decay"] for group in trainer.optimizers[0].param_groups]
     assert decays == [0.5, 0.0]
+
+
+def test_the_audit_is_logged(fit, callback, tmp_path):
+    """What a trainer logs to takes the figures of an audit."""
+    pytest.importorskip("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Audited(Module):
+        def on_fit_start(self):
+            signal = audit_signal(self.net, torch.randn(8, 4))
+            signal.log_to(self.logger.experiment, self.global_step)
+
+    logger = TensorBoardLogger(tmp_path)
+    fit(Audited(), callback, logger=logger)
+
+    logged = EventAccumulator(logger.log_dir).Reload()
+    assert logged.Scalars("signal/second/0.weight")[0].value > 0
+    assert logged.Scalars("signal/gradient/2.weight")[0].step == 0

@@ -95,6 +95,27 @@ def test_however_it_is_built(build):
     assert [name for name in states[0] if not torch.equal(states[0][name], states[2][name])] == []
 
 
+@pytest.mark.parametrize("mode", ["", "jax", "jax_nlhb", "moco", "reset"])
+def test_init_weights_of_timm(mode):
+    """Under `skip_init` any model's `init_weights` says what is drawn; what it sets, it sets."""
+
+    def build():
+        return timm.create_model("test_vit", num_classes=100)
+
+    theirs, mine, other = build(), build(), build()
+    theirs.init_weights(mode)
+    for model in (mine, other):
+        with skip_init():
+            model.init_weights(mode)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            apply_policy(model, "constructor", seed=2)
+
+    pairs = zip(mine.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert compare_inits(mine, theirs).ok
+
+
 class Computed(nn.Module):
     """Computes a parameter from a draw, which no record of fills can know."""
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from tests.versions import needs_fsdp_on_cpu, needs_muon
-
 from torch_initpolicy import Plan, apply_policy, plan_policy
 from torch_initpolicy.errors import PlanError, PolicyError, UnknownNameError
 

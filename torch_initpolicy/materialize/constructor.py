@@ -30,6 +30,8 @@ def constructor_steps(
     asked = [site for site, step in pairs if step.initializer == AsConstructed()]
     open_ = [site for site in asked if site.name not in known and site.name not in skipped]
     told = {**known, **origins(model, map(_as_lost, open_))} if open_ else known
+    if skipped:  # what is not what a rebuild says was set beside the draws that were skipped
+        told = {name: origin._replace(is_guess=True) for name, origin in told.items()}
     made = tuple(_carried_out(site, step, told) for site, step in pairs)
     if skipped:
         return tuple(replace(s, reason=_SET) if s.reason == _OPEN else s for s in made)
