@@ -9,13 +9,13 @@ is not guessed here: the answer is None or `"unknown"`.
 import functools
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -96,36 +96,26 @@ def _(module: nn.Module, name: str) -> Axes | None:  # type: ignore[misc]  # a m
     return None
 
 
-@axes_of.register(nn.Linear)
-def _(module: nn.Linear, name: str) -> Axes | None:
-    return _OUT_IN if name == "weight" else None
+def _layout_of_weight(module: nn.Module, name: str, layout: Axes) -> Axes | None:
+    return layout if name == "weight" else None
 
 
-@axes_of.register(nn.Bilinear)
-def _(module: nn.Bilinear, name: str) -> Axes | None:
-    return Axes(inputs=(1, 2), outputs=(0,)) if name == "weight" else None
+for _kind, _layout in (
+    (nn.Linear, _OUT_IN),
+    (nn.Bilinear, Axes(inputs=(1, 2), outputs=(0,))),
+    (nn.Embedding, _LOOKUP),
+    (nn.EmbeddingBag, _LOOKUP),
+):
+    axes_of.register(_kind, functools.partial(_layout_of_weight, layout=_layout))
 
 
 @axes_of.register(_ConvNd)
 def _(module: nn.Conv2d, name: str) -> Axes | None:
     if name != "weight":
         return None
+    maps = ((0,), (1,)) if module.transposed else ((1,), (0,))
     stride = math.prod(module.stride)
-    return Axes(inputs=(1,), outputs=(0,), groups=module.groups, stride=stride)
-
-
-@axes_of.register(_ConvTransposeNd)
-def _(module: nn.ConvTranspose2d, name: str) -> Axes | None:
-    if name != "weight":
-        return None
-    stride = math.prod(module.stride)
-    return Axes((0,), (1,), groups=module.groups, stride=stride, transposed=True)
-
-
-@axes_of.register(nn.Embedding)
-@axes_of.register(nn.EmbeddingBag)
-def _(module: nn.Embedding, name: str) -> Axes | None:
-    return _LOOKUP if name == "weight" else None
+    return Axes(*maps, groups=module.groups, stride=stride, transposed=module.transposed)
 
 
 @axes_of.register(nn.MultiheadAttention)
@@ -166,7 +156,6 @@ for _cell, _gates in ((nn.RNNCellBase, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)):
 #
 
 _LINEAR: Mapping[str, Role] = MappingProxyType({"weight": "weight", "bias": "bias"})
-_NORM_ROLES: Mapping[str, Role] = MappingProxyType({"weight": "norm_weight", "bias": "norm_bias"})
 _RECURRENT: Mapping[str, Role] = MappingProxyType(
     {
         "weight_ih": "weight",
@@ -176,17 +165,28 @@ _RECURRENT: Mapping[str, Role] = MappingProxyType(
         "bias_hh": "bias",
     }
 )
-_ATTENTION: Mapping[str, Role] = MappingProxyType(
-    {
-        "in_proj_weight": "weight",
-        "q_proj_weight": "weight",
-        "k_proj_weight": "weight",
-        "v_proj_weight": "weight",
-        "in_proj_bias": "bias",
-        "bias_k": "token",  # one learned key and value beside those of the sequence
-        "bias_v": "token",
-    }
+_ROLES: Sequence[tuple[Sequence[type[nn.Module]], Mapping[str, Role]]] = (
+    ((nn.Linear, nn.Bilinear, _ConvNd), _LINEAR),
+    (
+        (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+        {"weight": "norm_weight", "bias": "norm_bias"},
+    ),
+    ((nn.Embedding, nn.EmbeddingBag), {"weight": "embedding"}),
+    ((nn.PReLU,), {"weight": "scale"}),
+    (
+        (nn.MultiheadAttention,),
+        {
+            "in_proj_weight": "weight",
+            "q_proj_weight": "weight",
+            "k_proj_weight": "weight",
+            "v_proj_weight": "weight",
+            "in_proj_bias": "bias",
+            "bias_k": "token",  # one learned key and value beside those of the sequence
+            "bias_v": "token",
+        },
+    ),
 )
+"""What the parameters of torch's layers do."""
 
 
 @functools.singledispatch
@@ -202,42 +202,19 @@ def role_of(module: nn.Module, name: str) -> Role:
     return _LINEAR.get(name, "unknown") if _foreign(module) else "unknown"
 
 
-@role_of.register(nn.Linear)
-@role_of.register(nn.Bilinear)
-@role_of.register(_ConvNd)
-def _(module: nn.Module, name: str) -> Role:
-    return _LINEAR.get(name, "unknown")
+def _role_among(module: nn.Module, name: str, roles: Mapping[str, Role]) -> Role:
+    return roles.get(name, "unknown")
 
 
-@role_of.register(_BatchNorm)
-@role_of.register(_InstanceNorm)
-@role_of.register(nn.LayerNorm)
-@role_of.register(nn.GroupNorm)
-@role_of.register(nn.RMSNorm)
-def _(module: nn.Module, name: str) -> Role:
-    return _NORM_ROLES.get(name, "unknown")
-
-
-@role_of.register(nn.Embedding)
-@role_of.register(nn.EmbeddingBag)
-def _(module: nn.Module, name: str) -> Role:
-    return "embedding" if name == "weight" else "unknown"
+for _owners, _roles in _ROLES:
+    for _owner in _owners:
+        role_of.register(_owner, functools.partial(_role_among, roles=_roles))
 
 
 @role_of.register(nn.RNNBase)
 @role_of.register(nn.RNNCellBase)
 def _(module: nn.Module, name: str) -> Role:
     return _RECURRENT.get(_bare_name(name), "unknown")
-
-
-@role_of.register(nn.MultiheadAttention)
-def _(module: nn.MultiheadAttention, name: str) -> Role:
-    return _ATTENTION.get(name, "unknown")
-
-
-@role_of.register(nn.PReLU)
-def _(module: nn.PReLU, name: str) -> Role:
-    return "scale" if name == "weight" else "unknown"
 
 
 #
