@@ -22,20 +22,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch_initpolicy.tensors.axes import Axes
 
 Role = Literal[
-    "weight",
-    "bias",
-    "norm_weight",
-    "norm_bias",
-    "embedding",
-    "recurrent",
-    "gate",
-    "scale",
-    "spread",
-    "position",
-    "token",
-    "table",
-    "unknown",
-]
+    "weight", "bias", "norm_weight", "norm_bias", "embedding", "recurrent", "gate", "scale",
+    "spread", "position", "token", "table", "unknown",
+]  # fmt: skip
 """What a parameter does.
 
 `weight`: a linear map; `recurrent`: one from a state to the same state. `bias`: added to a linear
