@@ -16,9 +16,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Where the block raises, or the disk is full, the new file is gone and an old one is as it was.
     Links are followed; what is no regular file, such as a pipe, is written to as it is.
-
-    Raises:
-        InitPolicyError: It cannot be written.
     """
     try:
         target = Path(path).resolve()

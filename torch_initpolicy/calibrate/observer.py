@@ -19,11 +19,7 @@ from torch_initpolicy.trace.trees import tensors_in
 
 
 def scaled_in_one_pass(model: nn.Module, inputs: Any, settings: Settings) -> Uses | None:
-    """Run one forward pass, and return what its operators did; None where none ran.
-
-    Raises:
-        TraceError: The forward pass raises.
-    """
+    """Run one forward pass, and return what its operators did; None where none ran."""
     call = as_call(inputs)
     names = {id(p): site.name for site in settings.copies.sites.values() for p in site.parameters}
 

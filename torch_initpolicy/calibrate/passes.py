@@ -43,12 +43,7 @@ def scale(
     std: float = 1.0,
     per_channel: bool = False,
 ) -> Calibration:
-    """Scale weights as `lsuv_` does, whose directions stay as they are.
-
-    Raises:
-        ApplyError: As for `lsuv_`.
-        TraceError: As for `lsuv_`.
-    """
+    """Scale weights as `lsuv_` does, whose directions stay as they are."""
     found = sites(require_module(model))
     require_writable(found, selection)
     inner = next(module for _, module in canonical_modules(model))

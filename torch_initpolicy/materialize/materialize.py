@@ -36,11 +36,7 @@ def revealed(
     parameters that are drawn `pending_of` tells how; what nothing tells stays on meta. A plan is
     then the same as that of a model that was built for real.
 
-    Yields:
-        What was found out, by canonical name.
-
-    Raises:
-        MaterializeError: A function of the caller raised.
+    Yields what was found out, by canonical name.
     """
     drawing.check()
     lost = list(_lost(model, ()))

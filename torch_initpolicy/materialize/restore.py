@@ -67,9 +67,6 @@ def origins(
     with the arguments it keeps, or the library that the model comes from, where what is built is
     the same in every module, shape and attribute; the classes of its modules; at last their
     `reset_parameters` and other methods of that kind.
-
-    Raises:
-        MaterializeError: A function of the caller raised.
     """
     search = Search(model, seed, lost)
     found: dict[str, Origin] = {}

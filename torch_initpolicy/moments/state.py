@@ -119,11 +119,7 @@ class Propagation:
         return self.sizes[value]
 
     def size(self, value: int) -> Size:
-        """Return the size of a value.
-
-        Raises:
-            LostError: It is not known.
-        """
+        """Return the size of a value; raise where it is not known."""
         return require(self.known(value))
 
     def _given(self, index: int) -> Known:
@@ -138,11 +134,7 @@ class Propagation:
         return Unknown("a constant of which only the shape is known")
 
     def parameter(self, name: str) -> Size:
-        """Return the size of a parameter: what the policy will write, or what it holds.
-
-        Raises:
-            LostError: It is not known.
-        """
+        """Return the size of a parameter: what the policy will write, or what it holds."""
         return require(self._parameter(name))
 
     def _parameter(self, name: str) -> Known:
@@ -183,11 +175,7 @@ class Propagation:
 
 
 def require(known: Known) -> Size:
-    """Return a size that is known.
-
-    Raises:
-        LostError: It is not known.
-    """
+    """Return a size that is known, or raise."""
     if isinstance(known, Unknown):
         raise LostError(known)
     return known

@@ -24,11 +24,7 @@ _CENTRED = 0.1
 
 
 def behind(state: Propagation, use: Use, node: Node, met: Size, fan_in: float | None) -> Size:
-    """Return the size of what a weight makes of its input.
-
-    Raises:
-        LostError: The size of the weight is not known, or its fan is not.
-    """
+    """Return the size of what a weight makes of its input; raise where it is not known."""
     name = use.source.site
     written = state.written.get(name, NORMALISING)
     if isinstance(written, WrittenMoments) and written.output is not None:

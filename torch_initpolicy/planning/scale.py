@@ -40,11 +40,8 @@ def scaled_steps(
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Multiply what each step draws by what the parametrisation says.
 
-    Returns:
-        The steps, in their order, and what is in the way, with the ways out.
-
-    Raises:
-        PlanError: A parameter has no counterpart in the base model; lists every case.
+    Returns the steps, in their order, and what is in the way, with the ways out. A parameter
+    without a counterpart in the base model is an error.
     """
     if scaling is None:
         return tuple(steps), ()

@@ -118,11 +118,7 @@ class Selection:
 
 
 def require_known(given: Iterable[str], known: Iterable[str] = Options.__optional_keys__) -> None:
-    """Raise where a keyword argument is not among those that there are, as Python does.
-
-    Raises:
-        TypeError: There is no such argument; suggests the nearest of all that verbs have.
-    """
+    """Raise where a keyword argument is not among those that there are, as Python does."""
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         meant = nearest(unknown, Options.__optional_keys__)

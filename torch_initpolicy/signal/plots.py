@@ -87,9 +87,6 @@ def plot_signals(
     """Draw second moments forward and back over the depth, several signals over one another.
 
     `marks` are the names of the weights where the first goes wrong: on its way forward, and back.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
     """
     figure = open_figure(10, 6)
     above, below = figure.subplots(2, 1, sharex=True)
@@ -118,9 +115,6 @@ def plot_picture(
 
     The depth runs from left to right. Each column is the histogram of absolute values behind one
     weight or activation: the darker, the more of them.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
     """
     count = max(len(courses), 1)
     figure = open_figure(1.2 + 2.6 * count, 4.2)
@@ -157,9 +151,6 @@ def _image(axes: "Axes", rows: list[list[tuple[float, ...]]], heights: tuple[flo
 
 def plot_four(points: Sequence[Point], updates: Sequence[Update]) -> Figure:
     """Draw saturation, gradients, update ratios and dead units of any model.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
 
     Reference:
         Karpathy, *Neural Networks: Zero to Hero*, 2022, part 4 (makemore, activations and

@@ -32,11 +32,7 @@ class Training(NamedTuple):
 
     @classmethod
     def of(cls, loss_fn: Loss | None, optimizer: str | None, lr: float | None) -> "Training":
-        """Return what the arguments of a verb say.
-
-        Raises:
-            UnknownNameError: There is no rule for the optimizer.
-        """
+        """Return what the arguments of a verb say."""
         if optimizer is None:
             return cls(loss_fn)
         known = _SIGNED | {"sgd"}

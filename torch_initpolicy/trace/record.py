@@ -48,9 +48,6 @@ def observe(
 
     Every module runs in the mode it is in, on copies of the buffers and from a fixed random state.
     The model is left as it was, as `capture` leaves it.
-
-    Raises:
-        Exception: Whatever the model's forward or the observer raises.
     """
     with borrowed(model) as lent, torch.set_grad_enabled(with_grad):
         stand_ins = {
@@ -91,9 +88,6 @@ def capture(
         with_grad: Whether gradients can be taken.
         budget: How much the run may take.
         reach: What `borrowed` takes.
-
-    Raises:
-        Exception: Whatever the model's forward raises.
     """
     with borrowed(model, reach) as lent, torch.set_grad_enabled(with_grad):
         warnings.simplefilter("ignore")

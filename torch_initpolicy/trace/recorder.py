@@ -55,11 +55,7 @@ class Budget:
         self.left = left
 
     def spend(self, cost: float) -> None:
-        """Take from the budget.
-
-        Raises:
-            OutOfBudgetError: There is nothing left.
-        """
+        """Take from the budget, or raise where there is nothing left."""
         self.left -= cost
         if self.left < 0:
             raise OutOfBudgetError("more operators than a search may run")

@@ -28,9 +28,6 @@ def fingerprints(sites: Iterable[Site], model: nn.Module | None = None) -> dict[
 
     Tensors without memory are left out. All processes of a sharded model must ask; each reads what
     it holds, and eight bytes a tensor are summed over them.
-
-    Raises:
-        InitPolicyError: Another process of the model could not read its part.
     """
     known = [site for site in sites if not site.lazy and site.device.type != "meta"]
     parameters = [(site, parameter) for site in known for parameter in site.parameters]

@@ -31,9 +31,6 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
     """Compute what is not drawn in place; return what writes it.
 
     Code of the user runs in this thread, with the workspace `own`.
-
-    Raises:
-        ApplyError: Lists every site whose values could not be computed.
     """
     threaded, serial = split((job for job in jobs if not job.is_direct), _is_own_work)
     threaded.sort(key=lambda job: -math.prod(job.site.shape))

@@ -90,11 +90,7 @@ def measure_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
 
 
 def verify_steps(pairs: Iterable[tuple[Site, Step]]) -> Verification:
-    """Measure as `measure_steps` does, and raise where something is found.
-
-    Raises:
-        VerifyError: A tensor is not what its step says; lists every case.
-    """
+    """Measure as `measure_steps` does, and raise one error for all that is found."""
     verification = measure_steps(pairs)
     if not verification.ok:
         raise VerifyError(str(verification))
