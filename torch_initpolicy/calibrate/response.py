@@ -85,7 +85,8 @@ def measure(weighted: Tensor, offset: Tensor | None, groups: Groups) -> Line:
     The variance of complex numbers is `E |z - E z| ** 2`.
     """
     if weighted.is_complex():
-        real, imaginary = (None, None) if offset is None else _parts(offset)
+        whole = None if offset is None else offset.to(weighted.dtype)
+        real, imaginary = (None, None) if whole is None else (whole.real, whole.imag)
         return measure(weighted.real, real, groups) + measure(weighted.imag, imaginary, groups)
     return Line.of(*_reduced(_sums(weighted, offset), groups).tolist())
 
@@ -106,11 +107,6 @@ def _reduced(sums: Tensor, groups: Groups) -> Tensor:
     for group in groups:
         distributed.all_reduce(sums, group=group)
     return sums
-
-
-def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the real and the imaginary part of a tensor that may be real."""
-    return tensor.real, tensor.imag if tensor.is_complex() else torch.zeros_like(tensor)
 
 
 def _sums(tensor: Tensor, offset: Tensor | None) -> Tensor:

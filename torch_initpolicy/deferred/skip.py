@@ -173,11 +173,6 @@ def _active_modes() -> list[recording]:
 #
 
 
-def _run_plainly(ledger: Ledger, call: Call) -> Any:
-    """Run a call that asks what a tensor is and not what it holds."""
-    return call.run()
-
-
 def _draw_and_run(ledger: Ledger, call: Call) -> Any:
     """Draw whatever the call could read, then run it."""
     for tensor in tensors(call.arguments):
@@ -420,14 +415,6 @@ ALLOCATED: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
 #
 
 
-def _shift(draw: Draw, other: float, *, alpha: float = 1) -> Draw | None:
-    return draw.shifted(alpha * other)
-
-
-def _unshift(draw: Draw, other: float, *, alpha: float = 1) -> Draw | None:
-    return draw.shifted(-alpha * other)
-
-
 def _divide(draw: Draw, other: float) -> Draw | None:
     return draw.scaled(1 / other) if other else None
 
@@ -442,8 +429,8 @@ TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
     Tensor.div_: _divide,
     Tensor.divide_: _divide,
     Tensor.true_divide_: _divide,
-    Tensor.add_: _shift,
-    Tensor.sub_: _unshift,
+    Tensor.add_: lambda draw, other, *, alpha=1: draw.shifted(alpha * other),
+    Tensor.sub_: lambda draw, other, *, alpha=1: draw.shifted(-alpha * other),
     Tensor.neg_: lambda draw: draw.scaled(-1.0),
     Tensor.erfinv_: lambda draw: draw.erfinv(),
     Tensor.clamp_: _clamp,
@@ -453,7 +440,7 @@ TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
 
 
 RULES: Mapping[Function, Callable[[Ledger, Call], Any]] = {
-    **dict.fromkeys(HARMLESS, _run_plainly),
+    **dict.fromkeys(HARMLESS, lambda _, call: call.run()),
     **dict.fromkeys(OVERWRITES, _overwrite),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(FILLS, _put_off_fill),

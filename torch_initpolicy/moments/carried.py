@@ -198,10 +198,6 @@ def _sum(state: Propagation, node: Node, size: Size, share: float) -> Size:
     return _mean(state, node, size, share).scaled(share)
 
 
-def _window_mean(state: Propagation, node: Node, size: Size, share: float) -> Size:
-    return size.pooled(_window(node))
-
-
 def _padded(state: Propagation, node: Node, size: Size, share: float) -> Size:
     """Zeros around count into the mean square; copies of the border do not change it."""
     zeros = argument(node, 2, "mode", "constant") == "constant"
@@ -211,10 +207,6 @@ def _padded(state: Propagation, node: Node, size: Size, share: float) -> Size:
 def _interpolated(state: Propagation, node: Node, size: Size, share: float) -> Size:
     if node.op == "interpolate" and argument(node, 3, "mode", "nearest") != "nearest":
         raise state.lost(node, "an interpolation between positions")
-    return size
-
-
-def _kept(state: Propagation, node: Node, size: Size, share: float) -> Size:
     return size
 
 
@@ -239,15 +231,16 @@ _MIXTURES: Mapping[str, Callable[[Propagation, Node, Size, float], Size]] = Mapp
     "adaptive_max_pool": _largest,
     "fractional_max_pool": _largest,
     "adaptive_avg_pool": _mean,
-    "avg_pool": _window_mean,
+    "avg_pool": lambda _, node, size, __: size.pooled(_window(node)),
     "mean": _mean,
     "nanmean": _mean,
     "nansum": _sum,
     "sum": _sum,
     "pad": _padded,
     "interpolate": _interpolated,
-    "upsample_nearest": _kept,
-    "masked_fill": _kept,
-    "broadcast_tensors": _kept,
+    **dict.fromkeys(
+        ("upsample_nearest", "masked_fill", "broadcast_tensors"),
+        lambda _, __, size, ___: size,
+    ),
 })  # fmt: skip
 """What mixtures do, by their name without the number of dimensions."""

@@ -178,7 +178,7 @@ def _counted_fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans
         return _counted_fans(*part(shape, axes, block or 0), None)
     check(shape, axes)
     if axes.counted is not None:
-        return Fans(*map(_whole, axes.counted))
+        return Fans(*(int(fan) if fan == int(fan) else fan for fan in axes.counted))
     shape = axes.view or shape
     sizes = (shape[0] // axes.groups, *shape[1:]) if shape else ()
     named = {*axes.inputs, *axes.outputs, *axes.copies}
@@ -201,10 +201,6 @@ def block_fans(shape: Sequence[int], axes: Axes | None) -> tuple[Fans, ...]:
         return ()
     blocks = range(len(axes.blocks)) if axes.blocks else (None,)
     return tuple(fans(shape, axes, block) for block in blocks)
-
-
-def _whole(fan: float) -> float:
-    return int(fan) if fan == int(fan) else fan
 
 
 def _per_tap(taps: int, stride: int) -> float:

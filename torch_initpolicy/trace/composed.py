@@ -86,7 +86,7 @@ class Composed:
         """Read the next node; one whose output is a signal says nothing of parameters."""
         uses = self.scalars.uses
         if uses.signals.isdisjoint(node.outputs) and any(v in uses.sources for v in node.inputs):
-            rule = _OUTERS.get(node.op) or _RULES.get(uses.role(node))
+            rule = _contracted if node.op in _OUTERS else _RULES.get(uses.role(node))
             pieces = rule(self, node) if rule else _UNKNOWN
             self.made.update(dict.fromkeys(node.outputs, pieces))
 
@@ -126,14 +126,6 @@ def _number(number: float) -> Parts:
 #
 
 
-def _same(composed: Composed, node: Node) -> Parts:
-    return composed.of(node.inputs[0])
-
-
-def _joined(composed: Composed, node: Node) -> Parts:
-    return tuple(terms for value in node.inputs for terms in composed.of(value))
-
-
 def _mixed(composed: Composed, node: Node) -> Parts:
     """Divide by the count of a mean; that a sum joins connections shows in its fans."""
     mixed = next(filter(composed.is_drawn, node.inputs), node.inputs[0])
@@ -151,10 +143,6 @@ def _normalised(composed: Composed, node: Node) -> Parts:
 def _contracted(composed: Composed, node: Node) -> Parts:
     growth = _number(math.sqrt(terms_of(composed.scalars.uses, node)))
     return _independent(composed, node, [growth, *map(composed.of, node.inputs)])
-
-
-def _outer(composed: Composed, node: Node) -> Parts:
-    return _independent(composed, node, map(composed.of, node.inputs))
 
 
 def _product(composed: Composed, node: Node) -> Parts:
@@ -221,15 +209,20 @@ def _inverse(made: Parts) -> Parts:
 TermsRule = Callable[[Composed, Node], Parts]
 
 _RULES: Mapping[OpRole, TermsRule] = MappingProxyType({
-    **dict.fromkeys((OpRole.MOVES, OpRole.CASTS, OpRole.PICKS), _same),
+    **dict.fromkeys(
+        (OpRole.MOVES, OpRole.CASTS, OpRole.PICKS),
+        lambda composed, node: composed.of(node.inputs[0]),
+    ),
     OpRole.MULTIPLIES: _product,
     OpRole.CONTRACTS: _contracted,
     OpRole.ADDS: _sum,
-    OpRole.JOINS: _joined,
+    OpRole.JOINS: lambda composed, node: tuple(
+        terms for value in node.inputs for terms in composed.of(value)
+    ),
     OpRole.MIXES: _mixed,
     OpRole.NORMALISES: _normalised,
 })  # fmt: skip
 """How to find what an expression is made of, by the role of its operator."""
 
-_OUTERS: Mapping[str, TermsRule] = MappingProxyType(dict.fromkeys(("kron", "outer", "ger"), _outer))
-"""The same of operators that multiply each number of one tensor by each of another."""
+_OUTERS = frozenset({"kron", "outer", "ger"})
+"""Operators that multiply each number of one tensor by each of another."""

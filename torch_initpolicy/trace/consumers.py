@@ -175,7 +175,8 @@ def _enter(result: Uses, value: Value) -> None:
     if value.is_input:
         result.signals.add(value.index)
     if value.parameter is not None and value.index not in result.sources:
-        result.sources[value.index] = (_whole(value),)
+        itself = Source(value.parameter, math.prod(value.shape), value.index)
+        result.sources[value.index] = (itself,)
 
 
 def _routes(result: Uses, node: Node, role: OpRole, expressions: Sequence[tuple[str, int]]) -> bool:
@@ -249,11 +250,6 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
                 contracted=contracted, indexed=indexed and not routed, noisy=noisy, scales=scales
             )
     result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
-
-
-def _whole(value: Value) -> Source:
-    """Return the expression that is the parameter itself."""
-    return Source(value.parameter or "", math.prod(value.shape), value.index)
 
 
 def _through(source: Source, node: Node, op: Op) -> Source:

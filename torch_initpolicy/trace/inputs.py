@@ -127,10 +127,6 @@ def _guessed(model: nn.Module) -> Iterator[tuple[Any, ...]]:
     if first is not None:
         yield from layer_inputs(first, model)
     for parameter in itertools.islice(model.parameters(), 2):
-        for size in sorted(dict.fromkeys(parameter.shape), key=_broadcasts):
+        # Features of size 1 pass for those of any other, and so say nothing.
+        for size in sorted(dict.fromkeys(parameter.shape), key=(1).__eq__):
             yield (floats(BATCH, size),)
-
-
-def _broadcasts(size: int) -> bool:
-    """Whether features of a size pass for any other size, and so say nothing."""
-    return size == 1

@@ -5,7 +5,7 @@ Everything here is shapes on the meta device; nothing is allocated or run.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,10 @@ from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers
 _IMAGE_SIZES = (224, 32, 28, 64, 84, 96, 128, 256, 299, 384, 512, 16, 8)
 """Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
 
-_CLIPS = ((16, 112), (16, 224), (8, 224), (32, 224))
+_LINES = ((128,), (1024,), (16000,), (SEQUENCE,))
+"""Lengths of signals to try."""
+
+_CLIPS = ((16, 112, 112), (16, 224, 224), (8, 224, 224), (32, 224, 224), (16, 16, 16))
 """Frames and edge lengths of video to try."""
 
 _LENGTHS = 4
@@ -111,13 +114,9 @@ def _(layer: nn.modules.batchnorm._BatchNorm, model: nn.Module) -> Iterator[tupl
 
 @layer_inputs.register
 def _(layer: nn.modules.conv._ConvNd, model: nn.Module) -> Iterator[tuple[Any, ...]]:
-    grids = (_lengths(), _edges(model), _volumes())[len(layer.kernel_size) - 1]
+    grids = (_LINES, _edges(model), _CLIPS)[len(layer.kernel_size) - 1]
     for grid in grids:
         yield (floats(BATCH, layer.in_channels, *grid),)
-
-
-def _lengths() -> Sequence[tuple[int, ...]]:
-    return (128,), (1024,), (16000,), (SEQUENCE,)
 
 
 def _edges(model: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -127,7 +126,3 @@ def _edges(model: nn.Module) -> Iterator[tuple[int, ...]]:
     elif isinstance(edge, (tuple, list)) and len(edge) == 2:
         yield tuple(edge)
     yield from ((edge, edge) for edge in _IMAGE_SIZES)
-
-
-def _volumes() -> Sequence[tuple[int, ...]]:
-    return *((frames, edge, edge) for frames, edge in _CLIPS), (16, 16, 16)

@@ -84,12 +84,9 @@ def _ends_its_norm(use: Use, flow: Flow) -> bool:
     if use.partner is None or use.source.size == 1 or use.source.bent:
         return False
     producer = flow.uses.graph.values[use.partner].producer
-    is_own = producer is not None and _module(producer, flow) == use.node.module
-    return is_own and flow.uses.kinds.get(use.partner) == "normalised"
-
-
-def _module(node: int, flow: Flow) -> str:
-    return flow.uses.graph.nodes[node].module
+    nodes, kind = flow.uses.graph.nodes, flow.uses.kinds.get(use.partner)
+    is_own = producer is not None and nodes[producer].module == use.node.module
+    return is_own and kind == "normalised"
 
 
 def _role_of_summand(use: Use, flow: Flow) -> Role:

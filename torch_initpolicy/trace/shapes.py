@@ -75,13 +75,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
 
 
-def _elementwise(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002 - torch's
-    del inplace
-    return _like(input)
-
-
-def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor:  # noqa: A002 - torch's name
-    del approximate
+def _elementwise(input: Tensor, *_: object, **__: object) -> Tensor:  # noqa: A002 - torch's name
     return _like(input)
 
 
@@ -219,8 +213,7 @@ SHAPE_RULES: Mapping[str, Callable[..., Any]] = MappingProxyType({
     **{op.__name__: _arithmetic(op) for op in (torch.add, torch.sub, torch.mul, torch.div)},
     "softmax": _softmax,
     "linear": _linear,
-    "gelu": _gelu,
-    **dict.fromkeys(("relu", "silu", "tanh", "sigmoid"), _elementwise),
+    **dict.fromkeys(("relu", "silu", "gelu", "tanh", "sigmoid"), _elementwise),
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
