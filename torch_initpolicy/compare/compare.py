@@ -153,9 +153,7 @@ def compare_inits(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Compar
     return Comparison((*rows, *_ties(found, *entries), *_alone(found, *entries)))
 
 
-#
 # Where values come from
-#
 
 
 def _starts(given: nn.Module | Plan, argument: str) -> Iterator[_Start]:
@@ -234,9 +232,7 @@ def _filled(
 
 _SEED = 0x5EED_C0DE
 
-#
 # What comes of it
-#
 
 
 class _Measured(NamedTuple):

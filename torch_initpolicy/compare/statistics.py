@@ -74,9 +74,7 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
     return bool(torch.allclose(first, second, rtol=1e-4, atol=1e-8))
 
 
-#
 # What is no matter of chance
-#
 
 
 def _fixed(first: Tensor, second: Tensor) -> Iterator[Contrast]:
@@ -138,9 +136,7 @@ def is_orthogonal(values: Tensor) -> bool:
     return bool(off < 1e-3 * gram.diagonal().mean())
 
 
-#
 # What is a matter of chance
-#
 
 
 def _random_part(values: Tensor, copies: int) -> Tensor:
@@ -259,9 +255,7 @@ def _beyond(a: Tensor, b: Tensor) -> Iterator[Contrast]:
         yield Contrast(f"{end} bound", 2 * math.exp(sum(chances)) if drawn else 1.0, *figures)
 
 
-#
 # In words
-#
 
 _FIT = 1e-3
 """Probability below which a family is not named: words may err, tests may not."""

@@ -28,9 +28,7 @@ NEGLIGIBLE = 1e-9
 UNBOUNDED = 8.0
 """Standard deviations beyond which a bound cuts nothing off (one value in 10^15)."""
 
-#
 # Distributions
-#
 
 
 class Draw(Protocol):
@@ -177,9 +175,7 @@ def _erfinv(value: float) -> float:
     return NormalDist().inv_cdf((1 + value) / 2) / math.sqrt(2)
 
 
-#
 # Storages
-#
 
 
 @dataclass

@@ -168,9 +168,7 @@ def _active_modes() -> list[recording]:
     return [mode for mode in modes if isinstance(mode, recording)]
 
 
-#
 # What each kind of call means for tensors whose fill has been put off
-#
 
 
 def _draw_and_run(ledger: Ledger, call: Call) -> Any:
@@ -295,9 +293,7 @@ def _transform(ledger: Ledger, call: Call) -> Any:
     return target
 
 
-#
 # What torch.nn.init does after its draw; where torch changes this, the tensor is read and drawn
-#
 
 
 def _reject(ledger: Ledger, call: Call) -> Any:
@@ -344,9 +340,7 @@ def _locals_of(name: str) -> Mapping[str, Any] | None:
     return frame.f_locals if is_called else None
 
 
-#
 # The fills, as distributions; None where torch itself would raise
-#
 
 _OF_UNIFORM = {"from": "a", "to": "b"}
 """Names of `Tensor.uniform_`, of which one is a keyword, to those of `torch.nn.init`."""
@@ -410,9 +404,7 @@ ALLOCATED: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
 """What is allocated and filled in one: the memory, and what it is filled with."""
 
 
-#
 # Arithmetic in place
-#
 
 
 def _divide(draw: Draw, other: float) -> Draw | None:

@@ -24,9 +24,7 @@ from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import Spread
 from torch_initpolicy.tensors.initializer import Initializer
 
-#
 # What a call does with the values of its first argument
-#
 
 Function = Callable[..., Any]
 """A function or method of torch; its signature is torch's own."""
@@ -148,9 +146,7 @@ def tensors(arguments: Any) -> Iterator[Tensor]:
         yield from tensors(list(arguments.values()))
 
 
-#
 # Guarded tensors
-#
 
 
 class Pending(NamedTuple):
@@ -318,9 +314,7 @@ def _model_of(skipped: Skipped) -> nn.Module:
     return max(holding, key=lambda m: sum(1 for _ in m.modules()), default=nn.Module())
 
 
-#
 # For those who build, plan and write
-#
 
 
 def guard(entries: Iterable[Entry], modules: weakref.WeakSet[nn.Module]) -> None:

@@ -107,11 +107,6 @@ def build(source: str) -> nn.Module:
     return model
 
 
-#
-# A model once more
-#
-
-
 def rebuilds(model: nn.Module, kind: Any) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Yield how the library that a model of class `kind` comes from would build it again.
 

@@ -14,9 +14,7 @@ from torch_initpolicy.trace.contractions import terms
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import activation_of, argument
 
-#
 # The same numbers, and functions of one variable
-#
 
 
 def same(state: Propagation, node: Node) -> Size:
@@ -61,9 +59,7 @@ def gate(state: Propagation, node: Node) -> Size:
     return size.times(activated(Activation("sigmoid"), size))
 
 
-#
 # Products and sums
-#
 
 
 def multiplied(state: Propagation, node: Node) -> Size:
@@ -169,9 +165,7 @@ def created(state: Propagation, node: Node) -> Size:
     return constant(found)
 
 
-#
 # Pools, means, sums and paddings
-#
 
 
 def mixed(state: Propagation, node: Node) -> Size:

@@ -120,11 +120,6 @@ def _hash(policy: InitPolicy) -> str | None:
         return None
 
 
-#
-# One step for each choice
-#
-
-
 def _steps(choices: Sequence[Choice], flow: Flow | None) -> tuple[list[Step], list[Failed]]:
     """Make the step of each choice that is settled, and list what is wrong with the others."""
     settled = [choice for choice in choices if choice.is_settled]

@@ -35,9 +35,7 @@ def extent(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "1"
 
 
-#
 # What an initializer does
-#
 
 
 def summary(initializer: init.Initializer, fan_in: Number, fan_out: Number) -> str:
@@ -86,9 +84,7 @@ _SUMMARIES: Mapping[type[init.Initializer], Callable[[Any], str]] = MappingProxy
 """How initializers are written whose numbers say it all; others are written as in code."""
 
 
-#
 # The table
-#
 
 
 HEADINGS = ("parameter", "shape", "std", "from", "why")

@@ -413,9 +413,7 @@ def _warn_of_kept(steps: Iterable[Step]) -> None:
         )
 
 
-#
 # JSON
-#
 
 _CLASSES: codec.Classes = MappingProxyType({"Versions": Versions})
 

@@ -56,9 +56,7 @@ LONGEST = 2_000_000
 DEEPEST = 64
 """Objects and arrays within one another up to which data is read."""
 
-#
 # Values to data
-#
 
 
 def encode(value: object, classes: Classes, substitute: Substitute = None) -> Data:
@@ -99,9 +97,7 @@ def _stated(value: Any) -> Iterator[tuple[str, object]]:
             yield field.name, held
 
 
-#
 # Data to values
-#
 
 
 def decode(data: Data, classes: Classes, where: str = "file") -> Any:
@@ -214,9 +210,7 @@ _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.Mapping
 """How a value is checked against an annotation with arguments, by the annotation's origin."""
 
 
-#
 # Data to text, and to a number that stands for it
-#
 
 
 def digest(data: Data) -> str:

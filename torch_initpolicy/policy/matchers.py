@@ -56,9 +56,7 @@ class Matcher(ABC):
         raise TypeError("a matcher is neither true nor false; combine matchers with &, | and ~")
 
 
-#
 # Combinations
-#
 
 
 def _parts(combination: "type[AllOf | AnyOf]", matcher: Matcher) -> tuple[Matcher, ...]:
@@ -121,9 +119,7 @@ class Not(Matcher):
         return f"~({self.inner!r})" if combined else f"~{self.inner!r}"
 
 
-#
 # By name, by the owner's class, by role
-#
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +201,7 @@ class HasRole(Matcher):
         return _call("role", *self.roles)
 
 
-#
 # By the data flow
-#
 
 NOTHING = "nothing"
 """What a site meets, or is fed by, where that is no activation."""

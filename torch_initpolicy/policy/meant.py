@@ -117,11 +117,6 @@ def _intent(seen: _Seen, values: Tensor) -> str | None:
     return structure_in(values, out=out, groups=axes.groups if axes else 1)
 
 
-#
-# Zeros
-#
-
-
 def _zeros(known: Mapping[str, _Seen]) -> dict[str, str]:
     """Return the zeros that are meant: what they close opens at the first steps of training."""
     zero = {

@@ -156,9 +156,7 @@ RECIPES = (
 """The recipes that a file may hold."""
 
 
-#
 # What torch's constructors draw
-#
 
 
 def _within(fan: float) -> Initializer:

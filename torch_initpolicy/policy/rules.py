@@ -267,9 +267,7 @@ def _scaling_of(policy: InitPolicy, other: object) -> Scaling | None:
     return policy.scaling or beside
 
 
-#
 # Presets, by name
-#
 
 Arguments = ParamSpec("Arguments")
 
@@ -317,9 +315,7 @@ def policy_named(policy: InitPolicy | str | Path) -> InitPolicy:
     return InitPolicy.load(policy) if is_file else preset_named(str(policy))
 
 
-#
 # Files
-#
 
 CLASSES: ChainMap[str, type] = ChainMap(
     {kind.__name__: kind for kind in (*matchers.SERIALISABLE, *RECIPES, *SCALINGS, Rule)},

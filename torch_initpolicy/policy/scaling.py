@@ -90,9 +90,7 @@ class Scaling:
 SCALINGS = (Scaling, Family, Member, Axes, ForwardMultiplier)
 """The classes that a file may hold of a policy that scales."""
 
-#
 # Width
-#
 
 
 def _by_width(part: Part, member: Member) -> Multipliers:
@@ -223,9 +221,7 @@ def _by_constants(found: Multipliers, facts: Facts, member: Member) -> Multiplie
     return replace(found, folded=there / here, reason=f"{found.reason}; {why}")
 
 
-#
 # Depth
-#
 
 
 def _by_depth(width: Multipliers, facts: Facts, depth: float) -> Multipliers:
@@ -247,9 +243,7 @@ def _by_depth(width: Multipliers, facts: Facts, depth: float) -> Multipliers:
     return replace(width, depth=depth, folded=folded, reason=f"{width.reason}; {why}")
 
 
-#
 # What cannot be folded
-#
 
 
 def _with_forward(found: Multipliers, part: Part, member: Member) -> Multipliers:
@@ -291,9 +285,7 @@ def unfoldable(scaling: Scaling, part: Part, found: Multipliers) -> Iterator[str
     yield f"{why}, or use {hook}" if part.takes_hook else why
 
 
-#
 # Without a base
-#
 
 
 def _spectral(found: Part) -> Multipliers:

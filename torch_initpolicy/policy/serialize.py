@@ -155,11 +155,6 @@ def outcome(step: Step) -> codec.Data:
     return _encoded((*parts, *multiplied))
 
 
-#
-# The objects that hold steps
-#
-
-
 def current(data: codec.Data, what: str) -> dict[str, codec.Data]:
     """Return an object of a format that this version reads."""
     if not isinstance(data, dict) or data.get("format") not in READABLE:

@@ -164,9 +164,7 @@ def _mean(numbers: Iterator[float]) -> float:
     return math.exp(sum(map(math.log, known)) / len(known))
 
 
-#
 # One model
-#
 
 
 class Seen(NamedTuple):

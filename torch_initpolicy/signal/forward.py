@@ -21,9 +21,7 @@ def judge_forward(points: Sequence[Point], body: Sequence[Point], *, opens: bool
     return sorted(found, key=lambda verdict: places[verdict.where])
 
 
-#
 # Size
-#
 
 VANISHED = 1e-3
 """Second moments that fall by more than this, with nothing larger after them, have vanished."""
@@ -95,9 +93,7 @@ def _wandering(body: Sequence[Point], low: float, high: float) -> Iterator[Verdi
 
 _CALIBRATE = "apply_policy(..., calibrate=batch) scales each weight to what it really reads"
 
-#
 # Activations
-#
 
 SATURATED = 0.5
 """Fraction of a bounded activation's outputs that may lie where it is flat."""
@@ -194,9 +190,7 @@ def _luck(points: Sequence[Point]) -> str:
     )
 
 
-#
 # Different inputs
-#
 
 SAME, SAME_BEHIND_BIASES, MANY = 3e-4, 2e-3, 9
 SAME_UNDER_FAINT, SAME_BEHIND_BIASES_UNDER_FAINT, MANY_UNDER_FAINT = 1e-3, 5e-2, 6

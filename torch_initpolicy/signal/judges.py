@@ -79,9 +79,7 @@ def _overflow(points: Sequence[Point]) -> Iterator[Verdict]:
         yield Verdict("overflows", points[place].name, reason, REPAIR)
 
 
-#
 # Outputs
-#
 
 LOUD, TOO_LOUD = 4.0, 8.0
 """Losses at step 0, in multiples of that of outputs of zero (`ln(classes)`): to warn of, to mend.
@@ -138,9 +136,7 @@ def _too_large(output: Output, reason: str, cost: float) -> Verdict:
 _TEMPERED = 14
 """CLIP's first factor on cosines, `1 / 0.07` (Radford et al., 2021, arXiv:2103.00020, sec. 2.5)."""
 
-#
 # The first step
-#
 
 LARGE_STEP, SMALL_STEP = 0.5, 1e-6
 """Bounds of the first step's length, relative to the values that it changes."""

@@ -168,11 +168,6 @@ def _is_small_constant(values: Tensor) -> bool:
     return bool(low == high) and 0 < float(high) <= AJAR
 
 
-#
-# What is known only when all operators have run
-#
-
-
 def _finished(
     points: Iterable[Point], uses: Uses, gradients: dict[int, float], updates: Iterable[Update]
 ) -> Iterator[Point]:

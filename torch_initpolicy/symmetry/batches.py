@@ -88,11 +88,6 @@ def _is_mask(given: Tensor) -> bool:
     return given.numel() > 1 and bool(((given == 0) | (given == 1)).all()) and bool(given.any())
 
 
-#
-# What to try
-#
-
-
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One way to run a model.

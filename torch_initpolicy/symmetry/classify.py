@@ -38,9 +38,7 @@ def _has_moved(probe: Probe, site: Site) -> bool:
     return any(parameter in probe.first_moved for parameter in site.parameters)
 
 
-#
 # Tied
-#
 
 
 def tied(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
@@ -148,9 +146,7 @@ def _refined(group: Group, track: Units) -> tuple[Group, ...]:
     return tuple(units for units in parts if len(units) > 1)
 
 
-#
 # Dead
-#
 
 
 def _dead(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
@@ -212,9 +208,7 @@ def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
     return f"torch.nn.init.{how.format(f'model.get_parameter({site.name!r})')}"
 
 
-#
 # Harmless
-#
 
 
 def _harmless(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding:
@@ -244,9 +238,7 @@ def _waited(probe: Probe, step: int, sites: Sequence[Site]) -> str:
     return f"waits for {', '.join(before[:3])}, and moves from step {step} on; "
 
 
-#
 # Modules
-#
 
 
 def of_modules(probe: Probe, track: Track[EqualModules]) -> Finding:

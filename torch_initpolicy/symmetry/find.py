@@ -142,11 +142,6 @@ def _unprobed(suspected: Suspects, failure: str) -> Report:
     return Report((*rows, *modules), "scanned", failure)
 
 
-#
-# What the data flow says of the suspects
-#
-
-
 def _informed(subject: Subject, reading: Reading, *, asked: bool) -> Subject:
     """Look again at raw parameters and at biases, now that their use is known."""
     used = {name: facts for name, facts in reading.facts.items() if facts.used}

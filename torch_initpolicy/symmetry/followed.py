@@ -231,9 +231,7 @@ def _dead(track: Track[EqualUnits], units: tuple[int, ...]) -> Finding:
     return Finding(site.name, (units,), "dead", reason, along, remedy=remedy(site))
 
 
-#
 # Random numbers
-#
 
 
 @dataclass

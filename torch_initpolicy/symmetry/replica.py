@@ -257,9 +257,7 @@ def _without_rounding(gradient: Tensor, again: Tensor, precision: Precision) -> 
     return torch.where(is_real, gradient, 0.0)
 
 
-#
 # A loss that is generic
-#
 
 
 @dataclass(frozen=True, slots=True)

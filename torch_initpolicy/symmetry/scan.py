@@ -268,9 +268,7 @@ def _shuffled(tensor: Tensor, view: View) -> _Found | None:
     return _Found(candidates[kept], candidates[labels[kept]], torch.ones_like(signs[kept]))
 
 
-#
 # What is out of the ordinary
-#
 
 
 class Suspects(NamedTuple):

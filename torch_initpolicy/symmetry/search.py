@@ -73,9 +73,7 @@ def _judged(subject: Subject, attempt: Attempt, replica: Replica) -> Report | st
     return Report(sort(found), note=note)
 
 
-#
 # How much to train
-#
 
 
 def _decisive(subject: Subject, attempt: Attempt, replica: Replica) -> Probe | None:
@@ -127,9 +125,7 @@ def _everything(subject: Subject, replica: Replica) -> Probe:
     return probe
 
 
-#
 # Second looks
-#
 
 
 def _is_confirmed(subject: Subject, attempt: Attempt, replica: Replica, probe: Probe) -> bool:

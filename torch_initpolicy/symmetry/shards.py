@@ -77,9 +77,7 @@ def digest(parameter: "DTensor") -> tuple[float, ...]:
     return tuple(float(f"{number:.6g}") for number in signatures(parameter, whole)[0].tolist())
 
 
-#
 # Collectives
-#
 
 
 def _is_first_replica(parameter: "DTensor") -> bool:
@@ -114,9 +112,7 @@ def _gathered_along(parameter: "DTensor", tensor: Tensor, dimension: int) -> Ten
     return _reduced_along(parameter, stack, "SUM", dimension)
 
 
-#
 # What is equal and must not be, what differs and must not
-#
 
 
 def shard_findings(sites: Sequence[Site]) -> Iterator[Finding]:

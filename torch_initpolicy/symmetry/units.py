@@ -17,9 +17,7 @@ from torch_initpolicy.tensors.axes import Axes
 Values = dict[nn.Parameter, Tensor]
 """Tensors by the parameter that they stand for: its value, or its gradient."""
 
-#
 # Views
-#
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +141,7 @@ def _known_views(shape: Sequence[int], axes: Axes) -> Iterator[View]:
         yield View("inputs", split, (*copies, *numbered((axis,))))
 
 
-#
 # Equal rows
-#
 
 NEAR = 1e-6
 """Rows are equal where they differ by less than this, relative to their size: noise of such a size

@@ -269,9 +269,7 @@ def _per_block(scaling: VarianceScaling, shape: tuple[int, ...], axes: Axes | No
     return Independent(tuple(Draw(standard, 0.0, std / standard.std) for std in stds))
 
 
-#
 # Recipes
-#
 
 
 def _he(gain: Gain | None, mode: Mode, distribution: Distribution) -> VarianceScaling:

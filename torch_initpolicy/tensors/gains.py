@@ -61,9 +61,7 @@ class Activation:
             object.__setattr__(self, "moments", Moments(*self.moments))
 
 
-#
 # The table
-#
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +181,7 @@ def family(activation: Activation | str) -> Family:
     return KNOWN[name].family if name in KNOWN else "rectifier"
 
 
-#
 # Quadrature
-#
 
 _OUT_TO = 12  # standard deviations; what lies beyond has probability 4e-33
 _PANELS = 4 * _OUT_TO  # half a standard deviation wide, so that the usual kinks lie on their edges
@@ -318,9 +314,7 @@ def moments(
     return activation.moments
 
 
-#
 # Gains
-#
 
 
 def gain(activation: Activation | str) -> float:
@@ -354,9 +348,7 @@ def gain(activation: Activation | str) -> float:
     return 1 / math.sqrt(power)
 
 
-#
 # Recognition
-#
 
 CUSTOM = "custom"
 """Name of an activation that the table does not have, where no other says more."""

@@ -50,9 +50,7 @@ def _foreign(module: nn.Module) -> Axes | None:
     return axes
 
 
-#
 # Axes
-#
 
 
 @functools.singledispatch
@@ -140,9 +138,7 @@ for _cell, _gates in ((nn.RNNCellBase, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)):
     axes_of.register(_cell, functools.partial(_recurrent_axes, gates=_gates))
 
 
-#
 # Roles
-#
 
 _LINEAR: Mapping[str, Role] = MappingProxyType({"weight": "weight", "bias": "bias"})
 _RECURRENT: Mapping[str, Role] = MappingProxyType(
@@ -206,9 +202,7 @@ def _(module: nn.Module, name: str) -> Role:
     return _RECURRENT.get(_bare_name(name), "unknown")
 
 
-#
 # What must stay zero, what is reset beside the parameters
-#
 
 
 @functools.singledispatch

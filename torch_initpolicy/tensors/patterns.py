@@ -173,9 +173,7 @@ def _lagged(lines: Tensor) -> float:
     return float((unit[:, 1:] * unit[:, :-1]).sum(1).mean())
 
 
-#
 # Biases
-#
 
 
 @torch.no_grad()

@@ -123,11 +123,6 @@ def _of_normal(standard: Standard, normal: Tensor) -> Tensor:
     return torch.view_as_complex(parts) * math.sqrt(0.5)
 
 
-#
-# Drawing independent elements
-#
-
-
 def _standard_(standard: Standard, flat: Tensor, generator: torch.Generator | None) -> Tensor:
     """Fill with a standard distribution; complex numbers have half the variance in each part."""
     if not flat.is_complex():

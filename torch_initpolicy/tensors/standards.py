@@ -178,9 +178,7 @@ class Transformed:
         return flat.copy_(self.of_normal(flat)).mul_(scale).add_(loc)
 
 
-#
 # Random orthogonal matrices
-#
 
 _PANEL = 64  # reflections applied at once; 32 to 128 are equally fast
 

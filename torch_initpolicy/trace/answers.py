@@ -82,9 +82,7 @@ def _failing(places: Sequence[_Place]) -> nn.Module | None:
     return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
 
 
-#
 # Names
-#
 
 
 def _missing(model: nn.Module, call: Call, message: str, places: Sequence[_Place]) -> list[str]:
@@ -162,9 +160,7 @@ def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
                 yield call._replace(kwargs={**call.kwargs, "input_ids": text})
 
 
-#
 # Numbers
-#
 
 
 def _spoken_numbers(message: str) -> list[int]:

@@ -121,9 +121,7 @@ def _number(number: float) -> Parts:
     return ((Term(abs(number)),),)
 
 
-#
 # What operators that read no signal make of parameters
-#
 
 
 def _mixed(composed: Composed, node: Node) -> Parts:

@@ -145,9 +145,7 @@ def _beside(uses: Uses, value: Value, site: str) -> Iterator[Source]:
             yield from (s for s in others if not (s.noisy or s.contracted or s.scales))
 
 
-#
 # What that says of the parameter's axes
-#
 
 Pieces = list[list[tuple[int, Label | None]]]
 """For each axis of a parameter the factors of it, outermost first: its extent and its meaning."""

@@ -196,9 +196,7 @@ def _is_unit(number: float) -> bool:
     return any(_is_near(number * unit, 1.0) for unit in _UNITS)
 
 
-#
 # What operators make of signals
-#
 
 BOUNDS = frozenset({"clamp", "clip", "clamp_min", "clamp_max", "nan_to_num"})
 """Functions that leave most numbers as they are, if their bounds are not known numbers."""

@@ -239,9 +239,7 @@ def argument(node: Node, position: int, keyword: str, default: Any) -> Any:
     return node.kwargs.get(keyword, positional)
 
 
-#
 # Operators of your own
-#
 
 Reference = Callable[..., Any]
 """Computes what an operator does, from the same arguments, by operators of torch."""

@@ -111,9 +111,7 @@ def _attributes(thing: Any, reach: Reach) -> None:
     reach.push(kind)
 
 
-#
 # Containers
-#
 
 
 @_visit.register
@@ -192,9 +190,7 @@ def _tensor(tensor: Tensor, reach: Reach) -> None:
     reach.undo.append(restore)
 
 
-#
 # Random states
-#
 
 
 def _visit_generators(kind: type, read: str, write: str) -> None:
@@ -227,9 +223,7 @@ def _visit_numpy() -> None:
     _visit_generators(np.random.RandomState, "get_state", "set_state")
 
 
-#
 # Code
-#
 
 
 @_visit.register

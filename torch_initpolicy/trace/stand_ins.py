@@ -84,11 +84,6 @@ def is_readable(site: Site, parameter: Tensor) -> bool:
     return plain and not site.lazy and not parameter.is_meta
 
 
-#
-# Inputs
-#
-
-
 def random_call(
     call: Call, rows: int, *, batch: int | None = None, edge: int | None = None, seed: int = 0
 ) -> Call:

@@ -113,9 +113,7 @@ def apply_steps(
     )
 
 
-#
 # What is to be written
-#
 
 
 def _jobs(pairs: Iterable[tuple[Site, Step]], draw_on: torch.device | str | None) -> list[Job]:
@@ -168,9 +166,7 @@ def _resets(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> list[W
     return resets
 
 
-#
 # Writing
-#
 
 
 def _put(

@@ -51,9 +51,7 @@ class Job:
         return first.mean if first.std == 0 and not others else None
 
 
-#
 # Threads
-#
 
 
 class Workspace:
@@ -95,9 +93,7 @@ def workspaces_for(seed: int, jobs: Sequence[Job], threads: int) -> list[Workspa
     return [Workspace(seed, devices), *(Workspace(seed, processor) for _ in range(threads - 1))]
 
 
-#
 # Blocks
-#
 
 
 def tasks_of(job: Job) -> Iterator[Task]:

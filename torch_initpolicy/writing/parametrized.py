@@ -124,9 +124,7 @@ def _kind_of(site: Site) -> str:
     return " of ".join(type(module).__name__.lstrip("_") for module in reversed(_chain(site)))
 
 
-#
 # torch.nn.utils.parametrize
-#
 
 
 def _chain(site: Site) -> list[nn.Module]:
@@ -174,9 +172,7 @@ def _run_chain(chain: Sequence[nn.Module], values: Sequence[Tensor]) -> Tensor:
     return read
 
 
-#
 # The hooks of torch.nn.utils.weight_norm and spectral_norm
-#
 
 
 def _legacy_hook(site: Site, kind: type[Hook]) -> Hook:

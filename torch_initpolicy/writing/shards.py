@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 Box = tuple[range, ...]
 """Part of a tensor: the indices along each axis."""
 
-#
 # Boxes
-#
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
@@ -80,9 +78,7 @@ def _indices(part: Box, whole: Box) -> tuple[slice, ...]:
     )
 
 
-#
 # Pieces
-#
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -267,9 +263,7 @@ def _split(local: Tensor, places: Sequence[Sequence[range]]) -> Iterator[tuple[T
         yield local[index], box
 
 
-#
 # Placements
-#
 
 
 @dataclass(frozen=True, slots=True)

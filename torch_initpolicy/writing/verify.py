@@ -128,9 +128,7 @@ def _measured_tensor(site: Site, step: Step) -> Tensor:
     return reading(site) if trained is None else trained
 
 
-#
 # Moments
-#
 
 
 def _measured(step: Step, held: Sequence[Piece]) -> Iterator[tuple[str, Spread, Sequence[Tensor]]]:
