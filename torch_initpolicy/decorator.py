@@ -68,11 +68,9 @@ class _FirstForward:
         getattr(type(module), _POLICY)(module)
 
     def after_load(self, module: nn.Module, incompatible_keys: object) -> None:
-        """Leave the loaded weights alone."""
         self.remove()
 
     def remove(self) -> None:
-        """Remove both hooks."""
         for handle in self.handles:
             handle.remove()
 

@@ -42,7 +42,6 @@ _FRAMES, _DEEPEST = 16, 5000
 
 
 def _depth(model: nn.Module) -> int:
-    """Return how deep modules nest."""
     depth, level, seen = -1, [model], {id(model)}
     while level:
         depth += 1

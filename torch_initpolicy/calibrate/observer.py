@@ -61,7 +61,6 @@ class ScalingObserver:
 
 
 def _scale(scaler: Scaler, ran: Ran) -> None:
-    """Scale by the handler of an operator's role."""
     handler = HANDLERS.get(scaler.flow.role(ran.node))
     if handler is None:
         return

@@ -40,7 +40,6 @@ def _functions(module: ModuleType, names: str) -> Iterator[Function]:
 
 
 def _getters(names: str) -> Iterator[Function]:
-    """Yield the functions that read properties of `Tensor`."""
     return (member.__get__ for member in _methods(names))
 
 

@@ -249,7 +249,6 @@ def _restore(
     found: Mapping[str, Origin],
     constants: Iterable[tuple[nn.Module, str, float]],
 ) -> None:
-    """Write the values that constructors compute."""
     for module, name, constant in constants:
         module.get_buffer(name).fill_(constant)
     for tensor in lost:

@@ -94,7 +94,6 @@ def _read_off(reference: Reference, search: Search) -> Iterator[tuple[Lost, Orig
 
 
 def _registered(search: Search) -> Iterator[Reference]:
-    """Ask the functions registered with `restore`."""
     unknown = restore.dispatch(nn.Module)
     for name, module in search.owners():
         function = restore.dispatch(class_of(module))
@@ -105,7 +104,6 @@ def _registered(search: Search) -> Iterator[Reference]:
 
 
 def _from_caller(search: Search, rebuild: Build | None) -> Iterator[Reference]:
-    """Build the model as the caller says."""
     if rebuild is not None and search.within[""]:
         with _blamed("rebuild"):
             yield Reference("", build_aside(search, "", rebuild), "rebuild")

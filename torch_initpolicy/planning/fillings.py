@@ -143,7 +143,6 @@ def _kept(choice: Choice) -> WrittenMoments | Unknown | None:
 def _moments(
     spreads: Sequence[Spread], blocks: Sequence[Fans], facts: Facts, *, asks: bool
 ) -> WrittenMoments:
-    """Average the moments of a site's packed blocks."""
     mean = sum(spread.mean for spread in spreads) / len(spreads)
     powers = [spread.std**2 + spread.mean**2 for spread in spreads]
     power = sum(powers) / len(powers)

@@ -299,6 +299,5 @@ def _check_depth(data: Data) -> None:
 
 
 def _within(data: Data) -> Iterator[Data]:
-    """Yield the objects and arrays right within one."""
     items = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     return (item for item in items if isinstance(item, (dict, list)))

@@ -86,7 +86,6 @@ def step_data(step: Step) -> codec.Data:
 
 
 def _facts_data(facts: Facts) -> dict[str, codec.Data]:
-    """Write facts as an object, without what is as usual."""
     values = {name: getattr(facts, name) for name in _FACTS}
     unusual = {name: it for name, it in values.items() if name in _ALWAYS or it != _FACTS[name]}
     data = {name: _encoded(value) for name, value in unusual.items()}
@@ -116,7 +115,6 @@ def steps_of(plan: Mapping[str, codec.Data], where: str) -> tuple[Step, ...]:
 
 
 def _step(data: codec.Data, where: str) -> Step:
-    """Read the object that `step_data` writes."""
     if not isinstance(data, dict):
         raise PolicyError(f"{where}: a step is an object, got {brief(data)}")
     for key in data:

@@ -185,7 +185,6 @@ def _framed(label: str, picture: str) -> str:
 
 
 def _mark(signal: Signal, *, back: bool) -> str:
-    """Return the weight at which it first goes wrong in one direction, if it does."""
     for verdict in signal.verdicts:
         if not verdict.mild and verdict.kind.startswith("gradient") is back:
             return _nearest_weight(signal, verdict.where) or ""

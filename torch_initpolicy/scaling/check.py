@@ -268,6 +268,5 @@ def _outputs(model: nn.Module, call: Call) -> dict[str, list[Tensor]]:
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
-    """Return the root mean square of all numbers in some tensors."""
     squares = sum(float(tensor.double().square().sum()) for tensor in tensors)
     return math.sqrt(squares / max(sum(tensor.numel() for tensor in tensors), 1))

@@ -38,7 +38,6 @@ def closed(uses: Uses, gradients: Mapping[int, float], zeros: Collection[str]) -
 
 
 def _readers(uses: Uses) -> dict[int, list[int]]:
-    """Return the nodes that read each value."""
     readers: dict[int, list[int]] = {}
     for node in uses.graph.nodes:
         for value in node.inputs:

@@ -62,7 +62,6 @@ def _is_masked(point: Point) -> bool:
 
 
 def _broken(updates: Sequence[Update]) -> Iterator[Verdict]:
-    """Find parameters that hold nan or inf."""
     sites = [update.site for update in updates if not math.isfinite(update.second)]
     if sites:
         more = f", as do {len(sites) - 1} other parameters" if len(sites) > 1 else ""
@@ -71,7 +70,6 @@ def _broken(updates: Sequence[Update]) -> Iterator[Verdict]:
 
 
 def _overflow(points: Sequence[Point]) -> Iterator[Verdict]:
-    """Find the first output that is not finite."""
     place = next((i for i, point in enumerate(points) if not math.isfinite(point.second)), None)
     if place is not None:
         before = points[place - 1].second if place else math.nan

@@ -272,7 +272,6 @@ def sift(sets: Sequence[Tensor], tiny: Sequence[float]) -> Sequence[Tensor]:
 
 
 def _stacked(sets: Sequence[Tensor], width: int) -> Tensor:
-    """Return the rows of all sets below one another, filled up with zeros, on the CPU."""
     stack = torch.zeros(sum(map(len, sets)), width, dtype=torch.float64)
     for part, rows in zip(stack.split_with_sizes(list(map(len, sets))), sets, strict=True):
         part[:, : rows.shape[1]] = rows

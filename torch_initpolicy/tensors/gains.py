@@ -151,7 +151,6 @@ KNOWN: Mapping[str, Formula] = MappingProxyType(
 
 
 def _row_of(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
-    """Return an activation's row of the table and its parameters."""
     if activation.name not in KNOWN:
         raise UnknownNameError(
             f"no activation is called {activation.name!r}{nearest(activation.name, KNOWN)}; "

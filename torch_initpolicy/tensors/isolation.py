@@ -56,7 +56,6 @@ class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _device_type(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return the type of the device that an operator draws on."""
     device = kwargs.get("device")
     tensors = (argument.device for argument in args if isinstance(argument, Tensor))
     return torch.device(device or next(tensors, "cpu")).type

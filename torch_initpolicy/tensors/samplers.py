@@ -132,7 +132,6 @@ def _standard_(standard: Standard, flat: Tensor, generator: torch.Generator | No
 
 
 def _draw_(draw: Draw, flat: Tensor, generator: torch.Generator | None) -> None:
-    """Fill with one distribution."""
     if flat.is_complex():
         _standard_(draw.standard, flat, generator).mul_(draw.scale).add_(draw.loc)
     else:

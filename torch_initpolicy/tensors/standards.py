@@ -85,7 +85,6 @@ def truncation(cut: float) -> float:
 
 
 def _density_at_cut(cut: float) -> float:
-    """Return the density of the cut normal at its cut."""
     inside = math.erf(cut / math.sqrt(2))
     return math.exp(-cut * cut / 2) / math.sqrt(2 * math.pi) / inside
 

@@ -190,7 +190,6 @@ class _Namer:
         return found
 
     def _slope(self, nodes: Sequence[Node]) -> float:
-        """Return the factor of an affine function."""
         line = self.reading.replayed(self.reading.read(nodes[0])[0], nodes)
         low, high = line(torch.tensor((0.0, 1.0), dtype=torch.float64))
         return float(high - low)

@@ -77,7 +77,6 @@ def _lines(traceback: types.TracebackType) -> range:
 
 
 def _failing(places: Sequence[_Place]) -> nn.Module | None:
-    """Return the innermost module that was running."""
     owners = (place.frame.f_locals.get("self") for place in places)
     return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
 
@@ -164,7 +163,6 @@ def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
 
 
 def _spoken_numbers(message: str) -> list[int]:
-    """Return the whole numbers in a message, each once."""
     found = map(int, re.findall(r"(?<![\w.])\d{1,9}(?!\.\d|\w)", message))
     return [n for n in dict.fromkeys(found) if n]
 

@@ -70,7 +70,6 @@ class SignalSize(NamedTuple):
 
 
 def _single(factor: float, source: MadeBy, *, packed: bool = False) -> SignalSize:
-    """Return a signal that is no sum."""
     return SignalSize(factor, source, factor, factor, packed)
 
 
@@ -206,7 +205,6 @@ _ACTIVATED = SignalSize(1.0, "activation")
 
 
 def _made(constants: Constants, node: Node) -> SignalSize:
-    """Return the size of what a node makes."""
     uses = constants.scalars.uses
     role, carried = uses.role(node), uses.carried(node)
     if not node.outputs:

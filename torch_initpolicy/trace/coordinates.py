@@ -161,7 +161,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fits(shape: Sequence[int], larger: Sequence[int]) -> bool:
-    """Say whether a shape can be expanded to a larger one."""
     pairs = zip(reversed(shape), reversed(larger), strict=False)
     return len(shape) <= len(larger) and all(a in (1, b) for a, b in pairs)
 

@@ -103,7 +103,6 @@ class _Pieces:
     met: dict[int, set[Meeting]] = field(default_factory=dict)
 
     def enter(self, node: Node) -> None:
-        """Read the next node."""
         uses = self.followed.uses
         role, operands = uses.role(node), tuple(dict.fromkeys(uses.carried(node)))
         if role is OpRole.GATES:

@@ -83,7 +83,6 @@ class Reach:
             self.push(*self._methods.pop(name, ()))
 
     def _clear(self) -> None:
-        """Empty the containers that were empty."""
         for container in filter(None, self._empty):
             container.clear()
 

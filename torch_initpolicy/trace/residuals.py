@@ -71,7 +71,6 @@ class _Ancestry:
         self.derived: dict[int, frozenset[tuple[int, int]]] = {}
 
     def read(self, node: Node) -> None:
-        """Read the next node."""
         carried = tuple(dict.fromkeys(self.uses.carried(node)))
         if len(carried) > 1:
             pairs = [(v, w) for v in carried for w in carried if v != w and self._comes_of(w, v)]

@@ -159,7 +159,6 @@ class Crew(Generic[Tool]):
 
 
 def _handed(worker: _Worker[Tool], function: Callable[[Tool], None]) -> Work:
-    """Give a worker something to do with its tool."""
     work = Work(lambda: function(worker.tool))
     worker.inbox.put(work)
     return work
@@ -185,7 +184,6 @@ def crew(tools: Iterable[Tool]) -> Iterator[Crew[Tool]]:
 
 
 def _living(workers: Iterable[_Worker[Tool]]) -> list[_Worker[Tool]]:
-    """Start workers, and return those that live."""
     started: list[_Worker[Tool]] = []
     reason = "none has begun"
     try:

@@ -113,7 +113,6 @@ def _as_numbers(tensor: Tensor) -> Tensor:
 
 
 def _rows_sum(part: Tensor, shape: Sequence[int], box: Sequence[range]) -> int:
-    """Add up some rows of a piece."""
     device = part.device
     places = torch.zeros((), dtype=torch.int64, device=device)
     for axis, held in enumerate(box):

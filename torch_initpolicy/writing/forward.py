@@ -97,7 +97,6 @@ def _queries(step: Step) -> Iterator[tuple[int, int]]:
 
 
 def _detach(module: nn.Module) -> None:
-    """Take off the multipliers that an earlier plan has registered."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001 - no other list
         for key, hook in list(hooks.items()):
             if isinstance(hook, (InputMultiplier, OutputMultiplier)):

@@ -72,7 +72,6 @@ def overlap(first: Box, second: Box) -> Box:
 
 
 def _indices(part: Box, whole: Box) -> tuple[slice, ...]:
-    """Return the indices of `part` in a tensor that holds the box `whole`."""
     return tuple(
         slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True)
     )

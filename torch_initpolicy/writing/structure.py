@@ -107,7 +107,6 @@ def _(initializer: Blocks, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
 
 
 def _packed_blocks(tensor: Tensor, axes: Axes | None) -> Iterator[tuple[Tensor, Axes]]:
-    """Yield each packed block of a tensor, or the tensor, with its axes."""
     layout = axes or conventional(tensor.shape)
     if layout.packed is None:
         yield tensor, layout
