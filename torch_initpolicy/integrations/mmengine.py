@@ -11,15 +11,7 @@ from torch_initpolicy.errors import PolicyError, UnknownNameError, nearest
 from torch_initpolicy.policy import match
 from torch_initpolicy.policy.matchers import Matcher
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.tensors.initializers import (
-    Constant,
-    From,
-    Initializer,
-    Keep,
-    Normal,
-    Uniform,
-    VarianceScaling,
-)
+from torch_initpolicy.tensors import initializers as init
 
 __all__ = ["policy_of"]
 
@@ -42,7 +34,7 @@ def policy_of(init_cfg: Config | Sequence[Config]) -> InitPolicy:
     """
     given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
     rules = [rule for config in reversed(given) for rule in _rules(config)]
-    return InitPolicy(rules, name="init_cfg").otherwise(Keep())
+    return InitPolicy(rules, name="init_cfg").otherwise(init.Keep())
 
 
 def _rules(config: Config) -> Iterator[Rule]:
@@ -75,27 +67,27 @@ def _pair(where: Matcher, config: Config) -> Iterator[Rule]:
     except TypeError as error:
         raise PolicyError(f"init_cfg of type {kind!r}: {error}") from error
     yield Rule(where & match.name("weight", "*.weight"), filling)
-    yield Rule(where & match.name("bias", "*.bias"), Constant(float(bias)), optional=True)
+    yield Rule(where & match.name("bias", "*.bias"), init.Constant(float(bias)), optional=True)
 
 
 def _kaiming(
     a: float = 0, mode: Any = "fan_out", nonlinearity: Any = "relu", distribution: Any = "normal"
-) -> Initializer:
+) -> init.Initializer:
     gain = nn.init.calculate_gain(nonlinearity, a)
-    return VarianceScaling(gain**2, mode, distribution)
+    return init.VarianceScaling(gain**2, mode, distribution)
 
 
-_FILLS: Mapping[str, Callable[..., Initializer]] = MappingProxyType({
-    "Constant": lambda val: Constant(float(val)),
-    "Normal": lambda mean=0, std=1: Normal(float(std), float(mean)),
+_FILLS: Mapping[str, Callable[..., init.Initializer]] = MappingProxyType({
+    "Constant": lambda val: init.Constant(float(val)),
+    "Normal": lambda mean=0, std=1: init.Normal(float(std), float(mean)),
     "TruncNormal": lambda mean=0, std=1, a=-2, b=2: (
-        From(nn.init.trunc_normal_, mean=mean, std=std, a=a, b=b)
+        init.From(nn.init.trunc_normal_, mean=mean, std=std, a=a, b=b)
     ),
-    "Uniform": lambda a=0, b=1: Uniform(float(a), float(b)),
+    "Uniform": lambda a=0, b=1: init.Uniform(float(a), float(b)),
     "Xavier": lambda gain=1, distribution="normal": (
-        VarianceScaling(float(gain) ** 2, "fan_avg", distribution)
+        init.VarianceScaling(float(gain) ** 2, "fan_avg", distribution)
     ),
     "Kaiming": _kaiming,
-    "Caffe2Xavier": lambda: VarianceScaling(1.0, "fan_in", "uniform"),
+    "Caffe2Xavier": lambda: init.VarianceScaling(1.0, "fan_in", "uniform"),
 })  # fmt: skip
 """What each type fills a weight with, by the arguments that it has in MMEngine."""

@@ -18,17 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from torch_initpolicy.sites import Site
+from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.axes import Fans, block_fans
-from torch_initpolicy.tensors.initializers import (
-    Constant,
-    Initializer,
-    Keep,
-    Normal,
-    Ones,
-    Uniform,
-    VarianceScaling,
-    Zeros,
-)
 from torch_initpolicy.trace.facts import Facts
 
 
@@ -36,7 +27,7 @@ from torch_initpolicy.trace.facts import Facts
 class Recipe(Protocol):
     """Anything that chooses an initializer for a site."""
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the initializer of one site."""
 
 
@@ -44,9 +35,11 @@ class Recipe(Protocol):
 class UnitScale:
     """Let a normalisation's scale start at one in total: 0 where the operator adds 1 to it."""
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the constant that makes `offset + weight` one."""
-        return {0.0: Ones(), 1.0: Zeros()}.get(facts.offset, Constant(1.0 - facts.offset))
+        return {0.0: init.Ones(), 1.0: init.Zeros()}.get(
+            facts.offset, init.Constant(1.0 - facts.offset)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +51,11 @@ class EmbeddingScale:
     rows start with mean square 1, else at `N(0, 0.02)`. Known constants on the way are taken out.
     """
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the normal distribution of one table."""
         if facts.head_multiplier is not None and site.shape:
-            return Normal(1 / (math.sqrt(site.shape[-1] or 1) * facts.head_multiplier))
-        return Normal(1 / facts.multiplier.output) if facts.reader else Normal(0.02)
+            return init.Normal(1 / (math.sqrt(site.shape[-1] or 1) * facts.head_multiplier))
+        return init.Normal(1 / facts.multiplier.output) if facts.reader else init.Normal(0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +71,21 @@ class SirenScale:
 
     w0: float = 30.0
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the bounds by the fans of one weight."""
         fan_in = max((fan.fan_in for fan in _fans(site, facts)), default=0.0) or 1.0
         bound = 1 / fan_in if facts.reads_input else math.sqrt(6 / fan_in) / self.w0
-        return Uniform(-bound, bound)
+        return init.Uniform(-bound, bound)
 
 
 @dataclass(frozen=True, slots=True)
 class AspectScale:
     """Draw normally with the standard deviation `min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)`."""
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the standard deviation by the fans of one weight."""
         fan_in, fan_out = next(iter(_fans(site, facts)), (1.0, 1.0))
-        return Normal(min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in))
+        return init.Normal(min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in))
 
 
 def _fans(site: Site, facts: Facts) -> Sequence[Fans]:
@@ -112,12 +105,12 @@ class Frequencies:
         arXiv:2006.09661, section 3.2 and supplement, section 1.5.
     """
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the distribution by the frequency in the code and the number of coordinates."""
         counted = block_fans(site.shape, facts.axes)
         if facts.multiplier.output <= 1 or len(counted) != 1:
-            return VarianceScaling(2.0, "fan_in", "uniform")
-        return Uniform(-1 / counted[0].fan_in, 1 / counted[0].fan_in)
+            return init.VarianceScaling(2.0, "fan_in", "uniform")
+        return init.Uniform(-1 / counted[0].fan_in, 1 / counted[0].fan_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +124,17 @@ class Phases:
         Rahimi and Recht, *Random Features for Large-Scale Kernel Machines*, 2007, algorithm 1.
     """
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the bounds by the frequency that the code multiplies a bias by."""
         half = math.pi / (facts.multiplier.output or 1.0)
-        return Uniform(-half, half)
+        return init.Uniform(-half, half)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchDefault:
     """Draw what the constructor of torch's own layer draws; keep what no such layer holds."""
 
-    def for_site(self, site: Site, facts: Facts) -> Initializer:
+    def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         """Choose the distribution that the owner's constructor uses, or the one around it."""
         inside = any(isinstance(parent, nn.Transformer) for parent in site.parents)
         if inside and len(site.shape) > 1:  # nn.Transformer fills again what its layers have filled
@@ -159,19 +152,19 @@ RECIPES = (
 # What torch's constructors draw
 
 
-def _within(fan: float) -> Initializer:
+def _within(fan: float) -> init.Initializer:
     """Return `U(-1/sqrt(fan), 1/sqrt(fan))`, which is He's uniform at a slope of sqrt(5)."""
     bound = 1 / math.sqrt(fan) if fan else 0.0
-    return Uniform(-bound, bound)
+    return init.Uniform(-bound, bound)
 
 
-def _xavier(fan_in: int, fan_out: int) -> Initializer:
+def _xavier(fan_in: int, fan_out: int) -> init.Initializer:
     bound = math.sqrt(6 / (fan_in + fan_out)) if fan_in + fan_out else 0.0
-    return Uniform(-bound, bound)
+    return init.Uniform(-bound, bound)
 
 
 @functools.singledispatch
-def default_of(module: nn.Module, name: str) -> Initializer:
+def default_of(module: nn.Module, name: str) -> init.Initializer:
     """Say how the constructor of one of torch's layers fills a parameter; `Keep()` for any other.
 
     Torch counts its own fans there: a transposed convolution's `fan_in` is `out / groups * kernel`,
@@ -181,11 +174,11 @@ def default_of(module: nn.Module, name: str) -> Initializer:
         >>> default_of(nn.Linear(4, 8), "bias")
         Uniform(low=-0.5, high=0.5)
     """
-    return Keep()
+    return init.Keep()
 
 
-def _affine(fan: Callable[[Any], int], module: nn.Module, name: str) -> Initializer:
-    return _within(fan(module)) if name in ("weight", "bias") else Keep()
+def _affine(fan: Callable[[Any], int], module: nn.Module, name: str) -> init.Initializer:
+    return _within(fan(module)) if name in ("weight", "bias") else init.Keep()
 
 
 _FANS: Mapping[type[nn.Module], Callable[[Any], int]] = MappingProxyType({
@@ -203,24 +196,26 @@ for _kind, _fan in _FANS.items():
 
 
 @default_of.register(NonDynamicallyQuantizableLinear)
-def _(module: nn.Linear, name: str) -> Initializer:
+def _(module: nn.Linear, name: str) -> init.Initializer:
     # The output projection of nn.MultiheadAttention, which sets its bias to zero.
-    return Zeros() if name == "bias" else _affine(_FANS[nn.Linear], module, name)
+    return init.Zeros() if name == "bias" else _affine(_FANS[nn.Linear], module, name)
 
 
 @default_of.register(nn.RNNBase)
 @default_of.register(nn.RNNCellBase)
-def _(module: nn.RNNBase, name: str) -> Initializer:
+def _(module: nn.RNNBase, name: str) -> init.Initializer:
     return _within(module.hidden_size)
 
 
 @default_of.register(nn.Embedding)
 @default_of.register(nn.EmbeddingBag)
-def _(module: nn.Embedding, name: str) -> Initializer:
-    return Normal(1.0) if name == "weight" else Keep()
+def _(module: nn.Embedding, name: str) -> init.Initializer:
+    return init.Normal(1.0) if name == "weight" else init.Keep()
 
 
-_NORM: Mapping[str, Initializer] = MappingProxyType({"weight": Ones(), "bias": Zeros()})
+_NORM: Mapping[str, init.Initializer] = MappingProxyType(
+    {"weight": init.Ones(), "bias": init.Zeros()}
+)
 
 
 @default_of.register(_BatchNorm)
@@ -228,25 +223,25 @@ _NORM: Mapping[str, Initializer] = MappingProxyType({"weight": Ones(), "bias": Z
 @default_of.register(nn.LayerNorm)
 @default_of.register(nn.GroupNorm)
 @default_of.register(nn.RMSNorm)
-def _(module: nn.Module, name: str) -> Initializer:
-    return _NORM.get(name, Keep())
+def _(module: nn.Module, name: str) -> init.Initializer:
+    return _NORM.get(name, init.Keep())
 
 
 @default_of.register(nn.PReLU)
-def _(module: nn.PReLU, name: str) -> Initializer:
-    return Constant(module.init) if name == "weight" else Keep()
+def _(module: nn.PReLU, name: str) -> init.Initializer:
+    return init.Constant(module.init) if name == "weight" else init.Keep()
 
 
 @default_of.register(nn.MultiheadAttention)
-def _(module: nn.MultiheadAttention, name: str) -> Initializer:
+def _(module: nn.MultiheadAttention, name: str) -> init.Initializer:
     width = module.embed_dim
-    fillings: dict[str, Initializer] = {
+    fillings: dict[str, init.Initializer] = {
         "in_proj_weight": _xavier(width, 3 * width),
         "q_proj_weight": _xavier(width, width),
         "k_proj_weight": _xavier(module.kdim, width),
         "v_proj_weight": _xavier(module.vdim, width),
-        "in_proj_bias": Zeros(),
-        "bias_k": Normal(1 / math.sqrt(width)),
-        "bias_v": Normal(1 / math.sqrt(width)),
+        "in_proj_bias": init.Zeros(),
+        "bias_k": init.Normal(1 / math.sqrt(width)),
+        "bias_v": init.Normal(1 / math.sqrt(width)),
     }
-    return fillings.get(name, Keep())
+    return fillings.get(name, init.Keep())

@@ -9,42 +9,36 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import counted
+from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.axes import Axes, block_ranges, conventional, part
-from torch_initpolicy.tensors.initializers import (
-    ICNR,
-    Blocks,
-    DeltaOrthogonal,
-    Dirac,
-    Identity,
-    Initializer,
-    Orthogonal,
-    Sparse,
-)
 from torch_initpolicy.tensors.maps import Maps, maps
 from torch_initpolicy.tensors.samplers import build
 
 
 @functools.singledispatch
-def structure(initializer: Initializer, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+def structure(initializer: init.Initializer, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     """Yield in what a whole logical tensor lacks the structure that its initializer gives."""
     return iter(())
 
 
-def has_structure(initializer: Initializer) -> bool:
+def has_structure(initializer: init.Initializer) -> bool:
     """Tell whether `structure` knows what to look for."""
-    each = initializer.initializers if isinstance(initializer, Blocks) else (initializer,)
+    each = initializer.initializers if isinstance(initializer, init.Blocks) else (initializer,)
     nothing = structure.dispatch(object)
     return any(structure.dispatch(type(inner)) is not nothing for inner in each)
 
 
-@structure.register(Orthogonal)
-def _(initializer: Orthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.Orthogonal)
+def _(initializer: init.Orthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     for title, each in _linear_maps(tensor, axes):
         yield from _not_orthogonal(title, _as_matrices(each), initializer, tensor.dtype)
 
 
 def _not_orthogonal(
-    title: str, matrices: Tensor, initializer: Orthogonal | DeltaOrthogonal, dtype: torch.dtype
+    title: str,
+    matrices: Tensor,
+    initializer: init.Orthogonal | init.DeltaOrthogonal,
+    dtype: torch.dtype,
 ) -> Iterator[str]:
     """Yield how far rows (columns, where there are fewer) are from orthonormal times the gain."""
     rows, columns = matrices.shape[-2:]
@@ -61,8 +55,8 @@ _BUILT_WITHIN = 1e-5
 """How far from orthogonal a matrix of any size is built in float32."""
 
 
-@structure.register(DeltaOrthogonal)
-def _(initializer: DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.DeltaOrthogonal)
+def _(initializer: init.DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     for title, each in _linear_maps(tensor, axes):
         centre = each.centre.reshape(each.sizes)
         yield from _not_orthogonal(title, centre, initializer, tensor.dtype)
@@ -70,9 +64,9 @@ def _(initializer: DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> Iterat
             yield f"{title}values beside the middle tap, expected zeros"
 
 
-@structure.register(Dirac)
-@structure.register(Identity)
-def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.Dirac)
+@structure.register(init.Identity)
+def _(initializer: init.Dirac | init.Identity, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     expected = build(initializer.sampler(tensor.shape, axes), tensor.shape, tensor.new_zeros)
     rounding = 4 * torch.finfo(tensor.dtype).eps  # of a gain, and of what is multiplied to it
     wrong = int(((expected - tensor).abs() > rounding * expected.abs()).sum())
@@ -80,8 +74,8 @@ def _(initializer: Dirac | Identity, tensor: Tensor, axes: Axes | None) -> Itera
         yield f"{counted(wrong, 'element')} other than those of {initializer}"
 
 
-@structure.register(Sparse)
-def _(initializer: Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.Sparse)
+def _(initializer: init.Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     for title, each in _linear_maps(tensor, axes):
         matrices = _as_matrices(each)
         expected = math.ceil(initializer.sparsity * matrices.shape[-1])
@@ -90,16 +84,16 @@ def _(initializer: Sparse, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
             yield f"{title}a unit with {counted(least, 'zero')}, expected {expected}"
 
 
-@structure.register(ICNR)
-def _(initializer: ICNR, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.ICNR)
+def _(initializer: init.ICNR, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     axis, times = (axes or conventional(tensor.shape)).outputs[0], initializer.upscale_factor**2
     copies = tensor.reshape(*tensor.shape[:axis], -1, times, *tensor.shape[axis + 1 :])
     if not torch.equal(copies, copies.narrow(axis + 1, 0, 1).expand_as(copies)):
         yield f"kernels differ within patches of {times} channels"
 
 
-@structure.register(Blocks)
-def _(initializer: Blocks, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
+@structure.register(init.Blocks)
+def _(initializer: init.Blocks, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
     blocks = zip(initializer.initializers, _packed_blocks(tensor, axes), strict=True)
     for number, (inner, (block, block_axes)) in enumerate(blocks):
         for reason in structure(inner, block, block_axes):

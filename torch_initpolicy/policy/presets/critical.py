@@ -9,16 +9,8 @@ from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy.match import fed_by, feeds_output, meets, reads_input, role
 from torch_initpolicy.policy.presets.parts import WEIGHT, layers, rule
 from torch_initpolicy.policy.rules import InitPolicy, preset
+from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors import meanfield
-from torch_initpolicy.tensors.initializers import (
-    DeltaOrthogonal,
-    Gain,
-    Initializer,
-    Normal,
-    Orthogonal,
-    VarianceScaling,
-    xavier_normal,
-)
 
 _CRITICAL = ("tanh", "erf", "atan", "softsign", "hardtanh", "sin")
 """Odd activations that act linearly on small signals."""
@@ -26,14 +18,14 @@ _CRITICAL = ("tanh", "erf", "atan", "softsign", "hardtanh", "sin")
 Drawn = Literal["normal", "orthogonal", "delta_orthogonal"]
 
 
-_MAKERS: Mapping[str, Callable[[Gain], Initializer]] = types.MappingProxyType({
-    "normal": lambda gain: VarianceScaling(1.0, "fan_in", gain=gain),
-    "orthogonal": Orthogonal,
-    "delta_orthogonal": DeltaOrthogonal,
+_MAKERS: Mapping[str, Callable[[init.Gain], init.Initializer]] = types.MappingProxyType({
+    "normal": lambda gain: init.VarianceScaling(1.0, "fan_in", gain=gain),
+    "orthogonal": init.Orthogonal,
+    "delta_orthogonal": init.DeltaOrthogonal,
 })  # fmt: skip
 
 
-def _matrix(drawn: Drawn, gain: Gain) -> Initializer:
+def _matrix(drawn: Drawn, gain: init.Gain) -> init.Initializer:
     if drawn not in _MAKERS:
         raise PolicyError(f"weights is one of {', '.join(map(repr, _MAKERS))}, got {drawn!r}")
     return _MAKERS[drawn](gain)
@@ -74,14 +66,14 @@ def critical(*, q: float = 1 / 64, weights: Drawn = "orthogonal") -> InitPolicy:
         for name, point in points.items()
     ]
     biases = [
-        rule(role("bias") & meets(name, biases=True), Normal(math.sqrt(point.bias)))
+        rule(role("bias") & meets(name, biases=True), init.Normal(math.sqrt(point.bias)))
         for name, point in points.items()
     ]
     first = rule(
         WEIGHT & reads_input() & meets(*_CRITICAL), _matrix(weights, math.sqrt(q)), "to the edge"
     )
     return layers(
-        rule(WEIGHT & feeds_output(), xavier_normal()),
+        rule(WEIGHT & feeds_output(), init.xavier_normal()),
         first,
         *others,
         rule(WEIGHT & fed_by("rectifier"), _matrix(weights, "fed_by")),

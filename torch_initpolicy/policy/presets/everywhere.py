@@ -4,14 +4,7 @@ from torch_initpolicy.policy.match import anything
 from torch_initpolicy.policy.presets.parts import everywhere, rule
 from torch_initpolicy.policy.recipes import TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import (
-    AsConstructed,
-    Constant,
-    Normal,
-    Ones,
-    Uniform,
-    Zeros,
-)
+from torch_initpolicy.tensors import initializers as init
 
 
 @preset
@@ -27,7 +20,7 @@ def constructor() -> InitPolicy:
         >>> constructor().rules[0].initializer
         AsConstructed()
     """
-    return InitPolicy([rule(anything(), AsConstructed(), keeps_meant=False)])
+    return InitPolicy([rule(anything(), init.AsConstructed(), keeps_meant=False)])
 
 
 @preset
@@ -38,7 +31,7 @@ def zeros() -> InitPolicy:
         >>> zeros().rules[-1].initializer
         Zeros()
     """
-    return everywhere(Zeros(), keeps_meant=False)
+    return everywhere(init.Zeros(), keeps_meant=False)
 
 
 @preset
@@ -49,7 +42,7 @@ def ones() -> InitPolicy:
         >>> ones().rules[-1].initializer
         Ones()
     """
-    return everywhere(Ones(), keeps_meant=False)
+    return everywhere(init.Ones(), keeps_meant=False)
 
 
 @preset
@@ -63,7 +56,7 @@ def constant(value: float) -> InitPolicy:
         >>> constant(0.1).rules[-1].initializer
         Constant(value=0.1)
     """
-    return everywhere(Constant(value), keeps_meant=False)
+    return everywhere(init.Constant(value), keeps_meant=False)
 
 
 @preset
@@ -78,7 +71,7 @@ def uniform(low: float = -0.05, high: float = 0.05) -> InitPolicy:
         >>> uniform(-0.1, 0.1).rules[-1].initializer
         Uniform(low=-0.1, high=0.1)
     """
-    return everywhere(Uniform(low, high))
+    return everywhere(init.Uniform(low, high))
 
 
 @preset
@@ -96,7 +89,7 @@ def normal(std: float = 0.02) -> InitPolicy:
         >>> normal(0.01).rules[-1].initializer
         Normal(std=0.01, mean=0.0)
     """
-    return everywhere(Normal(std))
+    return everywhere(init.Normal(std))
 
 
 @preset

@@ -24,17 +24,7 @@ from torch_initpolicy.policy.presets.parts import (
 )
 from torch_initpolicy.policy.recipes import Frequencies, Phases
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import (
-    BranchScaled,
-    Distribution,
-    Mode,
-    Orthogonal,
-    VarianceScaling,
-    Zeros,
-    he_normal,
-    lecun_normal,
-    xavier_normal,
-)
+from torch_initpolicy.tensors import initializers as init
 
 
 @preset
@@ -78,24 +68,24 @@ def auto() -> InitPolicy:
         in_residual() & fed_by("nothing", "input") & ~closes_residual() & ~in_batch_norm()
     )
     first = (
-        rule(role("norm_weight") & op("batch_norm") & closing, Zeros(), note),
-        rule(WEIGHT & closing & is_summand(), Zeros(), note),
+        rule(role("norm_weight") & op("batch_norm") & closing, init.Zeros(), note),
+        rule(WEIGHT & closing & is_summand(), init.Zeros(), note),
         rule(role("bias") & meets("sin", biases=True), Phases()),
     )
     return layers(
         rule(WEIGHT & meets("sin") & reads_input(), Frequencies()),
-        rule(WEIGHT & meets("sin"), VarianceScaling(2.0, "fan_in", "uniform")),
-        rule(RECTIFIED & bare, BranchScaled(he_normal("meets"))),
-        rule(WEIGHT & bare, BranchScaled(xavier_normal())),
-        rule(RECTIFIED & reads_stream, xavier_normal(), "fed by no activation"),
-        rule(RECTIFIED, he_normal("meets")),
-        rule(WEIGHT & meets("selu"), lecun_normal()),
-        rule(WEIGHT, xavier_normal()),
+        rule(WEIGHT & meets("sin"), init.VarianceScaling(2.0, "fan_in", "uniform")),
+        rule(RECTIFIED & bare, init.BranchScaled(init.he_normal("meets"))),
+        rule(WEIGHT & bare, init.BranchScaled(init.xavier_normal())),
+        rule(RECTIFIED & reads_stream, init.xavier_normal(), "fed by no activation"),
+        rule(RECTIFIED, init.he_normal("meets")),
+        rule(WEIGHT & meets("selu"), init.lecun_normal()),
+        rule(WEIGHT, init.xavier_normal()),
     ).override(InitPolicy(first))
 
 
 @preset
-def he(*, mode: Mode = "fan_in", distribution: Distribution = "normal") -> InitPolicy:
+def he(*, mode: init.Mode = "fan_in", distribution: init.Distribution = "normal") -> InitPolicy:
     """Give every layer He's variance: the gain of the rectifier it meets, ReLU's elsewhere.
 
     Args:
@@ -110,13 +100,13 @@ def he(*, mode: Mode = "fan_in", distribution: Distribution = "normal") -> InitP
         ['meets', 1.0]
     """
     return layers(
-        rule(RECTIFIED, VarianceScaling(1.0, mode, distribution, "meets")),
-        rule(WEIGHT, VarianceScaling(2.0, mode, distribution)),
+        rule(RECTIFIED, init.VarianceScaling(1.0, mode, distribution, "meets")),
+        rule(WEIGHT, init.VarianceScaling(2.0, mode, distribution)),
     )
 
 
 @preset
-def xavier(*, distribution: Distribution = "normal") -> InitPolicy:
+def xavier(*, distribution: init.Distribution = "normal") -> InitPolicy:
     """Give every layer the variance `2 / (fan_in + fan_out)`.
 
     Args:
@@ -130,11 +120,11 @@ def xavier(*, distribution: Distribution = "normal") -> InitPolicy:
         >>> xavier().rules[-1].initializer.spread((30, 20), None).std
         0.2
     """
-    return layers(rule(WEIGHT, VarianceScaling(1.0, "fan_avg", distribution)))
+    return layers(rule(WEIGHT, init.VarianceScaling(1.0, "fan_avg", distribution)))
 
 
 @preset
-def lecun(*, distribution: Distribution = "normal") -> InitPolicy:
+def lecun(*, distribution: init.Distribution = "normal") -> InitPolicy:
     """Give every layer the variance `1 / fan_in`.
 
     Args:
@@ -147,7 +137,7 @@ def lecun(*, distribution: Distribution = "normal") -> InitPolicy:
         >>> lecun().rules[-1].initializer.spread((8, 25), None).std
         0.2
     """
-    return layers(rule(WEIGHT, VarianceScaling(1.0, "fan_in", distribution)))
+    return layers(rule(WEIGHT, init.VarianceScaling(1.0, "fan_in", distribution)))
 
 
 @preset
@@ -162,7 +152,7 @@ def orthogonal() -> InitPolicy:
         >>> [rule.initializer for rule in orthogonal().rules[-2:]]
         [Orthogonal(gain='meets'), Orthogonal(gain=1.0)]
     """
-    matrices = (rule(RECTIFIED, Orthogonal("meets")), rule(MATRIX, Orthogonal()))
+    matrices = (rule(RECTIFIED, init.Orthogonal("meets")), rule(MATRIX, init.Orthogonal()))
     return InitPolicy((*REST, EMBEDDINGS, KEPT, *matrices))
 
 
@@ -184,5 +174,5 @@ def signal() -> InitPolicy:
         >>> signal().rules[-1].initializer
         VarianceScaling(scale=1.0, mode='fan_in', distribution='normal', gain='signal')
     """
-    scaled = VarianceScaling(1.0, "fan_in", gain="signal")
+    scaled = init.VarianceScaling(1.0, "fan_in", gain="signal")
     return layers(rule(WEIGHT, scaled), embeddings=scaled)

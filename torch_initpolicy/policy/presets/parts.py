@@ -13,19 +13,15 @@ from dataclasses import replace
 from torch_initpolicy.policy.match import Matcher, kind, meets, name, role
 from torch_initpolicy.policy.recipes import EmbeddingScale, Recipe, UnitScale
 from torch_initpolicy.policy.rules import InitPolicy, Rule
-from torch_initpolicy.tensors.initializers import (
-    Blocks,
-    Initializer,
-    Keep,
-    Ones,
-    Orthogonal,
-    Zeros,
-    xavier_normal,
-)
+from torch_initpolicy.tensors import initializers as init
 
 
 def rule(
-    matcher: Matcher, initializer: Initializer | Recipe, note: str = "", *, keeps_meant: bool = True
+    matcher: Matcher,
+    initializer: init.Initializer | Recipe,
+    note: str = "",
+    *,
+    keeps_meant: bool = True,
 ) -> Rule:
     """Make a rule of a preset, which need not match anything in every model.
 
@@ -35,13 +31,13 @@ def rule(
 
 
 _LSTM = kind("torch.nn.LSTM", "torch.nn.LSTMCell")
-_OPEN = Blocks((Zeros(), Ones(), Zeros(), Zeros()))
+_OPEN = init.Blocks((init.Zeros(), init.Ones(), init.Zeros(), init.Zeros()))
 
 REST = (
     # Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015, section 3.1. Torch
     # adds two biases: one of them opens the gate.
     rule(_LSTM & name(regex=r"(.*\.)?bias_ih[^.]*"), _OPEN, "forget gate open"),
-    rule(role("bias", "norm_bias"), Zeros()),
+    rule(role("bias", "norm_bias"), init.Zeros()),
     rule(role("norm_weight"), UnitScale()),
 )
 """Biases and normalisations."""
@@ -49,13 +45,13 @@ REST = (
 EMBEDDINGS = rule(role("embedding"), EmbeddingScale())
 
 RECURRENT = (
-    rule(kind("torch.nn.RNNBase", "torch.nn.RNNCellBase") & role("weight"), xavier_normal()),
-    rule(role("recurrent"), Orthogonal()),
+    rule(kind("torch.nn.RNNBase", "torch.nn.RNNCellBase") & role("weight"), init.xavier_normal()),
+    rule(role("recurrent"), init.Orthogonal()),
 )
 
 KEPT = rule(
     role("gate", "scale", "spread", "position", "token", "table", "unknown"),
-    Keep(),
+    init.Keep(),
     "the constructor's value stays",
 )
 
@@ -64,13 +60,13 @@ MATRIX = role("weight", "recurrent")
 RECTIFIED = WEIGHT & meets("rectifier")
 
 
-def layers(*rules: Rule, embeddings: Initializer | None = None) -> InitPolicy:
+def layers(*rules: Rule, embeddings: init.Initializer | None = None) -> InitPolicy:
     """Make a preset that says something of the layers' weights, and perhaps of embeddings."""
     tables = EMBEDDINGS if embeddings is None else rule(role("embedding"), embeddings)
     return InitPolicy((*REST, tables, *RECURRENT, KEPT, *rules))
 
 
-def everywhere(initializer: Initializer, *, keeps_meant: bool = True) -> InitPolicy:
+def everywhere(initializer: init.Initializer, *, keeps_meant: bool = True) -> InitPolicy:
     """Make a preset that fills every weight alike, embeddings and recurrent ones too."""
     rules = (*REST, KEPT, rule(role("weight", "recurrent", "embedding"), initializer))
     return InitPolicy(replace(each, keeps_meant=keeps_meant) for each in rules)

@@ -11,13 +11,7 @@ from torch_initpolicy.policy.match import (
 from torch_initpolicy.policy.presets.layers import auto
 from torch_initpolicy.policy.presets.parts import RECTIFIED, WEIGHT, layers, rule
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import (
-    BranchScaled,
-    VarianceScaling,
-    Zeros,
-    he_normal,
-    xavier_normal,
-)
+from torch_initpolicy.tensors import initializers as init
 
 
 @preset
@@ -36,8 +30,8 @@ def depth_scaled() -> InitPolicy:
         -0.5
     """
     last = (
-        rule(RECTIFIED & ends_residual(), BranchScaled(he_normal("meets"))),
-        rule(WEIGHT & ends_residual(), BranchScaled(xavier_normal())),
+        rule(RECTIFIED & ends_residual(), init.BranchScaled(init.he_normal("meets"))),
+        rule(WEIGHT & ends_residual(), init.BranchScaled(init.xavier_normal())),
     )
     return auto().override(InitPolicy(last))
 
@@ -60,7 +54,7 @@ def zero_residual() -> InitPolicy:
         Zeros()
     """
     last = closes_residual() & role("weight", "norm_weight", "scale")
-    return auto().override(rule(last, Zeros(), "closes a residual branch", keeps_meant=False))
+    return auto().override(rule(last, init.Zeros(), "closes a residual branch", keeps_meant=False))
 
 
 @preset
@@ -76,7 +70,7 @@ def rezero() -> InitPolicy:
         role('scale') & closes_residual()
     """
     scale = role("scale") & closes_residual()
-    return auto().override(rule(scale, Zeros(), "opens in training", keeps_meant=False))
+    return auto().override(rule(scale, init.Zeros(), "opens in training", keeps_meant=False))
 
 
 @preset
@@ -95,11 +89,11 @@ def deepnorm() -> InitPolicy:
         >>> deepnorm().rules[-2].initializer.exponent
         -0.25
     """
-    scaled = BranchScaled(xavier_normal(4**-0.25), -0.25)
+    scaled = init.BranchScaled(init.xavier_normal(4**-0.25), -0.25)
     return layers(
-        rule(WEIGHT & meets("softmax") & in_residual(), xavier_normal()),
+        rule(WEIGHT & meets("softmax") & in_residual(), init.xavier_normal()),
         rule(WEIGHT & in_residual(), scaled),
-        rule(WEIGHT, xavier_normal()),
+        rule(WEIGHT, init.xavier_normal()),
     )
 
 
@@ -119,9 +113,9 @@ def fixup() -> InitPolicy:
         Rule(role('weight') & (ends_residual() | feeds_output()), Zeros(), optional=True)
     """
     return layers(
-        rule(WEIGHT & (ends_residual() | feeds_output()), Zeros(), keeps_meant=False),
-        rule(RECTIFIED, BranchScaled(he_normal("meets"), "fixup")),
-        rule(WEIGHT, BranchScaled(he_normal(), "fixup")),
+        rule(WEIGHT & (ends_residual() | feeds_output()), init.Zeros(), keeps_meant=False),
+        rule(RECTIFIED, init.BranchScaled(init.he_normal("meets"), "fixup")),
+        rule(WEIGHT, init.BranchScaled(init.he_normal(), "fixup")),
     )
 
 
@@ -142,10 +136,10 @@ def t_fixup() -> InitPolicy:
         >>> t_fixup().rules[-2].initializer.exponent
         -0.25
     """
-    scaled = BranchScaled(xavier_normal(0.67 * 2**0.25), -0.25)
+    scaled = init.BranchScaled(init.xavier_normal(0.67 * 2**0.25), -0.25)
     return layers(
-        rule(WEIGHT & meets("softmax"), xavier_normal()),
+        rule(WEIGHT & meets("softmax"), init.xavier_normal()),
         rule(WEIGHT & in_residual(), scaled),
-        rule(WEIGHT, xavier_normal()),
-        embeddings=VarianceScaling(1.0, "fan_out"),
+        rule(WEIGHT, init.xavier_normal()),
+        embeddings=init.VarianceScaling(1.0, "fan_out"),
     )
