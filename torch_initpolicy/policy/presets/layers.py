@@ -1,17 +1,6 @@
 """Presets by the layer: by what it meets, or the same for all of them."""
 
-from torch_initpolicy.policy.match import (
-    closes_residual,
-    ends_in_norm,
-    fed_by,
-    in_batch_norm,
-    in_residual,
-    is_summand,
-    meets,
-    op,
-    reads_input,
-    role,
-)
+from torch_initpolicy.policy import match
 from torch_initpolicy.policy.presets.parts import (
     EMBEDDINGS,
     KEPT,
@@ -62,24 +51,27 @@ def auto() -> InitPolicy:
         >>> [rule.matcher for rule in auto().rules[-3:-1]]
         [role('weight') & meets('rectifier'), role('weight') & meets('selu')]
     """
-    closing, note = closes_residual() & in_batch_norm(), "closes a branch"
-    bare = closes_residual() & ~ends_in_norm()
+    closing, note = match.closes_residual() & match.in_batch_norm(), "closes a branch"
+    bare = match.closes_residual() & ~match.ends_in_norm()
     reads_stream = (
-        in_residual() & fed_by("nothing", "input") & ~closes_residual() & ~in_batch_norm()
+        match.in_residual()
+        & match.fed_by("nothing", "input")
+        & ~match.closes_residual()
+        & ~match.in_batch_norm()
     )
     first = (
-        rule(role("norm_weight") & op("batch_norm") & closing, init.Zeros(), note),
-        rule(WEIGHT & closing & is_summand(), init.Zeros(), note),
-        rule(role("bias") & meets("sin", biases=True), Phases()),
+        rule(match.role("norm_weight") & match.op("batch_norm") & closing, init.Zeros(), note),
+        rule(WEIGHT & closing & match.is_summand(), init.Zeros(), note),
+        rule(match.role("bias") & match.meets("sin", biases=True), Phases()),
     )
     return layers(
-        rule(WEIGHT & meets("sin") & reads_input(), Frequencies()),
-        rule(WEIGHT & meets("sin"), init.VarianceScaling(2.0, "fan_in", "uniform")),
+        rule(WEIGHT & match.meets("sin") & match.reads_input(), Frequencies()),
+        rule(WEIGHT & match.meets("sin"), init.VarianceScaling(2.0, "fan_in", "uniform")),
         rule(RECTIFIED & bare, init.BranchScaled(init.he_normal("meets"))),
         rule(WEIGHT & bare, init.BranchScaled(init.xavier_normal())),
         rule(RECTIFIED & reads_stream, init.xavier_normal(), "fed by no activation"),
         rule(RECTIFIED, init.he_normal("meets")),
-        rule(WEIGHT & meets("selu"), init.lecun_normal()),
+        rule(WEIGHT & match.meets("selu"), init.lecun_normal()),
         rule(WEIGHT, init.xavier_normal()),
     ).override(InitPolicy(first))
 

@@ -1,13 +1,6 @@
 """Presets by residual branches: how deep networks start without exploding."""
 
-from torch_initpolicy.policy.match import (
-    closes_residual,
-    ends_residual,
-    feeds_output,
-    in_residual,
-    meets,
-    role,
-)
+from torch_initpolicy.policy import match
 from torch_initpolicy.policy.presets.layers import auto
 from torch_initpolicy.policy.presets.parts import RECTIFIED, WEIGHT, layers, rule
 from torch_initpolicy.policy.rules import InitPolicy, preset
@@ -30,8 +23,8 @@ def depth_scaled() -> InitPolicy:
         -0.5
     """
     last = (
-        rule(RECTIFIED & ends_residual(), init.BranchScaled(init.he_normal("meets"))),
-        rule(WEIGHT & ends_residual(), init.BranchScaled(init.xavier_normal())),
+        rule(RECTIFIED & match.ends_residual(), init.BranchScaled(init.he_normal("meets"))),
+        rule(WEIGHT & match.ends_residual(), init.BranchScaled(init.xavier_normal())),
     )
     return auto().override(InitPolicy(last))
 
@@ -53,7 +46,7 @@ def zero_residual() -> InitPolicy:
         >>> zero_residual().rules[0].initializer
         Zeros()
     """
-    last = closes_residual() & role("weight", "norm_weight", "scale")
+    last = match.closes_residual() & match.role("weight", "norm_weight", "scale")
     return auto().override(rule(last, init.Zeros(), "closes a residual branch", keeps_meant=False))
 
 
@@ -69,7 +62,7 @@ def rezero() -> InitPolicy:
         >>> rezero().rules[0].matcher
         role('scale') & closes_residual()
     """
-    scale = role("scale") & closes_residual()
+    scale = match.role("scale") & match.closes_residual()
     return auto().override(rule(scale, init.Zeros(), "opens in training", keeps_meant=False))
 
 
@@ -91,8 +84,8 @@ def deepnorm() -> InitPolicy:
     """
     scaled = init.BranchScaled(init.xavier_normal(4**-0.25), -0.25)
     return layers(
-        rule(WEIGHT & meets("softmax") & in_residual(), init.xavier_normal()),
-        rule(WEIGHT & in_residual(), scaled),
+        rule(WEIGHT & match.meets("softmax") & match.in_residual(), init.xavier_normal()),
+        rule(WEIGHT & match.in_residual(), scaled),
         rule(WEIGHT, init.xavier_normal()),
     )
 
@@ -113,7 +106,9 @@ def fixup() -> InitPolicy:
         Rule(role('weight') & (ends_residual() | feeds_output()), Zeros(), optional=True)
     """
     return layers(
-        rule(WEIGHT & (ends_residual() | feeds_output()), init.Zeros(), keeps_meant=False),
+        rule(
+            WEIGHT & (match.ends_residual() | match.feeds_output()), init.Zeros(), keeps_meant=False
+        ),
         rule(RECTIFIED, init.BranchScaled(init.he_normal("meets"), "fixup")),
         rule(WEIGHT, init.BranchScaled(init.he_normal(), "fixup")),
     )
@@ -138,8 +133,8 @@ def t_fixup() -> InitPolicy:
     """
     scaled = init.BranchScaled(init.xavier_normal(0.67 * 2**0.25), -0.25)
     return layers(
-        rule(WEIGHT & meets("softmax"), init.xavier_normal()),
-        rule(WEIGHT & in_residual(), scaled),
+        rule(WEIGHT & match.meets("softmax"), init.xavier_normal()),
+        rule(WEIGHT & match.in_residual(), scaled),
         rule(WEIGHT, init.xavier_normal()),
         embeddings=init.VarianceScaling(1.0, "fan_out"),
     )
