@@ -73,8 +73,6 @@ class _Direction:
     """One layer in one direction.
 
     Attributes:
-        function: Runs such layers.
-        steps: How its signal is laid out.
         weights: Its weights, `(ih, hh, *biases, *projection)`.
         has_biases: Whether there are biases among them.
         hx: Its initial states, `(1, batch, size)`: one tensor, or one for each kind of state.

@@ -29,9 +29,7 @@ class Settings:
     """What holds for all forward passes of a calibration.
 
     Attributes:
-        scales: The scales so far.
         copies: What is scaled in place of the parameters.
-        selection: Which sites are left alone.
         per_channel: Whether biases take up the means of the units.
         groups: The groups of processes over which inputs are spread.
         left: Why sites were not scaled, by canonical name.

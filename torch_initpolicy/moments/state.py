@@ -80,8 +80,6 @@ class WrittenMoments(NamedTuple):
     """Numbers that a policy writes to a site.
 
     Attributes:
-        mean: Their mean.
-        power: Their mean square.
         output: The second moment of the output of a weight whose initializer takes account of what
             the weight reads; None where it does not.
     """
@@ -96,7 +94,6 @@ class Propagation:
     """What has been found on the way through a graph.
 
     Attributes:
-        flow: The recorded forward pass.
         sites: The parameters, by canonical name.
         written: What the policy writes to each site; those that are not named are weights that
             normalise, scales of 1, biases of 0, or keep what they hold.

@@ -23,8 +23,6 @@ class Choice:
     """What has been decided about a site.
 
     Attributes:
-        site: The site.
-        facts: What is known about it.
         rule: The first rule that matches, or None.
         kept: Why it is left alone whatever the rule says (the argument, and in words), or None.
         block: Number of the packed block that this is about; None for the whole site.

@@ -79,9 +79,7 @@ class Trials:
         inputs: What it is called with; None to draw some.
         before: Its signal; without points where the symmetry alone is to be repaired.
         symmetry: Its units that start equal.
-        training: The loss and the optimizer.
         ends: When to stop, on the clock of `time.perf_counter`.
-        tell: Called with what is about to be tried.
         tried: What became of each start.
         untried: What there was no time for.
         plans: What the calls that were tried write.

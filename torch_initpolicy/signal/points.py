@@ -15,10 +15,8 @@ class Point:
     Attributes:
         index: Its place in the order of execution, counting all operators.
         module: Canonical name of the module it ran in.
-        op: The operator.
         site: Canonical name of the weight that it applies, or None.
         activates: Whether it is an activation function.
-        shape: Shape of the output.
         mean: Mean of its elements; of complex ones its absolute value.
         std: Their standard deviation; of complex ones the root of `E |z - E z| ** 2`.
         second: Their second moment, `mean ** 2 + std ** 2`; of complex ones `E |z| ** 2`.
@@ -91,7 +89,6 @@ class Update:
     """A parameter, and how a step of an optimizer would move it.
 
     Attributes:
-        site: Its canonical name.
         second: Second moment of its values; nan or inf where one of them is not finite.
         gradient: Second moment of the loss' gradient by it; None where none arrives.
         ratio: Root mean square of the gradient over that of the values; None where either is

@@ -93,7 +93,6 @@ class Attempt:
     """One way to run a model.
 
     Attributes:
-        batches: What it is run on.
         training: The mode to run in; None for that of the model.
         confirmed_by: Inputs of the size that is meant, where those of `batches` are smaller: what
             is tied on small inputs is tied only if one gradient on these does not contradict it.

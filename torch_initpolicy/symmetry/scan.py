@@ -32,7 +32,6 @@ class EqualUnits:
     """Units of one parameter that are zero or equal another.
 
     Attributes:
-        site: The parameter.
         parameter: Which of the tensors behind it.
         view: How its units lie.
         units: The units in question, in order.

@@ -22,8 +22,6 @@ class Source:
     """A parameter inside an expression of parameters.
 
     Attributes:
-        site: Canonical name of the parameter.
-        size: Its number of elements.
         at: The value that is the parameter itself.
         contracted: Whether it has been multiplied with another parameter and summed.
         shift: What has been added to it: 1.0 for `1 + weight`.
@@ -57,10 +55,6 @@ class Use(NamedTuple):
     """One place where a parameter meets the signal.
 
     Attributes:
-        source: The parameter's expression.
-        node: The operator that consumes it.
-        slot: The argument that it stands in.
-        value: The value of the whole expression.
         partner: The signal that it meets, where the operator has a single other operand.
     """
 
@@ -76,7 +70,6 @@ class Uses:
     """What the pass found, value by value and node by node.
 
     Attributes:
-        graph: The recorded forward pass.
         signals: Values that depend on the model's input, or come out of a weight.
         sources: Parameters inside each expression of parameters.
         kinds: Steps of normalisations that are written out in primitives.

@@ -34,8 +34,6 @@ class _Replay:
     """Runs what was recorded between a parameter and a value, on numbers of our own.
 
     Attributes:
-        uses: The data flow.
-        site: The parameter.
         leaf: What stands in for the parameter.
         numbered: Whether `leaf` holds the numbers of elements, from 1, which must not be mixed.
         made: What has been made so far, by value.

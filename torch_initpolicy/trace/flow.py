@@ -32,13 +32,10 @@ class Flow:
     Attributes:
         uses: Where parameters meet the signal.
         composites: Activations, by the value that goes into them.
-        looking: Looks ahead of values.
         ahead: What each value meets.
         behind: Where each value comes from.
-        residuals: The residual branches.
         packs: Weights that are several matrices packed into one, by node.
         kernels: Values that become the weight of another operator.
-        neighbours: The weights around each value.
         units: Which units of which weights each value shows.
         leftover: The known constants that no weight before has taken out.
         joins: What each value is added to or multiplied by.

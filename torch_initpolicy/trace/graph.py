@@ -25,11 +25,9 @@ class Value:
 
     Attributes:
         index: Its number; values are numbered in the order in which they came to be.
-        shape: Its shape.
         stride: Its strides in elements.
         offset: Its offset into its storage, in elements.
         storage: Identifies the storage: two values with the same are views of one another.
-        dtype: Its dtype.
         producer: The node that made it; None for parameters, buffers, inputs and constants.
         parameter: Canonical name, where the value is a parameter of the model.
         is_input: Whether it is one of the model's inputs.
@@ -58,7 +56,6 @@ class Node:
     Attributes:
         index: Its number, in order of execution.
         op: Name of the operator, in-place and reflected forms folded: `"conv2d"`, `"add"`.
-        function: What was called.
         args: Its positional arguments, tensors replaced by `Ref`.
         kwargs: Its keyword arguments, likewise.
         inputs: Values among the arguments, in order.

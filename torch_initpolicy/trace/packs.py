@@ -87,7 +87,6 @@ class _Pieces:
     """Collects the pieces that outputs of weights are cut into, and where these meet.
 
     Attributes:
-        followed: Which units each value shows.
         sizes: How many units a weight has, by weight.
         origins: The units that each value depends on, by value.
         scales: What has scaled a signal on the way to a value, by value.

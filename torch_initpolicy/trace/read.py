@@ -28,7 +28,6 @@ class Reading:
 
     Attributes:
         facts: What is known about each site, by canonical name.
-        evidence: How the forward pass was read.
         call: The inputs that were used; None where none were found.
         flow: The data flow; None where it could not be recorded.
         unknown_operators: Operators of unknown role, with their number.

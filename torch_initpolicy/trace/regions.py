@@ -40,7 +40,6 @@ class Composite:
         start: The value that goes in.
         end: The value that comes out.
         inner: The nodes that compute it.
-        activation: What it is.
     """
 
     start: int
@@ -54,8 +53,6 @@ class Elementwise:
     """A graph as functions of one variable are found in it.
 
     Attributes:
-        graph: The recorded forward pass.
-        roles: Role of each node.
         numbers: The values that are known numbers.
     """
 

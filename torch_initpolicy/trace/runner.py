@@ -39,7 +39,6 @@ class Recorded:
     """A call with which a forward pass ran.
 
     Attributes:
-        call: The call.
         graphs: What was recorded: with this call first, then in other modes and with other calls.
         on_meta: Whether it ran on meta tensors, or for real.
     """
@@ -68,8 +67,6 @@ class Refused:
     """A call with which a forward pass raised.
 
     Attributes:
-        call: The call.
-        error: What was raised.
         ran: How much of its budget the forward pass took until then.
     """
 

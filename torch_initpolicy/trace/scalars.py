@@ -18,7 +18,6 @@ class Scalars:
     """The known numbers of a graph.
 
     Attributes:
-        uses: The data flow.
         numbers: The values that are known numbers, in every element.
     """
 

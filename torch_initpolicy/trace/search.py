@@ -41,7 +41,6 @@ class InputSearch:
     """A search for inputs of one model, with what failed on the way.
 
     Attributes:
-        runner: What runs the model.
         failed: The calls that raised, in the order of trying.
     """
 

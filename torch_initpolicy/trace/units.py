@@ -107,7 +107,6 @@ class Following:
     """Follows the outputs of weights.
 
     Attributes:
-        uses: The data flow.
         shown: The units in each value, by value and by the node of their weight.
         sizes: How many units a weight has, by node.
         known: What has been found out about views, by what they show and how they lie in memory:

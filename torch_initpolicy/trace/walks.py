@@ -85,7 +85,6 @@ class Ahead:
     """Looks ahead of values.
 
     Attributes:
-        uses: The graph with its signals and weights.
         composites: Activations, by the value that goes into them.
         constants: The known constants on the way.
         hidden: Values behind which there is another weight.
