@@ -132,41 +132,27 @@ def _entries(mapping: dict[Any, Any], reach: Reach, kind: type[dict[Any, Any]] =
     reach.hold(mapping, before.items())
 
 
-@_visit.register
-def _sequence(items: list, reach: Reach) -> None:  # type: ignore[type-arg]
-    before = list(items)
+def _visit_items(kind: type, write: Callable[[Any, Any], object]) -> None:
+    """Keep which objects a container holds, in order; `write` puts them back."""
 
-    def restore() -> None:
-        if len(items) != len(before) or not all(map(is_, items, before)):
-            list.__setitem__(items, slice(None), before)
+    @_visit.register(kind)
+    def _(items: Any, reach: Reach) -> None:
+        before = list(items)
 
-    reach.undo.append(restore)
-    reach.hold(items, enumerate(before))
+        def restore() -> None:
+            if len(items) != len(before) or not all(map(is_, items, before)):
+                write(items, before)
 
-
-@_visit.register
-def _set(items: set, reach: Reach) -> None:  # type: ignore[type-arg]
-    before = set(items)
-
-    def restore() -> None:
-        if items != before:
-            set.clear(items)
-            set.update(items, before)
-
-    reach.undo.append(restore)
+        reach.undo.append(restore)
+        if kind is list:
+            reach.hold(items, enumerate(before))
+        else:
+            reach.push(*before)
 
 
-@_visit.register
-def _deque(items: collections.deque, reach: Reach) -> None:  # type: ignore[type-arg]
-    before = tuple(items)
-
-    def restore() -> None:
-        if len(items) != len(before) or not all(map(is_, items, before)):
-            items.clear()
-            items.extend(before)
-
-    reach.undo.append(restore)
-    reach.push(*before)
+_visit_items(list, lambda items, before: list.__setitem__(items, slice(None), before))
+_visit_items(set, lambda items, before: (set.clear(items), set.update(items, before)))
+_visit_items(collections.deque, lambda items, before: (items.clear(), items.extend(before)))
 
 
 @_visit.register
