@@ -42,11 +42,7 @@ class ScaleSearch(Generic[Key]):
     powers: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def step(self, measured: Mapping[Key, tuple[float, float, int]]) -> dict[Key, float]:
-        """Return what to multiply each scale by.
-
-        Args:
-            measured: For each weight its scale, what was measured at it over what is wanted, and
-                how often it is used.
+        """Return what to multiply each scale by, of each its `(scale, measured / wanted, uses)`.
 
         Examples:
             >>> search, scale = ScaleSearch(), 3.0

@@ -62,11 +62,8 @@ class EmbeddingScale:
 class SirenScale:
     """Draw the weights of sine networks, uniformly.
 
-    First layers within `1 / fan_in`, all others within `sqrt(6 / fan_in) / w0`, whatever constants
-    the code multiplies by.
-
-    Attributes:
-        w0: What the output of each layer is multiplied by before its sine.
+    First layers within `1 / fan_in`, all others within `sqrt(6 / fan_in) / w0`, where `sin(w0 * x)`
+    follows, whatever constants the code multiplies by.
     """
 
     w0: float = 30.0

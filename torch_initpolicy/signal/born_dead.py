@@ -16,9 +16,6 @@ def born_dead(widths: Sequence[int]) -> float:
     unit is left to both; the angle between them shrinks by the arc-cosine kernel. Inputs of more
     dimensions die a little later: at width 2 and depth 5 with probability 0.56 instead of 0.61.
 
-    Args:
-        widths: Units of each hidden layer, in order.
-
     Reference:
         Lu, Shin, Su and Karniadakis, *Dying ReLU and Initialization*, 2019, arXiv:1903.06733,
         section 3 (the chain); Cho and Saul, *Kernel Methods for Deep Learning*, 2009, eq. 6.

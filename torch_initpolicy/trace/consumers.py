@@ -52,11 +52,7 @@ class Source:
 
 
 class Use(NamedTuple):
-    """One place where a parameter meets the signal.
-
-    Attributes:
-        partner: The signal that it meets, where the operator has a single other operand.
-    """
+    """One place where a parameter meets the signal, the `partner` where that is its only one."""
 
     source: Source
     node: Node

@@ -50,11 +50,7 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """A graph as functions of one variable are found in it.
-
-    Attributes:
-        numbers: The values that are known numbers.
-    """
+    """A graph, and its known `numbers`, as functions of one variable are found in it."""
 
     graph: Graph
     roles: Mapping[int, OpRole]

@@ -15,11 +15,7 @@ from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument
 
 @dataclass(frozen=True, slots=True)
 class Scalars:
-    """The known numbers of a graph.
-
-    Attributes:
-        numbers: The values that are known numbers, in every element.
-    """
+    """The known numbers of a graph: values of which every element is the number."""
 
     uses: Uses
     numbers: Mapping[int, float]
