@@ -97,11 +97,13 @@ def apply_policy(
     nor on the dtype beyond rounding (but for float64, which is drawn in float64).
 
     Args:
-        model: As for `plan_policy`, but its parameters have memory or were skipped.
-        policy: As for `plan_policy`.
+        model: Any module whose parameters have memory, or were skipped by `skip_init`.
+        policy: A policy, rules, one initializer for everything, the name of a preset, or the path
+            of a `.json` or `.toml` file.
         seed: Seed of the random streams, up to 64 bits; None takes one from torch's global
             generator, so that `torch.manual_seed` governs. Nothing else reads or moves that.
-        example_inputs: As for `plan_policy`.
+        example_inputs: What the forward pass takes: a tensor, a tuple of arguments or a mapping of
+            keyword arguments; None to look for some. Only shapes matter.
         calibrate: Inputs of one batch: scale the weights so that every layer's output has unit
             standard deviation on it, after the policy has been applied, as `lsuv_` does. They also
             serve as `example_inputs` where none are given. The steps of the receipt's plan name
@@ -189,15 +191,18 @@ def materialize(
 
     Args:
         model: A model built under `torch.device("meta")`.
-        policy: As for `plan_policy`, like `example_inputs`.
+        policy: A policy, rules, one initializer for everything, the name of a preset, or the path
+            of a `.json` or `.toml` file.
         device: Where it shall live; None: on the device of its mesh if it is sharded, else on the
             CPU.
-        seed: As for `apply_policy`, like `threads` and `draw_on`.
-        example_inputs: What the forward pass takes, of which only shapes matter.
+        seed: Seed of the random streams, up to 64 bits; None takes one from torch's global
+            generator.
+        example_inputs: What the forward pass takes, of which only shapes matter; None to look for
+            some.
         rebuild: A function without arguments that builds the model once more; it is asked before
             the model's own class, its library and its modules' methods.
-        threads: Threads that draw on the CPU.
-        draw_on: Device that draws.
+        threads: Threads that draw on the CPU; None for as many as torch computes with.
+        draw_on: Device that draws; None for the one that each tensor lives on.
         selecting: Which parameters the policy may write, as `Selecting` describes it; the others
             get what the constructor draws.
 

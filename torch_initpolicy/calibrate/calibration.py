@@ -65,16 +65,20 @@ class Calibration:
         """What each weight was multiplied by, by name; three numbers for packed q, k and v."""
         return factors_of(self.scaled)
 
+    def __repr__(self) -> str:
+        return f"<Calibration: {self._counts}: print it>"
+
     def __str__(self) -> str:
         names = [*(scaled.site for scaled in self.scaled), *(left.site for left in self.left)]
         width = max(map(len, names), default=0)
         rows = [f"{scaled.site:{width}}  {scaled}" for scaled in self.scaled]
         rows += [f"{left.site:{width}}  left: {left.reason}" for left in self.left]
-        head = (
-            f"{counted(len(self.scaled), 'weight')} scaled to std {self.std:g}, "
-            f"{len(self.left)} left"
-        )
-        return "\n".join((head, *rows))
+        return "\n".join((self._counts, *rows))
+
+    @property
+    def _counts(self) -> str:
+        scaled = f"{counted(len(self.scaled), 'weight')} scaled to std {self.std:g}"
+        return f"{scaled}, {len(self.left)} left"
 
 
 def factors_of(scaled: Iterable[Scaled]) -> dict[str, tuple[float, ...]]:

@@ -17,6 +17,7 @@ from torch_initpolicy.compare.align import Entry, Pair, pairs
 from torch_initpolicy.compare.statistics import Contrast, contrasts, words
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import ArgumentError, counted
+from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.describe import folded
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
@@ -88,13 +89,26 @@ class Comparison:
         return tuple(row for row in self.rows if row.verdict == "differs")
 
     def __str__(self) -> str:
+        shown = ((row.names, (row.said,)) for row in self.rows if row.verdict != "same")
+        return "\n".join(
+            [self._counts, *(f"  {names}: {said}" for names, (said,) in folded(shown))]
+        )
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self._counts}: print it>"
+
+    def _repr_html_(self) -> str:
+        rows = folded((row.names, (row.verdict, row.said)) for row in self.rows)
+        head = ("tensor", "verdict", "reason")
+        return framed("", self._counts, head, ((name, *said) for name, said in rows))
+
+    @property
+    def _counts(self) -> str:
         counts = {word: sum(row.verdict == word for row in self.rows) for word in _VERDICTS}
-        head = (
+        return (
             f"{counted(counts['same'], 'tensor')} start the same, {counts['differs']} differ, "
             f"{counts['not compared']} not compared"
         )
-        shown = ((row.names, (row.said,)) for row in self.rows if row.verdict != "same")
-        return "\n".join([head, *(f"  {names}: {said}" for names, (said,) in folded(shown))])
 
     def to_json(self) -> str:
         """Write the rows as JSON, with `ok`."""

@@ -31,7 +31,7 @@ def initialize_missing(
         missing: Names of the tensors that the checkpoint lacked, as
             `model.load_state_dict(..., strict=False).missing_keys` holds them; or what
             `from_pretrained(..., output_loading_info=True)` of transformers returned second.
-        policy: As for `apply_policy`.
+        policy: A policy, rules, one initializer, the name of a preset, or the path of a file.
         options: Keyword arguments of `apply_policy`, but `only`.
 
     Returns:

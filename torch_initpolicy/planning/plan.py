@@ -26,7 +26,7 @@ from torch_initpolicy.errors import (
 )
 from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.checks import Names, pairs_of
-from torch_initpolicy.planning.describe import folded, header, table
+from torch_initpolicy.planning.describe import HEADINGS, folded, header, rows, table
 from torch_initpolicy.planning.diff import Difference, difference
 from torch_initpolicy.planning.groups import Grouped
 from torch_initpolicy.planning.versions import Versions
@@ -106,7 +106,8 @@ class Plan(Grouped):
         return f"{head}\n\n{table(self.steps)}"
 
     def _repr_html_(self) -> str:
-        return framed("", str(self))
+        head, _, _ = str(self).partition("\n\n")
+        return framed("", head, HEADINGS, rows(self.steps))
 
     @property
     def hash(self) -> str:
@@ -344,7 +345,7 @@ class Receipt(Grouped):
 
         Args:
             model: A model with the same parameters, spread over processes as it may be.
-            threads: As for `apply_policy`.
+            threads: Threads that draw on the CPU; None for as many as torch computes with.
             draw_on: Device that draws; None: one of the type that drew the first time.
 
         Raises:
@@ -375,7 +376,7 @@ class Receipt(Grouped):
         )
 
     def _repr_html_(self) -> str:
-        return framed("", f"{self}\n\n{self.plan}")
+        return framed("", str(self), HEADINGS, rows(self.plan.steps))
 
     def to_json(self) -> str:
         """Write the receipt as JSON."""

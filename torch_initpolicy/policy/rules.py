@@ -199,7 +199,7 @@ class InitPolicy:
         """Write the policy as TOML; this needs the extra `torch-initpolicy[toml]`.
 
         Raises:
-            PolicyError: As for `to_json`.
+            PolicyError: The policy holds functions of your own, which no file can hold.
             MissingExtraError: `tomli_w` is not installed.
         """
         return codec.write_toml(_data(self))
@@ -208,7 +208,7 @@ class InitPolicy:
         """Write the policy to a `.json` or `.toml` file.
 
         Raises:
-            PolicyError: The file has another ending, or as for `to_json`.
+            PolicyError: The file has another ending; or the policy holds functions of your own.
             InitPolicyError: The file cannot be written; an old one is as it was.
         """
         write, _ = _language(path)

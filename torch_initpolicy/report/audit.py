@@ -24,7 +24,7 @@ from torch_initpolicy.report.trial import Trials, for_ever
 from torch_initpolicy.signal.plots import Figure, plot_picture
 from torch_initpolicy.signal.points import Point
 from torch_initpolicy.signal.run import follow_signal
-from torch_initpolicy.signal.signal import Signal, picture_of, wrapped
+from torch_initpolicy.signal.signal import HEAD, Signal, picture_of, wrapped
 from torch_initpolicy.signal.training import Training
 from torch_initpolicy.signal.verdicts import MILD
 from torch_initpolicy.symmetry.find import find_symmetry
@@ -103,10 +103,13 @@ class Audit:
         return f"<Audit: {self.headline} Print it for more>"
 
     def __str__(self) -> str:
+        return f"{self.signal.table}\n\n{self._words}"
+
+    @property
+    def _words(self) -> str:
         findings = [verdict.finding for verdict in self.signal.verdicts]
         tried = [wrapped(f"{self.cost}:"), *(wrapped(str(repair), "  ") for repair in self.repairs)]
         parts = (
-            [self.signal.table],
             [*map(wrapped, filter(None, (*findings, self.signal.note)))],
             tried if self.repairs else [],
             [*map(wrapped, _sentences(self))],
@@ -157,7 +160,8 @@ class Audit:
         return plot_picture(self.headline, self._courses, self._tied)
 
     def _repr_html_(self) -> str:
-        return framed(picture_of(self.headline, self._courses, self._tied), str(self))
+        picture = picture_of(self.headline, self._courses, self._tied)
+        return framed(picture, self._words, HEAD, self.signal.rows)
 
     @property
     def _courses(self) -> dict[str, Sequence[Point]]:
@@ -219,13 +223,14 @@ def audit_model(
 
     Args:
         model: The model, its weights initialised.
-        inputs: As for `audit_signal`.
+        inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword
+            arguments; a batch of some ten different inputs says most. None draws random ones.
         suggest: Names of policies to try, the preferred first; None for those that the verdicts ask
             for, which are none where nothing is wrong.
-        loss_fn: As for `audit_signal`, and for `find_symmetry`, which also calls it with what a
-            copy of the model in float64 returns.
-        optimizer: As for `audit_signal`.
-        lr: As for `audit_signal`.
+        loss_fn: Makes a real scalar of what the model returns, also of a copy in float64.
+        optimizer: Name of the optimizer that will train the model; with `lr` its first step is
+            compared with the values of each parameter.
+        lr: Its learning rate.
         title: What to call it.
         budget: Seconds within which it ends, as far as what was tried before can tell how long the
             next one takes; the first one always is tried.
@@ -236,8 +241,9 @@ def audit_model(
         The audit: `print(audit)`, `audit.recommended`, `audit.write("report.html")`.
 
     Raises:
-        UnknownNameError: As for `audit_signal`.
-        TraceError: As for `audit_signal`.
+        UnknownNameError: There is no rule for the first step of `optimizer`.
+        TraceError: The forward pass raises with these inputs, or none could be found; the loss is
+            no scalar; or parameters have no values.
 
     Examples:
         >>> import torch

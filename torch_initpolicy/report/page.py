@@ -5,19 +5,18 @@ Scripts add sorting and filtering; colours follow the reader's choice of light o
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 from torch_initpolicy.errors import MissingExtraError
 from torch_initpolicy.files import write_text
+from torch_initpolicy.notebook import asset, sortable
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.report.repairs import Outcome, Repair
 from torch_initpolicy.signal.plots import as_svg, plot_signals
 from torch_initpolicy.signal.signal import Signal, listed
 from torch_initpolicy.signal.verdicts import Verdict
-from torch_initpolicy.steps import Number
 from torch_initpolicy.symmetry.findings import Finding
 
 
@@ -46,9 +45,11 @@ class Page:
     def __str__(self) -> str:
         sections = "".join(_sections(self))
         return _SHELL.format(
-            title=html.escape(self.title), style=_asset("report.css"),
-            script=_asset("report.js"), sections=sections,
-        )  # fmt: skip
+            title=html.escape(self.title),
+            style=asset("report/report.css") + asset("table.css"),
+            script=asset("table.js"),
+            sections=sections,
+        )
 
     def write(self, path: str | Path) -> None:
         """Write the page to a file."""
@@ -75,10 +76,6 @@ _SHELL = """<!doctype html>
 </body>
 </html>
 """
-
-
-def _asset(name: str) -> str:
-    return resources.files("torch_initpolicy.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _sections(page: Page) -> Iterator[str]:
@@ -212,7 +209,7 @@ def _points(signal: Signal) -> str:
         )
         for point in signal.points
     )  # fmt: skip
-    return _sortable("signal", head, rows)
+    return sortable("signal", head, rows)
 
 
 def _plan_section(plan: Plan) -> str:
@@ -226,7 +223,7 @@ def _plan_section(plan: Plan) -> str:
         )
         for step in plan
     )  # fmt: skip
-    return _sortable("plan", head, rows)
+    return sortable("plan", head, rows)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -234,38 +231,4 @@ def _findings(findings: Sequence[Finding]) -> str:
         return '<p class="good">No units start alike.</p>\n'
     head = ("parameter", "verdict", "groups of units", "reason", "what to write instead")
     rows = ((f.name, f.verdict, len(f.units), f.reason, f.remedy) for f in findings)
-    return _sortable("findings", head, rows)
-
-
-Cell = str | Number
-
-
-def _sortable(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """Write a table whose columns can be sorted, with a field to filter its rows by."""
-    lines = list(rows)
-    columns = "".join(
-        f'<th scope="col"{_alignment(cell)}><button type="button">{html.escape(word)}</button></th>'
-        for word, cell in zip(head, lines[0] if lines else head, strict=True)
-    )
-    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>\n" for line in lines)
-    return (
-        f'<p class="filter"><label for="filter-{name}">Show rows with</label> '
-        f'<input type="search" id="filter-{name}" data-table="{name}"> '
-        f'<output for="filter-{name}"></output></p>\n'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-        f'<table id="{name}"><thead><tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody></table>'
-        "</div>\n"
-    )
-
-
-def _alignment(value: Cell) -> str:
-    return "" if isinstance(value, str) else ' class="number"'
-
-
-def _cell(value: Cell) -> str:
-    if isinstance(value, str):
-        return f"<td>{html.escape(value)}</td>"
-    numbers = value if isinstance(value, tuple) else (value,)
-    shown = " / ".join("" if number is None else f"{number:.4g}" for number in numbers)
-    key = "" if numbers[0] is None else repr(float(numbers[0]))
-    return f'<td class="number" data-key="{key}">{shown}</td>'
+    return sortable("findings", head, rows)

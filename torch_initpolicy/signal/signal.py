@@ -121,7 +121,8 @@ class Signal:
 
     def _repr_html_(self) -> str:
         words = [verdict.finding for verdict in self.verdicts] or [self.all_well]
-        return framed(picture_of(words[0], {"as it is": self.points}), str(self))
+        picture = picture_of(words[0], {"as it is": self.points})
+        return framed(picture, f"{self._words}\n\n{_LEGEND}", HEAD, self.rows)
 
     def log_to(self, writer: Writer | Run, step: int = 0, *, prefix: str = "signal") -> None:
         """Write the moments of each weighted operator to TensorBoard or Weights & Biases.
@@ -155,30 +156,36 @@ class Signal:
         return f"<Signal at {len(self.points)} points: {found}: print it>"
 
     def __str__(self) -> str:
+        return f"{self.table}\n\n{self._words}"
+
+    @property
+    def _words(self) -> str:
         words = [str(verdict) for verdict in self.verdicts] or [self.all_well]
-        return "\n".join((self.table, "", *map(wrapped, filter(None, (*words, self.note)))))
+        return "\n".join(map(wrapped, filter(None, (*words, self.note))))
 
     @property
     def table(self) -> str:
-        """One line for each weight and output, in order of execution, and what the columns mean.
+        """One line for each weight and output, in order of execution, and what the columns mean."""
+        rows = self.rows
+        if not rows:
+            return "no operator applies a weight"
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
+        heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
+        return "\n".join((heading, aligned([HEAD, *rows]), _LEGEND))
 
-        Of a weight that runs again and again the first and the last call are shown.
-        """
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The lines of the table; of a weight that runs again and again, its first and last call."""
         behind = {p.source: p for p in reversed(self.points) if p.activates and not p.site}
         returned = {output.name for output in self.outputs}
         calls: dict[str, list[Point]] = {}
         for point in self.points:
             if point.site or point.name in returned:
                 calls.setdefault(point.name, []).append(point)
-        if not calls:
-            return "no operator applies a weight"
         ends = [(p, f"{p.name}{_which(i, len(own))}") for own in calls.values()
                 for i, p in enumerate(own) if i in (0, len(own) - 1)]  # fmt: skip
         ends.sort(key=lambda end: end[0].index)
-        shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
-        heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
-        rows = [(name, *_numbers_of(p, behind.get(p.site, p) if p.site else p)) for p, name in ends]
-        return "\n".join((heading, aligned([_HEAD, *rows]), _LEGEND))
+        return [(name, *_numbers_of(p, behind.get(p.site, p) if p.site else p)) for p, name in ends]
 
 
 def picture_of(
@@ -191,7 +198,7 @@ def picture_of(
         return ""
 
 
-_HEAD = ("weight or output", "op", "mean", "std", "dead", "flat", "cosine", "gradient")
+HEAD = ("weight or output", "op", "mean", "std", "dead", "flat", "cosine", "gradient")
 _LEGEND = (
     "mean, std: of the output; dead, flat: share of silent and of saturated units in the\n"
     "activation behind it; cosine: between inputs; gradient: root mean square by the output"

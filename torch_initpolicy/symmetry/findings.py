@@ -104,11 +104,19 @@ class Report:
             indent=indent,
         )
 
+    def __repr__(self) -> str:
+        return f"<Report: {self.headline}{': print it' if self.findings else ''}>"
+
     def __str__(self) -> str:
         return "\n".join((self.headline, *self._lines()))
 
     def _repr_html_(self) -> str:
-        return framed("", str(self))
+        head = ("parameter", "verdict", "units", "reason", "what to write instead")
+        found = (
+            (f.name, f.verdict, describe(f.units, f.along), f.reason, f.remedy)
+            for f in self.findings
+        )
+        return framed("", self.headline, head, found)
 
     @property
     def headline(self) -> str:

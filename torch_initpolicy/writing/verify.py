@@ -59,6 +59,10 @@ class Verification:
         """Whether every tensor that can be measured is what its step says."""
         return not self.findings
 
+    def __repr__(self) -> str:
+        head, _, more = str(self).partition("\n")
+        return f"<Verification: {head}{' print it' if more else ''}>"
+
     def __str__(self) -> str:
         head = f"{counted(len(self.measured), 'tensor')} measured, {len(self.unmeasured)} not"
         cases = [f"{finding.name!r}: {finding.reason}" for finding in self.findings]

@@ -88,7 +88,7 @@ def delta_orthogonal(*, q: float = 1 / 64) -> InitPolicy:
     Linear layers get orthogonal weights.
 
     Args:
-        q: As for `critical`.
+        q: The mean square of what goes into the activations, positive.
 
     Reference:
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs: How to Train 10,000-Layer

@@ -61,9 +61,11 @@ def complete_p(
     the multiplier is folded into the parameters that close the branch.
 
     Args:
-        base: As for `mup`; of another depth, too.
+        base: A smaller or larger model of the same family, of another depth too, its plan, the
+            shapes of its parameters by name, or a JSON file of one of these.
         policy: What gives the base model its values.
-        forward_multipliers: As for `mup`.
+        forward_multipliers: Whether a multiplier that no parameter can take over is left to a hook
+            of the forward pass, in place of an error.
 
     Raises:
         PolicyError: `base` is no base model.
