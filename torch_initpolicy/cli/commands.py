@@ -241,9 +241,7 @@ def scaling(
     model: Annotated[str, typer.Argument(help="package.module:callable that takes a width.")],
     *,
     widths: Annotated[str, typer.Option(help="Widths, with commas between.")] = "64,128,256,512",
-    policy: Annotated[
-        str, typer.Option("--policy", "-p", help="Preset, policy file, or mup.")
-    ] = "mup",
+    policy: Annotated[str, typer.Option("--policy", "-p", help="Preset or policy file.")] = "mup",
     optimizer: opt.Optimizer = "adamw",
     lr: opt.Rate = 1e-2,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 5,

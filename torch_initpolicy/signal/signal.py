@@ -175,7 +175,7 @@ class Signal:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The lines of the table; of a weight that runs again and again, its first and last call."""
+        """The lines of the table; of a weight that runs again and again the first and last call."""
         behind = {p.source: p for p in reversed(self.points) if p.activates and not p.site}
         returned = {output.name for output in self.outputs}
         calls: dict[str, list[Point]] = {}
