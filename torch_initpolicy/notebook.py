@@ -70,10 +70,9 @@ def sortable(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> 
         for word, cell in zip(head, lines[0] if lines else head, strict=True)
     )
     body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>\n" for line in lines)
+    field = '<label>Show rows with <input type="search"></label> <output></output>'
     return (
-        '<div class="sortable">'
-        '<p class="filter"><label>Show rows with <input type="search"></label> <output></output></p>'
-        "\n"
+        f'<div class="sortable"><p class="filter">{field}</p>\n'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
         f"<table><thead><tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody></table></div></div>\n"
     )

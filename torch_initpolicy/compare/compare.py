@@ -90,9 +90,8 @@ class Comparison:
 
     def __str__(self) -> str:
         shown = ((row.names, (row.said,)) for row in self.rows if row.verdict != "same")
-        return "\n".join(
-            [self._counts, *(f"  {names}: {said}" for names, (said,) in folded(shown))]
-        )
+        lines = (f"  {names}: {said}" for names, (said,) in folded(shown))
+        return "\n".join((self._counts, *lines))
 
     def __repr__(self) -> str:
         return f"<Comparison: {self._counts}: print it>"
