@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import accumulate
 
-from torch_initpolicy.steps import Number
-
-Cell = str | Number
+Cell = str | float | tuple[float | None, ...] | None
 
 LARGEST = 60_000
 """Characters of a text, and of a table, that are shown; what is longer says how much is missing."""
