@@ -7,16 +7,17 @@ import random
 import signal
 import threading
 import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.writing.helpers import pairs, same, state
-from torch_initpolicy import lsuv_
+from torch_initpolicy import initializers, lsuv_
 from torch_initpolicy.errors import ApplyError, InitPolicyError
 from torch_initpolicy.tensors.initializers import From, Normal, Ones, Orthogonal, Zeros
-from torch_initpolicy.writing import blocks, crew, journal, parametrized
+from torch_initpolicy.writing import apply, blocks, crew, journal, parametrized
 from torch_initpolicy.writing.apply import apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.shards import Piece
@@ -44,6 +45,7 @@ def mixed(width=64):
             "table": nn.Embedding(4 * width, width, padding_idx=1),
             "narrow": nn.Linear(width, width, dtype=torch.bfloat16),
             "own": nn.Linear(width, width),
+            "cubed": nn.Linear(width, width),
             "last": nn.Linear(width, width),
         }
     )
@@ -53,18 +55,35 @@ def mixed(width=64):
     return model
 
 
+CUBED = initializers.Transformed(lambda normal: normal**3, std=15**0.5)
+
+
+@dataclass(frozen=True)
+class Cubed(initializers.Initializer):
+    """An initializer as users write them."""
+
+    def sampler(self, shape, axes):
+        """Cube normals."""
+        return initializers.Independent((initializers.Draw(CUBED),))
+
+
 def chosen(model):
-    """Steps of every kind for it."""
+    """Steps of every kind for it, some of them multiplied after they have been filled."""
 
     def choose(site):
         if site.name.startswith("own"):
             return From(nn.init.uniform_)
+        if site.name.startswith("cubed"):
+            return Cubed()
         if len(site.shape) < 2:
             return Ones() if site.role == "norm_weight" else Zeros()
         structured = site.name.startswith(("orthogonal", "last"))
         return Orthogonal() if structured else Normal(0.5)
 
-    return pairs(model, choose)
+    steps = pairs(model, choose)
+    return [
+        (site, replace(step, factors=(0.5,) * (i % 3 % 2))) for i, (site, step) in enumerate(steps)
+    ]
 
 
 def outcomes(model):
@@ -158,71 +177,80 @@ PLACES = {
     "attributes": (journal.Journal, "assign"),
     "parametrisations": (parametrized, "pieces"),
     "fills": (blocks, "_fill_all"),
+    "factors": (apply, "multiply_"),
+    **{name: (Tensor, name) for name in ("copy_", "normal_", "uniform_", "fill_", "mul_", "clone")},
 }
 
 
-@pytest.mark.parametrize("kind", [MemoryError, RuntimeError], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("place", PLACES)
-def test_failures(tries, monkeypatch, place, kind):
-    """Something fails at any of the calls that writing makes: an error of ours, nothing written."""
-    model = mixed(32)
-    before, after = outcomes(model)
+@contextlib.contextmanager
+def failing(place, calls, kind=MemoryError):
+    """Let some of the calls of a function fail, by their numbers; yield all that were made."""
     holder, name = PLACES[place]
-    function = getattr(holder, name)
-    failed = 0
-    for number in tries(12):
-        restore(model, before)
-        calls = iter(range(number, -1, -1))
-
-        def fails(*args, calls=calls, **kwargs):
-            if next(calls, 1) == 0:
-                raise kind("here")
-            return function(*args, **kwargs)
-
-        steps = chosen(model)
-        monkeypatch.setattr(holder, name, fails)
-        try:
-            apply_steps(steps, Drawing(0))
-        except InitPolicyError:
-            failed += 1
-            assert same(state(model), before)
-        else:
-            assert same(state(model), after)
-        finally:
-            monkeypatch.setattr(holder, name, function)
-    assert failed
-
-
-@pytest.mark.parametrize(
-    ("place", "times", "outcome"),
-    [("journal", 1, "before"), ("draws", 1, "after"), ("draws", 99, "half written")],
-)
-def test_failures_beyond_the_journal(monkeypatch, place, times, outcome):
-    """Of a model too large for the journal what may fail is undone; what may not is done again."""
-    model = nn.Sequential(nn.Linear(4200, 4200), nn.Linear(16, 16))
-    assert model[0].weight.nbytes > journal.ROOM
-    steps = pairs(model, lambda site: Orthogonal() if site.shape == (16, 16) else Normal(0.5))
-    before = state(model)
-    apply_steps(steps, Drawing(0))
-    after = state(model)
-    restore(model, before)
-    holder, name = PLACES[place]
-    function, left = getattr(holder, name), iter(range(times))
+    function, made = getattr(holder, name), []
 
     def fails(*args, **kwargs):
-        if next(left, None) is not None:
-            raise MemoryError("here")
+        number = len(made)
+        made.append(number)
+        if number in calls:
+            raise kind("here")
         return function(*args, **kwargs)
 
-    monkeypatch.setattr(holder, name, fails)
-    expected = contextlib.nullcontext() if outcome == "after" else pytest.raises(ApplyError)
-    with expected as raised:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holder, name, fails)
+        yield made
+
+
+@pytest.mark.parametrize("room", [journal.ROOM, 0], ids=["kept", "beyond the journal"])
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", PLACES)
+def test_failures(tries, monkeypatch, place, kind, room):
+    """Any one call that writing makes fails: all is written, or an error of ours and nothing.
+
+    That holds where the old values are too large to be kept, too: what may fail is undone, and
+    what is drawn in place is drawn again.
+    """
+    monkeypatch.setattr(journal, "ROOM", room)
+    model = mixed(32)
+    before = state(model)
+    with failing(place, [], kind) as called:
+        apply_steps(chosen(model), Drawing(0))
+    after = state(model)
+    rng = random.Random(0)
+    for _ in tries(3):
+        restore(model, before)
+        steps = chosen(model)
+        with failing(place, [rng.choice(called)], kind):
+            try:
+                apply_steps(steps, Drawing(0))
+            except InitPolicyError:
+                left = before
+            else:
+                left = after
+        assert same(state(model), left)
+
+
+@pytest.mark.parametrize("place", ["draws", "normal_", "copy_", "fill_", "mul_"])
+def test_what_never_works(monkeypatch, place):
+    """What torch cannot do with a tensor is found before the first write, whatever the size."""
+    monkeypatch.setattr(journal, "ROOM", 0)
+    model = nn.Linear(16, 16).double()
+    steps = [
+        (site, replace(step, factors=(2.0,)))
+        for site, step in pairs(model, lambda site: Normal(0.5))
+    ]
+    before = state(model)
+    with failing(place, range(10**6)), pytest.raises(ApplyError, match="nothing was written"):
         apply_steps(steps, Drawing(0))
 
-    if outcome == "half written":
-        assert "half written; apply the policy again" in str(raised.value)
-    else:
-        assert same(state(model), {"before": before, "after": after}[outcome])
+    assert same(state(model), before)
+
+
+def test_a_machine_that_breaks(monkeypatch):
+    """What worked a moment ago never works again, and nothing was kept: the error says so."""
+    monkeypatch.setattr(journal, "ROOM", 0)
+    model = nn.Linear(16, 16)
+    with failing("draws", range(2, 99)), pytest.raises(ApplyError, match="half written; apply"):
+        apply_steps(pairs(model, lambda site: Normal(0.5)), Drawing(0))
 
 
 def test_no_thread_starts(monkeypatch):

@@ -45,10 +45,10 @@ from torch_initpolicy.tensors.initializers import (
     Zeros,
     he_normal,
 )
+from torch_initpolicy.writing import journal
 from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprints
-from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.obstacles import obstacles
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import measure_steps
@@ -313,18 +313,20 @@ def fails_together() -> None:
 
 
 def commits_together() -> None:
-    """Where writing fails on one process, what the others have written is undone."""
+    """Where writing fails on one process, others undo what they wrote, of models of any size."""
     model = _made()
     fsdp(model, distributed.get_world_size())
     before = _whole(model)
     chosen = pairs(model, structured)
-    with pytest.MonkeyPatch.context() as patch:
-        if distributed.get_rank() == 0:
-            patch.setattr(Journal, "keep", _full)
-        with pytest.raises(ApplyError, match=r"rank 0: MemoryError|writing raised MemoryError"):
-            apply_steps(chosen, Drawing(SEED))
+    for room in (journal.ROOM, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(journal, "ROOM", room)
+            if distributed.get_rank() == 0:
+                patch.setattr(journal.Journal, "save", _full)
+            with pytest.raises(ApplyError, match=r"rank 0: MemoryError|writing raised MemoryError"):
+                apply_steps(chosen, Drawing(SEED))
 
-    assert all(map(torch.equal, before.values(), _whole(model).values()))
+        assert all(map(torch.equal, before.values(), _whole(model).values()))
 
 
 def other_bits() -> None:
@@ -340,7 +342,7 @@ def other_bits() -> None:
         receipt.check_bits(model)
 
 
-def _full(journal: Journal, tensor: torch.Tensor) -> None:
+def _full(self: journal.Journal, tensor: torch.Tensor) -> None:
     raise MemoryError
 
 

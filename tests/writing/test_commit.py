@@ -10,7 +10,7 @@ from torch_initpolicy.writing.crew import crew
 
 def _run(write, then=None):
     with crew([None]) as workers:
-        commit(write, (), workers, then)
+        commit([write], (), workers, then)
 
 
 def test_what_follows():

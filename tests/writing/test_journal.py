@@ -22,14 +22,9 @@ def test_undo():
 
 
 def test_room(monkeypatch):
-    """Of what is drawn in place it keeps all or nothing, and says which; what it wrote, always."""
+    """What is drawn in place is kept as a whole, or not at all."""
     monkeypatch.setattr(module, "ROOM", 64)
-    journal, written, drawn = Journal(), torch.zeros(1000), torch.zeros(17)
-    journal.write(written, 1.0)
-    journal.keep([drawn[:16]])
+    drawn = torch.zeros(17)
 
-    assert journal.is_complete
-    journal.keep([drawn[:16], drawn[16:]])
-    assert not journal.is_complete
-    journal.undo()
-    assert written.count_nonzero() == 0
+    assert module.fits([drawn[:16]])
+    assert not module.fits([drawn[:16], drawn[16:]])

@@ -86,7 +86,7 @@ class Copies:
             for write in writes:
                 write(journal)
 
-        commit(write_all, groups)
+        commit([write_all], groups)
 
 
 def _write(copy: Tensor, site: Site, factors: tuple[float, ...] | None, journal: Journal) -> None:

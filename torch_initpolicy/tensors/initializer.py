@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, TypeVar, cast, final
 
 import torch
@@ -30,7 +31,7 @@ class Initializer(abc.ABC):
     """A frozen value that says how a tensor is filled.
 
     To write one, derive a frozen dataclass and say in `sampler` how its numbers are drawn. It is
-    then planned (with its standard deviation), drawn in blocks on several threads, sharded and
+    then planned (with its standard deviation), drawn in blocks, sharded and
     verified like the package's own; `register` lets files hold it. Override `resolve` where a field
     depends on the site, and name in `sizes` the fields that say how large the numbers are.
 
@@ -102,11 +103,19 @@ class Initializer(abc.ABC):
     @final
     def with_inner(self, function: Callable[["Initializer"], "Initializer"]) -> "Initializer":
         """Return the initializer with a function applied to those that it is built of."""
-        own: Any = self
-        held = {f.name: getattr(own, f.name) for f in fields(own)} if is_dataclass(own) else {}
+        held = _inner(self)
         each = {name: function(v) for name, v in held.items() if isinstance(v, Initializer)}
-        packed = {name: tuple(map(function, v)) for name, v in held.items() if _is_packed(v)}
+        packed = {name: tuple(map(function, v)) for name, v in held.items() if name not in each}
         return _changed(self, {**each, **packed})
+
+    @property
+    @final
+    def is_foreign(self) -> bool:
+        """Whether code that is not this package's takes part in drawing, here or further inside."""
+        if type(self).__module__.partition(".")[0] != __name__.partition(".")[0]:
+            return True
+        each = (v if isinstance(v, tuple) else (v,) for v in _inner(self).values())
+        return any(inner.is_foreign for inner in chain.from_iterable(each))
 
     @final
     def spread(self, shape: Sequence[int], axes: Axes | None) -> Spreads | None:
@@ -148,6 +157,14 @@ class Initializer(abc.ABC):
         dtype = working_dtype(tensor.dtype)
         if not (tensor.is_meta or not tensor.numel()):
             _write_(sampler, tensor, axes, dtype, generator)
+
+
+def _inner(initializer: Any) -> dict[str, Any]:
+    """Return the fields that hold initializers, one or a tuple of them."""
+    if not is_dataclass(initializer):
+        return {}
+    held = {f.name: getattr(initializer, f.name) for f in fields(initializer)}
+    return {name: v for name, v in held.items() if isinstance(v, Initializer) or _is_packed(v)}
 
 
 def _is_packed(value: object) -> bool:

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import mark_filled
@@ -29,12 +29,12 @@ from torch_initpolicy.tensors.base import working_dtype
 from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.tensors.memory import own_memory
 from torch_initpolicy.tensors.samplers import Independent
-from torch_initpolicy.writing.blocks import Job, Workspace, tasks_of, workspaces_for
+from torch_initpolicy.writing.blocks import Job, Workspace, rehearse, tasks_of, workspaces_for
 from torch_initpolicy.writing.commit import Write, commit, plainly
 from torch_initpolicy.writing.crew import Crew, crew
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.forward import hook_multipliers
-from torch_initpolicy.writing.journal import Journal
+from torch_initpolicy.writing.journal import Journal, fits
 from torch_initpolicy.writing.obstacles import obstacles, shared
 from torch_initpolicy.writing.ranks import process_groups, same_everywhere, together
 from torch_initpolicy.writing.shards import multiply_, pieces
@@ -101,7 +101,8 @@ def apply_steps(
             workers = stack.enter_context(crew(workspaces))
             aside = _resets(model, {site.owner: not step.keeps for site, step in known})
             aside += staged(jobs, workers, workspaces[0])
-        commit(partial(_put, jobs, aside, workers), groups, workers, partial(_mark_filled, jobs))
+        phases = partial(_put_aside, jobs, aside, workers), partial(_put_drawn, jobs, workers)
+        commit(phases, groups, workers, partial(_mark_filled, jobs))
         if model is not None:
             hook_multipliers(model, known)
     return Written(
@@ -169,37 +170,38 @@ def _resets(model: nn.Module | None, owners: Mapping[nn.Module, bool]) -> list[W
 # Writing
 
 
-def _put(
+def _put_aside(
     jobs: Sequence[Job], aside: list[Write], workers: Crew[Workspace], journal: Journal
 ) -> None:
-    """Write what may fail first, then what is drawn in place."""
-    devices = {job.site.device for job in jobs}
-    _wait_for(devices)
+    """Do all that may fail, which can be undone whatever the model's size."""
+    _wait_for(jobs)
+    workers.lead([partial(rehearse, [job for job in jobs if job.is_direct])])
+    drawn = _drawn_in_place(jobs)
+    for tensor in drawn:
+        own_memory(tensor)
     while aside:
         aside.pop(0)(journal)  # lets go of its memory
-    direct, others = split(jobs, lambda job: job.is_direct)
-    journal.keep([piece.tensor for job in direct for piece in job.held])
+    for tensor in drawn if fits(drawn) else ():
+        journal.save(tensor)
+
+
+def _put_drawn(jobs: Sequence[Job], workers: Crew[Workspace], journal: Journal) -> None:
+    """Draw in place, which has been rehearsed; should it fail, again: the numbers are the same."""
+    journal.is_complete = fits(_drawn_in_place(jobs))
     try:
-        _in_place(direct, workers)
-    except Exception:
-        if journal.is_complete:
-            raise
-        _in_place(direct, workers)  # there is no way back, but drawing again gives the same numbers
-    for job in others:
-        multiply_(job.held, job.step.factors)
-    _wait_for(devices)
+        _draw(jobs, workers)
+    except Exception:  # noqa: BLE001 - raised again where it persists
+        _draw(jobs, workers)
+    _wait_for(jobs)
 
 
-def _mark_filled(jobs: Iterable[Job]) -> None:
-    for parameter in (parameter for job in jobs for parameter in job.site.parameters):
-        mark_filled(parameter)
+def _drawn_in_place(jobs: Iterable[Job]) -> list[Tensor]:
+    return [piece.tensor for job in jobs if job.is_direct for piece in job.held]
 
 
-def _in_place(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
+def _draw(jobs: Iterable[Job], workers: Crew[Workspace]) -> None:
+    direct = [job for job in jobs if job.is_direct]
     threaded, serial = split(direct, lambda job: job.origin.type == "cpu")
-    for job in threaded:
-        for piece in job.held:
-            own_memory(piece.tensor)
     workers.share(chain.from_iterable(map(tasks_of, threaded)))
     workers.lead(chain.from_iterable(map(tasks_of, serial)))
     for job in direct:
@@ -207,7 +209,12 @@ def _in_place(direct: Sequence[Job], workers: Crew[Workspace]) -> None:
         multiply_(job.held, job.step.factors)
 
 
-def _wait_for(devices: Iterable[torch.device]) -> None:
+def _mark_filled(jobs: Iterable[Job]) -> None:
+    for parameter in (parameter for job in jobs for parameter in job.site.parameters):
+        mark_filled(parameter)
+
+
+def _wait_for(jobs: Iterable[Job]) -> None:
     """Let accelerators finish what they do: each thread has a stream of its own there."""
-    for device in (device for device in devices if device.type != "cpu"):
+    for device in {job.site.device for job in jobs if job.site.device.type != "cpu"}:
         torch.accelerator.synchronize(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.samplers import Draw, fill_with
-from torch_initpolicy.writing.shards import Piece, whole
+from torch_initpolicy.writing.shards import Piece, multiply_, whole
 from torch_initpolicy.writing.streams import BLOCK, Seek, key, keys, seeker
 
 Task = Callable[["Workspace"], None]
@@ -40,9 +40,16 @@ class Job:
     working: torch.dtype
 
     @property
+    def is_own_work(self) -> bool:
+        """Whether no code but this package's runs, which any thread may do."""
+        initializer = self.step.initializer
+        plain = self.site.storage == "plain" and not initializer.is_opaque
+        return plain and not initializer.is_foreign
+
+    @property
     def is_direct(self) -> bool:
         """Whether it can be written element by element, in place, and without failing."""
-        return self.site.storage == "plain" and len(self.draws) > 0
+        return len(self.draws) > 0 and self.is_own_work
 
     @property
     def constant(self) -> float | None:
@@ -101,7 +108,7 @@ def tasks_of(job: Job) -> Iterator[Task]:
     if job.constant is not None:
         yield partial(_fill_all, job.held, job.constant)
         return
-    yield from chain.from_iterable(_draws_of(job, piece) for piece in job.held)
+    yield from chain.from_iterable(draws_of(job, piece) for piece in job.held)
 
 
 def _fill_all(held: Iterable[Piece], value: float, workspace: Workspace) -> None:
@@ -109,7 +116,7 @@ def _fill_all(held: Iterable[Piece], value: float, workspace: Workspace) -> None
         piece.tensor.fill_(value)
 
 
-def _draws_of(job: Job, piece: Piece) -> Iterator[Task]:
+def draws_of(job: Job, piece: Piece) -> Iterator[Task]:
     """Yield the drawing of all blocks of a piece, in place where memory is what they look like."""
     flat = piece.flat if _is_as_drawn(piece.tensor, job) else None
     inside = range(0) if flat is None else _whole_blocks(piece)
@@ -163,10 +170,27 @@ def _draw_aside(job: Job, piece: Piece, block: int, workspace: Workspace) -> Non
     piece.put(values, start)
 
 
+def rehearse(jobs: Iterable[Job], workspace: Workspace) -> None:
+    """Draw one number of each kind aside: what torch cannot do is raised before it is needed."""
+    for job in {_kind(job): job for job in jobs if math.prod(job.site.shape)}.values():
+        tensor = torch.empty(1, dtype=job.site.dtype, device=job.site.device)
+        values = workspace.room(job, 1)
+        generator = workspace.stream(job)(0)
+        fill_with(job.draws, values, job.site.shape, job.step.axes, generator=generator)
+        tensor.copy_(values)
+        multiply_([whole(tensor.fill_(0.0))], job.step.factors[:1])
+
+
+def _kind(job: Job) -> tuple[object, ...]:
+    """Return what decides which of torch's kernels write a job."""
+    standards = frozenset(type(draw.standard) for draw in job.draws)
+    return job.origin, job.site.device, job.site.dtype, standards, len(job.draws) > 1
+
+
 def drawn(job: Job, workspace: Workspace) -> Tensor:
     """Draw all blocks of a tensor that is written otherwise than in place."""
     target = torch.empty(job.site.shape, dtype=job.working, device=job.origin)
-    for task in _draws_of(job, whole(target)):
+    for task in draws_of(job, whole(target)):
         task(workspace)
     return target
 

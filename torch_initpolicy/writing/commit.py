@@ -1,6 +1,6 @@
 """The commit: writes everything on all processes, or nothing on any."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,48 +18,44 @@ Write = Callable[[Journal], None]
 
 
 def commit(
-    write: Write,
+    phases: Sequence[Write],
     groups: Groups,
     workers: Crew[Any] | None = None,
     then: Callable[[], None] | None = None,
 ) -> None:
     """Write to a model in a thread that nothing interrupts, and undo it where something fails.
 
-    The first of the workers, or a thread of its own, calls `write`, which keeps in the journal what
-    was there before, and `then`, before anything can interrupt.
+    No process begins a phase before all have gone through the one before it. The first of the
+    workers, or a thread of its own, calls the phases, which keep in the journal what was there
+    before, and `then`, before anything can interrupt.
 
     Raises:
         ApplyError: Something could not be written, here or on another process.
         BaseException: What was raised in this thread meanwhile; everything is written then.
     """
     with crew([None]) if workers is None else nullcontext(workers) as threads:
-        threads.finish(partial(_commit, write, groups, then))
+        threads.finish(partial(_commit, phases, groups, then))
 
 
-def _commit(write: Write, groups: Groups, then: Callable[[], None] | None) -> None:
+def _commit(phases: Sequence[Write], groups: Groups, then: Callable[[], None] | None) -> None:
     journal = Journal()
     with plainly():
         try:
-            with together(groups):
-                write(journal)
+            for phase in phases:
+                with together(groups):
+                    phase(journal)
         except Exception as error:
-            if journal.is_complete:
-                journal.undo()
+            if not journal.is_complete:
+                raise ApplyError(
+                    f"drawing failed, {error!r}, and the old values were too large to be kept: the "
+                    "model is half written; apply the policy again"
+                ) from error
+            journal.undo()
             if isinstance(error, ApplyError):
                 raise
-            raise ApplyError(_state_after(error, journal)) from error
+            raise ApplyError(f"nothing was written, since writing raised {error!r}") from error
         if then is not None:
             then()
-
-
-def _state_after(error: Exception, journal: Journal) -> str:
-    """Say in what state a commit that failed has left the model."""
-    if journal.is_complete:
-        return f"nothing was written, since writing raised {error!r}"
-    return (
-        f"drawing raised {error!r} twice, and the old values were too large to be kept: the model "
-        "is half written; apply the policy again"
-    )
 
 
 @contextmanager

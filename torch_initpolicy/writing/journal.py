@@ -5,7 +5,7 @@ memory as what is written. The journal keeps all that may fail, which is written
 drawn in place, which cannot fail, where `ROOM` holds it.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,11 @@ from torch import Tensor
 
 ROOM = 64 << 20
 """Bytes of old values that may be kept of what is drawn in place."""
+
+
+def fits(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether there is room for the old values of all that is drawn in place."""
+    return sum(tensor.nbytes for tensor in tensors) <= ROOM
 
 
 class Journal:
@@ -41,12 +46,6 @@ class Journal:
     def save(self, tensor: Tensor) -> None:
         """Keep the old values of a tensor that is about to be written."""
         self._undo.append(partial(tensor.copy_, tensor.clone()))
-
-    def keep(self, tensors: Sequence[Tensor]) -> None:
-        """Keep the old values of all that will be drawn in place, or of none: half is no use."""
-        self.is_complete = sum(tensor.nbytes for tensor in tensors) <= ROOM
-        for tensor in tensors if self.is_complete else ():
-            self.save(tensor)
 
     def undo(self) -> None:
         """Put everything back, the latest first."""

@@ -6,8 +6,9 @@ parametrisations that must be inverted.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.base import dtype_name, widened
 from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.samplers import Joint
-from torch_initpolicy.writing.blocks import Job, Workspace, drawn, normals
+from torch_initpolicy.writing.blocks import Job, Workspace, drawn, draws_of, normals
 from torch_initpolicy.writing.commit import Write
 from torch_initpolicy.writing.crew import Crew
 from torch_initpolicy.writing.journal import Journal
@@ -32,7 +33,7 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
 
     Code of the user runs in this thread, with the workspace `own`.
     """
-    threaded, serial = split((job for job in jobs if not job.is_direct), _is_own_work)
+    threaded, serial = split((job for job in jobs if not job.is_direct), _is_threaded)
     threaded.sort(key=lambda job: -math.prod(job.site.shape))
     found: dict[str, Write | ApplyError] = {}
 
@@ -66,16 +67,15 @@ def split(jobs: Iterable[Job], test: Callable[[Job], bool]) -> tuple[list[Job], 
     return parts
 
 
-def _is_own_work(job: Job) -> bool:
-    """Tell whether any thread may compute a job: nothing of the user runs, and on the CPU."""
-    known = not job.step.initializer.is_opaque
-    return known and job.site.storage == "plain" and job.origin.type == "cpu"
+def _is_threaded(job: Job) -> bool:
+    """Tell whether any thread may compute a job."""
+    return job.is_own_work and job.origin.type == "cpu"
 
 
 def _attempted(job: Job, workspace: Workspace) -> Write | ApplyError:
     """Compute a job's values aside, or say why not."""
     try:
-        if _is_own_work(job):
+        if _is_threaded(job):
             return _prepare(job, workspace)
         with isolated(job.origin, workspace.key(job, _GLOBAL)):
             return _prepare(job, workspace)
@@ -92,16 +92,30 @@ _GLOBAL = 1 << 63
 
 
 def _prepare(job: Job, workspace: Workspace) -> Write:
-    site = job.site
-    target = _target(job, workspace).to(site.device, site.dtype)
-    wrong = int(widened(target).isfinite().logical_not().sum())
+    aside = _aside(job, workspace)
+    wrong = sum(int(widened(piece.tensor).isfinite().logical_not().sum()) for piece in aside)
     if wrong:
-        share = f"{wrong} of {target.numel()} elements"
-        raise _refused(job, f"gives {share} that are not finite in {target.dtype}")
-    zero_padding(job, [whole(target)])
-    if site.storage != "plain":
-        return partial(store, site, _values_behind(job, target))
-    return partial(_place, [(piece, _compact(piece.part_of(target))) for piece in job.held])
+        share = f"{wrong} of {sum(piece.tensor.numel() for piece in aside)} elements"
+        raise _refused(job, f"gives {share} that are not finite in {dtype_name(job.site.dtype)}")
+    zero_padding(job, aside)
+    if job.site.storage != "plain":
+        return partial(store, job.site, _values_behind(job, aside[0].tensor))
+    multiply_(aside, job.step.factors)
+    places = zip(job.held, aside, strict=True)
+    return partial(_place, [(place.tensor, piece.tensor) for place, piece in places])
+
+
+def _aside(job: Job, workspace: Workspace) -> list[Piece]:
+    """Compute what this process holds of a job's values; all of it behind a parametrisation."""
+    if job.draws and job.site.storage == "plain":
+        aside = [replace(piece, tensor=torch.empty_like(piece.tensor)) for piece in job.held]
+        for task in chain.from_iterable(draws_of(job, piece) for piece in aside):
+            task(workspace)
+        return aside
+    target = _target(job, workspace).to(job.site.device, job.site.dtype)
+    if job.site.storage != "plain":
+        return [whole(target)]
+    return [replace(piece, tensor=_compact(piece.part_of(target))) for piece in job.held]
 
 
 def _values_behind(job: Job, target: Tensor) -> Behind:
@@ -122,9 +136,9 @@ def _compact(part: Tensor) -> Tensor:
     return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 
 
-def _place(parts: Iterable[tuple[Piece, Tensor]], journal: Journal) -> None:
-    for piece, part in parts:
-        journal.write(piece.tensor, part)
+def _place(parts: Iterable[tuple[Tensor, Tensor]], journal: Journal) -> None:
+    for place, values in parts:
+        journal.write(place, values)
 
 
 def _target(job: Job, workspace: Workspace) -> Tensor:
