@@ -12,7 +12,11 @@ from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.materialize.materialize import materialize_steps, revealed
 from torch_initpolicy.planning.describe import figure
-from torch_initpolicy.planning.model import plan_model, warn_of_nothing, warn_of_overwriting
+from torch_initpolicy.planning.model import (
+    plan_model,
+    warn_of_overwriting,
+    warn_of_unknown_parameters,
+)
 from torch_initpolicy.planning.plan import Plan, Receipt, warn_of_symmetry
 from torch_initpolicy.planning.selection import Selecting, Selection
 from torch_initpolicy.policy.presets import Policyish
@@ -61,8 +65,8 @@ def plan_policy(
 
     Warns:
         UnknownOperatorWarning: The forward pass has operators of unknown role.
-        UnusedRuleWarning: A rule decides about no site, and `strict` is off; or all parameters are
-            kept since it is unknown what they do, as in TorchScript.
+        UnusedRuleWarning: A rule decides about no site, and `strict` is off; or parameters are kept
+            since it is unknown what they do, as in TorchScript.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -74,7 +78,7 @@ def plan_policy(
     with borrowing(require_module(model)), opened(model):
         given = policy_of(policy)
         plan = plan_model(model, given, example_inputs, selection)
-    warn_of_nothing(plan, given)
+    warn_of_unknown_parameters(plan, given)
     return plan
 
 
@@ -147,7 +151,7 @@ def apply_policy(
             written = apply_steps(pairs, drawing, model=model)
             if calibrate is not None:
                 plan = _calibrated(plan, model, calibrate, selection)
-    warn_of_nothing(plan, given)
+    warn_of_unknown_parameters(plan, given)
     warn_of_symmetry(plan)
     return Receipt.of(plan, written)
 

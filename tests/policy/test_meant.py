@@ -313,3 +313,24 @@ def test_skipped_and_built_agree():
     assert {step.name for step in plan if step.rule == "keep"} == {
         "2.weight", "2.bias", "4.weight",
     }  # fmt: skip
+
+
+def test_zeros_of_a_model_that_cannot_be_followed_stay():
+    """Without a forward pass no zero is overwritten, but one that a rectifier would keep dead."""
+
+    class Opaque(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Linear(16, 8), nn.BatchNorm1d(8)
+            self.dead = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+            self.pose = nn.Linear(8, 6)
+            for zero in (self.norm, self.dead[0], self.pose):
+                nn.init.zeros_(zero.weight)
+            self.pose.bias.data.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+
+        def forward(self, x):
+            raise RuntimeError("this needs a camera")
+
+    names = {step.name for step in plan_policy(Opaque()) if step.reason.startswith("kept: meant")}
+
+    assert names == {"norm.weight", "pose.weight", "pose.bias"}

@@ -155,9 +155,24 @@ def test_rows_that_a_table_repeats_are_no_weight():
     assert (found.role, found.axes) == ("table", None)
 
 
-def test_distances_between_rows_are_no_rows():
-    """Where nobody knows where the elements go, there are no axes; the role is still known."""
-    model = Raw((6, 5), lambda x, w: F.linear(x, torch.cdist(w, w)[:, :5]))
-    found = read(model, sites(model), torch.zeros(3, 5, dtype=torch.float64)).facts["weight"]
+NOT_LINEAR = {
+    "distances": ((6, 5), lambda x, w: F.linear(x, torch.cdist(w, w)[:, :5])),
+    "exponential": ((5, 5), lambda x, w: x @ torch.linalg.matrix_exp(w)),
+    "inverse": ((5, 5), lambda x, w: x @ torch.linalg.inv(w)),
+    "reflections": (
+        (5, 3), lambda x, w: x @ torch.linalg.householder_product(w, w.new_ones(3)),
+    ),
+    "rotation": (
+        (5, 5), lambda x, w: x @ torch.linalg.solve(torch.eye(5) + w - w.T, torch.eye(5) - w + w.T),
+    ),
+}  # fmt: skip
 
-    assert found.axes is None or found.axes.counted is not None
+
+@pytest.mark.parametrize(("shape", "use"), NOT_LINEAR.values(), ids=NOT_LINEAR)
+@pytest.mark.filterwarnings("ignore:.*operators of unknown role")
+def test_functions_of_whole_matrices_say_nothing_of_fans(shape, use):
+    """How large a function of a matrix is, its numbers do not say: no axes, and no role."""
+    model = Raw(shape, use).float()
+    found = read(model, sites(model), torch.zeros(3, 5)).facts["weight"]
+
+    assert (found.role, found.axes) == ("unknown", None)

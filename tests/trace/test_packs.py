@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.trace.read import read
 
 
@@ -320,3 +321,36 @@ def test_views_of_long_sequences_are_followed():
         found = blocks(network)
 
     assert found == ((256, 256, 256), 1)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend in one head, or in several side by side."""
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+LAYOUTS = {
+    "beside the outputs": ((16, 24), lambda x, w: attended(*(x @ w).chunk(3, -1))),
+    "in front": ((3, 16, 8), lambda x, w: attended(*torch.einsum("btd,cde->cbte", x, w))),
+    "with heads": (
+        (16, 3, 2, 4), lambda x, w: attended(*torch.einsum("btd,dche->cbhte", x, w)),
+    ),
+    "within heads": (
+        (2, 12, 16), lambda x, w: attended(*torch.einsum("btd,hfd->bhtf", x, w).chunk(3, -1)),
+    ),
+    "heads in front": (
+        (2, 16, 3, 4), lambda x, w: attended(*torch.einsum("...td,hdce->c...hte", x, w)),
+    ),
+    "tensordot": ((16, 3, 8), lambda x, w: attended(*torch.tensordot(x, w, 1).unbind(-2))),
+}  # fmt: skip
+"""Shapes of a weight that holds queries, keys and values, and how it is used."""
+
+
+@pytest.mark.parametrize(("shape", "use"), LAYOUTS.values(), ids=LAYOUTS)
+def test_one_weight_in_many_layouts(shape, use):
+    """However queries, keys and values lie in a weight, they are three matrices of equal fans."""
+    model = nn.Module()
+    model.w, model.forward = nn.Parameter(torch.zeros(shape)), lambda x: use(x, model.w)
+    facts = read(model, sites(model), torch.zeros(2, 6, 16)).facts["w"]
+
+    assert block_fans(shape, facts.axes) == ((16, 8),) * 3
+    assert [block.meets and block.meets.name for block in facts.blocks] == ["softmax"] * 2 + [None]

@@ -130,23 +130,24 @@ def _holds_one_number(site: Site) -> bool | None:
     return None if values is None else not bool((values != values.flatten()[:1]).any())
 
 
-def warn_of_nothing(plan: Plan, policy: InitPolicy) -> None:
-    """Warn where a policy that writes leaves every parameter alone, unknown ones among them."""
-    unknown = [step for step in plan if step.role == "unknown" and step.rule not in _ARGUMENTS]
-    wanted = any(rule.initializer != Keep() for rule in policy)
-    if not (unknown and wanted and all(step.keeps and not step.factors for step in plan)):
+def warn_of_unknown_parameters(plan: Plan, policy: InitPolicy) -> None:
+    """Warn where a preset keeps parameters for no other reason than that nobody knows their use.
+
+    A rule of the user's own that keeps them says that it shall be so.
+    """
+    keeping = {repr(r.matcher) for r in policy if r.keeps_meant and r.initializer == Keep()}
+    kept = (step for step in plan if step.role == "unknown" and step.rule in keeping)
+    unknown = [step for step in kept if step.facts.used or step.evidence == "order"]
+    if not unknown or all(rule.initializer == Keep() for rule in policy):
         return
     scripted = plan.model is not None and is_scripted(plan.model)
     help_ = "initialise the module before torch.jit compiles it" if scripted else _BY_NAME
     cases = [f"{step.name!r} ({step.owner}, {step.shape})" for step in unknown]
     warn(
-        f"policy {plan.policy!r} writes nothing, since it is unknown what these parameters do:\n"
+        f"policy {plan.policy!r} does not write to these, since it is unknown what they do:\n"
         f"{listing(cases)}\n{help_}",
         UnusedRuleWarning,
     )
 
-
-_ARGUMENTS = ("only", "skip", "frozen", "keep")
-"""What stands as the rule of a step that an argument has kept."""
 
 _BY_NAME = "fill them by name: Rule(match.name(...), ...), or keep them by a policy of Keep() alone"

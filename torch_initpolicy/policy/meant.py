@@ -146,13 +146,13 @@ def _closed_by(seen: _Seen, zero: AbstractSet[str], known: Mapping[str, _Seen]) 
 
 def _closed_alone(facts: Facts, known: Mapping[str, _Seen]) -> str | None:
     """Say what a zero closes that is joined with nothing."""
-    is_traced = facts.evidence in ("traced", "ran")
-    if is_traced and not facts.used:
+    if facts.evidence not in ("traced", "ran"):
+        dead = facts.meets is not None and facts.meets.name in SHUT_AT_ZERO
+        return None if dead else "zero, with no forward pass to show what it closes"
+    if not facts.used:
         return "zero, which the forward pass does not use"
-    if facts.role == "norm_weight":
+    if facts.role == "norm_weight" or facts.meets is not None:
         return None
-    if facts.meets is not None:
-        return None if is_traced or facts.meets.name in SHUT_AT_ZERO else "zero, no dead end"
     if facts.feeds_output:
         return "zero, of a head"
     following = [known[name] for name in facts.neighbours or () if name in known]

@@ -1,6 +1,5 @@
 """Which connections a parameter makes at the operator that consumes it: its axes and its fans."""
 
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from torch_initpolicy.trace.contractions import Facing, Label, facing
 from torch_initpolicy.trace.coordinates import LARGEST, Mixed, Placed, picks_once, placed
 from torch_initpolicy.trace.graph import Value
 from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.strides import dense_strides, strides_in
 
 
 class Run(NamedTuple):
@@ -31,7 +31,7 @@ def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
     faced = facing(uses, use.node, use.slot, use.value)
     if faced is None or not faced.dims("in", "out"):
         return None
-    strides = _strides(uses, use.source.at, use.value, faced.shape)
+    strides = _strides(uses, use, faced.shape)
     if strides is not None:
         runs = [Run(*run) for run in zip(strides, faced.shape, faced.labels, strict=True)]
         return _axes(shape, _pieces(shape, runs), faced, full_fans(faced))
@@ -66,22 +66,12 @@ def repeats(uses: Uses, use: Use) -> bool:
     return False
 
 
-def _strides(
-    uses: Uses, parameter: int, value: Value, shape: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Return the distances between elements in a view of a parameter; None where it is none."""
-    whole = uses.graph.values[parameter]
-    is_view = whole.storage == value.storage and whole.dtype == value.dtype
-    if not is_view or whole.stride != _dense(whole.shape):
-        return None
-    if shape == value.shape:
-        return value.stride
-    return (value.stride[0] * shape[1], *value.stride)  # the groups of a convolution
-
-
-def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    inner = itertools.accumulate(reversed(shape[1:]), int.__mul__, initial=1)
-    return tuple(inner)[::-1] if shape else ()
+def _strides(uses: Uses, use: Use, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the distances between elements of a parameter in the weight in use, if it has any."""
+    found = strides_in(uses, uses.graph.values[use.source.at], use.value)
+    if found is None or shape == use.value.shape:
+        return found
+    return (found[0] * shape[1], *found)  # the groups of a convolution
 
 
 def full_fans(faced: Facing) -> Fans:
@@ -176,7 +166,7 @@ def _step(ids: Tensor, dim: int) -> int:
 def _pieces(shape: Sequence[int], runs: Sequence[Run]) -> Pieces:
     """Say which labels each axis runs along, and cut those that run along several."""
     pieces: Pieces = []
-    for low, size in zip(_dense(shape), shape, strict=True):
+    for low, size in zip(dense_strides(shape), shape, strict=True):
         within = [_clipped(run, low, low * size) for run in runs if run.stride and run.extent > 1]
         inside = sorted((run for run in within if run is not None), reverse=True)
         pieces.append(_of_axis(size, low, inside))

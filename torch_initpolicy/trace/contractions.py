@@ -71,6 +71,28 @@ def terms(uses: Uses, node: Node) -> float:
     return 1.0
 
 
+def unit_dims(uses: Uses, node: Node, ndim: int) -> tuple[int, ...]:
+    """Return the dimensions of a weight's output that are not the signal's own.
+
+    They are in the order of the weight's own dimensions, a stack of matrices first.
+    """
+    if "conv" in node.op:
+        return (ndim - 1 - int(node.op[-2]),)
+    weights = [(slot, value) for slot, value in uses.slots(node) if value in uses.sources]
+    if node.op == "einsum":
+        return _brought(uses, node, weights[0][1]) if len(weights) == 1 else ()
+    for slot, value in weights:
+        dims = len(uses.graph.values[value].shape)
+        if node.op == "tensordot":
+            summed = _of_tensordot(node, slot, dims).count("in")
+            own = dims - summed
+            return tuple(range(own) if slot == "left" else range(ndim - own, ndim))
+        if slot in ("left", "right"):
+            stack = range(max(ndim - dims, 0), ndim - 2)
+            return (*stack, ndim - 2 if slot == "left" else ndim - 1) if dims > 1 else ()
+    return (ndim - 1,)
+
+
 def _of_convolution(node: Node, shape: tuple[int, ...]) -> Facing | None:
     if len(shape) < 3:
         return None
@@ -185,6 +207,23 @@ def _of_einsum(node: Node, value: Value, signals: Collection[int]) -> tuple[Labe
         if letter in found.result or letter in _DOTS
         else ("in" if letter in reached else "out")
         for letter in _spelt(term, len(value.shape))
+    )
+
+
+def _brought(uses: Uses, node: Node, weight: int) -> tuple[int, ...]:
+    """Return the dimensions of a result that the letters of one operand stand for."""
+    found, value = _equation(node), uses.graph.values[weight]
+    labels = _of_einsum(node, value, uses.signals)
+    if found is None or labels is None:
+        return ()
+    term = _spelt(found.terms[node.inputs.index(weight)], len(value.shape))
+    result = _spelt(found.result, len(uses.graph.values[node.outputs[0]].shape))
+    named = list(zip(term, labels, strict=True))
+    return tuple(
+        result.index(letter)
+        for wanted in ("copy", "out")
+        for letter, label in named
+        if label == wanted and letter in result
     )
 
 

@@ -248,23 +248,41 @@ def picks_once(uses: Uses, node: Node, read: int) -> bool:
 
 
 def _mixed(uses: Uses, source: Source, value: Value, shape: tuple[int, ...]) -> Placed:
-    """Find the elements that are mixed at each position, as gradients do."""
+    """Find the elements that are mixed at each position, as gradients do.
+
+    Numbers drawn say how large a sum of them is, not what a matrix exponential makes of them.
+    """
     generator = torch.Generator().manual_seed(source.size)
     dtype = _wide(uses.graph.values[source.at].dtype)
-    leaf = torch.rand(source.size, generator=generator, dtype=dtype).add(0.5).requires_grad_()
-    made = _Replay(uses, source.site, leaf, numbered=False).of(value.index).reshape(shape)
-    if not made.requires_grad:
+    drawn = torch.rand(2, source.size, generator=generator, dtype=dtype).add(0.5)
+    everywhere = torch.rand(shape, generator=generator, dtype=torch.float64).add(0.5)
+    gradient, elsewhere = (_gradient_at(uses, source, value, numbers) for numbers in drawn)
+    if not torch.allclose(gradient(everywhere), elsewhere(everywhere)):
         raise Mixed
 
     def reached(where: Tensor) -> Tensor:
-        cotangent = torch.rand(shape, generator=generator, dtype=torch.float64).add(0.5) * where
-        if made.is_complex():
-            cotangent = torch.complex(cotangent, cotangent * 0.7)
-        (gradient,) = torch.autograd.grad(made, leaf, cotangent.to(made.dtype), retain_graph=True)
-        least = 1e-9 * gradient.abs().max()
-        return (gradient.abs() > least).nonzero().flatten() + 1
+        found = gradient(everywhere * where).abs()
+        return (found > 1e-9 * found.max()).nonzero().flatten() + 1
 
     return Placed(_sampled(shape, reached), None, reached)
+
+
+def _gradient_at(
+    uses: Uses, source: Source, value: Value, numbers: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return how a parameter that holds some numbers is reached from the positions of a value."""
+    leaf = numbers.clone().requires_grad_()
+    made = _Replay(uses, source.site, leaf, numbered=False).of(value.index)
+    if not made.requires_grad:
+        raise Mixed
+
+    def gradient(weights: Tensor) -> Tensor:
+        weights = torch.complex(weights, weights * 0.7) if made.is_complex() else weights
+        cotangent = weights.view(made.shape).to(made.dtype)
+        (found,) = torch.autograd.grad(made, leaf, cotangent, retain_graph=True)
+        return found
+
+    return gradient
 
 
 def _sampled(shape: tuple[int, ...], reached: Callable[[Tensor], Tensor]) -> Tensor:

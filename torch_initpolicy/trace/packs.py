@@ -9,10 +9,12 @@ matrices of their own.
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
 from torch_initpolicy.trace.units import Following, Shown, Units
@@ -23,11 +25,26 @@ Origin = Mapping[int, Units]
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """How matrices are packed into one weight, whose `blocks` recur along its output axis."""
+    """How matrices are packed into one weight, whose `blocks` count units and recur."""
 
     blocks: tuple[int, ...]
     repeats: int
     shown: Mapping[int, Shown]
+
+    def within(self, axes: Axes, shape: Sequence[int]) -> Axes:
+        """Return the axes of the weight with its blocks, along the output axis that they cut."""
+        outer = math.prod(shape[axis] for axis in axes.copies)
+        inner = math.prod(shape[axis] for axis in axes.outputs)
+        for axis in axes.outputs:
+            inner //= shape[axis]
+            blocks = tuple(units // inner for units in self.blocks)
+            repeats, rest = divmod(self.repeats, outer)
+            is_even = not rest and not any(units % inner for units in self.blocks)
+            if is_even and sum(blocks) * repeats == shape[axis]:
+                others = (other for other in axes.outputs if other != axis)
+                return replace(axes, outputs=(axis, *others), blocks=blocks, repeats=repeats)
+            outer *= shape[axis]
+        return axes
 
     def units(self) -> Iterator[Units]:
         """Yield the units of each matrix."""
@@ -58,7 +75,9 @@ _SCALED = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES}
 _MOST_WEIGHTS = 16
 """Weights, the latest, of which pieces are followed at once."""
 
-_PACKABLE = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm"})
+_PACKABLE = frozenset(
+    {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm", "einsum", "tensordot"}
+)
 """Operators that apply a weight which may be packed, besides convolutions."""
 
 

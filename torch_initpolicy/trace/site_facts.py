@@ -65,7 +65,7 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
     pack = flow.packs.get(use.node.index)
     if use.slot in ("in_proj_weight", "in_proj_bias"):
         yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), NOTHING)
-    elif pack is not None and pack.blocks == axes.blocks:
+    elif pack is not None and len(pack.blocks) == len(axes.blocks):
         for units in pack.units():
             yield flow.looking.of_units(units, pack.shown, flow.ahead)
 
@@ -83,14 +83,17 @@ def _facts(
             evidence=evidence,
         )
     first = found[0]
+    axes = _axes(site, first, flow)
     role = site.role if site.role != "unknown" else raw_role(first, flow, in_norm=in_norm)
+    if role == "weight" and axes is None:  # how many connections it makes is not known
+        role = "unknown"
     met = _met(found, flow)
     fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
     output = _own_output(first, flow)
     join, end = flow.joins.get(output, ALONE), flow.destinations.get(output, NOWHERE)
     return Facts(
         role=role,
-        axes=_axes(site, first, flow),
+        axes=axes,
         op=first.node.op,
         fed_by=fed.nearest,
         reads_input=fed.at_border and fed.nearest is None,
@@ -200,12 +203,9 @@ def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     """Join what the type says of the axes with what the operator says."""
     axes = site.axes or _axes_at(site, use, flow)
     pack = flow.packs.get(use.node.index)
-    if axes is None or pack is None or axes.blocks or not axes.outputs or axes.groups > 1:
+    if axes is None or pack is None or axes.blocks or axes.groups > 1 or axes.view:
         return axes
-    stack = math.prod(site.shape[dim] for dim in axes.copies)
-    repeats = pack.repeats // stack
-    fits = not axes.view and sum(pack.blocks) * repeats == site.shape[axes.outputs[0]]
-    return replace(axes, blocks=pack.blocks, repeats=repeats) if fits else axes
+    return pack.within(axes, site.shape)
 
 
 def _axes_at(site: Site, use: Use, flow: Flow) -> Axes | None:

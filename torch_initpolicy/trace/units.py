@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
+from torch_initpolicy.trace.contractions import unit_dims
 from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
 
@@ -161,7 +162,7 @@ class Following:
     def _start(self, node: Node) -> None:
         """Number the units in the output of a weight."""
         value = self.uses.graph.values[node.outputs[0]]
-        shown = _numbered(value.shape, frozenset(_unit_dims(self.uses, node, len(value.shape))))
+        shown = _numbered(value.shape, unit_dims(self.uses, node, len(value.shape)))
         if shown is not None:
             self.shown[value.index] = {node.index: shown}
             self.sizes[node.index] = shown.units.bit_length()
@@ -249,18 +250,18 @@ class Following:
 
 
 @functools.lru_cache(maxsize=256)
-def _numbered(shape: tuple[int, ...], dims: frozenset[int]) -> Shown | None:
-    """Number the units that lie along some dimensions of a shape; None for fewer than two."""
-    sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
-    size = math.prod(sizes)
+def _numbered(shape: tuple[int, ...], dims: tuple[int, ...]) -> Shown | None:
+    """Number the units along some dimensions of a shape, the first outermost; None for one."""
+    size = math.prod(shape[dim] for dim in dims)
     if size < 2:
         return None
-    numbers = torch.arange(1, size + 1, dtype=torch.float32, device="cpu").view(sizes)
-    strides = [
-        s if d in dims and n > 1 else 0
-        for d, (n, s) in enumerate(zip(sizes, numbers.stride(), strict=True))
-    ]
-    return Shown(numbers.as_strided(sizes, strides).expand(shape), (1 << size) - 1)
+    inner = size
+    strides = [0] * len(shape)
+    for dim in dims:
+        inner //= shape[dim]
+        strides[dim] = inner if shape[dim] > 1 else 0
+    numbers = torch.arange(1, size + 1, dtype=torch.float32, device="cpu")
+    return Shown(numbers.as_strided(shape, strides), (1 << size) - 1)
 
 
 def _seen(ids: Tensor, before: Shown) -> Shown | None:
@@ -317,18 +318,6 @@ def _without(shown: Shown, gone: Collection[int], shape: tuple[int, ...]) -> Sho
     at = tuple(0 if dim in dims else slice(None) for dim in range(ndim))
     kept = shown.ids if len(shape) >= ndim else shown.ids[at]
     return Shown(kept, shown.units, summed=True).spread(shape)
-
-
-def _unit_dims(uses: Uses, node: Node, ndim: int) -> Collection[int]:
-    """Return the dimensions of a weight's output that are not the signal's own."""
-    if "conv" in node.op:
-        return {ndim - 1 - int(node.op[-2])}
-    for slot, value in uses.slots(node):
-        if slot in ("left", "right") and value in uses.sources:
-            dims = len(uses.graph.values[value].shape)
-            stack = range(max(ndim - dims, 0), ndim - 2)
-            return {ndim - 2 if slot == "left" else ndim - 1, *stack} if dims > 1 else ()
-    return {ndim - 1}
 
 
 _KEEPS_UNITS = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.CONTRACTS}
