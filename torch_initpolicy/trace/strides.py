@@ -34,9 +34,9 @@ def strides_in(uses: Uses, whole: Value, value: Value) -> tuple[int, ...] | None
     Returns:
         One number for each dimension; None where there is more to the value than layout.
     """
-    if _is_view(value, whole):
+    if _shares_memory(value, whole):
         return value.stride if whole.stride == dense_strides(whole.shape) else None
-    copied = _copied(uses, whole, value)
+    copied = _copy_before(uses, whole, value)
     if copied is None:
         return None
     read, copy = copied
@@ -44,23 +44,23 @@ def strides_in(uses: Uses, whole: Value, value: Value) -> tuple[int, ...] | None
     if within is None:
         return None
     dims = _dims(copy, within)
-    found = [_behind(dims, *dim) for dim in zip(value.stride, value.shape, strict=True)]
+    found = [_stride_behind(dims, *dim) for dim in zip(value.stride, value.shape, strict=True)]
     return tuple(s for s in found if s is not None) if None not in found else None
 
 
-def _is_view(value: Value, whole: Value) -> bool:
+def _shares_memory(value: Value, whole: Value) -> bool:
     return (value.storage, value.dtype) == (whole.storage, whole.dtype)
 
 
-def _copied(uses: Uses, whole: Value, value: Value) -> tuple[Value, Value] | None:
+def _copy_before(uses: Uses, whole: Value, value: Value) -> tuple[Value, Value] | None:
     """Return what was copied element by element, and the copy that a value is a view of."""
     while value.producer is not None:
         node = uses.graph.nodes[value.producer]
         if uses.role(node) not in (OpRole.MOVES, OpRole.PICKS, OpRole.CASTS):
             return None
         read = uses.graph.values[node.inputs[0]]
-        if not _is_view(value, read):
-            copies = uses.role(node) is OpRole.CASTS and _is_alike(read, value)
+        if not _shares_memory(value, read):
+            copies = uses.role(node) is OpRole.CASTS and _holds_the_same(read, value)
             return (
                 (read, value) if copies and uses.holds(read.index, str(whole.parameter)) else None
             )
@@ -68,7 +68,7 @@ def _copied(uses: Uses, whole: Value, value: Value) -> tuple[Value, Value] | Non
     return None
 
 
-def _is_alike(read: Value, copy: Value) -> bool:
+def _holds_the_same(read: Value, copy: Value) -> bool:
     return (read.shape, read.dtype.is_complex) == (copy.shape, copy.dtype.is_complex)
 
 
@@ -91,7 +91,7 @@ def _dims(copy: Value, within: Sequence[int]) -> list[_Dim]:
     return found
 
 
-def _behind(dims: Sequence[_Dim], stride: int, extent: int) -> int | None:
+def _stride_behind(dims: Sequence[_Dim], stride: int, extent: int) -> int | None:
     """Return the stride in a parameter of one in a view of its copy; None where there is none."""
     if extent == 1 or stride == 0:
         return 0
