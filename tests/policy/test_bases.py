@@ -78,6 +78,18 @@ class TestBases:
         plan = plan_policy(Table(8), presets.mup(base=Table(4)))
         assert "which of its axes faces inputs is not known" in plan["table"].reason
 
+    def test_what_no_forward_pass_reads(self):
+        """What is not read and grows along two axes counts as a matrix, which the plan says."""
+
+        class Unread(nn.Linear):
+            def __init__(self, width):
+                super().__init__(width, 3)
+                self.experts = nn.Parameter(torch.zeros(4, width, 2 * width))
+
+        step = plan_policy(Unread(8), presets.mup(base=Unread(4)))["experts"]
+        assert step.multipliers.lr("adamw") == 0.5
+        assert "which of its axes faces inputs is not known" in step.reason
+
     def test_meta(self, expected):
         """A base needs no memory."""
         with torch.device("meta"):

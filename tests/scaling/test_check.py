@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy import check_scaling, plan_policy, presets
+from torch_initpolicy import (
+    InitPolicy,
+    Rule,
+    check_scaling,
+    initializers,
+    match,
+    plan_policy,
+    presets,
+)
 from torch_initpolicy.errors import ArgumentError, PlanError, TraceError
 
 WIDTHS = (16, 32, 64, 128)
@@ -130,8 +138,8 @@ class TestMistakes:
         """What the constructor draws, under one learning rate."""
         assert not check_scaling(mlp, WIDTHS, policy=None, seeds=2).ok
 
-    def test_head_without_its_rescale(self):
-        """A head that is drawn as a hidden layer, and learns like one."""
+    def test_head_that_learns_too_fast(self):
+        """A head that learns like a vector."""
 
         def rescaled(model):
             groups = plan_policy(model, presets.mup(base=mlp(16))).param_groups(lr=1e-2)
@@ -140,6 +148,16 @@ class TestMistakes:
             return torch.optim.AdamW(groups)
 
         check = check_scaling(mlp, WIDTHS, optimizer=rescaled, seeds=2)
+        assert "4" in {layer.name for layer in check.findings}
+
+    def test_head_without_its_rescale(self):
+        """A head that is drawn like a hidden layer."""
+
+        def hidden_head(width):
+            drawn = Rule(match.name("4.weight"), initializers.Normal(width**0.5 / 16))
+            return presets.mup(base=mlp(16), policy=presets.auto().override(drawn))
+
+        check = check_scaling(mlp, WIDTHS, policy=hidden_head, seeds=2)
         assert "4" in {layer.name for layer in check.findings}
 
     def test_learning_rate_not_scaled(self):
@@ -164,17 +182,28 @@ class TestMistakes:
         assert not check.ok, check
 
     def test_tied_head(self):
-        """A tied head, whose shapes alone do not tell; the model itself is refused at once."""
+        """A tied head is refused at once; scaled by hand as if it were none, it is found."""
 
         def tied(width):
             return Attention(width, tied=True)
 
-        def untied_base(width):
-            return presets.mup(base=tied(width))
+        def by_hand(model):
+            width = model.out.in_features
+            hidden = [layer.weight for layer in (model.q, model.k, model.v, model.out)]
+            vectors = [model.out.bias, model.table.weight]
+            rates = ((hidden, 1e-2 * 16 / width), (vectors, 1e-2))
+            return torch.optim.AdamW([{"params": held, "lr": lr} for held, lr in rates])
+
+        def drawn(width):
+            hidden = match.name("q.*", "k.*", "v.*", "out.weight")
+            table = Rule(match.name("table.weight"), initializers.Normal(1.0))
+            rules = (Rule(hidden, initializers.Normal(width**-0.5)), table)
+            return InitPolicy(rules).otherwise(presets.gpt2())
 
         with pytest.raises(PlanError, match="tied to a head"):
             check_scaling(tied, WIDTHS, example_inputs=TOKENS)
-        assert not check_scaling(tied, WIDTHS, policy=untied_base, example_inputs=TOKENS).ok
+        check = check_scaling(tied, WIDTHS, policy=drawn, optimizer=by_hand, example_inputs=TOKENS)
+        assert "head" in {layer.name for layer in check.findings}, check
 
     def test_the_wrong_base(self):
         """Each width its own base: nothing scales."""
@@ -198,6 +227,28 @@ class TestWorld:
         one, other = (check_scaling(mlp, WIDTHS[:2], seeds=1, steps=1) for _ in range(2))
 
         assert one == other
+
+    def test_dropout(self):
+        """Dropout drops the same before and after: a mistake shows as it does without."""
+
+        def dropping(width):
+            return nn.Sequential(nn.Linear(8, width), nn.Dropout(0.3), *mlp(width)[1:])
+
+        check = check_scaling(dropping, WIDTHS, policy="he", lr=1e-3, seeds=2)
+        assert {layer.name for layer in check.findings} == {"3", "5"}
+        assert check_scaling(dropping, WIDTHS, lr=1e-3, seeds=2).ok
+
+    def test_layers_of_some_widths_alone(self):
+        """A module that not every width has (a projection where sizes differ) has no slope."""
+
+        def projected(width):
+            head = [] if width == 16 else [nn.Linear(width, 16)]
+            return nn.Sequential(
+                nn.Linear(8, width), nn.ReLU(), *head, nn.Linear(16, 2, bias=False)
+            )
+
+        check = check_scaling(projected, WIDTHS[:2], policy="he", seeds=1, steps=1)
+        assert [layer.name for layer in check.layers] == ["0", "2"]
 
     def test_a_loss_of_ones_own(self):
         """A loss function is asked for the scalar."""

@@ -22,6 +22,8 @@ def test_slope(power):
     [
         (0.0, 0.0, None),
         (-0.5, 0.1, None),
+        (-0.5, -0.25, None),
+        (-0.5, -0.4, r"changes less in wider models, as width\^-0.40"),
         (0.5, 0.0, r"starts larger in wider models, as width\^0.50"),
         (0.0, 1.0, r"changes more in wider models, as width\^1.00"),
         (0.0, -0.5, r"changes less in wider models, as width\^-0.50"),

@@ -40,11 +40,16 @@ def by_axes(shape: tuple[int, ...]) -> bool:
 
 
 def labelled(plan: Plan) -> dict[str, bool]:
-    """Return what the source says of a model's trained parameters, where it tells."""
+    """Return what the source says of a model's trained parameters, where it tells.
+
+    Of tokens, positions and tables, which no layer holds, timm's models say themselves.
+    """
+    exempt = frozenset(getattr(plan.model, "no_weight_decay", tuple)())
     found = {
-        site.name: label(site.owner, site.attribute)
+        site.name: False if told is None and exempt & {site.name, site.attribute} else told
         for site, _ in plan.pairs()
         if site.requires_grad
+        for told in (label(site.owner, site.attribute),)
     }
     return {name: told for name, told in found.items() if told is not None}
 

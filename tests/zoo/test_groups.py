@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import timm
 
 from tests.zoo import labels, tiny
 from torch_initpolicy import plan_policy
@@ -31,12 +32,15 @@ def test_tiny_models(name):
     assert labels.decayed(plan, expected) == expected
 
 
-def test_names_and_axes_err():
-    """On one model alone the usual tests disagree with its source where roles do not."""
-    pytest.importorskip("transformers")
-    model = tiny.build("t5")
-    plan = plan_policy(model)
+@pytest.mark.parametrize(
+    ("of", "source"), [("t5", "transformers"), ("vit_tiny_patch16_224", "timm")]
+)
+def test_names_and_axes_err(of, source):
+    """On one model alone each of the usual tests disagrees with its source where roles do not."""
+    pytest.importorskip(source)
+    plan = plan_policy(tiny.build(of) if source == "transformers" else timm.create_model(of))
     expected = labels.labelled(plan)
 
+    assert labels.decayed(plan, expected) == expected
     assert any(labels.by_axes(plan[name].shape) != label for name, label in expected.items())
     assert any(labels.by_name(name) != label for name, label in expected.items())

@@ -4,8 +4,10 @@ Knows names, shapes and facts of parameters; multiplies nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from torch_initpolicy.errors import PlanError, listing, nearest
 from torch_initpolicy.tensors.axes import Axes
@@ -76,45 +78,77 @@ class Family:
     members: tuple[Member, ...]
     residual_branches: int | None = None
 
-    def counterparts(self, names: Mapping[str, Facts]) -> dict[str, Member]:
+    def counterparts(self, members: Sequence[Member]) -> dict[str, Member]:
         """Find for each parameter of a model the one of the base that it stands for.
 
         Where all names are the same, the name says it. In a deeper model numbers in names are
-        others: there a parameter of the same name but for its numbers stands for it, one that does
-        the same if there is one, and of these the nearest.
+        others: there parameters of one kind are those of the same name but for its numbers, and as
+        many shapes as a kind has here it must have in the base, in the same order. Of those of the
+        shape the nearest one that does the same is taken.
+
+        Raises:
+            PlanError: A parameter has no counterpart; lists every case.
         """
         by_name = {member.name: member for member in self.members}
-        if by_name.keys() == names.keys():
+        if by_name.keys() == {member.name for member in members}:
             return by_name
-        nearby = {name: self._nearest(name, facts) for name, facts in names.items()}
-        found = {name: member for name, member in nearby.items() if member is not None}
-        missing = [f"{name!r}{nearest(name, by_name)}" for name in names if name not in found]
+        here, there = _by_shape(members), _by_shape(self.members)
+        found: dict[str, Member] = {}
+        for member in members:
+            for kind in _kinds(member):
+                shapes, base = list(here[kind]), list(there.get(kind, {}).values())
+                if len(shapes) == len(base):
+                    alike = base[shapes.index(member.shape)]
+                    found[member.name] = min(alike, key=partial(_distance, member))
+                    break
+        missing = [
+            f"{member.name!r} of shape {member.shape}"
+            f"{_of_its_kind(member, there) or nearest(member.name, by_name)}"
+            for member in members
+            if member.name not in found
+        ]
         if missing:
             raise PlanError(
                 f"the base has nothing that stands for these parameters:\n{listing(missing)}\n"
-                "give as base a model of the same family, of another width or depth"
+                "give as base a model of the same family, of another width or depth, that has a "
+                "block of each kind"
             )
         return found
 
-    def _nearest(self, name: str, facts: Facts) -> Member | None:
-        part = part_of(facts)
 
-        def distance(member: Member) -> tuple[int, list[int]]:
-            differs = sum(a != b for a, b in zip(part, member.part, strict=False))
-            numbers = zip(_numbers(name), _numbers(member.name), strict=True)
-            return differs, [abs(a - b) for a, b in numbers]
+_Kinds: TypeAlias = Mapping[tuple[str, ...], Mapping[tuple[int, ...], list[Member]]]
 
-        same = (member for member in self.members if _template(member.name) == _template(name))
-        return min(same, key=distance, default=None)
+
+def _by_shape(members: Iterable[Member]) -> _Kinds:
+    """Put parameters together by kind, and those of a kind by their shapes."""
+    found: dict[tuple[str, ...], dict[tuple[int, ...], list[Member]]] = {}
+    for member in members:
+        for kind in _kinds(member):
+            found.setdefault(kind, {}).setdefault(member.shape, []).append(member)
+    return found
+
+
+def _of_its_kind(member: Member, base: _Kinds) -> str:
+    """Say which shapes the base has where its kind of parameter has others here."""
+    shapes = next((base[kind] for kind in _kinds(member) if kind in base), ())
+    return f"; of its kind the base has {', '.join(map(str, shapes))}" if shapes else ""
+
+
+def _kinds(member: Member) -> Iterator[tuple[str, ...]]:
+    """Yield the kinds of a parameter: by names like `blocks.3.weight`, then like `weight_l3`."""
+    for numbers in (NUMBER, _DIGITS):
+        template = numbers.sub("#", member.name)
+        yield (template,)
+        yield (template, *member.part)
+
+
+def _distance(member: Member, other: Member) -> tuple[int, list[int]]:
+    differs = sum(a != b for a, b in zip(member.part, other.part, strict=False))
+    numbers = (map(int, _DIGITS.findall(name)) for name in (member.name, other.name))
+    return differs, [abs(a - b) for a, b in zip(*numbers, strict=True)]
 
 
 NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 """A part of a name that is a number: `3` in `blocks.3.weight`."""
 
-
-def _template(name: str) -> str:
-    return NUMBER.sub("#", name)
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in NUMBER.findall(name)]
+_DIGITS = re.compile(r"\d+")

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch_initpolicy.multipliers import Like, Multipliers
-from torch_initpolicy.policy.family import Family, Member
+from torch_initpolicy.policy.family import Family, Member, member_of
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
 from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
@@ -47,7 +47,7 @@ class Scaling:
         """Return the base model's parameter for each of a model's; none without a base."""
         if self.family is None:
             return {}
-        return self.family.counterparts({p.name: p.facts for p in parts})
+        return self.family.counterparts([member_of(p.name, p.shape, p.facts) for p in parts])
 
     def in_base(self, facts: Facts, member: Member | None) -> Facts:
         """Return facts with the constants that the policy reckons with: those of the base model."""
@@ -113,15 +113,20 @@ def _by_width(part: Part, member: Member) -> Multipliers:
         fan_in=max(inputs),
         width=min(units),
         base=member.shape,
-        reason=_reason(like, max(inputs), stds) + _unknown(part.shape, member.shape, axes),
+        reason=_reason(like, max(inputs), stds) + _unknown(part, member, axes),
     )
 
 
-def _unknown(shape: Sequence[int], base: Sequence[int], axes: Axes | None) -> str:
+def _unknown(part: Part, member: Member, axes: Axes | None) -> str:
     """Say where several axes grow and nothing tells which of them faces inputs."""
-    growing = sum(now != then for now, then in zip(shape, base, strict=True))
-    is_open = axes is None and growing > 1
-    return ", though which of its axes faces inputs is not known" if is_open else ""
+    is_open = axes is None or part.facts.role == "unknown"
+    several = is_open and len(_growing(part.shape, member.shape)) > 1
+    return ", though which of its axes faces inputs is not known" if several else ""
+
+
+def _growing(shape: Sequence[int], base: Sequence[int]) -> tuple[int, ...]:
+    sizes = enumerate(zip(shape, base, strict=True))
+    return tuple(axis for axis, (now, then) in sizes if now != then)
 
 
 _EXPONENT: Mapping[Like, float] = MappingProxyType({"hidden": -0.5, "output": -1.0})
@@ -166,6 +171,9 @@ def layouts(shape: Sequence[int], facts: Facts, member: Member) -> tuple[Axes | 
     axes = facts.axes
     if axes is None and facts.role in ("weight", "recurrent") and len(shape) > 1:
         axes = conventional(shape)
+    growing = _growing(shape, member.shape) if len(member.shape) == len(shape) else ()
+    if facts.role == "unknown" and len(growing) > 1:  # of what is not read: a matrix, as in `mup`
+        axes = Axes(inputs=growing[-1:], outputs=growing[:1])
     if axes is None or len(member.shape) != len(shape):
         return None, None
     base = member.axes or _carried_over(axes, shape, member.shape)

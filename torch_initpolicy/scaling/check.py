@@ -137,6 +137,7 @@ def check_scaling(
             tolerance,
         )
         for name in runs[known[0]][0]
+        if all(name in run for of_width in runs.values() for run in of_width)
     )
     how = policy if isinstance(policy, str) else "constructor" if policy is None else "policy"
     by = optimizer if isinstance(optimizer, str) else "own optimizer"
@@ -198,13 +199,13 @@ def _trained(
             by = _BY_NAME[optimizer](receipt.param_groups(optimizer, lr=lr))  # type: ignore[call-arg]
         else:
             by = optimizer(model)
-        before = _outputs(model, call)
+        before = _outputs(model, call, seed)
         scalar = loss or _Cotangent(seed)
         for _ in range(steps):
             by.zero_grad()
             torch.autograd.backward(_loss(scalar, model(*call.args, **call.kwargs)))
             by.step()
-        after = _outputs(model, call)
+        after = _outputs(model, call, seed)
     return {
         name: Seen(_size(old), _size([b - a for a, b in zip(old, after[name], strict=True)]))
         for name, old in before.items()
@@ -259,10 +260,14 @@ def _watched(model: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
             handle.remove()
 
 
-def _outputs(model: nn.Module, call: Call) -> dict[str, list[Tensor]]:
-    """Run a model once; return what its modules put out, in order of execution."""
+def _outputs(model: nn.Module, call: Call, seed: int) -> dict[str, list[Tensor]]:
+    """Run a model once; return what its modules put out, in order of execution.
+
+    Dropout drops the same numbers in every look: only what the steps change is to show.
+    """
     seen: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _watched(model, seen):
+        torch.default_generator.manual_seed(seed)
         model(*call.args, **call.kwargs)
     return seen
 

@@ -33,8 +33,9 @@ class Layer:
     def verdict(self) -> str | None:
         """What is wrong, in words; None where all is well.
 
-        An output may be smaller at the start of a wider model, as that of a head under muP is;
-        whatever a step changes must not depend on width.
+        An output may be smaller at the start of a wider model, as that of a head under muP is, and
+        then its change has a part that fades alike: what the random weights make of the features'
+        change. Whatever else a step changes must not depend on width.
         """
         if not all(map(math.isfinite, (*self.start, *self.change))):
             return "is not finite after the steps: the learning rate is too large"
@@ -42,7 +43,7 @@ class Layer:
             return f"starts larger in wider models, as width^{self.start_slope:.2f}"
         if self.change_slope > self.tolerance:
             return f"changes more in wider models, as width^{self.change_slope:.2f}"
-        if self.change_slope < -self.tolerance:
+        if self.change_slope < min(0.0, self.start_slope + 2 * self.tolerance) - self.tolerance:
             return f"changes less in wider models, as width^{self.change_slope:.2f}"
         return None
 
