@@ -7,7 +7,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.calibrate.measuring import TOLERANCE, batch, deviation, joint
 from torch_initpolicy.calibrate.lsuv import lsuv_
-from torch_initpolicy.calibrate.recurrent import Feedback
 
 
 class Gated(nn.Module):
@@ -153,20 +152,6 @@ def test_half_of_a_recurrence_is_left_with_the_other(kind):
     assert report.scaled == ()
     assert "the other weight of its recurrence is left" in left["0.weight_ih"]
     assert "skip" in left["0.weight_hh"]
-
-
-@pytest.mark.parametrize("std", [0.5, 2.0])
-def test_feedback_settles_on_a_power(std):
-    """Gates that grow with some power of the scale below two are solved for."""
-    feedback = Feedback(1.0, lambda scale: 3.0 * scale**1.4)
-
-    assert feedback.std(feedback.solve(std)) == pytest.approx(std, rel=2e-5)
-
-
-def test_feedback_without_a_solution_says_so():
-    """Gates that do not respond do not settle; those without a size say which."""
-    assert "settle" in Feedback(1.0, lambda scale: 3.0).solve(1.0)
-    assert "0" in Feedback(1.0, lambda scale: 0.0).solve(1.0)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.calibrate.measuring import TOLERANCE, Waves, batch, deviation, spread
 from torch_initpolicy.calibrate.lsuv import lsuv_
-from torch_initpolicy.calibrate.response import Line, means, measure
+from torch_initpolicy.calibrate.response import Feedback, Line, means, measure
 
 
 @pytest.mark.parametrize("orthogonal", [False, True], ids=["as it is", "orthogonal"])
@@ -108,3 +108,17 @@ def test_means_where_a_bias_is_the_same(shape):
     assert centred.sum_to_size(shape).abs().max() < 1e-5
     assert centred.shape == x.shape
     assert means(x, shape, ()).numel() == math.prod(shape)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_feedback_settles_on_a_power(std):
+    """Gates that grow with some power of the scale below two are solved for."""
+    feedback = Feedback(1.0, lambda scale: 3.0 * scale**1.4)
+
+    assert feedback.std(feedback.solve(std)) == pytest.approx(std, rel=2e-5)
+
+
+def test_feedback_without_a_solution_says_so():
+    """Gates that do not respond do not settle; those without a size say which."""
+    assert "settle" in Feedback(1.0, lambda scale: 3.0).solve(1.0)
+    assert "0" in Feedback(1.0, lambda scale: 0.0).solve(1.0)

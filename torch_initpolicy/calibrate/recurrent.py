@@ -6,45 +6,21 @@ each direction, on packed sequences: padded ones are packed sequences of one len
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
+from torch_initpolicy.calibrate.response import Feedback
 from torch_initpolicy.calibrate.scaler import Operand, Scaler
-from torch_initpolicy.calibrate.scales import TOLERANCE, Target
+from torch_initpolicy.calibrate.scales import Target
 from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.shapes import is_packed
 from torch_initpolicy.trace.trees import tensors_in
-
-ITERATIONS = 50
-"""Times that a layer runs until its gates have settled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """How the standard deviation of a layer's gates, `count` numbers, goes with that of weights."""
-
-    count: float
-    measure: Callable[[float], float]
-
-    def std(self, scale: float) -> float:
-        return self.measure(scale)
-
-    def solve(self, std: float) -> float | str:
-        scale = 1.0
-        for _ in range(ITERATIONS):
-            found = self.measure(scale)
-            if not (found > 0 and math.isfinite(found)):
-                return f"its gates have a standard deviation of {found:.3g}"
-            if abs(found / std - 1) < TOLERANCE / 10:
-                return scale
-            scale *= std / found
-        return f"its gates do not settle within {ITERATIONS} runs"
 
 
 class _Steps:
@@ -166,13 +142,10 @@ def _scaled(
     in_order = direction.in_order(rows)
     parts = direction.weights[:2]
     if all(id(part) in names for part in parts):
-
-        def measure(scale: float) -> float:
-            return scaler.measure(direction.gates(in_order, scale)).std(1.0)
-
-        count = float(direction.gates(in_order, 1.0).numel())
+        gates = partial(direction.gates, in_order)
         target = Target(tuple(names[id(part)] for part in parts), "gates", parts)
-        scaler.settle(target, Feedback(count, measure))
+        feedback = Feedback(gates(1.0).numel(), lambda scale: scaler.measure(gates(scale)).std(1.0))
+        scaler.settle(target, feedback)
     else:
         scaler.leave((names[id(part)] for part in parts if id(part) in names), _ONE_LEFT)
     for projection in direction.weights[2:]:

@@ -4,9 +4,9 @@ Measured over the inputs of all processes together.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, distributed
@@ -16,19 +16,11 @@ from torch_initpolicy.writing.ranks import Groups
 ROUNDING = 1e-12
 """Variances that are smaller parts of a second moment are rounding: numbers are all the same."""
 
+TOLERANCE = 1e-4
+"""Relative deviation from the wanted standard deviation at which iterating ends."""
 
-class Response(Protocol):
-    """How the standard deviation of something depends on the scale of a weight."""
-
-    @property
-    def count(self) -> float:
-        """Over how many numbers it is taken."""
-
-    def std(self, scale: float) -> float:
-        """Return the standard deviation at a scale."""
-
-    def solve(self, std: float) -> float | str:
-        """Return the positive scale that gives a standard deviation, or why there is none."""
+ITERATIONS = 50
+"""Times that a recurrent layer runs until its gates have settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +54,12 @@ class Line:
         return Line(self.count, *pairs)
 
     def std(self, scale: float) -> float:
+        """Return the standard deviation at a scale."""
         variance = self.weight * scale**2 + 2 * self.both * scale + self.offset
         return math.sqrt(max(variance, 0.0))
 
     def solve(self, std: float) -> float | str:
+        """Return the positive scale that gives a standard deviation, or why there is none."""
         if not self.count:
             return "its operator saw no inputs"
         if not math.isfinite(self.weight + self.both + self.offset):
@@ -77,6 +71,29 @@ class Line:
             return f"the bias alone has a standard deviation of {math.sqrt(self.offset):.3g}"
         root = math.sqrt(self.both**2 + self.weight * missing)
         return (root - self.both) / self.weight
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How the standard deviation of a layer's gates, `count` numbers, goes with that of weights."""
+
+    count: float
+    std: Callable[[float], float]
+
+    def solve(self, std: float) -> float | str:
+        scale = 1.0
+        for _ in range(ITERATIONS):
+            found = self.std(scale)
+            if not (found > 0 and math.isfinite(found)):
+                return f"its gates have a standard deviation of {found:.3g}"
+            if abs(found / std - 1) < TOLERANCE / 10:
+                return scale
+            scale *= std / found
+        return f"its gates do not settle within {ITERATIONS} runs"
+
+
+Response: TypeAlias = Line | Feedback
+"""How the standard deviation of something depends on the scale of a weight."""
 
 
 def measure(weighted: Tensor, offset: Tensor | None, groups: Groups) -> Line:

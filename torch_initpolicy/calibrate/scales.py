@@ -8,11 +8,8 @@ from torch import Tensor
 
 from torch_initpolicy.calibrate.calibration import Scaled
 from torch_initpolicy.calibrate.copies import Copies
-from torch_initpolicy.calibrate.response import Response
+from torch_initpolicy.calibrate.response import TOLERANCE, Response
 from torch_initpolicy.calibrate.search import ScaleSearch
-
-TOLERANCE = 1e-4
-"""Relative deviation from the wanted standard deviation at which iterating ends."""
 
 TargetKey = tuple[tuple[str, ...], str]
 """Identifies a target over several uses and passes."""
