@@ -6,11 +6,10 @@ Knows what follows from the roles of operators; decides nothing about initialisa
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
-from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.connections import axes_of, full_fans
 from torch_initpolicy.trace.consumers import Use
@@ -172,15 +171,8 @@ def _neighbours(role: Role, found: Sequence[Use], flow: Flow) -> tuple[str, ...]
     return flow.neighbours.of(found) if role in _OF_UNITS else None
 
 
-class _Meeting(TypedDict):
-    """What a walk ahead says."""
-
-    meets: Activation | None
-    feeds_output: bool
-    stopped_by: str | None
-
-
-def _meeting(met: Walk) -> _Meeting:
+def _meeting(met: Walk) -> dict[str, Any]:
+    """Return the facts that a walk ahead says."""
     return {
         "meets": met.nearest,
         "feeds_output": met.at_border,
