@@ -64,9 +64,7 @@ class _Namer:
         led = 0 if best is None else self._led(best, nodes)
         return self.composite(nodes[led - 1].outputs[0], nodes[led:]) if led else best
 
-    #
     # Which meeting says most
-    #
 
     def _only_scales(self, best: Composite, inner: Sequence[Node]) -> bool:
         """Say whether a plain activation is merely scaled (the gammas of NFNet)."""
@@ -122,9 +120,7 @@ class _Namer:
     def _role(self, node: Node) -> OpRole:
         return self.reading.roles[node.index]
 
-    #
     # What a region is called
-    #
 
     def _activation(self, start: int, inner: Sequence[Node]) -> Activation | None:
         """Name what nodes compute; None where it is merely affine, or cannot be evaluated."""
@@ -157,9 +153,7 @@ class _Namer:
             if node is not bend
         )
 
-    #
     # Where a function begins
-    #
 
     def _led(self, best: Composite, nodes: Sequence[Node]) -> int:
         """Count the nodes that only scale the input before the function proper.
