@@ -21,7 +21,7 @@ from torch_initpolicy.trace.recorder import Ran
 
 def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     """Scale `weight * input + bias`, whatever the product."""
-    sites = map(scaler.site_behind, _weights(scaler, ran, operands))
+    sites = map(scaler.site_behind, _applied_weights(scaler, ran, operands))
     site = next(filter(None, sites), None)
     if site is None:
         return
@@ -36,7 +36,7 @@ def _scale_product(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Non
     _settle(scaler, target, output, bias, ran)
 
 
-def _weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[Operand]:
+def _applied_weights(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> Iterator[Operand]:
     """Yield the operands that are weights, as the data flow has just found them."""
     found = {
         use.value.index
@@ -109,7 +109,7 @@ def _scale_projection(scaler: Scaler, given: Mapping[str, Operand], slot: str, i
 
 def _note_lookup(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> None:
     """Leave the rows of tables alone: nothing is summed."""
-    for operand in _weights(scaler, ran, operands):
+    for operand in _applied_weights(scaler, ran, operands):
         scaler.leave_operand(operand, "a table whose rows are looked up")
 
 

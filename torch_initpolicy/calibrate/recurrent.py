@@ -91,16 +91,16 @@ def scale_recurrent(scaler: Scaler, ran: Ran, operands: Sequence[Operand]) -> No
     # Torch calls it as `(input, hx, weights, ...)`, or `(data, batch_sizes, hx, weights, ...)`.
     lead = 3 if is_packed(ran.args) else 2
     flat = [ours.get(id(weight), weight) for weight in ran.args[lead]]
-    names = _names(scaler, operands)
+    names = _names_of_matrices(scaler, operands)
     dropout, training = ran.args[lead + 3 : lead + 5]
-    rows, sizes = _packed(ran.args)
+    rows, sizes = _rows_and_sizes(ran.args)
     for layer in _layers(ran, lead, flat, _Steps(sizes)):
-        made = [_scaled(scaler, direction, rows, names) for direction in layer]
+        made = [_scaled_direction(scaler, direction, rows, names) for direction in layer]
         rows = F.dropout(torch.cat(made, -1), dropout, training=training)
     run_again(ran, (*ran.args[:lead], flat, *ran.args[lead + 1 :]))
 
 
-def _packed(args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _rows_and_sizes(args: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Return the rows that a layer reads, and how many there are at each step."""
     if is_packed(args):
         return args[0], args[1]
@@ -109,7 +109,7 @@ def _packed(args: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return signal.flatten(0, 1), torch.full((steps,), batch, device="cpu")
 
 
-def _names(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
+def _names_of_matrices(scaler: Scaler, operands: Sequence[Operand]) -> dict[int, str]:
     """Name the sites whose weights may be scaled, by the `id` of what stands in for them."""
     matrices = (o for o in operands if o.tensor.ndim == 2 and scaler.parameter_of(o) is not None)
     found = filter(None, map(scaler.site_behind, matrices))
@@ -135,7 +135,7 @@ def _layers(
         yield [direction(number) for number in range(first, first + directions)]
 
 
-def _scaled(
+def _scaled_direction(
     scaler: Scaler, direction: _Direction, rows: Tensor, names: Mapping[int, str]
 ) -> Tensor:
     """Scale one layer in one direction and return its output."""

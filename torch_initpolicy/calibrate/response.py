@@ -105,7 +105,7 @@ def measure(weighted: Tensor, offset: Tensor | None, groups: Groups) -> Line:
         whole = None if offset is None else offset.to(weighted.dtype)
         real, imaginary = (None, None) if whole is None else (whole.real, whole.imag)
         return measure(weighted.real, real, groups) + measure(weighted.imag, imaginary, groups)
-    return Line.of(*_reduced(_sums(weighted, offset), groups).tolist())
+    return Line.of(*_over_processes(_sums(weighted, offset), groups).tolist())
 
 
 def means(tensor: Tensor, shape: Sequence[int], groups: Groups) -> Tensor:
@@ -115,11 +115,11 @@ def means(tensor: Tensor, shape: Sequence[int], groups: Groups) -> Tensor:
     dims = [dim for dim, size in enumerate(shape) if size == 1]
     total = tensor.sum(dims, keepdim=True, dtype=double)
     count = total.new_tensor([tensor.numel() / max(total.numel(), 1)])
-    sums = _reduced(torch.cat((total.flatten(), count)), groups)
+    sums = _over_processes(torch.cat((total.flatten(), count)), groups)
     return (sums[:-1] / sums[-1].abs().clamp_min(1)).to(tensor.dtype).reshape(shape)
 
 
-def _reduced(sums: Tensor, groups: Groups) -> Tensor:
+def _over_processes(sums: Tensor, groups: Groups) -> Tensor:
     """Add up over all processes, in place."""
     for group in groups:
         distributed.all_reduce(sums, group=group)

@@ -20,7 +20,7 @@ def unscaled(
     for name, site in sites.items():
         if site.role in ("weight", "recurrent") or name in partners:
             ops = dict.fromkeys(use.node.op for use in uses if use.source.site == name)
-            yield name, _reason(ops, partners.get(name), done)
+            yield name, _why(ops, partners.get(name), done)
 
 
 def _shifts(use: Use, sites: Mapping[str, Site]) -> bool:
@@ -40,7 +40,7 @@ def _partners(uses: Iterable[Use]) -> dict[str, set[str]]:
     return found
 
 
-def _reason(ops: Iterable[str], partners: AbstractSet[str] | None, done: AbstractSet[str]) -> str:
+def _why(ops: Iterable[str], partners: AbstractSet[str] | None, done: AbstractSet[str]) -> str:
     """Say why an operator was not scaled by a weight, from what reads it and what is beside it."""
     read = ", ".join(ops)
     if not read:

@@ -43,7 +43,7 @@ def product(state: Propagation, node: Node) -> Size:
     proportional = state.flow.composed.proportional
     fixed = [use for use in used if use.source.site not in proportional(use.value.index)]
     try:
-        met = _met(state, node, used)
+        met = _read_by(state, node, used)
     except LostError as error:
         for use in used:
             state.note(use, error.unknown)
@@ -63,7 +63,7 @@ def product(state: Propagation, node: Node) -> Size:
     return made.plus(added)
 
 
-def _met(state: Propagation, node: Node, used: Sequence[Use]) -> Size:
+def _read_by(state: Propagation, node: Node, used: Sequence[Use]) -> Size:
     """Return what a weight reads: the product of the signals it meets, less the zero padding."""
     signals = dict.fromkeys(
         value

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     label: Label
 
 
-def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
+def axes_at_use(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
     """Count the connections that a parameter makes at its consumer; None where nobody can."""
     faced = facing(uses, use.node, use.slot, use.value)
     if faced is None or not faced.dims("in", "out"):
@@ -34,18 +34,18 @@ def axes_of(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
     strides = _strides(uses, use, faced.shape)
     if strides is not None:
         runs = [Run(*run) for run in zip(strides, faced.shape, faced.labels, strict=True)]
-        return _axes(shape, _pieces(shape, runs), faced, full_fans(faced))
+        return _put_together(shape, _pieces(shape, runs), faced, full_fans(faced))
     if max(math.prod(shape), math.prod(use.value.shape)) > LARGEST:
         return None
     with torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _counted(uses, use, shape, faced)
+            return _axes_by_numbers(uses, use, shape, faced)
         except Mixed:
             return None
 
 
-def repeats(uses: Uses, use: Use) -> bool:
+def picks_repeatedly(uses: Uses, use: Use) -> bool:
     """Say whether a table of indices picks rows of a parameter several times on the way to its use.
 
     So do the rows of a table that positions or categories share; where nobody knows, they do.
@@ -80,7 +80,7 @@ def full_fans(faced: Facing) -> Fans:
     return Fans(faced.fan_in, reach if faced.transposed else reach / faced.stride)
 
 
-def _counted(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axes | None:
+def _axes_by_numbers(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axes | None:
     site = use.source.site
     found = placed(uses, use.source, use.value, faced.shape)
     if not found.counts.any():
@@ -92,25 +92,25 @@ def _counted(uses: Uses, use: Use, shape: tuple[int, ...], faced: Facing) -> Axe
     else:
         pieces = _by_sets(shape, found, faced)
     if use.source.contracted:
-        return _axes(shape, _facing_factor(pieces), faced, None)
+        return _put_together(shape, _facing_factor(pieces), faced, None)
     total = found.counts.clone()
     for other in dict.fromkeys(_beside(uses, use.value, site)):
         total += placed(uses, other, use.value, faced.shape).counts
-    return _axes(shape, pieces, faced, _fans(found.counts > 0, total, faced))
+    return _put_together(shape, pieces, faced, _mean_fans(found.counts > 0, total, faced))
 
 
-def _fans(mine: Tensor, total: Tensor, faced: Facing) -> Fans:
+def _mean_fans(mine: Tensor, total: Tensor, faced: Facing) -> Fans:
     """Count the connections of the units that a parameter reaches, as means over these."""
     ways_in, ways_out = faced.dims("in", "kernel"), faced.dims("out", "kernel")
     outputs, inputs = _any(mine, ways_in), _any(mine, ways_out)
-    fan_in = _sum(total, ways_in)[outputs].mean().item()
-    fan_out = _sum(total * outputs, ways_out)[inputs].mean().item()
+    fan_in = _total(total, ways_in)[outputs].mean().item()
+    fan_out = _total(total * outputs, ways_out)[inputs].mean().item()
     if faced.transposed:
         return Fans(fan_in / faced.stride, fan_out)
     return Fans(fan_in, fan_out / faced.stride)
 
 
-def _sum(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _total(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     return tensor.sum(dims, keepdim=True) if dims else tensor
 
 
@@ -147,7 +147,7 @@ def _affine(ids: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         others = tuple(d for d in range(ids.dim()) if d != dim)
         held = (ids > 0).sum(others).nonzero().flatten() if others else ids.nonzero().flatten()
         ids = ids.index_select(dim, held)
-    strides = tuple(_step(ids, dim) for dim in range(ids.dim()))
+    strides = tuple(_stride_along(ids, dim) for dim in range(ids.dim()))
     start = ids[(0,) * ids.dim()].item()
     expected = torch.full(ids.shape, start, dtype=ids.dtype)
     for dim, stride in enumerate(strides):
@@ -158,7 +158,7 @@ def _affine(ids: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return tuple(abs(stride) for stride in strides), tuple(ids.shape)
 
 
-def _step(ids: Tensor, dim: int) -> int:
+def _stride_along(ids: Tensor, dim: int) -> int:
     line = ids[tuple(slice(None) if d == dim else 0 for d in range(ids.dim()))]
     return int(line[1] - line[0]) if len(line) > 1 else 0
 
@@ -193,8 +193,8 @@ def _by_sets(shape: Sequence[int], found: Placed, faced: Facing) -> Pieces:
     """Compare the elements that lead into one output unit with those out of one input unit."""
     middle = found.counts.nonzero()
     at = middle[len(middle) // 2]
-    into = _indices(shape, found.reached(_through(at, faced, "copy", "out")))
-    out_of = _indices(shape, found.reached(_through(at, faced, "copy", "in")))
+    into = _indices_of(shape, found.reached(_agreeing(at, faced, "copy", "out")))
+    out_of = _indices_of(shape, found.reached(_agreeing(at, faced, "copy", "in")))
     return [
         [(size, None if size == 1 else _MEANINGS[len(a) > 1, len(b) > 1])]
         for size, a, b in zip(shape, into, out_of, strict=True)
@@ -207,7 +207,7 @@ _MEANINGS: dict[tuple[bool, bool], Label] = {
 """What an axis means: are there several of its indices into one output, and out of one input?"""
 
 
-def _through(at: Tensor, faced: Facing, *labels: Label) -> Tensor:
+def _agreeing(at: Tensor, faced: Facing, *labels: Label) -> Tensor:
     """Mark the positions that agree with one in the dimensions of some labels."""
     where = torch.zeros(faced.shape, dtype=torch.bool)
     fixed = faced.dims(*labels)
@@ -215,7 +215,7 @@ def _through(at: Tensor, faced: Facing, *labels: Label) -> Tensor:
     return where
 
 
-def _indices(shape: Sequence[int], numbers: Tensor) -> list[Tensor]:
+def _indices_of(shape: Sequence[int], numbers: Tensor) -> list[Tensor]:
     """Return the indices along each axis that elements with these numbers have."""
     return [torch.unique(index) for index in torch.unravel_index(numbers - 1, tuple(shape))]
 
@@ -227,9 +227,11 @@ def _facing_factor(pieces: Pieces) -> Pieces:
     return [[(n, summed if label == "kernel" else label) for n, label in axis] for axis in pieces]
 
 
-def _axes(shape: tuple[int, ...], pieces: Pieces, faced: Facing, counted: Fans | None) -> Axes:
+def _put_together(
+    shape: tuple[int, ...], pieces: Pieces, faced: Facing, counted: Fans | None
+) -> Axes:
     """Put together what is known of a parameter's axes; what the shape does not say is counted."""
-    pieces = _completed(pieces, faced)
+    pieces = _with_ones(pieces, faced)
     groups, view = 1, tuple[int, ...]()
     if any(len(axis) > 1 for axis in pieces):
         whole = all(len(axis) < 2 for axis in pieces[1:])
@@ -258,7 +260,7 @@ def _axes(shape: tuple[int, ...], pieces: Pieces, faced: Facing, counted: Fans |
     return replace(axes, counted=(counted.fan_in, counted.fan_out))
 
 
-def _completed(pieces: Pieces, faced: Facing) -> Pieces:
+def _with_ones(pieces: Pieces, faced: Facing) -> Pieces:
     """Find a place among the axes of one element for inputs or outputs that have only one."""
     for label in ("out", "in"):
         labels = [found for axis in pieces for _, found in axis]

@@ -172,7 +172,9 @@ class Constants:
         drawn = [signal for signal in before.added(node).values() if signal.is_drawn]
         if len(drawn) < 2 or node.op != "add":
             return None
-        return next((i for i, size in enumerate(_sizes(drawn)) if _is_near(size, 1)), None)
+        return next(
+            (i for i, size in enumerate(_total_and_power(drawn)) if _is_near(size, 1)), None
+        )
 
     def is_normalised(self, node: Node) -> bool:
         """Say whether a node makes numbers of one size, whatever it reads."""
@@ -214,7 +216,7 @@ def _made(constants: Constants, node: Node) -> SignalSize:
         return _single(start, "weight", packed=node.index in constants.packed)
     if not carried or constants.is_normalised(node):
         return _OTHER
-    return _RULES.get(role, _carried)(constants, node, carried)
+    return _SIZES.get(role, _carried)(constants, node, carried)
 
 
 def _piece(constants: Constants, node: Node, output: int, made: SignalSize) -> SignalSize:
@@ -243,7 +245,7 @@ def _carried(constants: Constants, node: Node, carried: Sequence[int]) -> Signal
     return _single(signal.factor * number, signal.source, packed=signal.packed)
 
 
-def _joined(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
+def _side_by_side(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     """Return the root mean square of what lies side by side."""
     values = constants.scalars.uses.graph.values
     sizes = {value: math.prod(values[value].shape) for value in carried}
@@ -252,7 +254,7 @@ def _joined(constants: Constants, node: Node, carried: Sequence[int]) -> SignalS
     return _single(math.sqrt(mean), _source(map(constants.signal, carried)))
 
 
-def _sum(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
+def _size_of_sum(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     summed = constants.added(node).values()
     source = _source(summed)
     if source in ("input", "data") and len(summed) == 1:
@@ -260,19 +262,19 @@ def _sum(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize
     if node.index in constants.skips:
         return _single(constants.signal(constants.skips[node.index]).factor, source)
     drawn = [signal for signal in summed if signal.is_drawn] or list(summed)
-    mean, sizes = constants.mean(node), _sizes(drawn)
+    mean, sizes = constants.mean(node), _total_and_power(drawn)
     if mean is not None:
         return _single(sizes[mean], source)
     return SignalSize(max((signal.factor for signal in drawn), default=1.0), source, *sizes)
 
 
-def _sizes(summed: Iterable[SignalSize]) -> tuple[float, float]:
+def _total_and_power(summed: Iterable[SignalSize]) -> tuple[float, float]:
     """Return the sum of what is added up, and the root of the sum of squares."""
     each = [(signal.total, signal.power) for signal in summed]
     return math.fsum(total for total, _ in each), math.hypot(*(power for _, power in each))
 
 
-def _product(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
+def _size_of_product(constants: Constants, node: Node, carried: Sequence[int]) -> SignalSize:
     """Return the size of a product, of signals where there are several."""
     role, uses = constants.scalars.uses.role(node), constants.scalars.uses
     if len(carried) == 1:
@@ -296,14 +298,14 @@ def _source(signals: Iterable[SignalSize]) -> MadeBy:
     return min((s.source for s in signals), key=_PRECEDENCE.index, default="other")
 
 
-_RULES: Mapping[OpRole, Callable[[Constants, Node, Sequence[int]], SignalSize]] = MappingProxyType({
+_SIZES: Mapping[OpRole, Callable[[Constants, Node, Sequence[int]], SignalSize]] = MappingProxyType({
     OpRole.RECURS: _activated,
     OpRole.ACTIVATES: _activated,
     OpRole.COMPUTES: _activated,
-    OpRole.ADDS: _sum,
-    OpRole.MULTIPLIES: _product,
-    OpRole.CONTRACTS: _product,
-    OpRole.WEIGHS: _product,
-    OpRole.JOINS: _joined,
+    OpRole.ADDS: _size_of_sum,
+    OpRole.MULTIPLIES: _size_of_product,
+    OpRole.CONTRACTS: _size_of_product,
+    OpRole.WEIGHS: _size_of_product,
+    OpRole.JOINS: _side_by_side,
 })  # fmt: skip
 """How to find the size of what an operator makes, by its role; the others carry what they read."""

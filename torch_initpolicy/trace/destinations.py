@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.facts import Reader
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole
+from torch_initpolicy.trace.operators import CARRIERS, OpRole
 from torch_initpolicy.trace.residuals import Residuals
 
 
@@ -29,10 +29,7 @@ class Destination(NamedTuple):
 NOWHERE = Destination()
 _NORM = Destination("norm", ends_in_norm=True)
 
-_PASSED = frozenset({
-    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES,
-    OpRole.JOINS, OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.GATES,
-})  # fmt: skip
+_LEADS_ON = CARRIERS | {OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.GATES}
 """Roles of operators behind which the next reader is looked for."""
 
 
@@ -41,7 +38,7 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
     known: dict[int, Destination] = {}
     for value in reversed(uses.graph.values):
         readers = [uses.graph.nodes[index] for index in uses.graph.consumers[value.index]]
-        each = [_read(uses, known, node, value.index) for node in readers]
+        each = [_read_through(uses, known, node, value.index) for node in readers]
         streams = [
             destination
             for node, destination in zip(readers, each, strict=True)
@@ -54,7 +51,7 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
     return known
 
 
-def _read(uses: Uses, known: dict[int, Destination], node: Node, value: int) -> Destination:
+def _read_through(uses: Uses, known: dict[int, Destination], node: Node, value: int) -> Destination:
     """Say what reads a value through one of its consumers."""
     role = uses.role(node)
     if value not in uses.carried(node):
@@ -68,4 +65,4 @@ def _read(uses: Uses, known: dict[int, Destination], node: Node, value: int) -> 
     if role is OpRole.NORMALISES or "normalised" in map(uses.kinds.get, node.outputs):
         return _NORM
     reader = next((found.reader for found in beyond if found.reader), None)
-    return Destination(reader, ends) if role in _PASSED else NOWHERE
+    return Destination(reader, ends) if role in _LEADS_ON else NOWHERE

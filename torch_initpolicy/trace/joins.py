@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
 from torch_initpolicy.trace.graph import Node
-from torch_initpolicy.trace.operators import OpRole, activation_of
+from torch_initpolicy.trace.operators import CARRIERS, OpRole, activation_of
 from torch_initpolicy.trace.residuals import Residuals
 
 
@@ -27,10 +27,9 @@ class Join(NamedTuple):
 ALONE = Join()
 
 _PRODUCTS = frozenset({OpRole.MULTIPLIES, OpRole.CONTRACTS, OpRole.ATTENDS})
-_PASSED = frozenset({
-    OpRole.MULTIPLIES, OpRole.ADDS, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS, OpRole.MIXES,
-    OpRole.JOINS, OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.GATES, OpRole.ATTENDS, OpRole.CONTRACTS,
-})  # fmt: skip
+_PASSED = CARRIERS - {OpRole.NORMALISES} | {
+    OpRole.ACTIVATES, OpRole.COMPUTES, OpRole.GATES, OpRole.ATTENDS, OpRole.CONTRACTS,
+}  # fmt: skip
 """Roles of operators through which a small signal goes on: all but normalisations, which make a
 zero no small signal."""
 
@@ -106,8 +105,5 @@ def makers(join: Join, made_by: Mapping[int, frozenset[str] | None]) -> tuple[st
     """Name the weights that make what a value is multiplied by; none where they are many."""
     if not join.factors:
         return None
-    each = [made_by.get(value) or _NONE for value in join.factors]
-    return tuple(sorted(_NONE.union(*each))) if all(each) else ()
-
-
-_NONE: frozenset[str] = frozenset()
+    each = [made_by.get(value) or frozenset() for value in join.factors]
+    return tuple(sorted(frozenset().union(*each))) if all(each) else ()

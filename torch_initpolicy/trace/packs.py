@@ -148,7 +148,7 @@ class _Pieces:
         for node, units in pieces.items():
             self.pieces.setdefault(node, set()).add(units)
         each = [self._besides(value, pieces) for value in operands if value in self.origins]
-        joined = _joined([pieces, *each]) if each else pieces
+        joined = _together([pieces, *each]) if each else pieces
         parts = {node: units for node, units in joined.items() if self._is_part(node, units)}
         if parts:
             latest = sorted(parts)[-_MOST_WEIGHTS:]
@@ -180,7 +180,7 @@ class _Pieces:
         before = [self.scales[value] for value in operands if value in self.scales]
         multiplies = role is OpRole.MULTIPLIES and len(operands) > 1
         here = [self._factor(value, operands) for value in operands if multiplies]
-        return _joined((*before, *here)) if role in _SCALED else {}
+        return _together((*before, *here)) if role in _SCALED else {}
 
     def _factor(self, value: int, operands: Sequence[int]) -> Origin:
         """Return the pieces that a factor shows, of weights that the other factors are free of."""
@@ -205,7 +205,7 @@ class _Pieces:
                     self.met.setdefault(weight, set()).add(Meeting(one, other))
 
 
-def _joined(origins: Iterable[Origin]) -> Origin:
+def _together(origins: Iterable[Origin]) -> Origin:
     """Put together what several values depend on."""
     found: dict[int, Units] = {}
     for origin in origins:
@@ -231,7 +231,7 @@ def _pattern(
 
 def _divided(whole: Units, pieces: Iterable[Units], meetings: Iterable[Meeting]) -> Iterator[Units]:
     """Divide units into the pieces they are cut into, as far down as pieces meet."""
-    parts = _parts(whole, pieces)
+    parts = _tiles(whole, pieces)
     if len(parts) > 1 and any(meeting.joins(parts) for meeting in meetings):
         for part in parts:
             yield from _divided(part, pieces, meetings)
@@ -239,7 +239,7 @@ def _divided(whole: Units, pieces: Iterable[Units], meetings: Iterable[Meeting])
         yield whole
 
 
-def _parts(whole: Units, pieces: Iterable[Units]) -> tuple[Units, ...]:
+def _tiles(whole: Units, pieces: Iterable[Units]) -> tuple[Units, ...]:
     """Return the largest pieces within some units, or nothing where they do not tile them."""
     within = sorted((p for p in pieces if p & whole == p != whole), key=int.bit_count)
     parts: list[Units] = []

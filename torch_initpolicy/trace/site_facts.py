@@ -11,7 +11,7 @@ from typing import Any
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.connections import axes_of, full_fans
+from torch_initpolicy.trace.connections import axes_at_use, full_fans
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.destinations import NOWHERE
@@ -78,15 +78,15 @@ def _facts(
             site.role,
             site.axes,
             residual_branches=branches,
-            neighbours=_neighbours(site.role, found, flow),
+            neighbours=_weights_around(site.role, found, flow),
             evidence=evidence,
         )
     first = found[0]
-    axes = _axes(site, first, flow)
+    axes = _joined_axes(site, first, flow)
     role = site.role if site.role != "unknown" else raw_role(first, flow, in_norm=in_norm)
     if role == "weight" and axes is None:  # how many connections it makes is not known
         role = "unknown"
-    met = _met(found, flow)
+    met = _met_at_uses(found, flow)
     fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
     output = _own_output(first, flow)
     join, end = flow.joins.get(output, ALONE), flow.destinations.get(output, NOWHERE)
@@ -100,7 +100,7 @@ def _facts(
         closes_residual=output in flow.residuals.closing,
         residual_branches=branches,
         branch_depth=flow.residuals.depths.get(first.node.index, 0),
-        neighbours=_neighbours(role, found, flow),
+        neighbours=_weights_around(role, found, flow),
         multiplier=_multiplier(first, ahead_of(first, flow), flow),
         is_summand=bool(join.summands),
         multiplied_by=makers(join, flow.neighbours.made_by),
@@ -167,7 +167,7 @@ _OF_UNITS: frozenset[Role] = frozenset({"weight", "recurrent"})
 """Roles of what makes units of its own out of a signal."""
 
 
-def _neighbours(role: Role, found: Sequence[Use], flow: Flow) -> tuple[str, ...] | None:
+def _weights_around(role: Role, found: Sequence[Use], flow: Flow) -> tuple[str, ...] | None:
     return flow.neighbours.of(found) if role in _OF_UNITS else None
 
 
@@ -180,7 +180,7 @@ def _meeting(met: Walk) -> dict[str, Any]:
     }
 
 
-def _met(found: Sequence[Use], flow: Flow) -> Walk:
+def _met_at_uses(found: Sequence[Use], flow: Flow) -> Walk:
     """Say what the output of a site meets, at its first use and then at the others."""
     walks = [ahead_of(use, flow) for use in found]
     first, others = walks[0], [pair for walk in walks[1:] for pair in walk.activations]
@@ -191,7 +191,7 @@ def _met(found: Sequence[Use], flow: Flow) -> Walk:
     )
 
 
-def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
+def _joined_axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     """Join what the type says of the axes with what the operator says."""
     axes = site.axes or _axes_at(site, use, flow)
     pack = flow.packs.get(use.node.index)
@@ -203,4 +203,4 @@ def _axes(site: Site, use: Use, flow: Flow) -> Axes | None:
 def _axes_at(site: Site, use: Use, flow: Flow) -> Axes | None:
     if role_at(use, flow) not in ("weight", "embedding"):
         return None
-    return axes_of(flow.uses, use, site.shape)
+    return axes_at_use(flow.uses, use, site.shape)

@@ -98,7 +98,7 @@ def _core(ids: Tensor) -> Tensor:
     return ids[tuple(slice(None) if stride else 0 for stride in ids.stride())]
 
 
-def _folded(ids: Tensor) -> Tensor:
+def _at_first(ids: Tensor) -> Tensor:
     """Return the numbers with one position along each dimension that they are expanded along."""
     return ids[tuple(slice(None) if stride else slice(1) for stride in ids.stride())]
 
@@ -216,7 +216,7 @@ class Following:
         key = (shown, before.shape, before.stride, lies)
         if key not in self.known:
             made = (
-                [_seen(_reshaped(shown.ids, output.shape), shown) for output in outputs]
+                [_seen(_reshaped_ids(shown.ids, output.shape), shown) for output in outputs]
                 if reshapes
                 else self._run(node, value, shown)
             )
@@ -231,7 +231,7 @@ class Following:
         made = (output for output in outputs if output.storage != values[value].storage)
         if any(math.prod(output.shape) > _LARGEST for output in made):  # views take no memory
             return None
-        numbers = _folded(shown.ids) if node.op in _WITHIN else shown.ids
+        numbers = _at_first(shown.ids) if node.op in _WITHIN else shown.ids
 
         def look_up(read: Value) -> Tensor:
             if read.index == value:
@@ -269,9 +269,9 @@ def _seen(ids: Tensor, before: Shown) -> Shown | None:
     if not ids.numel() or ids.dtype != before.ids.dtype:
         return None
     is_view = ids.untyped_storage().data_ptr() == before.ids.untyped_storage().data_ptr()
-    core = _folded(ids)
+    core = _at_first(ids)
     strides = [
-        0 if n == 1 or (s and not is_view and _is_constant(core, dim)) else s
+        0 if n == 1 or (s and not is_view and _is_constant_along(core, dim)) else s
         for dim, (n, s) in enumerate(zip(ids.shape, ids.stride(), strict=True))
     ]
     ids = ids.as_strided(ids.shape, strides)
@@ -280,11 +280,11 @@ def _seen(ids: Tensor, before: Shown) -> Shown | None:
     return Shown(ids, units, before.summed) if units else None
 
 
-def _is_constant(ids: Tensor, dim: int) -> bool:
+def _is_constant_along(ids: Tensor, dim: int) -> bool:
     return torch.equal(ids, ids.narrow(dim, 0, 1).expand_as(ids))
 
 
-def _reshaped(ids: Tensor, shape: Sequence[int]) -> Tensor:
+def _reshaped_ids(ids: Tensor, shape: Sequence[int]) -> Tensor:
     """Reshape numbers, but for expanded dimensions that others replace as a whole."""
     before, after = list(ids.shape), list(shape)
     for old, new in _aligned(before.copy(), shape):
