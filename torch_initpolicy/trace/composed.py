@@ -72,14 +72,14 @@ class Composed:
 
     def proportional(self, value: int) -> frozenset[str]:
         """Name the parameters that a value is proportional to, wherever they have gone into it."""
-        each = [(site, terms) for terms in self.of(value) for site in set(_sites_in(terms))]
+        each = [(site, terms) for terms in self.of(value) for site in set(_names(terms))]
         return frozenset(
             site for site, terms in each if all(t.everything.count(site) == 1 for t in terms)
         )
 
     def terms(self, value: int, site: str) -> Terms:
         """Return what a value is made of where a parameter has gone into it; nothing elsewhere."""
-        made = next((terms for terms in self.of(value) if site in _sites_in(terms)), ())
+        made = next((terms for terms in self.of(value) if site in _names(terms)), ())
         return tuple(term for term in made if term.everything)
 
     def advance(self, node: Node) -> None:
@@ -95,11 +95,11 @@ class Composed:
         parameter = self.scalars.uses.graph.values[value].parameter
         if parameter is not None:
             return ((Term(1.0, (parameter,)),),)
-        return self.made.get(value, _plain(self.scalars.numbers.get(value, 1.0)))
+        return self.made.get(value, _number(self.scalars.numbers.get(value, 1.0)))
 
     def is_drawn(self, value: int) -> bool:
         """Say whether any parameter has gone into a value."""
-        return any(_sites_in(terms) for terms in self.of(value))
+        return any(_names(terms) for terms in self.of(value))
 
     def size(self, value: int) -> int:
         """Count the elements of a value."""
@@ -113,23 +113,23 @@ class Composed:
         return frozenset(site for site in names if names.count(site) > 1)
 
 
-def _sites_in(terms: Terms) -> list[str]:
+def _names(terms: Terms) -> list[str]:
     return [site for term in terms for site in term.everything]
 
 
-def _plain(number: float) -> Parts:
+def _number(number: float) -> Parts:
     return ((Term(abs(number)),),)
 
 
 # What operators that read no signal make of parameters
 
 
-def _averaged(composed: Composed, node: Node) -> Parts:
+def _mixed(composed: Composed, node: Node) -> Parts:
     """Divide by the count of a mean; that a sum joins connections shows in its fans."""
     mixed = next(filter(composed.is_drawn, node.inputs), node.inputs[0])
     read, made = composed.size(node.inputs[0]), composed.size(node.outputs[0])
     share = max(made, 1) / max(read, 1) if node.op in ("mean", "nanmean") else 1.0
-    return _times(composed.of(mixed), _plain(share))
+    return _times(composed.of(mixed), _number(share))
 
 
 def _normalised(composed: Composed, node: Node) -> Parts:
@@ -139,14 +139,14 @@ def _normalised(composed: Composed, node: Node) -> Parts:
 
 
 def _contracted(composed: Composed, node: Node) -> Parts:
-    growth = _plain(math.sqrt(terms_of(composed.scalars.uses, node)))
+    growth = _number(math.sqrt(terms_of(composed.scalars.uses, node)))
     return _independent(composed, node, [growth, *map(composed.of, node.inputs)])
 
 
 def _product(composed: Composed, node: Node) -> Parts:
     first = composed.of(node.inputs[0])
     if len(node.inputs) == 1:
-        return _times(first, _plain(composed.scalars.factor(node, node.inputs[0])))
+        return _times(first, _number(composed.scalars.factor(node, node.inputs[0])))
     if "div" in node.op:
         return _independent(composed, node, [first, _inverse(composed.of(node.inputs[1]))])
     whole = composed.size(node.outputs[0])
@@ -165,12 +165,12 @@ def _scaling(made: Parts) -> Parts:
 def _sum(composed: Composed, node: Node) -> Parts:
     """Add up parameters; their own mean, taken away, changes little."""
     summands = [
-        _times(composed.of(value), _plain(composed.scalars.factor(node, value)))
+        _times(composed.of(value), _number(composed.scalars.factor(node, value)))
         for value in node.inputs
         if composed.is_drawn(value) or not _comes_from(composed, value, composed.repeated(node))
     ]
     if any(isinstance(given, (int, float)) and given for given in node.args):
-        summands.append(_plain(1.0))
+        summands.append(_number(1.0))
     return functools.reduce(functools.partial(_crossed, operator.add), summands, ((),))
 
 
@@ -201,7 +201,7 @@ def _inverse(made: Parts) -> Parts:
     """Return one over a number; of unknown size over anything else."""
     (term, *others), *pieces = made
     known = not (others or pieces or term.sites) and term.constant
-    return _plain(1 / term.constant if known else math.nan)
+    return _number(1 / term.constant if known else math.nan)
 
 
 TermsRule = Callable[[Composed, Node], Parts]
@@ -217,7 +217,7 @@ _RULES: Mapping[OpRole, TermsRule] = MappingProxyType({
     OpRole.JOINS: lambda composed, node: tuple(
         terms for value in node.inputs for terms in composed.of(value)
     ),
-    OpRole.MIXES: _averaged,
+    OpRole.MIXES: _mixed,
     OpRole.NORMALISES: _normalised,
 })  # fmt: skip
 """How to find what an expression is made of, by the role of its operator."""

@@ -45,7 +45,7 @@ def axes_at_use(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
             return None
 
 
-def picks_repeatedly(uses: Uses, use: Use) -> bool:
+def repeats(uses: Uses, use: Use) -> bool:
     """Say whether a table of indices picks rows of a parameter several times on the way to its use.
 
     So do the rows of a table that positions or categories share; where nobody knows, they do.
