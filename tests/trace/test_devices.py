@@ -55,9 +55,24 @@ def filtered(y: Tensor) -> Tensor:
     return torch.tanh(y[kept] * y[kept].add(1).sum() + places.sum())
 
 
+def measured(y: Tensor) -> Tensor:
+    """Write lengths into a tensor, and cut features by them, as detectors do their levels."""
+    lengths = torch.empty((2, 2), dtype=torch.int64, device=y.device)
+    lengths[0], lengths[1] = torch.as_tensor([1, 4], device=y.device), torch.tensor([1, 4])
+    assert lengths.prod(1).sum() == y.numel()
+    first, second = y.split([each for each, _ in lengths])
+    return torch.tanh(first.view(lengths[0, 1], 1) + second.expand(lengths[0, 1], 4))
+
+
+def counted(y: Tensor) -> Tensor:
+    """Make a mask of Python's own dtypes."""
+    assert torch.zeros(3, dtype=int, device=y.device).sum() == 0
+    return torch.tanh(y * torch.ones(4, dtype=float, device=y.device).float())
+
+
 @pytest.mark.parametrize(
     "function",
-    [expanded, written, routed, filled, filtered],
+    [expanded, written, routed, filled, filtered, measured, counted],
     ids=lambda function: function.__name__,
 )
 def test_numbers_are_there_to_be_asked(function):

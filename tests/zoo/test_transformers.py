@@ -3,6 +3,8 @@
 They are built on meta, and no inputs are given.
 """
 
+import re
+
 import pytest
 import torch
 
@@ -21,16 +23,21 @@ READ = (
 ).split()
 """A model of each kind: text, images, patches with grids, spectra, waves, pairs of sequences."""
 
-_DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "n_layers")
+_DEPTHS = re.compile(r"((num|n)_)?(hidden_|(en|de)coder_)?(num_)?(hidden_)?layers?|depth")
+"""What configurations call how many equal layers there are."""
 
 
 def shallow(config):
-    """Cut a configuration to two layers, and whatever it says of each layer likewise."""
-    for name in _DEPTHS:
-        depth = getattr(config, name, None)
-        if isinstance(depth, int) and depth > 2:
+    """Cut a configuration and its parts to two layers, and whatever they say of each layer."""
+    own = vars(config)
+    for part in own.values():
+        if isinstance(part, transformers.PreTrainedConfig):
+            shallow(part)
+    for name in filter(_DEPTHS.fullmatch, list(own)):
+        depth = own[name]
+        if isinstance(depth, int) and depth > 2 and "depths" not in own:
             setattr(config, name, 2)
-            for other, value in list(vars(config).items()):
+            for other, value in list(own.items()):
                 if isinstance(value, list) and len(value) == depth:
                     setattr(config, other, value[-2:])
     return config

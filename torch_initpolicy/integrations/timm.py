@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.trace.arguments import BATCH
+from torch_initpolicy.trace.documented import BATCH
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["declared_inputs", "known_arguments"]
@@ -24,7 +24,7 @@ def _item(mapping: Any, key: str) -> Any:
     return mapping.get(key) if isinstance(mapping, Mapping) else getattr(mapping, key, None)
 
 
-def known_arguments(model: nn.Module, call: Call) -> Mapping[str, Sequence[Tensor]]:
+def known_arguments(model: nn.Module, call: Call, said: str = "") -> Mapping[str, Sequence[Tensor]]:
     """Return nothing: these models take images alone."""
-    del model, call
+    del model, call, said
     return {}

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.integrations.checkpoints import initialize_missing
-from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers, required_arguments
+from torch_initpolicy.trace.answers import spoken_numbers
+from torch_initpolicy.trace.arguments import floats, integers, required_arguments
+from torch_initpolicy.trace.documented import BATCH, SEQUENCE, number
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["declared_inputs", "initialize_missing", "known_arguments"]
@@ -38,18 +41,40 @@ _VARIANTS = 6
 """How many combinations of shapes are tried where arguments may have several."""
 
 
-def known_arguments(model: nn.Module, call: Call) -> Mapping[str, Sequence[Tensor]]:
+def known_arguments(model: nn.Module, call: Call, said: str = "") -> Mapping[str, Sequence[Tensor]]:
     """Return tensors for the arguments that models of transformers know, by name.
 
     Each may have several shapes, the likeliest first, as the configuration says. Tensors on meta
     stand for any numbers of their shape.
     """
     config = getattr(model, "config", None)
-    if config is None or not ("transformers" in type(model).__module__ or _main_input(model)):
+    if config is None or not (
+        type(model).__module__.startswith("transformers") or _main_input(model)
+    ):
         return {}
     sound = _part(config, "audio_config", "encoder_config", "speech_config")
     text = _text(_part(config, "text_config"))
-    return {**text, **_kinds(config, call), **_images(config), **_sound(sound)}
+    known = {**text, **_kinds(config, call), **_images(config), **_sound(sound)}
+    return {**known, "input_ids": (*_with_tokens(config, said), *known["input_ids"])}
+
+
+def _with_tokens(config: Any, said: str) -> Iterator[Tensor]:
+    """Yield texts with as many tokens of an image, a video or a sound as an error counts."""
+    if "token" not in said:
+        return
+    names = [name for name in vars(config) if re.search(r"token_(id|index)$", name)]
+    width = number(_part(config, "text_config"), "hidden_size", "d_model", default=1)
+    spoken = [n for n in spoken_numbers(said) or [BATCH] if n]
+    counts = {n // k for n in spoken for k in (BATCH, 1, BATCH * width, width)}
+    for name in sorted(names, key=lambda name: name.split("_")[0] not in said.lower()):
+        for count in sorted(n for n in counts if 0 < n <= _MOST_TOKENS):
+            token = getattr(config, name)
+            if isinstance(token, int):
+                yield torch.tensor([[*[token] * count, *range(SEQUENCE)]] * BATCH)
+
+
+_MOST_TOKENS = 2**13
+"""Tokens up to which a text is tried."""
 
 
 def _kinds(config: Any, call: Call) -> dict[str, Sequence[Tensor]]:
@@ -57,7 +82,7 @@ def _kinds(config: Any, call: Call) -> dict[str, Sequence[Tensor]]:
     ids = call.kwargs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.is_meta:
         return {}
-    token = _number(config, -1, "image_token_id", "image_token_index")
+    token = number(config, "image_token_id", "image_token_index", default=-1)
     return {"mm_token_type_ids": ((ids == token).long(),)}
 
 
@@ -67,14 +92,8 @@ def _part(config: Any, *names: str) -> Any:
     return next((part for part in parts if part is not None), config)
 
 
-def _number(config: Any, default: int, *names: str) -> int:
-    """Return the first whole number that a configuration has under one of some names."""
-    found = (getattr(config, name, None) for name in names)
-    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), default)
-
-
 def _text(config: Any) -> dict[str, Sequence[Tensor]]:
-    width = _number(config, 16, "hidden_size", "d_model", "n_embd", "dim")
+    width = number(config, "hidden_size", "d_model", "n_embd", "dim", default=16)
     ids, features = integers(BATCH, SEQUENCE), floats(BATCH, SEQUENCE, width)
     same = dict.fromkeys(
         ("input_ids", "decoder_input_ids", "qformer_input_ids", "classes_input_ids"), (ids,)
@@ -83,20 +102,20 @@ def _text(config: Any) -> dict[str, Sequence[Tensor]]:
         ("inputs_embeds", "hidden_states", "query_embeds", "encoder_hidden_states"), (features,)
     )
     boxes = torch.zeros(BATCH, SEQUENCE, 4, dtype=torch.int64)
-    several = integers(BATCH, 2, SEQUENCE)
-    return {**same, **hidden, "bbox": (boxes,), "input_ids": (ids, several)}
+    ways = (ids, integers(1, SEQUENCE), integers(BATCH, 2, SEQUENCE))
+    return {**same, **hidden, "bbox": (boxes,), "input_ids": ways}
 
 
 def _images(config: Any) -> dict[str, Sequence[Tensor]]:
     config = _part(config, "vision_config", "vision_tower_config", "backbone_config")
-    channels = _number(config, 3, "num_channels", "in_channels", "in_chans")
+    channels = number(config, "num_channels", "in_channels", "in_chans", default=3)
     edges = _edges(config)
     image = floats(BATCH, channels, *edges)
-    frames = _number(config, 8, "num_frames", "frames_per_clip", "num_image_views")
+    frames = number(config, "num_frames", "frames_per_clip", "num_image_views", default=8)
     clip = floats(BATCH, frames, channels, *edges)
-    patch = _number(config, 14, "patch_size")
-    cells = 2 * _number(config, 2, "spatial_merge_size")
-    depth = _number(config, 1, "temporal_patch_size")
+    patch = number(config, "patch_size", default=14)
+    cells = 2 * number(config, "spatial_merge_size", default=2)
+    depth = number(config, "temporal_patch_size", default=1)
     patches = floats(cells**2, channels * depth * patch**2)
     grid = torch.tensor([[1, cells, cells]])
     grids = dict.fromkeys(("grid_thw", "image_grid_thw", "video_grid_thw", "grid_thws"), (grid,))
@@ -123,13 +142,13 @@ def _edges(config: Any) -> tuple[int, int]:
 
 
 def _sound(config: Any) -> dict[str, Sequence[Tensor]]:
-    bins = _number(config, 80, "num_mel_bins", "input_dim", "feature_size", "mel_bins")
-    frames = 2 * _number(config, 64, "max_source_positions")
+    bins = number(config, "num_mel_bins", "input_dim", "feature_size", "mel_bins", default=80)
+    frames = 2 * number(config, "max_source_positions", default=64)
     wave = floats(BATCH, 1, 16000)
-    spectrum = floats(BATCH, _number(config, 1024, "max_length"), bins)
+    spectrum = floats(BATCH, number(config, "max_length", default=1024), bins)
     by_frame, by_bin = floats(BATCH, frames, bins), floats(BATCH, bins, frames)
-    past = _number(config, 64, "context_length", "lags") + 8
-    series = floats(BATCH, past, _number(config, 1, "num_input_channels"))
+    past = number(config, "context_length", "lags", default=64) + 8
+    series = floats(BATCH, past, number(config, "num_input_channels", default=1))
     mask = torch.ones(BATCH, frames, dtype=torch.bool)
     return {
         "input_values": (wave[:, 0], wave, spectrum),
@@ -138,5 +157,5 @@ def _sound(config: Any) -> dict[str, Sequence[Tensor]]:
         "audio_values": (wave,),
         "input_features_mask": (mask,),
         "past_values": (series, series[..., 0]),
-        "audio_codes": (integers(BATCH, _number(config, 8, "num_quantizers"), SEQUENCE),),
+        "audio_codes": (integers(BATCH, number(config, "num_quantizers", default=8), SEQUENCE),),
     }

@@ -12,14 +12,13 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.trace.arguments import (
-    BATCH,
-    SEQUENCE,
+    ASKED_FOR,
     free_arguments,
     given_arguments,
+    known_values,
     takes_any,
     values,
 )
@@ -42,7 +41,7 @@ def answers(model: nn.Module, call: Call, error: Exception) -> Iterator[Call]:
     for name in missing if len(missing) > 1 else ():
         yield from _with(model, call, [name])
     yield from _without_refused(call, message)
-    yield from _with_tokens(model, call, message)
+    yield from _as_known(model, call, message)
     for key in _involved(model, call, frames):
         tensor = call.args[key] if isinstance(key, int) else call.kwargs[key]
         for other in _of_other_shape(tensor, message, _failing(frames)):
@@ -143,33 +142,34 @@ def _without_refused(call: Call, message: str) -> Iterator[Call]:
                 yield call._replace(kwargs={n: v for n, v in call.kwargs.items() if n != refused})
 
 
-def _with_tokens(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
-    """Yield texts with as many tokens of an image, a video or a sound as an error counts."""
-    ids, config = call.kwargs.get("input_ids"), getattr(model, "config", None)
-    if not isinstance(ids, Tensor) or "token" not in message or config is None:
-        return
-    known = {name: n for name, n in vars(config).items() if re.search(r"token_(id|index)$", name)}
-    width = getattr(getattr(config, "text_config", config), "hidden_size", 1)
-    counts = {n // k for n in _spoken_numbers(message) for k in (BATCH, 1, BATCH * width, width)}
-    for name in sorted(known, key=lambda name: name.split("_")[0] not in message.lower()):
-        for count in sorted(n for n in counts if 0 < n <= _LARGEST):
-            token = known[name]
-            if isinstance(token, int):
-                text = torch.tensor([[*[token] * count, *range(SEQUENCE)]] * BATCH)
-                yield call._replace(kwargs={**call.kwargs, "input_ids": text})
+def _as_known(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
+    """Yield calls with other values of an argument that a library knows.
+
+    What had the length of a text that is exchanged is left out, to be asked for again.
+    """
+    for name, given in call.kwargs.items():
+        others = {n: v for n, v in call.kwargs.items() if not _goes_with(n, v, given) or n == name}
+        for value in known_values(model, name, call, message):
+            yield call._replace(kwargs={**others, name: value})
+
+
+def _goes_with(name: str, value: Any, given: Any) -> bool:
+    both = isinstance(value, Tensor) and isinstance(given, Tensor)
+    return both and value.shape == given.shape and bool(re.search(ASKED_FOR, name))
 
 
 # Numbers
 
 
-def _spoken_numbers(message: str) -> list[int]:
+def spoken_numbers(message: str) -> list[int]:
+    """Return the whole numbers in a message, each once."""
     found = map(int, re.findall(r"(?<![\w.])\d{1,9}(?!\.\d|\w)", message))
     return [n for n in dict.fromkeys(found) if n]
 
 
 def _of_other_shape(tensor: Tensor, message: str, failing: nn.Module | None) -> Iterator[Tensor]:
     """Yield tensors of other shapes: of the rank or the length that an error or a layer names."""
-    shape, numbers = tuple(tensor.shape), _spoken_numbers(message)
+    shape, numbers = tuple(tensor.shape), spoken_numbers(message)
     own = [] if failing is None else [n for p in failing.parameters(recurse=False) for n in p.shape]
     ranks = _of_other_rank(shape, numbers) if re.search(_RANKS, message) else ()
     shapes = [*ranks, *_unflattened(shape, failing)]

@@ -13,15 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_initpolicy.trace.documented import BATCH, SEQUENCE, documented
 from torch_initpolicy.trace.trees import Call, tensors_in
 
-BATCH = 2
-"""Batch normalisation in training mode needs more than one sample."""
-
-SEQUENCE = 8
-"""Length of sequences of features or of integers."""
-
-_LIBRARIES = ("timm", "transformers")
+_LIBRARIES = ("timm", "transformers", "diffusers")
 """Libraries for which `torch_initpolicy.integrations` knows what their models take."""
 
 
@@ -36,6 +31,16 @@ def required_arguments(model: nn.Module) -> list[str]:
     """Return the names of the arguments without a default."""
     taken = inspect.signature(model.forward).parameters.items()
     return [name for name, p in taken if p.default is p.empty and p.kind in _BY_KEYWORD]
+
+
+def implied_arguments(model: nn.Module) -> list[str]:
+    """Return the names of the arguments that are None by default, and declared as tensors alone."""
+    taken = inspect.signature(model.forward).parameters.items()
+    return [name for name, p in taken if p.default is None and _is_tensor(p.annotation)]
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return bool(re.fullmatch(r"'?(\w+\.)*\w*Tensor'?", inspect.formatannotation(annotation)))
 
 
 def given_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
@@ -71,16 +76,16 @@ def takes_any(model: nn.Module) -> bool:
 
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-_NEVER = r"cache|past_key|^output_|^return_|^use_|^labels$|_labels$|head_mask"
+_NEVER = r"cache|past_key|^output_|^return_|^use_|^labels$|(?<!class)_labels$|head_mask"
 """Arguments through which no parameter is reached."""
 
-ASKED_FOR = r"mask|position_ids|token_type|inputs_embeds"
+ASKED_FOR = r"mask$|position_ids|token_type|inputs_embeds"
 """Arguments that are given only where an error asks for them: each has a plain default."""
 
 
 def values(model: nn.Module, name: str, call: Call) -> Iterator[Any]:
     """Yield what an argument may be, the likeliest first."""
-    known = [x for lib in libraries() for x in lib.known_arguments(model, call).get(name, ())]
+    known = [*known_values(model, name, call), *documented(model, name)]
     if known:
         yield from known
         return
@@ -93,6 +98,12 @@ def values(model: nn.Module, name: str, call: Call) -> Iterator[Any]:
         if re.search(pattern, name):
             yield make(shape or (BATCH, SEQUENCE))
             return
+
+
+def known_values(model: nn.Module, name: str, call: Call, said: str = "") -> Iterator[Any]:
+    """Yield what an argument may be in the library of a model, after what a call has raised."""
+    for library in libraries():
+        yield from library.known_arguments(model, call, said).get(name, ())
 
 
 _SCALARS: Mapping[Any, Any] = {int: SEQUENCE, float: 1.0, bool: True, "int": SEQUENCE,

@@ -32,7 +32,7 @@ class OneDevice:
         """Send real tensors to meta where an operator would mix the two; keep new indices real."""
         if self._moved:
             args, kwargs = map_tensors(self._latest, (args, dict(kwargs)))
-        if kwargs and "device" in kwargs and _makes_indices(func, kwargs):
+        if kwargs and "device" in kwargs and _makes_indices(func, args, kwargs):
             return args, {**kwargs, "device": "cpu"}
         if func is Tensor.to:
             args, kwargs = _staying(args, kwargs)
@@ -40,6 +40,8 @@ class OneDevice:
             args = (args[0], torch.empty((), device="cpu").expand(args[1].shape))
         if len({tensor.is_meta for tensor in tensors_in((args, kwargs))}) < 2:
             return args, kwargs
+        if getattr(func, "__name__", "") in _SIZED:
+            return map_tensors(_as_length, (args, dict(kwargs)))  # type: ignore[no-any-return]
         if func in _INDEXING and args[0].is_meta:
             args = (args[0], numbered(args[1]), *args[2:])
         sent: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
@@ -74,7 +76,22 @@ def input_like(tensor: Tensor, *, on_meta: bool) -> Tensor:
     return torch.arange(tensor.shape[-1]).to(tensor.dtype).expand(tensor.shape).clone()
 
 
-_FACTORIES = frozenset({torch.arange, torch.zeros, torch.ones, torch.full, torch.tensor})
+_COPYING = frozenset({torch.tensor, torch.as_tensor})
+"""Functions that make tensors of given numbers."""
+
+_FACTORIES = _COPYING | {torch.arange, torch.zeros, torch.ones, torch.full, torch.empty}
+
+_SIZED = frozenset(
+    "view reshape expand repeat tile split split_with_sizes pad narrow new_zeros new_ones".split()
+)
+"""Operators that take lengths, which may be tensors of one number."""
+
+
+def _as_length(tensor: Tensor) -> Tensor | int:
+    """Return the number in a length that is a tensor."""
+    real = not (tensor.is_meta or tensor.ndim or tensor.is_floating_point())
+    return int(tensor) if real else tensor
+
 
 _SHAPED_LIKE = frozenset({Tensor.expand_as, Tensor.view_as, Tensor.reshape_as})
 """Methods that read of another tensor its shape alone."""
@@ -82,15 +99,25 @@ _SHAPED_LIKE = frozenset({Tensor.expand_as, Tensor.view_as, Tensor.reshape_as})
 _INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
 
 
-def _makes_indices(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+def _on_meta(args: tuple[Any, ...]) -> bool:
+    return any(tensor.is_meta for tensor in tensors_in(args))
+
+
+def _makes_indices(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
     """Say whether a function makes small indices or a mask on meta."""
     if func not in _FACTORIES or torch.device(kwargs["device"] or "cpu").type != "meta":
         return False
     dtype = kwargs.get("dtype")
+    if dtype is None and func in _COPYING and args and not _on_meta(args):
+        dtype = torch.as_tensor(args[0]).dtype
     if func is torch.ones and dtype is None:  # a mask of attention that the forward asks about
         return True
     if dtype is None:
         return func is torch.arange
+    if isinstance(dtype, type):
+        return dtype is not float
     return not (dtype.is_floating_point or dtype.is_complex)
 
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.arguments import (
     ASKED_FOR,
-    BATCH,
     floats,
     free_arguments,
+    implied_arguments,
     libraries,
     required_arguments,
     values,
 )
+from torch_initpolicy.trace.documented import BATCH, documented
 from torch_initpolicy.trace.layer_inputs import layer_inputs
 from torch_initpolicy.trace.trees import Call
 
@@ -77,13 +78,24 @@ def _all_candidates(model: nn.Module) -> Iterator[Call]:
     required = required_arguments(model)
     if not required:
         yield Call()
+    asked = required, [*required, *implied_arguments(model)]
+    if any(True for name in required[:1] for _ in documented(model, name)):
+        yield from _by_name(model, (), asked)
     for guessed in _guessed(model):
-        others = required[len(guessed) :]
-        known = {name: next(values(model, name, Call(guessed)), None) for name in others}
-        if others and None not in known.values():
-            yield Call(guessed, known)
-        else:
-            yield Call(tuple(itertools.islice(itertools.cycle(guessed), max(len(required), 1))))
+        others = [names[len(guessed) :] for names in asked]
+        yield from _by_name(model, guessed, others) or [_repeated(guessed, len(required))]
+
+
+def _by_name(
+    model: nn.Module, guessed: tuple[Any, ...], others: Sequence[Sequence[str]]
+) -> list[Call]:
+    """Return calls with more arguments by name, where something is known of each."""
+    given = [{n: next(values(model, n, Call(guessed)), None) for n in names} for names in others]
+    return [Call(guessed, known) for known in given if known and None not in known.values()]
+
+
+def _repeated(guessed: tuple[Any, ...], times: int) -> Call:
+    return Call(tuple(itertools.islice(itertools.cycle(guessed), max(times, 1))))
 
 
 def _declared(model: nn.Module) -> Iterator[Call]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from torch_initpolicy.trace.arguments import BATCH, SEQUENCE, floats, integers
+from torch_initpolicy.trace.arguments import floats, integers
+from torch_initpolicy.trace.documented import BATCH, SEQUENCE
 
 _IMAGE_SIZES = (224, 32, 28, 64, 84, 96, 128, 256, 299, 384, 512, 16, 8)
 """Edge lengths to try, in pixels; a fully connected layer behind the convolutions takes one."""
