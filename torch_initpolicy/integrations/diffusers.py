@@ -10,7 +10,7 @@ from torch_initpolicy.trace.trees import Call
 
 __all__ = ["declared_inputs", "known_arguments"]
 
-_TEXT = (
+_TEXT_WIDTHS = (
     *("caption_channels", "joint_attention_dim", "cross_attention_dim", "text_embed_dim"),
     *("text_dim", "encoder_hidden_size", "embedding_dim"),
 )
@@ -28,7 +28,7 @@ def known_arguments(model: nn.Module, call: Call, said: str = "") -> Mapping[str
     del call, said
     if not type(model).__module__.startswith("diffusers."):
         return {}
-    text = floats(BATCH, SEQUENCE, number(model, *_TEXT, default=SEQUENCE))
+    text = floats(BATCH, SEQUENCE, number(model, *_TEXT_WIDTHS, default=SEQUENCE))
     pooled = floats(
         BATCH, number(model, "pooled_projection_dim", "embedding_dim", default=SEQUENCE)
     )

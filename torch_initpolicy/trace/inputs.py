@@ -80,13 +80,13 @@ def _all_candidates(model: nn.Module) -> Iterator[Call]:
         yield Call()
     asked = required, [*required, *implied_arguments(model)]
     if any(True for name in required[:1] for _ in documented(model, name)):
-        yield from _by_name(model, (), asked)
+        yield from _naming(model, (), asked)
     for guessed in _guessed(model):
         others = [names[len(guessed) :] for names in asked]
-        yield from _by_name(model, guessed, others) or [_repeated(guessed, len(required))]
+        yield from _naming(model, guessed, others) or [_repeated(guessed, len(required))]
 
 
-def _by_name(
+def _naming(
     model: nn.Module, guessed: tuple[Any, ...], others: Sequence[Sequence[str]]
 ) -> list[Call]:
     """Return calls with more arguments by name, where something is known of each."""
