@@ -6,7 +6,7 @@ What has happened to it before says what it is; where its elements have gone is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -116,6 +116,14 @@ class Uses:
     def carried(self, node: Node) -> tuple[int, ...]:
         """Return the signals whose numbers go into the output of a node that has been read."""
         return self.carrying[node.index]
+
+    def leading(self, ends: Iterable[int], nodes: Sequence[Node]) -> frozenset[int]:
+        """Return some values, and those whose numbers reach them through some nodes alone."""
+        found = set(ends)
+        for node in reversed(nodes):
+            if not found.isdisjoint(node.outputs):
+                found.update(self.carried(node))
+        return frozenset(found)
 
 
 _READ_ONLY = frozenset({"index", "like", "state", "size"})

@@ -42,7 +42,7 @@ def destinations(uses: Uses, found: Residuals) -> dict[int, Destination]:
         streams = [
             destination
             for node, destination in zip(readers, each, strict=True)
-            if node.index in found.branches and found.branches[node.index].skip == value.index
+            if found.skips.get(node.index) == value.index
         ]
         reader = next((destination.reader for destination in each if destination.reader), None)
         ends = any(destination.ends_in_norm for destination in streams or each)

@@ -69,8 +69,8 @@ class Facts:
         op: The operator that consumes it (`"conv2d"`, `"linear"`, `"add"`); None if unused.
         meets: The activation its output meets first; None where it meets none before the next
             weight or the model's output.
-        fed_by: The activation its input comes from; None where it is the plain output of another
-            weight or the model's own input.
+        fed_by: The activation its input comes from, also where a normalisation lies between; None
+            where it is the plain output of another weight or the model's own input.
         reads_input: Whether its input is the model's own, with nothing but carriers between.
         feeds_output: Whether its output is the model's own, with nothing but carriers between: a
             head.

@@ -3,7 +3,7 @@
 Decides nothing about initialisation, and knows no parameter but by its name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch_initpolicy.tensors.gains import Activation
@@ -73,7 +73,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
     packed = packs(followed)
     constants = Constants(
         scalars=Scalars(used, known),
-        skips={node: branch.skip for node, branch in branches.branches.items()},
+        skips=branches.skips,
         ends=frozenset(composite.end for composite in activated.values()),
         kernels=kernels(used, followed.shown),
         packed=frozenset(packed),
@@ -91,7 +91,7 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         behind=behind(used, activated),
         residuals=branches,
         packs=packed,
-        kernels=frozenset(_kernels(used)),
+        kernels=_kernels(used),
         neighbours=Neighbours(used),
         units=followed,
         leftover=constants.left_over({value: walk.factor for value, walk in ahead.items()}),
@@ -129,13 +129,10 @@ def ahead_of(use: Use, flow: Flow) -> Walk:
     return flow.ahead.get(use.node.outputs[0], NOTHING)
 
 
-def _kernels(uses: Uses) -> Iterator[int]:
-    """Yield the signals that become, through moves alone, the weight of another operator."""
-    found: set[int] = set()
-    for node in reversed(uses.graph.nodes):
-        role = uses.role(node)
-        for slot, value in uses.slots(node):
-            moves = role in (OpRole.MOVES, OpRole.CASTS) and not found.isdisjoint(node.outputs)
-            if value in uses.signals and (moves or (role is OpRole.WEIGHS and slot == "weight")):
-                found.add(value)
-    yield from found
+def _kernels(uses: Uses) -> frozenset[int]:
+    """Return the signals that become, through moves alone, the weight of another operator."""
+    each = [(node, uses.role(node)) for node in uses.graph.nodes]
+    weighed = [slot for node, role in each if role is OpRole.WEIGHS for slot in uses.slots(node)]
+    weights = {value for slot, value in weighed if slot == "weight"} & uses.signals
+    moves = (OpRole.MOVES, OpRole.CASTS)
+    return uses.leading(weights, [node for node, role in each if role in moves])

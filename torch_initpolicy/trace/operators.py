@@ -91,7 +91,8 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "heaviside fix trunc angle sgn logaddexp ndtr log_ndtr erfcx i0 i0e i1 i1e lgamma "
             "digamma", OpRole.COMPUTES)
     | _each("mul multiply div divide true_divide neg negative", OpRole.MULTIPLIES)
-    | _each("add sub subtract rsub lerp", OpRole.ADDS)
+    | _each("add sub subtract rsub", OpRole.ADDS)
+    | _each("lerp", OpRole.ADDS, "input", "input", "factor")
     | _each("addcmul addcdiv", OpRole.ADDS, "input", "factor", "factor")
     | _each("normal", OpRole.ADDS, "input", "factor")  # a mean, and a deviation times noise
     | _each("batch_norm instance_norm", OpRole.NORMALISES, "input", "state", "state", "weight",

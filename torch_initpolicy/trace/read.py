@@ -130,14 +130,14 @@ def _with_parts(main: Reading, search: InputSearch) -> Reading:
 
 def _untraced(main: Reading, search: InputSearch, parts: Iterable[str]) -> str | None:
     """Say what was not read as a whole, and what would help."""
-    model, refused = search.runner.model, search.furthest if main.evidence == "order" else None
-    said = []
+    model, said, wanted = search.runner.model, [], "give example_inputs="
     if main.evidence == "order":
-        why = "there was nothing to try" if refused is None else in_vain(model, refused)
+        refused, why = search.furthest, "there was nothing to try"
+        if refused is not None:
+            why, wanted = in_vain(model, refused), to_give(model, refused.call)
         said.append(f"no inputs found: {why}")
     if parts:
         said.append(f"run on their own: {', '.join(parts)}")
-    wanted = "give example_inputs=" if refused is None else to_give(model, refused.call)
     return "; ".join((*said, wanted)) if said else None
 
 

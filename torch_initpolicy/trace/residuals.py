@@ -1,6 +1,26 @@
-"""Residual branches: additions one side of which is the other's ancestor."""
+"""Residual branches: what is added to a stream, and has come out of it through weights.
 
-from collections.abc import Callable, Iterator, Mapping
+A *stream* is a value that is summed up as it is: only carriers (moves, factors, norms, other sums)
+lie between the sum and the *fork*, where something else reads the value. What else is summed up and
+comes out of the fork through weights is a *branch*, unless it carries the fork as well: there is
+none where two streams meet, nor in a modulation or a scan.
+
+Sums of sums are read as one, in whatever order they add: each summand besides the stream is a
+branch. Only summands that share a weight behind the fork are one, as gated experts are, or a weight
+and its low-rank update.
+
+A *projection shortcut* is a stream with one weight behind the fork, where the branch has more and a
+function between. Sums of two paths that are no residual block (Inception, shared experts, feature
+pyramids) look the same. So it counts only on a stream that goes on: where no weight lies between
+its sum and the fork of another branch, or between such a sum and its own fork.
+
+What a softmax is taken of is no stream: masks and biases are added to attention scores.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import permutations
+from operator import or_
 from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
@@ -8,27 +28,21 @@ from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import CARRIERS, OpRole
 
 
-class Branch(NamedTuple):
-    """The value that a branch adds, what this is added to, and how many weights lie in a row."""
-
-    value: int
-    skip: int
-    depth: int
-
-
 class Residuals(NamedTuple):
     """The residual branches of a graph.
 
     Attributes:
-        branches: All of them, by the addition that ends each, in order of execution.
+        total: How many there are.
+        skips: The stream that each addition of branches goes on with, by node.
         ending: Values whose numbers reach the end of a branch through carriers alone.
         closing: Those of them that no parameter scales on the way.
-        depths: Depth of the innermost branch around a node, by node.
+        depths: How many weights lie in a row in the innermost branch around a node, by node.
         batch_normalised: Nodes in branches with a batch normalisation.
         derived: Pairs of operands the second of which comes out of the first, by node.
     """
 
-    branches: Mapping[int, Branch]
+    total: int
+    skips: Mapping[int, int]
     ending: frozenset[int]
     closing: frozenset[int]
     depths: Mapping[int, int]
@@ -38,188 +52,253 @@ class Residuals(NamedTuple):
 
 def residuals(uses: Uses) -> Residuals:
     """Find the residual branches of a graph."""
-    ancestry = _Ancestry(uses)
+    history = _History(uses)
     for node in uses.graph.nodes:
-        ancestry.read(node)
-    found = ancestry.branches
-    ending, closing = (frozenset(_ending(uses, found, over)) for over in (_carries, _only_moves))
-    normed = frozenset(ancestry.batch_normalised)
-    return Residuals(found, ending, closing, ancestry.depths, normed, ancestry.derived)
+        history.read(node)
+    found = history.on_streams()
+    ends, skips = [each.value for each in found], {each.node: each.skip for each in found}
+    depths: dict[int, int] = {}
+    normed: set[int] = set()
+    for each in reversed(found):  # those that end first are the innermost
+        inside = list(history.nodes(each.inside))
+        depths.update(dict.fromkeys(inside, history.depth(each)))
+        if any(uses.graph.nodes[index].op == "batch_norm" for index in inside):
+            normed.update(inside)
+    carriers = [node for node in _carriers(uses) if node.index not in skips]
+    moves = [node for node in carriers if _only_moves(uses, node)]
+    made = frozenset(value for index in depths for value in uses.graph.nodes[index].outputs)
+    return Residuals(
+        total=_union(_union(each.forks) for each in found).bit_count(),
+        skips=skips,
+        ending=uses.leading(ends, carriers) & made,
+        closing=uses.leading(ends, moves) & made,
+        depths=depths,
+        batch_normalised=frozenset(normed),
+        derived=history.derived,
+    )
 
 
-class _Ancestry:
-    """The nodes that values come from, and those whose outputs they still are, as bits.
+class _Sum(NamedTuple):
+    """An addition that may end branches; sets of nodes are bits.
 
-    Where a single value goes on, everything before it is forgotten: whatever is compared later
-    comes out of that value. So the sets stay small.
+    Attributes:
+        node: The addition.
+        skip: The stream.
+        value: What is added to it.
+        forks: For each branch among the summands of this, the last fork that it comes out of.
+        stream: All nodes that the stream comes from.
+        inside: The others that the value comes from.
+        projects: Whether a weight lies on the stream, behind the fork.
     """
+
+    node: int
+    skip: int
+    value: int
+    forks: dict[int, int]
+    stream: int
+    inside: int
+    projects: bool
+
+
+class _Past(NamedTuple):
+    """What a value comes from, as bits.
+
+    Attributes:
+        nodes: All of it.
+        carried: The nodes whose outputs it still is, or some part of it.
+        whole: The nodes whose outputs all of it still is.
+        summands: The nodes whose outputs it is a sum of, times constants and parameters.
+    """
+
+    nodes: int
+    carried: int
+    whole: int
+    summands: int
+
+
+class _History:
+    """What each value comes from, read in order of execution."""
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
         inputs = [value.index for value in uses.graph.values if value.is_input]
         self.inputs = len(inputs)  # these have the lowest bits
-        self.ancestors = {value: 1 << place for place, value in enumerate(inputs)}
-        self.identity = dict(self.ancestors)
-        self.base = 0  # the node with the lowest bit
-        self.weights: dict[int, int] = {}  # by node: what the weights since then come from
-        self.weighers = self.norms = self.inside = self.normed = 0
-        self.depth: dict[int, int] = {}  # by node: weights on the longest path to it
-        self.branches: dict[int, Branch] = {}
-        self.streams: dict[int, int] = {}  # by the bit of an addition: what its skip comes from
-        self.depths: dict[int, int] = {}
-        self.batch_normalised: set[int] = set()
+        self.past = {value: _Past(*(1 << place,) * 4) for place, value in enumerate(inputs)}
+        self.behind: dict[int, int] = {}  # by the bit of a weight or summand: what it comes from
+        self.before: dict[int, int] = {}  # by bit: the last sum, if no weight has followed
+        self.weighers = self.branches = 0
+        self.sums: list[_Sum] = []
+        self.scores = _scores(uses)
         self.derived: dict[int, frozenset[tuple[int, int]]] = {}
 
     def read(self, node: Node) -> None:
         carried = tuple(dict.fromkeys(self.uses.carried(node)))
-        if len(carried) > 1:
-            pairs = [(v, w) for v in carried for w in carried if v != w and self._comes_of(w, v)]
-            if pairs:
-                self.derived[node.index] = frozenset(pairs)
-        if self.uses.role(node) is OpRole.ADDS and len(carried) == 2:
-            self._end_branch(node, *carried)
+        pairs = permutations(carried, 2)
+        derived = frozenset((v, w) for v, w in pairs if self._maker(v) & self.past[w].nodes)
+        if derived:
+            self.derived[node.index] = derived
         self._enter(node, carried)
+        if self.uses.role(node) is OpRole.ADDS and self.scores.isdisjoint(node.outputs):
+            self._add(node, carried)
         for value in {*node.inputs, *node.outputs}:
             if self.uses.graph.consumers[value][-1:] <= (node.index,):
-                self.ancestors.pop(value, None)
-                self.identity.pop(value, None)
-        if len(self.ancestors) == 1:
-            self._forget(*self.ancestors)
+                self.past.pop(value, None)
+
+    def on_streams(self) -> list[_Sum]:
+        """Return the sums without the projections that lie on no stream."""
+        before = {each.node: self.before.get(max(each.forks.values()), -1) for each in self.sums}
+        found = {each.node for each in self.sums if not each.projects}
+        goes_on = {-1, *(before[node] for node in found)}
+        for node, earlier in before.items():
+            if earlier not in goes_on:
+                goes_on.add(earlier)
+                found.add(node)
+        return [each for each in self.sums if each.node in found | goes_on]
+
+    def nodes(self, bits: int) -> Iterator[int]:
+        """Yield the nodes among some bits."""
+        return (bit.bit_length() - 1 for bit in _each(bits >> self.inputs))
+
+    def depth(self, found: _Sum) -> int:
+        """Return how many weights lie in a row on a branch."""
+        rows: dict[int, int] = {}
+        for branch, fork in found.forks.items():
+            weights = self._between(fork, self.behind[branch])
+            for weight in reversed(list(_each(weights))):
+                earlier = _each(self.behind[weight] & weights & ~weight)
+                rows[weight] = 1 + max((rows[each] for each in earlier), default=0)
+        return max(rows.values())
 
     def _bit(self, node: int) -> int:
-        return 1 << node - self.base + self.inputs
+        return 1 << node + self.inputs
 
-    def _enter(self, node: Node, carried: tuple[int, ...]) -> None:
-        weighs = node.index in self.uses.weighers
-        ancestors = identity = bit = self._bit(node.index)
-        carries = self.uses.role(node) in CARRIERS
-        for value in carried:
-            ancestors |= self.ancestors.get(value, 0)
-            if carries:
-                identity |= self.identity.get(value, 0)
-        self.depth[node.index] = max(map(self._depth, carried), default=0) + weighs
-        if weighs:
-            self.weighers |= bit
-            self.weights[node.index] = ancestors
-        if node.op == "batch_norm":
-            self.norms |= bit
-        self.ancestors.update(dict.fromkeys(node.outputs, ancestors))
-        self.identity.update(dict.fromkeys(node.outputs, identity))
-
-    def _forget(self, value: int) -> None:
-        """Begin anew at a value that alone goes on."""
+    def _maker(self, value: int) -> int:
+        """Return the bit of the node that made a value; 0 for an input."""
         producer = self.uses.graph.values[value].producer
-        if producer is not None:
-            self.base, self.inside, self.normed, self.norms = producer, 0, 0, 0
-            self.weighers = self._bit(producer)  # stands for all weights before
-            self.weights = {producer: self.weighers}
-            self.streams.clear()
-            self.ancestors[value] = self.identity[value] = self.weighers
+        return 0 if producer is None else self._bit(producer)
 
-    def _depth(self, value: int) -> int:
-        return self.depth.get(self.uses.graph.values[value].producer or 0, 0)
+    def _enter(self, node: Node, carried: Sequence[int]) -> None:
+        bit, role = self._bit(node.index), self.uses.role(node)
+        every = [self.past[value] for value in carried]
+        kept = every if role in CARRIERS else []
+        whole = kept if len(every) == 1 or role is not OpRole.JOINS else []
+        summed = kept if role is OpRole.ADDS or (len(every) == 1 and role in _LINEAR) else []
+        past = _Past(
+            nodes=bit | _union(each.nodes for each in every),
+            carried=bit | _union(each.carried for each in kept),
+            whole=bit | _union(each.whole for each in whole),
+            summands=_union(each.summands for each in summed) or bit,
+        )
+        self.past.update(dict.fromkeys(node.outputs, past))
+        if node.index in self.uses.weighers:
+            self.weighers |= bit
+            self.behind[bit] = past.nodes
+        else:
+            before = (self.before.get(self._maker(value), -1) for value in carried)
+            self.before[bit] = max(before, default=-1)
 
-    def _comes_of(self, value: int, other: int) -> bool:
-        producer = self.uses.graph.values[other].producer
-        is_known = producer is not None and producer >= self.base
-        return is_known and bool(self.ancestors.get(value, 0) & self._bit(producer or 0))
-
-    def _end_branch(self, node: Node, *summands: int) -> None:
-        """Note the branch that an addition ends, if it ends one."""
-        values, result = self.uses.graph.values, node.outputs[0]
-        if self._is_score(result):
-            return
-        for skip, value in (summands, summands[::-1]):
-            if values[skip].shape != values[result].shape:
-                continue  # what is spread over the other summand, as masks are, is no stream
-            if self._is_identity(skip, value) or self._is_projection(skip, value):
-                shared = self.ancestors[skip] & self.ancestors[value] & self.weighers
-                entry = shared.bit_length() - 1  # the last weight that both have in common
-                before = self.depth[entry - self.inputs + self.base] if shared else 0
-                branch = Branch(value, skip, self._depth(value) - before)
-                self.branches[node.index] = branch
-                self.streams[self._bit(node.index)] = self.ancestors[skip]
-                self._enclose(self.ancestors[value] & ~self.ancestors[skip], branch.depth)
+    def _add(self, node: Node, carried: Sequence[int]) -> None:
+        """Note the branches that an addition may end."""
+        factors = {value for slot, value in self.uses.slots(node) if slot == "factor"}
+        added = carried if len(carried) == 2 else [v for v in carried if v not in factors]
+        for value in added:
+            self.behind[self.past[value].summands] = self.past[value].nodes
+        for skip, value in permutations(added) if len(added) == 2 else ():
+            stream, other = self.past[skip], self.past[value]
+            kept = self._forks(stream, other, stream.carried & ~other.whole)
+            forks = kept or self._forks(stream, other, self._begin(stream, other))
+            if forks and not self._is_spread(skip, node):
+                inside = other.nodes & ~stream.nodes
+                found = _Sum(node.index, skip, value, forks, stream.nodes, inside, not kept)
+                self.sums.append(found)
+                self.branches |= _union(forks)
+                self.before[self._bit(node.index)] = node.index
                 return
 
-    def _is_score(self, value: int) -> bool:
-        """A value of which nothing but a softmax is taken: masks and biases are added to it."""
-        graph = self.uses.graph
-        while len(graph.consumers[value]) == 1:
-            node = graph.nodes[graph.consumers[value][0]]
-            if self.uses.role(node) not in CARRIERS or not node.outputs:
-                return node.op == "softmax"
-            value = node.outputs[0]
-        return False
+    def _is_spread(self, value: int, node: Node) -> bool:
+        """Say whether a value is spread over another, as masks are: that is no stream."""
+        values = self.uses.graph.values
+        return values[value].shape != values[node.outputs[0]].shape
 
-    def _enclose(self, inside: int, depth: int) -> None:
-        """Note what lies inside a branch; those that end first are the innermost."""
-        self.depths.update(dict.fromkeys(self._nodes(inside & ~self.inside), depth))
-        self.inside |= inside
-        if inside & self.norms:
-            self.batch_normalised.update(self._nodes(inside & ~self.normed))
-            self.normed |= inside
+    def _forks(self, stream: _Past, other: _Past, forks: int) -> dict[int, int]:
+        """Return the summands of a value that are branches, each with its last fork."""
+        found: dict[int, int] = {}
+        for summand in _each(other.summands & ~stream.summands):
+            behind = self.behind[summand]
+            known = stream.carried if summand & self.branches else 0  # the value is a stream itself
+            fork = _last(behind & (forks | known))
+            weights = self._between(fork, behind)
+            rivals = (stream.summands & self.branches | _union(found)) & ~behind
+            shares = any(self.behind[rival] & weights for rival in _each(rivals))
+            if weights & ~stream.nodes and not shares:
+                found[summand] = fork
+        return found
 
-    def _nodes(self, bits: int) -> Iterator[int]:
-        """Yield the nodes whose bits are set, the last first."""
-        bits >>= self.inputs
-        while bits:
-            place = bits.bit_length() - 1
-            yield place + self.base
-            bits ^= 1 << place
+    def _between(self, fork: int, behind: int) -> int:
+        """Return the weights that come out of a fork, of those that something comes from."""
+        later = behind & self.weighers & ~(2 * fork - 1) if fork else 0
+        return _union(weight for weight in _each(later) if self.behind[weight] & fork)
 
-    def _is_identity(self, skip: int, value: int) -> bool:
-        """The skip is an ancestor of the branch, and there are weights between.
+    def _begin(self, stream: _Past, other: _Past) -> int:
+        """Return the fork of a stream with one weight, and a branch with more; 0 for none.
 
-        A modulation `scale * weight(x) + shift` of one origin is no branch: its weight reads
-        something else.
+        Nothing leads past it into the branch, neither a stream nor an input: times that each layer
+        adds, or the two inputs of a NASNet cell, begin no branches.
         """
-        shared = self.identity[skip] & self.ancestors[value]
-        between = self._beyond(value, skip) if shared else 0
-        return any(self.weights[weight] & shared for weight in self._nodes(between))
+        shared = stream.nodes & other.nodes
+        fork, inside = _last(shared), other.nodes & ~shared
+        streams = (each.stream for each in self.sums if self._bit(each.node) & inside)
+        is_one = (stream.nodes & ~shared & self.weighers).bit_count() == 1
+        is_more = (inside & self.weighers).bit_count() > 1 and self._has_function(inside)
+        is_past = inside & (1 << self.inputs) - 1 or not all(each & fork for each in streams)
+        return fork if is_one and is_more and not is_past else 0
 
-    def _is_projection(self, skip: int, value: int) -> bool:
-        """The skip is one weight away from where the branch begins, which has more of them.
-
-        Nothing leads past there into the branch, neither a stream nor an input: summed skip
-        connections, as in WaveNet, and time embeddings that each layer adds begin no branches.
-        """
-        shared = self.ancestors[skip] & self.ancestors[value]
-        on_skip, on_branch = self._beyond(skip, value), self._beyond(value, skip)
-        if not shared or not on_skip.bit_count() == 1 < on_branch.bit_count():
-            return False
-        begin, inside = 1 << shared.bit_length() - 1, self.ancestors[value] & ~shared
-        streams = (stream for addition, stream in self.streams.items() if addition & inside)
-        return not inside & (1 << self.inputs) - 1 and all(stream & begin for stream in streams)
-
-    def _beyond(self, value: int, other: int) -> int:
-        """Return the weights that a value comes from and another does not."""
-        return self.ancestors[value] & ~self.ancestors[other] & self.weighers
+    def _has_function(self, inside: int) -> bool:
+        nodes = [self.uses.graph.nodes[index] for index in self.nodes(inside & ~self.weighers)]
+        return any(self.uses.role(node) not in CARRIERS for node in nodes)
 
 
-def _carries(uses: Uses, node: Node) -> bool:
-    return uses.role(node) in CARRIERS
+def _union(sets: Iterable[int]) -> int:
+    return reduce(or_, sets, 0)
+
+
+def _last(bits: int) -> int:
+    return 1 << bits.bit_length() - 1 if bits else 0
+
+
+def _each(bits: int) -> Iterator[int]:
+    """Yield the bits that are set, the last first."""
+    while bits:
+        yield _last(bits)
+        bits ^= _last(bits)
+
+
+_LINEAR = CARRIERS - {OpRole.NORMALISES}
+"""Roles of operators that carry a single sum on as a sum."""
+
+
+def _carriers(uses: Uses) -> list[Node]:
+    return [node for node in uses.graph.nodes if uses.role(node) in CARRIERS]
 
 
 def _only_moves(uses: Uses, node: Node) -> bool:
-    """Say whether a node carries the signal on, and no parameter scales it there."""
-    if uses.role(node) not in (OpRole.MULTIPLIES, OpRole.NORMALISES):
-        return _carries(uses, node)
-    return not any(
+    """Say whether no parameter scales the signal at a carrier."""
+    return uses.role(node) not in (OpRole.MULTIPLIES, OpRole.NORMALISES) or not any(
         value in uses.sources and not any(source.gated for source in uses.sources[value])
         for slot, value in uses.slots(node)
         if slot != "bias"
     )
 
 
-def _ending(
-    uses: Uses, found: Mapping[int, Branch], passes: Callable[[Uses, Node], bool]
-) -> Iterator[int]:
-    """Yield the values whose numbers reach the end of a branch through nodes that pass them."""
-    ending: set[int] = set()
-    for node in reversed(uses.graph.nodes):
-        if node.index in found:
-            ending.add(found[node.index].value)
-        elif not ending.isdisjoint(node.outputs) and passes(uses, node):
-            ending.update(uses.carried(node))
-    yield from ending
+def _scores(uses: Uses) -> frozenset[int]:
+    """Return the masks, and what a softmax is taken of that is not the model's own output."""
+    carriers = _carriers(uses)
+    others = [node for node in uses.graph.nodes if uses.role(node) not in CARRIERS]
+    read = uses.leading((value for node in others for value in node.inputs), carriers)
+    taken = (
+        value
+        for node in others
+        for slot, value in uses.slots(node)
+        if slot == "mask" or (node.op == "softmax" and not read.isdisjoint(node.outputs))
+    )
+    return uses.leading(taken, carriers)

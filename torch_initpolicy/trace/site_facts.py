@@ -72,7 +72,7 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
 def _facts(
     site: Site, found: Sequence[Use], flow: Flow, evidence: Evidence, *, in_norm: bool
 ) -> Facts:
-    branches = len(flow.residuals.branches)
+    branches = flow.residuals.total
     if not found:
         return Facts(
             site.role,
