@@ -288,7 +288,7 @@ class TestWhoIsAsked:
     def test_reason(self):
         """The plan says what a value is."""
         plan = plan_policy(Lora(), example_inputs=X)
-        assert plan["b.weight"].reason == "kept: meant, zero, which closes a residual branch"
+        assert plan["b.weight"].reason == "kept: meant, zero, which closes a summand"
         assert plan["b.weight"].rule == "keep"
 
     def test_on_meta(self):
