@@ -1,7 +1,6 @@
 """Facts that follow from a forward pass, against networks that carry their own answers."""
 
 import functools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,29 +47,6 @@ def test_every_parameter_is_seen_and_no_operator_unknown(network):
     assert dict(found.unknown_operators) == {}
     assert {("traced", True)} == {(f.evidence, f.used) for f in found.facts.values()}
     assert "unknown" not in {f.role for f in found.facts.values()}
-
-
-class Strange(nn.Module):
-    """An operator that nobody knows stands between a weight and a relu."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.relu(torch.linalg.matrix_exp(self.first(x)[:4])))
-
-
-class TestUnknownOperators:
-    def test_stop_the_walk_and_are_counted(self):
-        """What lies behind an operator without a role is not taken for met."""
-        model = Strange()
-        found = read(model, sites(model), torch.zeros(4, 4))
-
-        assert dict(found.unknown_operators) == {"linalg_matrix_exp": 1}
-        assert found.facts["first.weight"].meets is None
-        assert found.facts["first.weight"].stopped_by == "linalg_matrix_exp"
-        assert found.facts["second.weight"].fed_by == Activation("relu")
 
 
 class Tagger(nn.Module):
@@ -128,84 +104,3 @@ def test_slopes_are_read_from_the_call_or_the_parameter():
     met = found["learnt.weight"].meets
     assert met is not None
     assert met.parameter == pytest.approx(0.3)
-
-
-class Paths(nn.Module):
-    """One weight whose output takes two paths, the tanh nearer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.weight(x)
-        return torch.tanh(x) + F.relu(F.layer_norm(x, (4,)))
-
-
-def test_the_nearest_activation_is_met_and_the_others_are_kept():
-    """Where paths differ the nearest counts; what the others meet stays in the facts."""
-    model = Paths()
-    found = read(model, sites(model), torch.zeros(2, 4)).facts["weight.weight"]
-
-    assert found.meets == Activation("tanh")
-
-
-class Multiplied(nn.Module):
-    """A parameter multiplied to something; `how` says how."""
-
-    def __init__(self, how: Callable[["Multiplied", Tensor], Tensor], size: int) -> None:
-        super().__init__()
-        self.how = how
-        self.norm = nn.LayerNorm(4, elementwise_affine=False)
-        self.linear, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.p = nn.Parameter(torch.full((size,), 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.how(self, x)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Divide by the length."""
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-MULTIPLIED = {
-    "a norm's weight": (lambda m, x: m.p * F.layer_norm(m.linear(x), (4,)), 4, "norm_weight"),
-    "written out": (
-        lambda m, x: m.p * (x * x.square().mean(-1, keepdim=True).rsqrt()), 4, "norm_weight",
-    ),
-    "logit scale": (lambda m, x: m.p.exp() * unit(m.linear(x)) @ unit(m.other(x)).t(), 1, "scale"),
-    "logit scale behind": (
-        lambda m, x: unit(m.linear(x)) @ unit(m.other(x)).t() * m.p.exp(), 1, "scale",
-    ),
-    "cosine scale": (lambda m, x: m.p * F.normalize(m.linear(x)), 1, "scale"),
-    "temperature per feature": (lambda m, x: m.p.exp() * F.normalize(m.linear(x)), 4, "scale"),
-    "branch behind a norm": (lambda m, x: x + m.p * m.norm(m.linear(x)), 4, "scale"),
-    "zero branch behind a norm": (lambda m, x: x + m.p * m.norm(m.linear(x)), 1, "scale"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MULTIPLIED)
-def test_norm_weight_or_scale(name):
-    """Only what a module multiplies to its own normalised signal, unit by unit, is its weight."""
-    how, size, role = MULTIPLIED[name]
-    model = Multiplied(how, size)
-
-    assert read(model, sites(model), torch.ones(2, 4)).facts["p"].role == role
-
-
-def test_gate_of_a_weight():
-    """A parameter that gates a weight through an activation is no weight itself."""
-
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.logits = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(F.linear(x, self.weight * self.logits.sigmoid()))
-
-    model = Gated()
-    facts = read(model, sites(model), torch.ones(2, 4)).facts
-
-    assert {name: of.role for name, of in facts.items()} == {"weight": "weight", "logits": "gate"}

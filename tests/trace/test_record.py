@@ -1,24 +1,17 @@
-"""The recorder writes down what ran, and leaves the model as it was."""
+"""A recording leaves the model, its hooks and the process as they were."""
 
-import collections
 import copy
-import dataclasses
 import random
 import subprocess
 import sys
-import types
 import warnings
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.sites import sites
-from torch_initpolicy.trace.graph import Graph
-from torch_initpolicy.trace.names import op_name
-from torch_initpolicy.trace.record import capture
-from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
+from tests.trace.recording import record
+from torch_initpolicy.trace.trees import Call
 
 
 class Meddling(nn.Module):
@@ -69,12 +62,6 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-
-
-def record(model: nn.Module, call: Call, **options: bool) -> Graph:
-    """Record a forward pass."""
-    names = {id(p): site.name for site in sites(model) for p in site.parameters}
-    return capture(model, call, names=names, **options)
 
 
 class TestUntouched:
@@ -132,195 +119,6 @@ class TestUntouched:
                 return x + 1
 
         assert [node.op for node in record(Net(), Call((torch.zeros(2),))).nodes] == ["add"]
-
-
-@dataclasses.dataclass
-class Output:
-    """What a model may return: a plain record, no mapping."""
-
-    loss: Tensor | None
-    hidden: list[Tensor]
-
-
-class TestGraph:
-    def test_records_that_a_model_returns_are_looked_into(self):
-        """The tensors in the fields of a dataclass are results like any others."""
-
-        class Net(nn.Module):
-            def forward(self, x: Tensor) -> Output:
-                return Output(None, [x + 1, x * 2])
-
-        graph = record(Net(), Call((torch.zeros(2),)))
-
-        assert graph.results == tuple(node.outputs[0] for node in graph.nodes)
-
-    def test_nodes_name_operators_and_modules(self):
-        """Operators come in order, each with the innermost module that was running."""
-        graph = record(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), Call((torch.zeros(2, 4),)))
-
-        assert [(node.op, node.module) for node in graph.nodes] == [("linear", "0"), ("tanh", "1")]
-
-    def test_in_place_operators_make_new_values(self):
-        """A tensor changed in place is another value from there on."""
-
-        class Net(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                y = x * 1
-                z = y.add_(1)
-                return y * z
-
-        graph = record(Net(), Call((torch.zeros(2),)))
-        mul, add, product = graph.nodes
-
-        assert add.inputs == mul.outputs
-        assert product.inputs == add.outputs * 2
-
-    def test_writing_into_a_view_changes_its_base(self):
-        """What is written through a view is read through the whole tensor."""
-
-        class Net(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                y = x * 1
-                y[:, 0].zero_()
-                return y + 1
-
-        graph = record(Net(), Call((torch.zeros(2, 2),)))
-
-        assert [node.op for node in graph.nodes] == ["mul", "getitem", "zero", "setitem", "add"]
-        assert graph.nodes[-1].inputs == graph.nodes[-2].outputs
-
-    def test_tied_parameters_are_one_value(self):
-        """A tensor under two names is one value of the graph."""
-        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-        model[1].weight = model[0].weight
-        graph = record(model, Call((torch.zeros(1, 3),)))
-
-        assert sorted(v.parameter for v in graph.values if v.parameter) == [
-            "0.bias", "0.weight", "1.bias",
-        ]  # fmt: skip
-
-    def test_recurrent_layers_are_recorded_through_their_second_list(self):
-        """The flat list of weights inside an LSTM leads to the same parameters."""
-        model = nn.LSTM(3, 4)
-        graph = record(model, Call((torch.zeros(5, 2, 3),)))
-        lstm = next(node for node in graph.nodes if node.op == "lstm")
-
-        read = {graph.values[v].parameter for v in lstm.inputs}
-
-        assert read >= set(dict(model.named_parameters()))
-
-    def test_real_constants_meet_meta_tensors(self):
-        """A tensor that is no buffer, made in the constructor, does not stop a recording."""
-
-        class Net(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.weight = nn.Parameter(torch.zeros(3))
-                self.scale = torch.tensor([1.0, 2.0, 3.0])
-
-            def forward(self, x: Tensor) -> Tensor:
-                return x * self.weight * self.scale * torch.tensor(2.0)
-
-        graph = record(Net(), Call((torch.zeros(2, 3),)))
-
-        assert [node.op for node in graph.nodes if node.outputs][-1] == "mul"
-        assert 2.0 in {value.constant for value in graph.values}
-
-
-def test_what_dies_leaves_its_number_to_nobody():
-    """In a real run, memory is used again; tensors that never met in it are no views of another."""
-    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(32)))
-    graph = record(model, Call((torch.zeros(16, 64),)), on_meta=False)
-    made = [graph.values[output].storage for node in graph.nodes for output in node.outputs]
-
-    assert len(made) == 32
-    assert len(set(made)) == 32
-
-
-class Pair(NamedTuple):
-    """A tuple with names."""
-
-    first: Tensor
-    second: object
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
-    """A record that neither its constructor nor its attributes can be written through."""
-
-    first: Tensor
-    second: object
-    length: int = dataclasses.field(init=False, default=0)
-
-
-CONTAINERS = {
-    "tuple": lambda x, y: (x, [y], 1),
-    "list": lambda x, y: [x, (y,), None],
-    "dict": lambda x, y: {"a": x, "b": [y]},
-    "ordered": lambda x, y: collections.OrderedDict(a=x, b=y),
-    "default": lambda x, y: collections.defaultdict(list, a=x, b=y),
-    "user": lambda x, y: collections.UserDict(a=x, b=y, c="text"),
-    "read-only": lambda x, y: types.MappingProxyType({"a": x, "b": y}),
-    "named": lambda x, y: Pair(x, {"b": y}),
-    "record": lambda x, y: Output(x, [y]),
-    "frozen": lambda x, y: Record(x, Output(y, [])),
-    "nested": lambda x, y: [collections.UserDict(a=Output(x, [y]))],
-}
-
-
-class TestContainers:
-    @pytest.mark.parametrize("name", CONTAINERS)
-    def test_tensors_are_found_and_mapped_in_the_same_places(self, name):
-        """Whatever is looked into can be mapped: order, type and the original are kept."""
-        x, y = torch.zeros(2), torch.ones(3)
-        tree = CONTAINERS[name](x, y)
-        mapped = map_tensors(lambda tensor: tensor + 5, tree)
-
-        assert [tensor.tolist() for tensor in tensors_in(mapped)] == [[5, 5], [6, 6, 6]]
-        assert all(a is b for a, b in zip(tensors_in(tree), (x, y), strict=True))
-        assert type(mapped) is (dict if name == "read-only" else type(tree))
-
-    def test_lists_inside_records_are_made_anew(self):
-        """What a forward appends to its stand-in does not reach the caller's own."""
-        tree = {"seen": [torch.zeros(1)]}
-        map_tensors(lambda tensor: tensor, tree)["seen"].append(None)
-
-        assert len(tree["seen"]) == 1
-
-    @pytest.mark.parametrize("tree", [Record(None, 1), collections.UserDict(a=1)], ids=repr)
-    def test_objects_without_tensors_are_passed_on(self, tree):
-        """A configuration, which may be anything, is not copied."""
-        assert map_tensors(torch.neg, (tree,))[0] is tree
-
-    @pytest.mark.parametrize("name", CONTAINERS)
-    def test_inputs_in_containers_are_inputs(self, name):
-        """A forward that takes a container is recorded from the tensors in it."""
-
-        class Net(nn.Module):
-            def forward(self, batch: object) -> list[Tensor]:
-                return [tensor * 2 for tensor in tensors_in(batch)]
-
-        graph = record(Net(), Call((CONTAINERS[name](torch.zeros(2), torch.ones(3)),)))
-        read = [graph.values[node.inputs[0]] for node in graph.nodes]
-
-        assert [(value.shape, value.is_input) for value in read] == [((2,), True), ((3,), True)]
-
-
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        (torch.Tensor.add_, "add"),
-        (torch.Tensor.__radd__, "add"),
-        (torch.Tensor.__itruediv__, "div"),
-        (torch.relu_, "relu"),
-        (torch.nn.functional.gelu, "gelu"),
-        (torch.Tensor.T.__get__, "T"),
-    ],
-    ids=lambda item: item if isinstance(item, str) else "",
-)
-def test_spellings_of_an_operator_are_one_name(function, name):
-    """In-place, reflected and property spellings fold into one name."""
-    assert op_name(function) == name
 
 
 def test_the_first_plan_of_a_process_imports_no_compiler():

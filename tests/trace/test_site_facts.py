@@ -1,0 +1,102 @@
+"""Facts of one site from all that is known of the flow: several uses, blocks, compositions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.gains import Activation
+from torch_initpolicy.trace.facts import Facts
+from torch_initpolicy.trace.read import read
+
+
+def facts_of(model: nn.Module, *inputs: Tensor) -> dict[str, Facts]:
+    """Read a model."""
+    return dict(read(model, sites(model), inputs).facts)
+
+
+def test_a_weight_that_is_used_twice_meets_what_its_first_use_does():
+    """Later uses of a shared weight add what they meet, and take nothing away."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(F.relu(self.layer(x))))
+
+    fact = facts_of(Shared(), torch.zeros(2, 4))["layer.weight"]
+
+    assert (fact.meets, fact.reads_input, fact.fed_by) == (Activation("relu"), True, None)
+
+
+def test_blocks_differ_where_they_meet_different_things():
+    """A block says what it meets; where all meet the same there are no blocks to speak of."""
+
+    class Gated(nn.Module):
+        def __init__(self, *, same: bool) -> None:
+            super().__init__()
+            self.same, self.packed = same, nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, value = self.packed(x).chunk(2, -1)
+            return F.silu(gate) * (F.silu(value) if self.same else value)
+
+    differing, equal = (
+        facts_of(Gated(same=same), torch.zeros(2, 4))["packed.weight"] for same in (False, True)
+    )
+
+    assert [block.meets for block in differing.blocks] == [Activation("silu"), None]
+    assert [block.feeds_output for block in differing.blocks] == [False, True]
+    assert (equal.blocks, equal.axes.blocks) == ((), (4, 4))
+
+
+def test_rows_for_nothing_come_from_the_operator():
+    """The padding row is the one that the look-up names, from the front."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.zeros(10, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.embedding(x, self.rows, padding_idx=-1)
+
+    fact = facts_of(Table(), torch.zeros(2, 3, dtype=torch.long))["rows"]
+
+    assert (fact.role, fact.padding) == ("embedding", 9)
+
+
+def test_a_product_of_parameters_is_one_weight():
+    """Each factor knows how many there are, and the fans of the weight that they make."""
+
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.rand(6, 2)), nn.Parameter(torch.rand(2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.up @ self.down)
+
+    found = facts_of(LowRank(), torch.zeros(2, 4))
+    made = {(c.factors, c.fan_in, c.fan_out) for c in (f.composition for f in found.values())}
+
+    assert made == {(2, 4, 6)}
+
+
+def test_what_the_forward_pass_leaves_out():
+    """A parameter that nothing reads has the role of its layer, and is not used."""
+
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    found = facts_of(Spare(), torch.zeros(2, 4))
+
+    assert (found["spare.weight"].role, found["spare.weight"].used) == ("weight", False)
+    assert found["layer.weight"].used
