@@ -121,7 +121,8 @@ def _read_from(recorded: Recorded, search: InputSearch) -> Reading:
 
 def _with_parts(main: Reading, search: InputSearch) -> Reading:
     """Add what modules that were not reached say when they run on their own."""
-    unseen = [site for site in search.runner.sites if site.name in main.unused]
+    unused = main.unused
+    unseen = [site for site in search.runner.sites if site.name in unused]
     own = {name: _read_from(r, s) for name, s, r in lone_parts(search.runner.model, unseen)}
     found = {n: f for part in own.values() for n, f in part.facts.items() if f.used}
     facts = {**main.facts, **{n: replace(f, feeds_output=False) for n, f in found.items()}}
