@@ -102,12 +102,12 @@ def _completed(facts: Facts, site: Site) -> Facts:
 
     A site that has no shape yet has no axes either.
     """
-    return replace(
-        facts,
-        axes=None if site.lazy else facts.axes or site.axes,
-        padding=site.padding if facts.padding is None else facts.padding,
-        blocks=tuple(_completed(block, site) for block in facts.blocks),
-    )
+    axes = None if site.lazy else facts.axes or site.axes
+    padding = site.padding if facts.padding is None else facts.padding
+    if (axes, padding, facts.blocks) == (facts.axes, facts.padding, ()):
+        return facts
+    blocks = tuple(_completed(block, site) for block in facts.blocks)
+    return replace(facts, axes=axes, padding=padding, blocks=blocks)
 
 
 def idle_rules(policy: InitPolicy, choices: Sequence[Choice]) -> Iterator[str]:

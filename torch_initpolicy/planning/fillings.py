@@ -33,10 +33,12 @@ Gains: TypeAlias = Mapping[Activation | None, float]
 class Surroundings:
     """What the numbers at one site depend on beside its own facts.
 
-    `reads` says by canonical name what each weight reads; it is empty where no initializer asks.
+    `asks` says whether an initializer may ask what its weight reads, and `reads` by canonical name
+    what each does read; it is empty where none asks.
     """
 
     gains: Gains
+    asks: bool = True
     reads: Mapping[str, Reads] = field(default_factory=dict)
 
     def context(self, choice: Choice) -> Context:
@@ -75,8 +77,10 @@ UNREAD = Reads(None)
 def surroundings(choices: Sequence[Choice], flow: Flow | None) -> Surroundings:
     """Find what the numbers of a model's sites depend on."""
     known = Surroundings(_gains(choice.facts for choice in choices))
-    if flow is None or not any(_asks_anywhere(choice, known) for choice in choices):
+    if flow is None:
         return known
+    if not any(_asks_anywhere(choice, known) for choice in choices):
+        return replace(known, asks=False)
     written = {choice.site.name: _written(choice, known) for choice in choices}
     stated = {name: numbers for name, numbers in written.items() if numbers is not None}
     return replace(known, reads=reads(flow, [choice.site for choice in choices], stated))
@@ -194,7 +198,8 @@ def _filling(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
     initializer, context = chosen(rule, choice), around.context(choice)
     resolved = initializer.resolve(context)
     plain = replace(context, multiplier=1.0, weight_multiplier=1.0, shared=None)
-    counts = resolved != initializer.resolve(plain)
+    counts = context != plain and resolved != initializer.resolve(plain)
+    asks = around.asks and _asks(initializer, context)
     what = summary(resolved, *fans_of(choice))
     if counts and context.shared is not None:
         what = summary(initializer.resolve(replace(context, shared=None)), *context.shared.used)
@@ -203,7 +208,7 @@ def _filling(choice: Choice, rule: Rule, around: Surroundings) -> Filling:
         rule,
         initializer,
         what,
-        read=around.reads.get(choice.site.name, UNREAD) if _asks(initializer, context) else None,
+        read=around.reads.get(choice.site.name, UNREAD) if asks else None,
         counts=counts,
     )
     return Filling(resolved, repr(rule.matcher), why)

@@ -57,8 +57,16 @@ def _sample(tensor: Tensor, most: int) -> Tensor:
     """Return at most `most` elements from all over a tensor, the same ones each time."""
     if tensor.numel() <= most:
         return tensor.flatten()
-    places = torch.rand(most, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    return tensor.take((places * tensor.numel()).long().to(tensor.device))
+    return tensor.take((_SAMPLED[most] * tensor.numel()).long().to(tensor.device))
+
+
+_SAMPLED = {
+    count: torch.rand(
+        count, generator=torch.Generator().manual_seed(0), dtype=torch.double, device="cpu"
+    )
+    for count in (_FEW, _MANY)
+}
+"""Places all over a tensor, as shares of its length."""
 
 
 @torch.no_grad()
@@ -121,9 +129,11 @@ def _identity(tensor: Tensor) -> str | None:
     if ones.numel() < 4:
         return None
     mean, spread = float(ones.mean()), float(ones.std())
+    if abs(mean) <= _STANDS_OUT * spread:
+        return None
     square = centre[: ones.numel(), : ones.numel()].float()
     beside = (square - square.diagonal().diag()).norm() / math.sqrt(square.numel() - ones.numel())
-    if abs(mean) <= _STANDS_OUT * max(float(beside), spread):
+    if abs(mean) <= _STANDS_OUT * float(beside):
         return None
     name = "identity" if tensor.ndim == 2 else "identity kernel"
     return name if math.isclose(mean, 1, rel_tol=0.05) else f"{name} times {mean:.3g}"
@@ -185,11 +195,11 @@ def purpose_in(bias: Tensor, scale: float = 0.0) -> str | None:
     numbers = bias.detach().flatten()
     if numbers.numel() == 0 or bias.is_complex() or not bool(torch.isfinite(numbers).all()):
         return None
-    if bool((numbers == 0).all()):
+    zeros = int((numbers == 0).sum())
+    if zeros == numbers.numel():
         return None
     if numbers.numel() == 1:
         return _of_one(float(numbers), scale) if numbers.element_size() >= 4 else None
-    zeros = int((numbers == 0).sum())
     if zeros >= 8 // numbers.element_size() and zeros * 2 >= numbers.numel():
         return f"bias of zeros but for {numbers.numel() - zeros}"
     return next((found for part in _parts(numbers) if (found := _one_sided(part))), None)

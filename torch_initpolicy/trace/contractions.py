@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.graph import Node, Ref, Value
+from torch_initpolicy.trace.graph import Node, Value
 from torch_initpolicy.trace.operators import OpRole, argument
 
 Label = Literal["in", "out", "copy", "kernel"]
@@ -265,7 +265,7 @@ def _equation(node: Node) -> _Equation | None:
 
 def _equation_of_lists(node: Node) -> _Equation | None:
     lists = [arg for arg in node.args if isinstance(arg, (list, tuple))]
-    if not isinstance(node.args[0], Ref) or not all(isinstance(x, int) for y in lists for x in y):
+    if not isinstance(node.args[0], Value) or not all(isinstance(x, int) for y in lists for x in y):
         return None
     terms = ["".join(string.ascii_letters[number] for number in each) for each in lists]
     if len(terms) > len(node.inputs):

@@ -5,18 +5,12 @@ Knows that tensors go into operators and come out; not what an operator does.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.trees import tensors_in
-
-
-class Ref(NamedTuple):
-    """Stands for a tensor among a node's arguments."""
-
-    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +50,7 @@ class Node:
     Attributes:
         index: Its number, in order of execution.
         op: Name of the operator, in-place and reflected forms folded: `"conv2d"`, `"add"`.
-        args: Its positional arguments, tensors replaced by `Ref`.
+        args: Its positional arguments, tensors replaced by values.
         kwargs: Its keyword arguments, likewise.
         inputs: Values among the arguments, in order.
         outputs: Values among the results, in order.
@@ -94,8 +88,8 @@ def rerun(node: Node, look_up: Callable[[int], Tensor]) -> list[Tensor]:
     """Run an operator again on the CPU; behind its results stands what it has written items of."""
 
     def given(argument: Any) -> Any:
-        if isinstance(argument, Ref):
-            return look_up(argument.value)
+        if isinstance(argument, Value):
+            return look_up(argument.index)
         return torch.device("cpu") if isinstance(argument, torch.device) else argument
 
     args, kwargs = _mapped(given, (node.args, dict(node.kwargs)))
@@ -105,7 +99,7 @@ def rerun(node: Node, look_up: Callable[[int], Tensor]) -> list[Tensor]:
 
 def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `function` to the leaves of nested tuples, lists and dicts."""
-    if isinstance(tree, Ref) or not isinstance(tree, (tuple, list, dict)):
+    if not isinstance(tree, (tuple, list, dict)):
         return function(tree)
     if isinstance(tree, dict):
         return {key: _mapped(function, item) for key, item in tree.items()}

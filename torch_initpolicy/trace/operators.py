@@ -13,7 +13,7 @@ from typing import Any
 
 from torch_initpolicy.errors import ArgumentError
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.graph import Node, Ref
+from torch_initpolicy.trace.graph import Node, Value
 
 __all__ = ["register"]
 
@@ -179,8 +179,8 @@ _SLOT_OF_KEYWORD = {
 
 
 def _refs(argument: Any) -> Iterator[int]:
-    if isinstance(argument, Ref):
-        yield argument.value
+    if isinstance(argument, Value):
+        yield argument.index
     elif isinstance(argument, (tuple, list)):
         for item in argument:
             yield from _refs(item)

@@ -74,8 +74,10 @@ def read(model: nn.Module, sites: Sequence[Site], example_inputs: Any = None) ->
         if example_inputs is not None:
             return _given_inputs(search, as_call(example_inputs))
         recorded = search.found()
-        ordered = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
-        main = ordered if recorded is None else _read_from(recorded, search)
+        if recorded is None:
+            main = Reading(ordered_facts(inner, sites), "order", failure=_failure(search))
+        else:
+            main = _read_from(recorded, search)
         return _with_parts(main, search)
 
 

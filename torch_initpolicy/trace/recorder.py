@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch_initpolicy.sites import canonical_modules
 from torch_initpolicy.trace.devices import OneDevice, input_like
 from torch_initpolicy.trace.functorch import is_transforming, is_wrapped
-from torch_initpolicy.trace.graph import Graph, Node, Ref
+from torch_initpolicy.trace.graph import Graph, Node, Value
 from torch_initpolicy.trace.names import op_name
 from torch_initpolicy.trace.operators import reference
 from torch_initpolicy.trace.trees import Call, map_tensors, tensors_in
@@ -130,13 +130,16 @@ class Recorder(TorchFunctionMode):
 
         Where that tensor is a view, a second node writes it into its base.
         """
-        read = tuple(self._value_of(tensor) for tensor in tensors_in((args, kwargs)))
-        index = len(self.nodes)
-        node_args, node_kwargs = map_tensors(
-            lambda tensor: Ref(self._value_of(tensor)), (args, dict(kwargs))
-        )
+        read: list[Value] = []
+
+        def note(tensor: Tensor) -> Value:
+            read.append(self.values.all[self._value_of(tensor)])
+            return read[-1]
+
+        node_args, node_kwargs = map_tensors(note, (args, dict(kwargs)))
+        inputs, index = tuple(value.index for value in read), len(self.nodes)
         changed = tuple(self._changed_views(outputs))
-        varies = not self.varying.isdisjoint(read)
+        varies = not self.varying.isdisjoint(inputs)
         fixed = self.on_meta and not varies  # there, only what no input reaches holds numbers
         made = tuple(
             self.values.add(tensor, producer=index, constant=_number(tensor) if fixed else None)
@@ -144,7 +147,7 @@ class Recorder(TorchFunctionMode):
         )
         if varies:
             self.varying.update(made)
-        node = Node(index, op, function, node_args, node_kwargs, read, made, self.running[-1])
+        node = Node(index, op, function, node_args, node_kwargs, inputs, made, self.running[-1])
         self.nodes.append(node)
         self.budget.spend(1 if self.on_meta else 1 + sum(t.numel() for t in outputs) / _PER_UNIT)
         if self.see is not None:

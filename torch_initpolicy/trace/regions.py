@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.graph import Graph, Node, Ref
+from torch_initpolicy.trace.graph import Graph, Node, Value
 from torch_initpolicy.trace.operators import OpRole
 
 _ELEMENTWISE = frozenset({
@@ -87,8 +87,8 @@ class Elementwise:
         """Say whether each number of a node's output depends on one number of its input."""
         values = self.graph.values
         if node.op in BY_MASK:
-            refs = [values[ref.value] for ref in node.args[:2] if isinstance(ref, Ref)]
-            return len(refs) == 2 and refs[1].dtype == torch.bool and refs[0].shape == refs[1].shape
+            read = [given for given in node.args[:2] if isinstance(given, Value)]
+            return len(read) == 2 and read[1].dtype == torch.bool and read[0].shape == read[1].shape
         by_role = self.roles[node.index] in _ELEMENTWISE and node.op not in _OVER_AN_AXIS
         chooses = node.op in CHOOSES and len(node.args) + len(node.kwargs) > 1
         after = values[node.outputs[0]].shape if len(node.outputs) == 1 else None
@@ -117,11 +117,11 @@ class Elementwise:
             made: dict[int, Tensor] = {start: variable}
 
             def look_up(argument: Any) -> Any:
-                if not isinstance(argument, Ref):
+                if not isinstance(argument, Value):
                     return argument
-                if argument.value in made:
-                    return made[argument.value].clone()  # the node may work in place
-                return torch.tensor(self.numbers[argument.value], dtype=variable.dtype)
+                if argument.index in made:
+                    return made[argument.index].clone()  # the node may work in place
+                return torch.tensor(self.numbers[argument.index], dtype=variable.dtype)
 
             for node in nodes:
                 args = [look_up(argument) for argument in node.args]
@@ -138,9 +138,9 @@ class Elementwise:
         local = {start: 0} | {node.outputs[0]: i for i, node in enumerate(nodes, 1)}
 
         def key(argument: Any) -> Any:
-            if not isinstance(argument, Ref):
+            if not isinstance(argument, Value):
                 return repr(argument)
-            return local.get(argument.value, self.numbers.get(argument.value))
+            return local.get(argument.index, self.numbers.get(argument.index))
 
         return tuple(
             (node.op, *map(key, node.args), *((name, key(x)) for name, x in node.kwargs.items()))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.graph import Graph, Node, Ref
+from torch_initpolicy.trace.graph import Graph, Node, Value
 from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument
 
 
@@ -25,22 +25,27 @@ class Scalars:
         role = self.uses.role(node)
         if role is OpRole.MULTIPLIES:
             return abs(self._multiplied(node, value))
-        if role is OpRole.CONTRACTS or (role is OpRole.ADDS and node.args[1:2] == (Ref(value),)):
+        if role is OpRole.CONTRACTS or (role is OpRole.ADDS and _is(value, *node.args[1:2])):
             return abs(float(node.kwargs.get("alpha", 1.0)))
         return 1.0
 
     def _multiplied(self, node: Node, value: int) -> float:
         operands = [*node.args, *(node.kwargs[key] for key in ("other",) if key in node.kwargs)]
-        numbers = (self._number(each) for each in operands if each != Ref(value))
+        numbers = (self._number(each) for each in operands if not _is(value, each))
         product = math.prod(number for number in numbers if number is not None)
         if "div" not in node.op:
             return product
-        return 1 / product if operands[0] == Ref(value) and product else 1.0
+        return 1 / product if _is(value, operands[0]) and product else 1.0
 
     def _number(self, given: Any) -> float | None:
-        if isinstance(given, Ref):
-            return self.numbers.get(given.value)
+        if isinstance(given, Value):
+            return self.numbers.get(given.index)
         return float(given) if isinstance(given, (int, float)) else None
+
+
+def _is(value: int, given: Any = None) -> bool:
+    """Tell whether an argument is a value."""
+    return isinstance(given, Value) and given.index == value
 
 
 def numbers(graph: Graph) -> dict[int, float]:
@@ -75,7 +80,7 @@ def _number_made(node: Node, known: Mapping[int, float]) -> float | None:
 
 
 def _evaluated(node: Node, known: Mapping[int, float]) -> float | None:
-    args = [torch.tensor(known[a.value]) if isinstance(a, Ref) else a for a in node.args]
+    args = [torch.tensor(known[a.index]) if isinstance(a, Value) else a for a in node.args]
     try:
         with torch.device("cpu"):
             return float(node.function(*args, **node.kwargs))

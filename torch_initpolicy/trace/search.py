@@ -172,7 +172,7 @@ def lone_parts(
     """
     sites = {id(p): site for site in unseen for p in site.parameters}
     budget = Budget(_BASE + _SHARE * len(unseen))
-    waiting = [(name, child) for name, child in canonical_modules(model) if name]
+    waiting = [(name, child) for name, child in canonical_modules(model) if name and unseen]
     done: tuple[str, ...] = ()
     for name, module in waiting:
         own = {id(p) for p in module.parameters()}

@@ -53,7 +53,11 @@ def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:
         return whole
     walks = _ahead_of_blocks(found[0], whole.axes, flow)
     each = tuple(
-        replace(whole, multiplier=_multiplier(found[0], walk, flow), **_meeting(walk))
+        replace(
+            whole,
+            multiplier=_multiplier(found[0], walk, flow, whole.composition),
+            **_meeting(walk),
+        )
         for walk in walks
     )
     return replace(whole, blocks=each) if len(set(each)) > 1 else whole
@@ -90,6 +94,7 @@ def _facts(
     fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
     output = _own_output(first, flow)
     join, end = flow.joins.get(output, ALONE), flow.destinations.get(output, NOWHERE)
+    composition = _composition(first, flow)
     return Facts(
         role=role,
         axes=axes,
@@ -101,10 +106,10 @@ def _facts(
         residual_branches=branches,
         branch_depth=flow.residuals.depths.get(first.node.index, 0),
         neighbours=_weights_around(role, found, flow),
-        multiplier=_multiplier(first, ahead_of(first, flow), flow),
+        multiplier=_multiplier(first, ahead_of(first, flow), flow, composition),
         is_summand=bool(join.summands),
         multiplied_by=makers(join, flow.neighbours.made_by),
-        composition=_composition(first, flow),
+        composition=composition,
         reader=end.reader,
         ends_in_norm=end.ends_in_norm,
         in_batch_norm=first.node.index in flow.residuals.batch_normalised,
@@ -123,7 +128,9 @@ def _own_output(use: Use, flow: Flow) -> int:
     return -1 if inside else use.node.outputs[0]
 
 
-def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:
+def _multiplier(
+    use: Use, walk: Walk, flow: Flow, composition: Composition | None
+) -> ForwardMultiplier:
     """Collect the known constants on the way of a weight; none where its size says nothing.
 
     A standardised weight is as large as its operator makes it, whatever is drawn.
@@ -132,7 +139,7 @@ def _multiplier(use: Use, walk: Walk, flow: Flow) -> ForwardMultiplier:
     if not terms or any(math.isnan(term.constant) for term in terms):
         return ForwardMultiplier()
     largest = max(term.constant for term in terms)
-    constant = largest if _composition(use, flow) is None else 1.0
+    constant = largest if composition is None else 1.0
     alpha = float(use.node.kwargs.get("alpha", 1.0)) if use.slot in ("left", "right") else 1.0
     return ForwardMultiplier(alpha * constant, flow.leftover.on_input(use.partner), walk.factor)
 
