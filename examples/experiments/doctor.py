@@ -29,7 +29,7 @@ from common import Data, digits, parser_of, report, table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from torch_initpolicy import apply_policy, audit_model, lsuv_
+from torch_initpolicy import apply_policy, audit_model, lsuv_, presets
 from torch_initpolicy.errors import InitPolicyWarning
 
 RATE, SIREN_RATE, STEPS = 2e-3, 5e-4, 200
@@ -346,6 +346,7 @@ class Task(NamedTuple):
         rate: Learning rate.
         loss: The loss.
         skill: Says how well outputs fit targets, 1 for perfectly and 0 for not at all.
+        whole: Whether all of the data is one batch, as the nodes of a graph are.
     """
 
     data: Data
@@ -353,6 +354,7 @@ class Task(NamedTuple):
     rate: float
     loss: Callable[[Tensor, Tensor], Tensor]
     skill: Callable[[Tensor, Tensor], Tensor]
+    whole: bool = False
 
 
 @functools.cache
@@ -386,6 +388,8 @@ def task_of(family: str) -> Task:
 
 def batch(task: Task, seed: int, size: int = BATCH) -> Data:
     """Draw a batch."""
+    if task.whole:
+        return task.data
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(task.data.targets), (size,), generator=generator)
     return Data(task.data.inputs[chosen], task.data.targets[chosen])
@@ -499,7 +503,11 @@ def examine(kind: str, case: Case, seed: int, steps: int, *, watched: bool) -> R
     mended = None
     if audit.recommended is not None:
         mended = copy.deepcopy(net)
-        names = {"apply_policy": functools.partial(apply_policy, seed=seed), "lsuv_": lsuv_}
+        names = {
+            "apply_policy": functools.partial(apply_policy, seed=seed),
+            "lsuv_": lsuv_,
+            "presets": presets,
+        }
         eval(audit.recommended.call, names, {"model": mended, "batch": inputs})
     best = train(twin, task, steps)
     reached, complains = (
@@ -527,9 +535,10 @@ def examined(count: int, seed: int, steps: int, resume: Path | None) -> Iterator
         yield result
 
 
-def loss_with(task: Task, targets: Tensor, outputs: Tensor) -> Tensor:
+def loss_with(task: Task, targets: Tensor, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the loss of outputs, in their dtype."""
-    return task.loss(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)
+    dtype = (outputs if isinstance(outputs, Tensor) else outputs[0]).dtype
+    return task.loss(outputs, targets.to(dtype) if targets.is_floating_point() else targets)
 
 
 def cases(count: int, seed: int) -> Iterator[tuple[str, Case, int]]:

@@ -64,6 +64,7 @@ EVERY = [
     Dirac(),
     Identity(0.5),
     Sparse(0.9),
+    initializers.Chrono(50.0),
     ICNR(VarianceScaling(), 3),
     initializers.Scaled(Orthogonal(), 0.1),
     initializers.Blocks((Zeros(), Ones(), Orthogonal())),

@@ -113,3 +113,36 @@ def test_names_that_make_no_line_are_not_tried():
     calls = [r.call for r in audit_model(model, batch()[:, :64]).repairs]
 
     assert calls[0] == "apply_policy(model)"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_layer_that_forgets_gets_time_scales(kind):
+    """Where gates forget, be they meant, the published start for as many steps repairs it."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = kind(8, 32, batch_first=True), nn.Linear(32, 4)
+            with torch.no_grad():
+                self.layer.bias_ih_l0[32:64] = -4
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    best = audit_model(Last(), torch.randn(16, 40, 8)).recommended
+    assert best.call.startswith("apply_policy(model, presets.chrono(40)")
+    assert not best.signal.verdicts
+
+
+def test_starts_are_offered_for_their_structure_alone():
+    """DeepNorm is for branches of attention, SIREN for sines, time scales for gates."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(64, 4))
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=0.5)
+    inputs = torch.randn(32, 64)
+    tried = {repair.name.split(",")[0] for repair in audit_model(model, inputs).repairs}
+    assert tried
+    assert tried <= {"auto", "signal", "critical", "auto, calibrated", "lsuv"}

@@ -20,6 +20,7 @@ from torch_initpolicy.tensors.initializers import (
     ICNR,
     Blocks,
     BranchScaled,
+    Chrono,
     Constant,
     DeltaOrthogonal,
     Dirac,
@@ -76,6 +77,7 @@ ALL = {
     "icnr": Case(ICNR(he_normal()), KERNEL),
     "icnr of uniform": Case(ICNR(xavier_uniform()), KERNEL),
     "icnr of orthogonal": Case(ICNR(Orthogonal()), KERNEL),
+    "chrono": Case(Chrono(50.0), (16,), GATES),
     "forget gate": Case(Blocks((Zeros(), Ones(), Zeros(), Zeros())), (16,), GATES),
     "blocks": Case(Blocks((xavier_normal(), xavier_uniform(), Zeros())), (24, 16), GQA),
     "blocks of all kinds": Case(

@@ -6,6 +6,7 @@ the published starts for the structure that was seen, calibration on the inputs.
 
 import copy
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from torch_initpolicy.calibrate.lsuv import lsuv_
 from torch_initpolicy.errors import InitPolicyError, InitPolicyWarning, counted
 from torch_initpolicy.planning.plan import Plan
 from torch_initpolicy.planning.selection import Keeping
+from torch_initpolicy.policy import presets
+from torch_initpolicy.policy.rules import InitPolicy, policy_named
 from torch_initpolicy.report.repairs import Repair, judged, ranked, refused
 from torch_initpolicy.signal.run import follow_signal
 from torch_initpolicy.signal.signal import Signal
@@ -30,40 +33,72 @@ from torch_initpolicy.symmetry.find import find_symmetry
 from torch_initpolicy.symmetry.findings import Finding, Report
 from torch_initpolicy.trace.trees import Call
 
-_GROWS: frozenset[Pathology] = frozenset({"overflows", "explodes", "gradient explodes"})
-_SHRINKS: frozenset[Pathology] = frozenset({"collapses", "gradient vanishes", "gradient explodes"})
-_RESIDUAL: frozenset[Pathology] = _GROWS | {"tokens collapse", "gradient vanishes"}
-
-_SILENCE: frozenset[Pathology] = frozenset({"dies", "saturates", "gradient stops", "not finite"})
+_SILENCE: frozenset[Pathology] = frozenset({
+    "dies", "saturates", "gradient stops", "not finite", "output too large",
+})  # fmt: skip
 """Verdicts whose parameters cannot be meant as they are."""
 
-_MENDS: Mapping[str, frozenset[Pathology] | None] = MappingProxyType({
-    "auto": None,
-    "depth_scaled": _RESIDUAL,
-    "zero_residual": _RESIDUAL,
-    "deepnorm": frozenset({"tokens collapse", "gradient vanishes", "gradient explodes"}),
-    "signal": None,
-    "critical": _SHRINKS,
+
+def _forgets(signal: Signal) -> bool:
+    """Say whether recurrent layers of gates are at fault."""
+    named = {verdict.where for verdict in signal.verdicts if verdict.kind == "gradient vanishes"}
+    gated = [point for point in signal.points if point.op in ("lstm", "gru")]
+    return any(point.early is not None and point.name in named for point in gated)
+
+
+def _waves(signal: Signal) -> bool:
+    return any(point.op == "sin" for point in signal.points)
+
+
+def _has_skips(signal: Signal) -> bool:
+    return any(point.skips for point in signal.points)
+
+
+def _attends_and_skips(signal: Signal) -> bool:
+    return _has_skips(signal) and any(
+        "attention" in p.op or p.op == "softmax" for p in signal.points
+    )
+
+
+_STARTS: Mapping[str, Callable[[Signal], bool]] = MappingProxyType({
+    "chrono": _forgets,
+    "siren": _waves,
+    "auto": lambda _: True,
+    "depth_scaled": _has_skips,
+    "zero_residual": _has_skips,
+    "deepnorm": _attends_and_skips,
+    "signal": lambda _: True,
+    "critical": lambda signal: not _has_skips(signal) and not _waves(signal),
 })  # fmt: skip
-"""Policies by the verdicts that they may help against, None for any; the simplest first."""
+"""Policies, each with the structure that it was published for; the most special first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A policy for some of a model's parameters.
 
-    `only` and `keep` are those of `apply_policy`; `fed`: it needs the inputs to write the same.
+    `only` and `keep` are those of `apply_policy`, `t_max` that of `presets.chrono`; `fed`: it needs
+    the inputs to write the same.
     """
 
     policy: str
     only: tuple[str, ...] | None = None
     keep: Keeping = "meant"
     fed: bool = False
+    t_max: int | None = None
+
+    @property
+    def value(self) -> InitPolicy:
+        """The policy itself."""
+        return policy_named(self.policy) if self.t_max is None else presets.chrono(self.t_max)
 
     @property
     def call(self) -> str:
         """What to write for it."""
-        arguments = [] if self.policy == "auto" else [f'"{self.policy}"']
+        name = f'"{self.policy}"'
+        if self.t_max is not None:
+            name = f"presets.chrono({self.t_max})"
+        arguments = [] if self.policy == "auto" else [name]
         arguments += [] if self.only is None else [f"only={list(self.only)!r}"]
         arguments += [] if self.keep == "meant" else [f'keep="{self.keep}"']
         arguments += ["example_inputs=batch"] if self.fed else []
@@ -132,26 +167,26 @@ class Trials:
 
     def _some_parameters(self) -> None:
         """Try to start anew only what is at fault, from the fewest parameters on."""
-        base = next(iter(_published(self.before)), "auto")
+        base = _fitting(self.before)[0]
         for names, keep in self._suspects():
             self._narrow(base, names, keep)
             if self._is_repaired():
                 return
 
     def _all_parameters(self) -> None:
-        """Try the policies that the verdicts and the structure ask for, the simplest first."""
-        kinds = {verdict.kind for verdict in self.before.verdicts}
-        asked = [name for name, mends in _MENDS.items() if mends is None or kinds & mends]
-        for name in (*_published(self.before), *asked):
-            self._policy(Attempt(name))
-        first = next((r.name for r in self.tried if r.outcome == "repairs" and r.sites), "auto")
-        if first != "auto":
+        """Try the policies that the structure asks for, the simplest first."""
+        starts = _fitting(self.before)
+        for start in starts:
+            self._policy(start)
+        works = {repair.call for repair in self.tried if repair.outcome == "repairs"}
+        first = next((start for start in starts if start.call in works), Attempt("auto"))
+        if first.policy != "auto":
             self._narrow(first, self._differing(first))
 
-    def _differing(self, policy: str) -> list[str]:
+    def _differing(self, start: Attempt) -> list[str]:
         """Name the parameters that a policy starts otherwise than `auto` does, if they are few."""
         usual = {step.name: step for step in self._plan(Attempt("auto"))}
-        written = [step for step in self._plan(Attempt(policy)) if not step.keeps]
+        written = [step for step in self._plan(start) if not step.keeps]
         others = [step.name for step in written if step.std != usual[step.name].std]
         return others if 2 * len(others) <= len([s for s in written if len(s.shape) > 1]) else []
 
@@ -191,11 +226,11 @@ class Trials:
             if not step.keeps and _is_unlike(now[step.name], then[step.name])
         ]  # fmt: skip
 
-    def _narrow(self, policy: str, names: Sequence[str], keep: Keeping = "meant") -> None:
+    def _narrow(self, start: Attempt, names: Sequence[str], keep: Keeping = "meant") -> None:
         """Try a policy on some of the parameters, where they can be named in a line."""
         globs = self._globs(names, keep)
         if 0 < len(names) < len(self._plan(Attempt("auto"))) and len(globs) <= IN_A_LINE:
-            self._policy(Attempt(policy, tuple(globs), keep))
+            self._policy(dataclasses.replace(start, only=tuple(globs), keep=keep))
 
     def _globs(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
         """Write many names as globs, by their last parts or by modules, that match no others."""
@@ -221,7 +256,7 @@ class Trials:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InitPolicyWarning)
             return plan_policy(
-                self.model, start.policy, example_inputs=inputs, only=start.only, keep=start.keep
+                self.model, start.value, example_inputs=inputs, only=start.only, keep=start.keep
             )
 
     def _policy(self, start: Attempt, *, known_too: bool = False) -> None:
@@ -326,14 +361,16 @@ def _can_be_repaired(signal: Signal, symmetry: Report) -> bool:
     return bool(found) or not (symmetry.ok or signal.verdicts)
 
 
-_PUBLISHED: Mapping[str, str] = MappingProxyType({"sin": "siren"})
-"""Published starts for a structure, by the operator that tells it."""
+def _fitting(signal: Signal) -> list[Attempt]:
+    """Return the starts for the structure that was seen, the most special first."""
+    names = [name for name, fits in _STARTS.items() if fits(signal)]
+    return [Attempt(name, t_max=_length(signal) if name == "chrono" else None) for name in names]
 
 
-def _published(signal: Signal) -> list[str]:
-    """Name the published starts for the structure that was seen."""
-    seen = {point.op for point in signal.points}
-    return [name for op, name in _PUBLISHED.items() if op in seen]
+def _length(signal: Signal) -> int:
+    """Return how many steps recurrent layers read, of sequences of unequal length their mean."""
+    lengths = [p.shape[:-1] for p in signal.points if p.early is not None]
+    return max(3, *(math.prod(length) // signal.inputs for length in lengths))
 
 
 SPELLED_OUT, IN_A_LINE = 4, 6

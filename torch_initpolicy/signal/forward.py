@@ -142,8 +142,8 @@ DEAD = 0.7
 Behind equal units and in deep nets that torch starts half of them are; these reach what others do.
 """
 
-LIKELY = 0.05
-"""Probability of being born dead that is worth a word."""
+LIKELY, CERTAIN = 0.05, 0.5
+"""Probabilities of being born dead that are worth a word, and that no other draw helps against."""
 
 LOST = 1e-70
 """A second moment whose numbers come near the smallest of float32, 1e-45: zeros are no news."""
@@ -172,22 +172,41 @@ def _dying(points: Sequence[Point]) -> Iterator[Verdict]:
         yield Verdict(
             "dies",
             dead[0].name,
-            f"{dead[0].dead:.0%} of its units are zero for every input{more}{_luck(points)}",
+            f"{dead[0].dead:.0%} of its units are zero for every input{more}{_luck_words(points)}",
             "start the biases before it at zero, or use an activation with a slope on both sides",
             sites=_sources(dead),
             line=dead[0].line,
         )
 
 
-def _luck(points: Sequence[Point]) -> str:
-    """Say how probable it was that a plain narrow ReLU network dies, whatever is drawn."""
+def born_dead_verdict(points: Sequence[Point]) -> Iterator[Verdict]:
+    """Judge a plain ReLU network by its widths alone, where they decide."""
+    chance = _luck(points)
+    if chance > CERTAIN:
+        first = next(point for point in points if point.activates)
+        reason = f"{_born_dead_words(chance)}, and what lives has few directions left"
+        yield Verdict("dies", first.name, reason, _WIDEN, line=first.line, structural=True)
+
+
+_WIDEN = "wider layers, skips around them or an activation with a slope on both sides change that"
+
+
+def _luck(points: Sequence[Point]) -> float:
+    """Return how probable it was that a plain ReLU network dies; 0 for other networks."""
     hidden = [point for point in points if point.activates]
-    if not all(point.op == "relu" and len(point.shape) == 2 for point in hidden):
-        return ""
-    chance = born_dead([point.shape[-1] for point in hidden])
-    return f"; so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws" * (
-        chance > LIKELY
-    )
+    plain = all(point.site or point.op == "relu" for point in points)
+    if not plain or any(len(point.shape) != 2 for point in points):
+        return 0.0
+    return born_dead([point.shape[-1] for point in hidden])
+
+
+def _luck_words(points: Sequence[Point]) -> str:
+    chance = _luck(points)
+    return f"; {_born_dead_words(chance)}" if chance > LIKELY else ""
+
+
+def _born_dead_words(chance: float) -> str:
+    return f"so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws"
 
 
 # Different inputs
@@ -202,6 +221,15 @@ back. Of 217 nets, most of them plain and 67 of them ill (below 90 % of their tw
 of Adam), these bounds find 56, with 15 false alarms; with 8 weights for 9 it is 60 with 20.
 """
 
+SAME_DIRECTION, LENGTHS = 1e-2, 10.0
+"""How close to 1 the cosine may come where inputs differ by lengths alone, and by how much more.
+
+What rectifiers and averages over neighbours leave of many inputs are multiples of one vector: their
+lengths, or the square roots of how many neighbours a node has (Oono and Suzuki, 2020,
+arXiv:1905.10947, theorem 2). Of 36 plain ReLU nets of 8 to 48 units and 12 to 30 layers the seven
+that these bounds find reach 13 to 84 % of their twins; graph nets of 12 layers half, of 10 all.
+"""
+
 FAINT = 0.1
 """Share of the gradient's squared length that a head lets through; torch's own start lets 1/3."""
 
@@ -209,24 +237,38 @@ FAINT = 0.1
 def _likeness(body: Sequence[Point], points: Sequence[Point]) -> Iterator[Verdict]:
     """Judge how far different inputs stay different; a pool makes noise alike."""
     known = [
-        (point, max(1 - point.likeness, point.variation or 0.0))
+        (point, 1 - point.likeness, point.variation or 0.0)
         for point in body
         if point.likeness is not None and point.second > 0
-        if point.site is not None or point.activates or point.op == "add"
+        if point.site is not None or point.op == "add" or _is_a_stream(point)
     ]
     if not known:
         return
-    same = _closest(body, faint=_is_faint(body, points))
-    if known[-1][1] >= min(same, 0.05 * known[0][1]):
+    last, angle, lengths = known[-1]
+    same, course = _closest(body, faint=_is_faint(body, points)), [max(x, y) for _, x, y in known]
+    if LENGTHS * angle < lengths and _is_plain_and_deep(points):
+        same, course = SAME_DIRECTION, [angle for _, angle, _ in known]
+    if course[-1] >= min(same, 0.05 * course[0]):
         return
-    ahead = _largest_ahead([difference for _, difference in known])
+    ahead = _largest_ahead(course)
     first = next(known[i][0] for i, difference in enumerate(ahead) if difference < same)
     reason = (
-        f"outputs for different inputs have a mean cosine of {known[-1][0].likeness:.6f} at "
-        f"{known[-1][0].name!r}, from {known[0][0].likeness:.3f} at {known[0][0].name!r}"
+        f"outputs for different inputs have a mean cosine of {last.likeness:.6f} at "
+        f"{last.name!r}, from {known[0][0].likeness:.3f} at {known[0][0].name!r}"
     )
     advice = 'apply_policy(model, "critical") starts on the edge of chaos'
     yield Verdict("collapses", first.name, reason, advice, line=first.line)
+
+
+def _is_plain_and_deep(points: Sequence[Point]) -> bool:
+    """Say whether there are many weights, without skips and normalisations."""
+    weights = sum(point.site is not None for point in points)
+    return weights > MANY and not any(point.skips or "norm" in point.op for point in points)
+
+
+def _is_a_stream(point: Point) -> bool:
+    """Say whether it is an activation that is no softmax: one of equal entries is the mildest."""
+    return point.activates and "softm" not in point.op
 
 
 def _closest(body: Sequence[Point], *, faint: bool) -> float:

@@ -45,6 +45,7 @@ class SignalObserver:
     _stand_ins: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _sources: dict[int, str] = field(default_factory=dict)
     _makers: dict[int, int] = field(default_factory=dict)
+    _taken: dict[int, Tensor | None] | None = None
 
     def stand_in(self, name: str, parameter: Tensor) -> Tensor:
         """Return a copy of a parameter that has none of its hooks."""
@@ -85,7 +86,7 @@ class SignalObserver:
     def end(self, results: Any) -> None:
         """Take the gradients of the loss, and measure the parameters and what was returned."""
         loss = self.training.loss(results, batch_size(self.call))
-        taken = self._gradients_of(loss)
+        taken = self._taken = self._gradients_of(loss)
         with torch.no_grad():
             updates = [self._update(*named, taken) for named in self._stand_ins.items()]
             points = tuple(_finished(self._points, self._uses, self._gradients, updates))
@@ -99,6 +100,30 @@ class SignalObserver:
                 loss_of_zeros=self.training.loss_of_zeros(results),
                 one_way=self.training.no_gradient(results) if taken is None else "",
             )
+
+    def heads(self) -> list[dict[str, Tensor]]:
+        """Return the last weights before the outputs, each with its bias.
+
+        There are none where one of them is used before as well, as that of an embedding is.
+        """
+        last = {point.index for point in self.signal.points if point.site and not point.leads_on}
+        sites = [{use.source.site for use in self._uses.at[index]} for index in sorted(last)]
+        shared = {use.source.site for use in self._uses.found if use.node.index not in last}
+        if not shared.isdisjoint(set().union(*sites)):
+            return []
+        return [{name: self._stand_ins[name][0][0] for name in head} for head in sites]
+
+    @torch.no_grad()
+    def stepped(self) -> dict[str, Tensor]:
+        """Return the parameters after one step of the optimizer; none where that is not known."""
+        pairs = {name: found[0] for name, found in self._stand_ins.items()}
+        taken = self._taken or {}
+        gradients = {name: taken.get(id(alias)) for name, (alias, _) in pairs.items()}
+        return {
+            name: self.training.after_step(pairs[name][0], gradient)
+            for name, gradient in gradients.items()
+            if gradient is not None and self.training.lr is not None
+        }
 
     def _gradients_of(self, loss: Tensor | None) -> dict[int, Tensor | None] | None:
         """Return the gradients by all parameters, by their `id`; None where there are none."""
@@ -186,8 +211,15 @@ def _finished(
             gradient=gradients.get(point.index),
             closed_by=tuple(sorted(name for name in ways.get(point.index, ()) if zeros[name])),
             leads_on=point.index in leading,
+            skips=_skips(uses, uses.graph.nodes[point.index]),
             call=seen[key] if calls[key] > 1 and point.site is None else 0,
         )
+
+
+def _skips(uses: Uses, node: Node) -> bool:
+    """Say whether a node adds up two signals."""
+    added = sum(value in uses.signals for value in node.inputs)
+    return uses.role(node) is OpRole.ADDS and added > 1
 
 
 def _leading(uses: Uses) -> set[int]:

@@ -42,6 +42,7 @@ class Point:
             with its first step.
         source: Canonical name of the last weight before or at the operator, or None.
         leads_on: Whether a weight reads what comes of the output.
+        skips: Whether it adds up two signals, as the end of a residual branch does.
         call: Which call of this operator in its module it is, counted from 1; 0 for the only one.
         line: Where the model's code calls it: `"net.py:42"`.
     """
@@ -69,6 +70,7 @@ class Point:
     closed_by: tuple[str, ...] = ()
     source: str | None = None
     leads_on: bool = True
+    skips: bool = False
     call: int = 0
     line: str = ""
 

@@ -4,6 +4,9 @@ Looks, never writes: parameters, buffers, gradients, flags and random states are
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,6 +14,7 @@ from torch import nn
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.signal.judges import judge
 from torch_initpolicy.signal.observe import SignalObserver
+from torch_initpolicy.signal.rehearsal import Rehearsal, Values, with_losses
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.training import Training
 from torch_initpolicy.sites import canonical_modules, require_module, sites
@@ -87,6 +91,21 @@ def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Ca
             failed.append((call, error))
         else:
             signal = observer.signal
+            if training.loss_fn is not None:
+                losses = partial(_loss_with, inner, call, training, names)
+                signal = with_losses(signal, observer.heads(), observer.stepped(), losses)
             return call, dataclasses.replace(signal, verdicts=judge(signal, signed=training.signed))
     call, failure = failed[0]
     raise refusal(inner, call, failure) from failure
+
+
+def _loss_with(
+    model: nn.Module, call: Call, training: Training, names: Mapping[int, str], values: Values
+) -> float:
+    """Return the loss with other values of some parameters; nan where the forward then raises."""
+    rehearsal = Rehearsal(call, training, values)
+    try:
+        observe(model, call, rehearsal, names=names)
+    except Exception:  # noqa: BLE001 - a loss may refuse what is not finite
+        return math.nan
+    return rehearsal.loss

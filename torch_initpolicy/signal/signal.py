@@ -43,8 +43,11 @@ class Signal:
         inputs: How many inputs the batch held.
         shapes: Shapes of the tensors that the model was called with.
         loss: Value of the loss; None where there was no backward pass.
-        loss_of_zeros: The loss of outputs that are all zero, such as `ln(classes)`; None without a
-            `loss_fn`.
+        loss_of_zeros: The loss where the last weights and their biases are zero, such as
+            `ln(classes)`; None without a `loss_fn`.
+        loud: The parameters of a head without which the loss would not be much larger than that.
+        loss_after_step: The loss of the same inputs after the optimizer's first step; None where
+            that is not known.
         one_way: Why there was no backward pass; empty where there was one.
     """
 
@@ -56,6 +59,8 @@ class Signal:
     shapes: tuple[tuple[int, ...], ...] = ()
     loss: float | None = None
     loss_of_zeros: float | None = None
+    loud: tuple[str, ...] = ()
+    loss_after_step: float | None = None
     one_way: str = ""
 
     @property

@@ -71,6 +71,10 @@ class Training(NamedTuple):
             why = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
         return f"no gradients were followed: {why}"
 
+    def after_step(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Return a parameter after the first step of the optimizer."""
+        return values - (self.lr or 0.0) * (gradient.sgn() if self.signed else gradient)
+
     def step(self, values: Tensor, gradient: float | None) -> float | None:
         """Return the first step's length over that of a parameter's values, where it is known.
 

@@ -13,9 +13,10 @@ after any truncation. Calling one fills a tensor in place:
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import ClassVar, Literal, NoReturn
 
 import torch
@@ -59,12 +60,11 @@ from torch_initpolicy.tensors.standards import Transformed
 from torch_initpolicy.tensors.structured import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 
 __all__ = [
-    "ICNR", "AsConstructed", "Blocks", "BranchScaled", "Constant", "Context", "DeltaOrthogonal",
-    "Dirac", "Distribution", "Draw", "From", "Gain", "Identity", "Independent", "Initializer",
-    "Joint", "Keep", "Mode", "Normal", "Ones", "Orthogonal", "Scaled", "Sparse", "Spread",
-    "Transformed", "TruncatedNormal", "Uniform", "VarianceScaling", "Zeros", "he_normal",
-    "he_uniform", "lecun_normal", "lecun_uniform", "register", "xavier_normal",
-    "xavier_uniform",
+    "ICNR", "AsConstructed", "Blocks", "BranchScaled", "Chrono", "Constant", "Context",
+    "DeltaOrthogonal", "Dirac", "Distribution", "Draw", "From", "Gain", "Identity", "Independent",
+    "Initializer", "Joint", "Keep", "Mode", "Normal", "Ones", "Orthogonal", "Scaled", "Sparse",
+    "Spread", "Transformed", "TruncatedNormal", "Uniform", "VarianceScaling", "Zeros", "he_normal",
+    "he_uniform", "lecun_normal", "lecun_uniform", "register", "xavier_normal", "xavier_uniform",
 ]  # fmt: skip
 
 
@@ -186,6 +186,57 @@ class Blocks(Initializer):
         spreads = [sampler.spread for sampler in each]
         found = [spread for spread in spreads if isinstance(spread, Spread)]
         return Joint(joint, merged_spreads(found) if len(found) == len(spreads) else None)
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Chrono(Initializer):
+    """Let each unit of a recurrent layer forget at a rate of its own, within up to `t_max` steps.
+
+    For the bias of an LSTM, whose forget gates get `log U(1, t_max - 1)` and input gates the
+    opposite, and of a GRU, whose update gates get the former. The other gates get zero.
+
+    Args:
+        t_max: How many steps the longest memory is to last, at least 3.
+
+    Reference:
+        Tallec and Ollivier, *Can Recurrent Neural Networks Warp Time?*, 2018, arXiv:1804.11188,
+        eq. 16.
+
+    Examples:
+        >>> bias = torch.empty(8)
+        >>> Chrono(100)(bias, Axes(inputs=(), outputs=(0,), blocks=(2, 2, 2, 2)))
+        >>> bool((bias[:2] == -bias[2:4]).all()), bias[4:].tolist()
+        (True, [0.0, 0.0, 0.0, 0.0])
+    """
+
+    t_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        take_number(self, "t_max", 3)
+
+    def sampler(self, shape: Sequence[int], axes: Axes | None) -> Joint:
+        """Draw one time scale for each unit."""
+        signs = _GATES_OF_MEMORY.get(0 if axes is None else len(axes.blocks))
+        if signs is None or len(shape) != 1:
+            raise PolicyError(
+                f"{self} is for the bias of an LSTM (four packed gates) or of a GRU (three), got "
+                f"shape {tuple(shape)} and {axes}"
+            )
+
+        def build(normal: Normals) -> Tensor:
+            drawn = normal((shape[0] // len(signs),))
+            uniform = torch.special.ndtr(drawn.real * (2**0.5 if drawn.is_complex() else 1.0))
+            scales = (1 + (self.t_max - 2) * uniform).log().to(drawn.dtype)
+            return torch.cat([sign * scales for sign in signs])
+
+        return Joint(build)
+
+
+_GATES_OF_MEMORY: Mapping[int, tuple[float, ...]] = MappingProxyType(
+    {4: (-1.0, 1.0, 0.0, 0.0), 3: (0.0, 1.0, 0.0)}
+)
+"""Signs of the logarithms, by how many gates there are, in torch's order."""
 
 
 @register

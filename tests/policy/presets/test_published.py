@@ -53,6 +53,40 @@ class TestSiren:
             presets.siren(0.0)
 
 
+class TestChrono:
+    """Tallec and Ollivier, 2018, eq. 16: `b_f = log U(1, T - 1)`, `b_i = -b_f`."""
+
+    @pytest.mark.parametrize("make", [nn.LSTM, nn.LSTMCell])
+    def test_lstm(self, make):
+        """Forget and input gates sum to nothing, the others are zero; time scales are uniform."""
+        net = make(4, 4000)
+        apply_policy(net, presets.chrono(50), seed=0)
+        bias = dict(net.named_parameters())
+        total = next(b for n, b in bias.items() if "bias_ih" in n)
+        total = total + next(b for n, b in bias.items() if "bias_hh" in n)
+        inputs, forgets, *others = total.detach().chunk(4)
+        scales = forgets.exp().sort().values
+        assert torch.equal(inputs, -forgets)
+        assert not torch.stack(others).any()
+        assert torch.allclose(scales, torch.linspace(1, 49, 4000), atol=1.5)
+
+    def test_gru(self):
+        """The update gate, which keeps the state, gets the time scales; every direction its own."""
+        net = nn.GRU(4, 2000, bidirectional=True)
+        apply_policy(net, presets.chrono(10), seed=0)
+        gates = net.bias_ih_l0.detach().chunk(3)
+        assert gates[1].exp().mean().item() == pytest.approx(5, rel=0.05)
+        assert not torch.cat([gates[0], gates[2], net.bias_hh_l0]).any()
+        assert not torch.equal(net.bias_ih_l0, net.bias_ih_l0_reverse)
+
+    def test_other_layers(self):
+        """A plain recurrent layer has no gates, and starts as under `auto`."""
+        net = nn.RNN(4, 8)
+        assert plan_policy(net, "chrono").hash == plan_policy(net, "auto").hash
+        with pytest.raises(PolicyError, match="t_max"):
+            presets.chrono(2)
+
+
 class Agent(nn.Module):
     """An actor and a critic on one trunk."""
 

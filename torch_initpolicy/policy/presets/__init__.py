@@ -20,7 +20,7 @@ from torch_initpolicy.policy.presets.everywhere import (
     zeros,
 )
 from torch_initpolicy.policy.presets.layers import auto, he, lecun, orthogonal, signal, xavier
-from torch_initpolicy.policy.presets.published import gpt2, nanochat, ppo, siren, timm_vit
+from torch_initpolicy.policy.presets.published import chrono, gpt2, nanochat, ppo, siren, timm_vit
 from torch_initpolicy.policy.presets.residual import (
     deepnorm,
     depth_scaled,
@@ -33,9 +33,9 @@ from torch_initpolicy.policy.presets.scaled import complete_p, mup, spectral
 from torch_initpolicy.policy.rules import Filler, InitPolicy, Rule, policy_named
 
 __all__ = [
-    "auto", "complete_p", "constant", "constructor", "critical", "deepnorm", "delta_orthogonal",
-    "depth_scaled", "fixup", "gpt2", "he", "lecun", "mup", "nanochat", "normal", "ones",
-    "orthogonal", "ppo", "rezero", "signal", "siren", "spectral", "t_fixup", "timm_vit",
+    "auto", "chrono", "complete_p", "constant", "constructor", "critical", "deepnorm",
+    "delta_orthogonal", "depth_scaled", "fixup", "gpt2", "he", "lecun", "mup", "nanochat", "normal",
+    "ones", "orthogonal", "ppo", "rezero", "signal", "siren", "spectral", "t_fixup", "timm_vit",
     "torch_default", "uniform", "xavier", "zero_residual", "zeros",
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ import math
 from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy.match import ends_residual, feeds_output, kind, name, role, shape
 from torch_initpolicy.policy.presets.everywhere import normal
+from torch_initpolicy.policy.presets.layers import auto
 from torch_initpolicy.policy.presets.parts import (
     EMBEDDINGS,
     KEPT,
@@ -16,7 +17,7 @@ from torch_initpolicy.policy.presets.parts import (
 )
 from torch_initpolicy.policy.recipes import AspectScale, SirenScale, TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.initializers import BranchScaled, Normal, Orthogonal, Zeros
+from torch_initpolicy.tensors.initializers import BranchScaled, Chrono, Normal, Orthogonal, Zeros
 
 
 @preset
@@ -85,6 +86,32 @@ def siren(w0: float = 30.0) -> InitPolicy:
     if not w0 > 0:
         raise PolicyError(f"w0 is a positive factor, got {w0}")
     return layers(rule(WEIGHT, SirenScale(w0))).override(rule(role("bias"), TorchDefault()))
+
+
+@preset
+def chrono(t_max: float = 100.0) -> InitPolicy:
+    """Do as `auto`, but let LSTMs and GRUs remember for up to `t_max` steps, each unit as long.
+
+    Forget gates of LSTMs and update gates of GRUs get the bias `log U(1, t_max - 1)`, input gates
+    of LSTMs the opposite.
+
+    Args:
+        t_max: The longest dependency that is to be learnt, in steps, at least 3.
+
+    Raises:
+        PolicyError: `t_max` is smaller.
+
+    Reference:
+        Tallec and Ollivier, *Can Recurrent Neural Networks Warp Time?*, 2018, arXiv:1804.11188,
+        section 2 (eq. 16).
+
+    Examples:
+        >>> chrono(784).rules[0].initializer
+        Chrono(t_max=784.0)
+    """
+    gated = kind("torch.nn.LSTM", "torch.nn.LSTMCell", "torch.nn.GRU", "torch.nn.GRUCell")
+    bias = gated & name(regex=r"(.*\.)?bias_ih[^.]*")
+    return auto().override(rule(bias, Chrono(t_max), "a time scale each", keeps_meant=False))
 
 
 @preset

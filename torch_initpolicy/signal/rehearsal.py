@@ -1,0 +1,84 @@
+"""Runs a model once more with other numbers in some of its parameters, for the loss alone."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_initpolicy.signal.judges import LOUD
+from torch_initpolicy.signal.signal import Signal
+from torch_initpolicy.signal.training import Training
+from torch_initpolicy.trace.recorder import Ran
+from torch_initpolicy.trace.stand_ins import batch_size, copied
+from torch_initpolicy.trace.trees import Call
+from torch_initpolicy.writing.shards import full
+
+Values = Mapping[str, Tensor]
+Losses = Callable[[Values], float]
+"""Returns the loss with other values of some parameters, nan where it cannot be told."""
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """An observer that takes the loss with other values in the place of some parameters'."""
+
+    call: Call
+    training: Training
+    values: Values
+    loss: float = math.nan
+
+    def stand_in(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the other values, or a copy."""
+        return self.values[name] if name in self.values else copied(full(parameter))
+
+    def see(self, ran: Ran) -> None:
+        """Look at nothing on the way."""
+
+    def end(self, results: Any) -> None:
+        """Take the loss."""
+        loss = self.training.loss(results, batch_size(self.call))
+        self.loss = math.nan if loss is None else loss.item()
+
+
+def with_losses(
+    signal: Signal, heads: Sequence[Values], stepped: Values, loss_with: Losses
+) -> Signal:
+    """Return a signal that knows the loss of silent heads, who is at fault, and the next loss.
+
+    Args:
+        signal: What was measured.
+        heads: The last weights before the outputs, each with its bias.
+        stepped: Parameters after one step; empty where that is not known.
+        loss_with: Takes the loss with other values.
+    """
+    zeros = signal.loss_of_zeros
+    if heads and not all(output.classes for output in signal.outputs):
+        zeros = loss_with(_silenced(*heads))
+    loud: tuple[str, ...] = ()
+    if zeros is not None and signal.loss is not None and signal.loss > LOUD * zeros > 0:
+        loud = next(
+            (
+                tuple(part)
+                for part in _suspected(heads)
+                if loss_with(_silenced(part)) <= LOUD * zeros
+            ),
+            (),
+        )
+    after = loss_with(stepped) if stepped else None
+    return dataclasses.replace(signal, loss_of_zeros=zeros, loud=loud, loss_after_step=after)
+
+
+def _silenced(*heads: Values) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value) for head in heads for name, value in head.items()}
+
+
+def _suspected(heads: Sequence[Values]) -> Iterator[Values]:
+    """Yield what may be at fault: a bias, a weight, a head."""
+    singles = itertools.chain.from_iterable(head.items() for head in heads)
+    yield from ({name: value} for name, value in sorted(singles, key=lambda pair: pair[1].ndim))
+    yield from heads
