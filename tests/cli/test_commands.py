@@ -743,7 +743,7 @@ class TestManners:
     def test_width_of_a_pipe(self, run, monkeypatch, columns):
         """`COLUMNS` is respected where the output is no terminal, and no line ends with blanks."""
         monkeypatch.setenv("COLUMNS", str(columns))
-        lines = run("plan", SMALL)[1].splitlines()
+        lines = [line for verb in ("plan", "audit") for line in run(verb, SMALL)[1].splitlines()]
 
         assert max(map(len, lines)) <= columns
         assert all(line == line.rstrip() for line in lines)

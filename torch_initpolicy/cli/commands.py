@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 from torch import nn
 
 from torch_initpolicy.api import apply_policy, plan_policy
@@ -281,7 +282,7 @@ def words(*, as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
 
 def _conclude(found: Any, table: RenderableType | None = None, *, as_json: bool) -> None:
     """Show what was found, and end with the exit code that says whether all is well."""
-    show(found.to_json() if as_json else table or str(found))
+    show(found.to_json() if as_json else table or Text(str(found)))
     if not found.ok:
         raise typer.Exit(FAILED)
 
