@@ -1,5 +1,6 @@
 """What the pages of the documentation say is so: their code runs, and prints what stands there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -62,6 +63,36 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
 
     assert ended.value.code == 0
     assert capsys.readouterr().err == ""
+
+
+FIELDS = re.findall(
+    r"^\| `(\w+)` \| (.+) \|$", (DOCS / "howto" / "json.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("command", "fields"), FIELDS, ids=[command for command, _ in FIELDS])
+def test_fields_of_json(command, fields, tmp_path, monkeypatch, capsys):
+    """Each field that a command is said to write is there."""
+    (tmp_path / "constant.py").write_text(
+        "from torch import nn\n\ndef build(width=8):\n"
+        "    net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))\n"
+        "    for parameter in net.parameters(): nn.init.constant_(parameter, 9.0)\n"
+        "    return net\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    models = {"presets": 0, "compare": 2}.get(command, 1) * ["constant:build"]
+    widths = ["--widths", "8,16", "--steps", "1"] if command == "scaling" else []
+    with pytest.raises(SystemExit):
+        main([command, *models, *widths, "--json"])
+
+    data = json.loads(capsys.readouterr().out)
+    assert isinstance(data["format"], int)
+    said = re.findall(r"`([\w.]+)`", fields)
+    assert [field for field in said if not _holds(data, *field.split("."))] == []
+
+
+def _holds(data, field, *inner):
+    return field in data and all(name in data[field][0] for name in inner)
 
 
 def test_presets_are_listed():
