@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -57,10 +58,37 @@ def _muon_change(shape, lr):
     return float(weight.detach().norm()) / math.sqrt(min(shape))
 
 
+class Lion(torch.optim.Optimizer):
+    """The signs of a moving mean (Chen et al., 2023, arXiv:2302.06675, algorithm 2)."""
+
+    def step(self):
+        """Decay, and go along the signs."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                update = (0.9 * mean + 0.1 * weight.grad).sign()
+                mean.mul_(0.99).add_(weight.grad, alpha=0.01)
+                decayed = weight.detach() * (1 - group["lr"] * group["weight_decay"])
+                weight.data = decayed - group["lr"] * update
+
+
+KINDS = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "lion": lambda weights, **options: Lion(weights, options),
+    "muon": torch.optim.Muon,
+}
+
+
 class TestSymmetry:
     """A forward multiplier and what it folds into are one and the same training."""
 
-    @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam", "adagrad", "adamax"])
+    @pytest.mark.parametrize("name", KINDS)
     def test_folded(self, name):
         """A multiplier 0.25 in the forward pass, or none with its share in std, lr, eps, decay."""
         folded = Multipliers("hidden", std=0.25, folded=0.25)
@@ -88,16 +116,10 @@ def _trained(name, *, forward, multipliers=Multipliers("fixed"), eps=True):  # n
     options = {
         "lr": 0.05 * multipliers.lr(name),
         "weight_decay": 0.1 * multipliers.decay(name),
-        **({"eps": 0.1 * (multipliers.eps(name) if eps else 1.0)} if name != "sgd" else {}),
     }
-    optimizer = {
-        "sgd": torch.optim.SGD,
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adamax": torch.optim.Adamax,
-        "nadam": torch.optim.NAdam,
-        "adagrad": torch.optim.Adagrad,
-    }[name]([weight], **options)
+    if name not in ("sgd", "lion", "muon"):
+        options["eps"] = 0.1 * (multipliers.eps(name) if eps else 1.0)
+    optimizer = KINDS[name]([weight], **options)
     losses = []
     for _ in range(10):
         optimizer.zero_grad()

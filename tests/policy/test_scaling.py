@@ -229,58 +229,107 @@ class Tied(Heads):
         self.head.weight = self.table.weight
 
 
-class TestAgainstMup:
-    """The PyPI package `mup`, on a model rewritten for it: the same multipliers."""
+def chain(width):
+    """An embedding, an MLP behind a norm, a head."""
+    return nn.Sequential(
+        nn.Embedding(11, width), nn.Linear(width, 3 * width), nn.GELU(),
+        nn.Linear(3 * width, width), nn.LayerNorm(width), nn.Linear(width, 11),
+    )  # fmt: skip
 
-    @pytest.fixture
-    def theirs(self):
-        """A model of theirs, with its base shapes set."""
+
+def language(kind, **options):
+    """A language model of transformers, whose head is not tied."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=11, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **options
+    )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def gpt2(width):
+    """GPT-2, whose matrices are stored by columns."""
+    return language("gpt2", n_embd=width, n_layer=1, n_head=width // 8, n_positions=8)
+
+
+def llama(width):
+    """Llama, whose feed-forward layer is gated."""
+    heads = {"num_attention_heads": width // 8, "num_key_value_heads": width // 16}
+    sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": 1}
+    return language("llama", **sizes, **heads)
+
+
+def vit(width):
+    """A vision transformer, with tokens and positions."""
+    models = pytest.importorskip("timm.models.vision_transformer")
+    sizes = {"img_size": 8, "patch_size": 4, "num_classes": 5, "embed_dim": width}
+    return models.VisionTransformer(**sizes, depth=1, num_heads=width // 8)
+
+
+def convnext(width):
+    """A ConvNeXt, with depthwise kernels and four widths."""
+    models = pytest.importorskip("timm.models.convnext")
+    dims = (width // 2, width, 2 * width, 4 * width)
+    return models.ConvNeXt(num_classes=5, depths=(1, 1, 1, 1), dims=dims, patch_size=1)
+
+
+REWRITTEN = {chain: "5", gpt2: "lm_head", llama: "lm_head", vit: "head", convnext: "head.fc"}
+"""Models, and the layer that `mup` wants to be its own."""
+
+
+class TestAgainstMup:
+    """The PyPI package `mup`, on models rewritten for it: the same multipliers, one by one."""
+
+    @staticmethod
+    def theirs(build, head):
+        """Return a model of theirs, with its base shapes set."""
         mup = pytest.importorskip("mup")
 
-        def build(width):
-            return nn.Sequential(
-                nn.Embedding(11, width), nn.Linear(width, 3 * width), nn.GELU(),
-                nn.Linear(3 * width, width), nn.LayerNorm(width), mup.MuReadout(width, 11),
-            )  # fmt: skip
+        def rewritten(width):
+            model = build(width)
+            old = model.get_submodule(head)
+            new = mup.MuReadout(old.in_features, old.out_features, bias=old.bias is not None)
+            model.set_submodule(head, new)
+            return model
 
-        model = build(64)
-        mup.set_base_shapes(model, build(16), delta=build(32))
+        model = rewritten(64)
+        mup.set_base_shapes(model, rewritten(16), delta=rewritten(32))
         return model
 
     @staticmethod
-    def ours():
-        """The same model, not rewritten."""
-
-        def build(width):
-            return nn.Sequential(
-                nn.Embedding(11, width), nn.Linear(width, 3 * width), nn.GELU(),
-                nn.Linear(3 * width, width), nn.LayerNorm(width), nn.Linear(width, 11),
-            )  # fmt: skip
-
-        tokens = torch.zeros(2, 5, dtype=torch.int64)
+    def ours(build):
+        """Plan for the same model, not rewritten."""
+        tokens = torch.zeros(2, 5, dtype=torch.int64) if build is chain else None
         base = plan_policy(build(16), example_inputs=tokens)
         return plan_policy(build(64), presets.mup(base=base), example_inputs=tokens)
 
-    @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-    def test_learning_rates_and_decay(self, theirs, optimizer):
+    @pytest.mark.parametrize("build", REWRITTEN, ids=lambda build: build.__name__)
+    def test_learning_rates_and_decay(self, build):
         """Learning rates agree, the readout's by the abc-symmetry: it multiplies by 1/4."""
         mup = pytest.importorskip("mup")
-        kind = {"adam": mup.MuAdam, "adamw": mup.MuAdamW, "sgd": mup.MuSGD}[optimizer]
-        groups = kind(theirs.parameters(), lr=1.0, weight_decay=1.0).param_groups
-        held = {p: group for group in groups for p in group["params"]}
-        plan = self.ours()
-        for name, parameter in theirs.named_parameters():
-            found = plan[name].multipliers
-            fold = 1 / 4 if name == "5.weight" else 1.0
-            theirs_lr = held[parameter]["lr"] * fold ** (2 if optimizer == "sgd" else 1)
-            assert found.lr(optimizer) == pytest.approx(theirs_lr)
-            if optimizer == "adamw":
-                assert found.decay("adamw") == pytest.approx(held[parameter]["weight_decay"] / fold)
+        theirs, plan = self.theirs(build, REWRITTEN[build]), self.ours(build)
+        for optimizer in ("adam", "adamw", "sgd"):
+            kind = {"adam": mup.MuAdam, "adamw": mup.MuAdamW, "sgd": mup.MuSGD}[optimizer]
+            groups = kind(theirs.parameters(), lr=1.0, weight_decay=1.0).param_groups
+            held = {p: group for group in groups for p in group["params"]}
+            folds = {f"{REWRITTEN[build]}.weight": 1 / 4}
+            rates = {
+                name: held[p]["lr"] * folds.get(name, 1.0) ** (1 + (optimizer == "sgd"))
+                for name, p in theirs.named_parameters()
+            }
+            found = {step.name: step.multipliers for step in plan}
 
-    def test_standard_deviations(self, theirs):
+            assert {name: by.lr(optimizer) for name, by in found.items()} == pytest.approx(rates)
+            if optimizer == "adamw":
+                decays = {
+                    name: held[p]["weight_decay"] / folds.get(name, 1.0)
+                    for name, p in theirs.named_parameters()
+                }
+                assert {name: by.decay("adamw") for name, by in found.items()} == decays
+
+    def test_standard_deviations(self):
         """What their drop-in for `normal_` draws, over that of the base."""
         mup = pytest.importorskip("mup")
-        plan = self.ours()
+        theirs, plan = self.theirs(chain, "5"), self.ours(chain)
         for name, parameter in theirs.named_parameters():
             if parameter.ndim == 2:
                 mup.init.normal_(parameter, std=1.0)
