@@ -69,7 +69,7 @@ def make_plan(
     made, failed = _steps(choices, flow)
     if not selection.frozen:
         made = list(_thawed(made, found))
-    steps, unscaled = scaled_steps(made, policy.scaling, found, by_recipe(choices))
+    steps, unscaled = scaled_steps(made, policy.scaling, found, bases, by_recipe(choices))
     unmatched = [choice for choice in choices if not choice.is_settled]
     cases = [
         *([] if found else ["the model has no parameters"]),

@@ -11,7 +11,7 @@ from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers
 from torch_initpolicy.planning.choices import Choice, in_shape
 from torch_initpolicy.planning.fillings import spreads_of
-from torch_initpolicy.policy.family import Member
+from torch_initpolicy.policy.family import Member, member_of
 from torch_initpolicy.policy.scaling import Part, Scaling, layouts, unfoldable
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, merged
@@ -25,34 +25,43 @@ from torch_initpolicy.writing.forward import takes_hook
 def members_of(
     scaling: Scaling | None, sites: Sequence[Site], facts: Mapping[str, Facts]
 ) -> Mapping[str, Member]:
-    """Return what stands for each site in the base model; nothing without one."""
-    if scaling is None:
+    """Return what stands for each site in the base model; nothing without one.
+
+    Raises:
+        PlanError: A parameter has no counterpart in the base model; lists every case.
+    """
+    if scaling is None or scaling.family is None:
         return {}
-    known = (Part(s.name, s.shape, facts.get(s.name) or Facts(s.role)) for s in sites)
-    return scaling.counterparts(tuple(known))
+    known = [member_of(s.name, s.shape, facts.get(s.name) or Facts(s.role)) for s in sites]
+    return scaling.family.counterparts(known)
 
 
 def scaled_steps(
     steps: Sequence[Step],
     scaling: Scaling | None,
     sites: Sequence[Site],
+    members: Mapping[str, Member],
     asking: Mapping[str, Choice],
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Multiply what each step draws by what the parametrisation says.
 
-    Returns the steps, in their order, and what is in the way, with the ways out. A parameter
-    without a counterpart in the base model is an error.
+    Args:
+        steps: The steps as the policy alone makes them.
+        scaling: The parametrisation; None leaves the steps as they are.
+        sites: The sites that the steps are about.
+        members: What stands for them in the base model.
+        asking: The choices whose initializer depends on more than the site's shape, by name.
+
+    Returns:
+        The steps, in their order, and what is in the way, with the ways out.
     """
     if scaling is None:
         return tuple(steps), ()
     hooked = {site.name for site in sites if takes_hook(site)}
-    parts = [
-        Part(step.name, step.shape, step.facts, takes_hook=step.name in hooked) for step in steps
-    ]
-    members = scaling.counterparts(parts)
     carried: list[Step] = []
     cases: list[str] = []
-    for step, part in zip(steps, parts, strict=True):
+    for step in steps:
+        part = Part(step.name, step.shape, step.facts, takes_hook=step.name in hooked)
         member = members.get(part.name)
         if member is not None and len(member.shape) != len(part.shape):
             cases.append(f"{part.name!r} has shape {part.shape}, in the base {member.shape}")

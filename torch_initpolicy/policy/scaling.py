@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch_initpolicy.multipliers import Like, Multipliers
-from torch_initpolicy.policy.family import Family, Member, member_of
+from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
 from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
@@ -42,12 +42,6 @@ class Scaling:
     kind: Kind
     family: Family | None = None
     forward_multipliers: bool = False
-
-    def counterparts(self, parts: Sequence[Part]) -> dict[str, Member]:
-        """Return the base model's parameter for each of a model's; none without a base."""
-        if self.family is None:
-            return {}
-        return self.family.counterparts([member_of(p.name, p.shape, p.facts) for p in parts])
 
     def in_base(self, facts: Facts, member: Member | None) -> Facts:
         """Return facts with the constants that the policy reckons with: those of the base model."""
