@@ -39,6 +39,17 @@ def constructor_steps(
     return made
 
 
+def only_constructed(
+    steps: Sequence[Step], found: Sequence[Site], model: nn.Module, known: Mapping[str, Origin]
+) -> tuple[Step, ...]:
+    """Put the constructor's distributions where steps ask for them, and leave all others."""
+    asks = [step.initializer == AsConstructed() for step in steps]
+    if not any(asks):
+        return tuple(steps)
+    made = constructor_steps(steps, found, model, known)
+    return tuple(new if asked else old for asked, old, new in zip(asks, steps, made, strict=True))
+
+
 def _as_lost(site: Site) -> Lost:
     module = site.name.rpartition(".")[0]
     return Lost(module, site.owner, site.attribute, torch.Size(site.shape))

@@ -14,7 +14,7 @@ from torch_initpolicy.policy.family import Member
 from torch_initpolicy.policy.matchers import Name
 from torch_initpolicy.policy.rules import InitPolicy, Rule, filling
 from torch_initpolicy.sites import Site
-from torch_initpolicy.tensors.initializers import Initializer, Keep
+from torch_initpolicy.tensors.initializers import AsConstructed, Initializer, Keep
 from torch_initpolicy.trace.facts import Facts
 
 
@@ -83,11 +83,14 @@ def sparing(choice: Choice, meant: Mapping[str, str]) -> Choice:
 
 
 def by_recipe(choices: Iterable[Choice]) -> dict[str, Choice]:
-    """Return the choices whose initializer a recipe makes, from more than the site's shape."""
+    """Return the choices whose initializer is made from more than the site's shape."""
     return {
         choice.site.name: choice
         for choice in choices
-        if any(not isinstance(rule.initializer, Initializer) for rule in choice.deciding)
+        if any(
+            not isinstance(rule.initializer, Initializer) or rule.initializer == AsConstructed()
+            for rule in choice.deciding
+        )
     }
 
 

@@ -3,7 +3,7 @@
 Everything that can be wrong is found here, before a tensor is touched, and raised once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeAlias
@@ -53,11 +53,13 @@ def make_plan(
     *,
     flow: Flow | None = None,
     meant: Mapping[str, str] = _NOTHING,
+    constructed: Callable[[Sequence[Step]], Sequence[Step]] | None = None,
 ) -> Plan:
     """Decide what a policy writes to each site of a model; from sites alone, bound to no model.
 
     Initializers that ask what a weight reads need the `flow`; what is `meant`, by canonical name,
-    stays where a rule lets it.
+    stays where a rule lets it. `constructed` says what the constructor draws, for policies that
+    scale it.
     """
     found = sites(model) if isinstance(model, nn.Module) else tuple(model)
     bases = members_of(policy.scaling, found, facts)
@@ -69,6 +71,8 @@ def make_plan(
     made, failed = _steps(choices, flow)
     if not selection.frozen:
         made = list(_thawed(made, found))
+    if policy.scaling is not None and constructed is not None and len(made) == len(found):
+        made = list(constructed(made))
     steps, unscaled = scaled_steps(made, policy.scaling, found, bases, by_recipe(choices))
     unmatched = [choice for choice in choices if not choice.is_settled]
     cases = [

@@ -5,6 +5,7 @@ Knows models, inputs and policies; what the rules come to is decided in `decide`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch_initpolicy.errors import (
     listing,
     warn,
 )
-from torch_initpolicy.materialize.constructor import constructor_steps
+from torch_initpolicy.materialize.constructor import constructor_steps, only_constructed
 from torch_initpolicy.materialize.search import Origin
 from torch_initpolicy.planning.decide import make_plan
 from torch_initpolicy.planning.plan import Plan
@@ -52,7 +53,16 @@ def plan_model(
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         asked = _meant(found, reading.facts) if selection.keep == "meant" else {}
-        plan = make_plan(found, reading.facts, policy, selection, flow=reading.flow, meant=asked)
+        constructed = partial(only_constructed, found=found, model=model, known=known)
+        plan = make_plan(
+            found,
+            reading.facts,
+            policy,
+            selection,
+            flow=reading.flow,
+            meant=asked,
+            constructed=constructed,
+        )
     if reading.unknown_operators:
         _warn_of_unknown(reading.unknown_operators)
     return replace(

@@ -17,7 +17,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, merged
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.initializer import Initializer
-from torch_initpolicy.tensors.initializers import Blocks
+from torch_initpolicy.tensors.initializers import AsConstructed, Blocks
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.writing.forward import takes_hook
 
@@ -120,6 +120,11 @@ def _in_base(step: Step, member: Member, choice: Choice | None) -> list[float]:
     if member.drawn is None and (not random or member.shape == step.shape):
         return _sizes(step.initializer, step.shape, step.axes)
     if member.drawn is None:
+        if any(rule.initializer == AsConstructed() for rule in choice.deciding):
+            raise PolicyError(
+                "nothing says what the base's constructor draws; give as base its plan under the "
+                "same policy, or build it under skip_init()"
+            )
         raise PolicyError(
             f"{step.initializer} depends on its layer, of which shapes alone say nothing; give as "
             "base the model, or its plan under the same policy"

@@ -10,6 +10,7 @@ from typing import TypeAlias, cast
 from torch import nn
 
 from torch_initpolicy.deferred.skip import opened
+from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import PolicyError, listing
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.policy import codec
@@ -19,7 +20,7 @@ from torch_initpolicy.policy.rules import InitPolicy
 from torch_initpolicy.policy.serialize import Opaque, current, steps_of
 from torch_initpolicy.sites import Site, sites
 from torch_initpolicy.steps import Step
-from torch_initpolicy.tensors.initializers import Initializer
+from torch_initpolicy.tensors.initializers import AsConstructed, Initializer
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.read import read
 
@@ -77,9 +78,11 @@ def _of_model(model: nn.Module, policy: InitPolicy) -> Family:
 def _drawn(policy: InitPolicy, site: Site, facts: Facts) -> Initializer | None:
     """Return what a rule that asks the site itself fills it with; None for other rules."""
     rule = policy.first(site, facts)
-    if rule is None or not isinstance(rule.initializer, Recipe):
-        return None
-    return rule.initializer.for_site(site, facts)
+    if rule is not None and isinstance(rule.initializer, Recipe):
+        return rule.initializer.for_site(site, facts)
+    pending = pending_of(site.parameters[0])
+    drawn = rule is not None and rule.initializer == AsConstructed() and pending is not None
+    return pending.initializer if drawn and pending is not None else None
 
 
 def _of_shapes(shapes: Mapping[str, object], where: str) -> Family:

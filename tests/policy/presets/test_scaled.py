@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from tests.policy.hand import Layouts, Residual, tower
-from torch_initpolicy import InitPolicy, Plan, Rule, initializers, match, plan_policy, presets
+from torch_initpolicy import (
+    InitPolicy,
+    Plan,
+    Rule,
+    initializers,
+    match,
+    plan_policy,
+    presets,
+    skip_init,
+)
 from torch_initpolicy.errors import PlanError, PolicyError
 from torch_initpolicy.policy.scaling import Scaling
 
@@ -17,7 +26,17 @@ class TestComposition:
     """Any policy may give the base its values."""
 
     @pytest.mark.parametrize(
-        "policy", ["auto", "gpt2", "torch_default", "orthogonal", "xavier", "fixup", "timm_vit"]
+        "policy",
+        [
+            "auto",
+            "gpt2",
+            "constructor",
+            "torch_default",
+            "orthogonal",
+            "xavier",
+            "fixup",
+            "timm_vit",
+        ],
     )
     @pytest.mark.parametrize("scale", [presets.mup, presets.complete_p])
     def test_nothing_changes_at_the_base(self, policy, scale):
@@ -44,6 +63,28 @@ class TestComposition:
 
         with pytest.raises(PlanError, match="give as base the model"):
             plan_policy(Residual(32, 2), presets.mup(base=shapes, policy="torch_default"))
+
+    @pytest.mark.parametrize("base", ["plan", "skipped"])
+    def test_what_the_constructor_draws(self, base):
+        """What the base's constructor draws is scaled, whatever the larger one's would draw."""
+        with skip_init():
+            skipped = Residual(8, 2)
+        given = {"plan": plan_policy(Residual(8, 2), "constructor"), "skipped": skipped}[base]
+        plan = plan_policy(Residual(32, 2), presets.mup(base=given, policy="constructor"))
+        plan.apply(seed=0)
+
+        torch_std = 8**-0.5 / 3**0.5  # of nn.Linear(8, ...), weight and bias alike
+        assert plan["blocks.0.1.weight"].std == pytest.approx(torch_std / 2)
+        assert plan["blocks.0.1.bias"].std == pytest.approx(torch_std)
+        assert plan["head.weight"].std == pytest.approx(torch_std / 4)
+        plan.verify()
+
+    def test_a_constructor_that_has_drawn_already(self):
+        """A base that was built says nothing of what was drawn: an error with two ways out."""
+        policy = presets.mup(base=Residual(8, 2), policy="constructor")
+
+        with pytest.raises(PlanError, match=r"give as base its plan.*skip_init\(\)"):
+            plan_policy(Residual(32, 2), policy)
 
     def test_rules_of_ones_own(self):
         """A rule before the preset's is scaled too."""
