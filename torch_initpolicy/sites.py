@@ -4,10 +4,12 @@ Knows modules, names and ties, neither data flow nor initializers.
 """
 
 import contextlib
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from torch_initpolicy.errors import NotAModuleError
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
+from torch_initpolicy.undo import modes_kept, undoing
 
 
 @contextlib.contextmanager
@@ -30,11 +33,10 @@ def borrowing(model: nn.Module) -> Iterator[None]:
     """
     with BORROWING:
         limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(limit + _FRAMES * min(_depth(model), _DEEPEST))
-        try:
+        deeper = limit + _FRAMES * min(_depth(model), _DEEPEST)
+        with modes_kept(), undoing([partial(sys.setrecursionlimit, limit)]):
+            sys.setrecursionlimit(deeper)
             yield
-        finally:
-            sys.setrecursionlimit(limit)
 
 
 _FRAMES, _DEEPEST = 16, 5000
@@ -263,12 +265,12 @@ def _site(places: list[Holder], modules: Mapping[str, nn.Module]) -> Site:
 
 
 def _effective(holder: Holder) -> torch.Tensor:
-    """Return a tensor of the logical shape, computed on meta so that nothing is updated."""
+    """Return a tensor of the logical shape, computed by a copy on meta: nothing is updated."""
     if holder.storage != "parametrized":
         return holder.parameters[-1]
     parametrization = holder.owner.get_submodule(f"parametrizations.{holder.attribute}")
-    state = {**dict(parametrization.named_parameters()), **dict(parametrization.named_buffers())}
-    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    held = (*parametrization.parameters(), *parametrization.buffers())
     with torch.no_grad():
-        tensor: torch.Tensor = torch.func.functional_call(parametrization, on_meta, ())
+        on_meta: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in held}
+        tensor: torch.Tensor = copy.deepcopy(parametrization, on_meta)()
     return tensor

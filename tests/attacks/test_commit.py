@@ -4,7 +4,6 @@ import _thread
 import contextlib
 import ctypes
 import random
-import signal
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.attacks.interrupts import Interrupt, under_signals
 from tests.writing.helpers import pairs, same, state
 from torch_initpolicy import initializers, lsuv_
 from torch_initpolicy.errors import ApplyError, InitPolicyError
@@ -27,10 +27,6 @@ pytestmark = [
     # What is raised at any moment may be raised in a finalizer, which Python lets nobody catch.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-class Interrupt(BaseException):
-    """Stands for Ctrl-C: nothing that catches an `Exception` sees it."""
 
 
 def mixed(width=64):
@@ -120,26 +116,6 @@ def test_signals(tries, threads, burst):
         found = state(model)
 
         assert same(found, before) or same(found, after)
-
-
-def under_signals(action, after, count=1):
-    """Run something, and raise an interrupt in it by each of several signals after some seconds."""
-
-    def raises(number, frame):
-        while frame is not None and frame.f_code is not action.__code__:
-            frame = frame.f_back
-        if frame is not None:
-            raise Interrupt
-
-    kinds = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO][:count]
-    handlers = {kind: signal.signal(kind, raises) for kind in kinds}
-    timer = threading.Timer(after, lambda: [signal.raise_signal(kind) for kind in kinds])
-    timer.start()
-    with contextlib.suppress(Interrupt):
-        action()
-    timer.join()
-    for kind, handler in handlers.items():
-        signal.signal(kind, handler)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

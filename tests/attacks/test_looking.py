@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import random
+import time
 import warnings
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.attacks.interrupts import under_signals
 from torch_initpolicy import audit_signal, find_symmetry, plan_policy
 from torch_initpolicy.errors import InitPolicyError
 
@@ -209,6 +211,11 @@ def world(net: Net) -> object:
         "random": [str(s) for s in (random.getstate(), legacy())],
         "torch": torch.get_rng_state().numpy().tobytes(),
         "settings": (torch.get_default_dtype(), os.environ.get("MEDDLED"), len(warnings.filters)),
+        "modes": (
+            torch.is_grad_enabled(),
+            torch._C._len_torch_function_stack(),
+            torch._C._len_torch_dispatch_stack(),
+        ),
         "cached": any(steps(size, torch.device("cpu")).is_meta for size in (8, 9)),
     }
 
@@ -241,6 +248,32 @@ def test_random_forwards(verb):
         changed += [(names, part) for part, was in before.items() if was != after[part]]
 
     assert changed == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.filterwarnings("ignore")
+def test_interrupts(tries, verb):
+    """So it is where an interrupt comes at any moment, also as things are put back."""
+    rng = random.Random(verb)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    for number in tries(8):
+        torch.manual_seed(number)
+        net = Net(tuple(rng.sample(DEEDS, 3)))
+        net.last = nn.utils.parametrizations.weight_norm(net.last)
+        nn.init.constant_(net.last.bias, 0.1)
+
+        def look(net=net):
+            with contextlib.suppress(InitPolicyError):
+                VERBS[verb](net, x)
+
+        started = time.perf_counter()
+        look()
+        took = time.perf_counter() - started
+        before = world(net)
+        under_signals(look, rng.uniform(0, took))
+        after = world(net)
+
+        assert [part for part, was in before.items() if was != after[part]] == []
 
 
 @pytest.fixture

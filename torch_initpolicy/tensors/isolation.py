@@ -10,6 +10,7 @@ user initializers and audits fail in the first test.
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_initpolicy.locks import BORROWING
+from torch_initpolicy.undo import undoing
 
 
 class _OwnGenerators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -126,15 +128,9 @@ def _on(mode: TorchDispatchMode) -> Iterator[None]:
     What torch's own `with mode` does besides belongs to the whole process: threads that take turns
     would leave it switched on. And Ctrl-C on its way out would leave the mode on for good.
     """
-    depth = torch._C._len_torch_dispatch_stack()  # noqa: SLF001
-    try:
+    with undoing([partial(_unwind, torch._C._len_torch_dispatch_stack())]):  # noqa: SLF001
         torch._C._push_on_torch_dispatch_stack(mode)  # noqa: SLF001
         yield
-    finally:
-        try:
-            _unwind(depth)
-        finally:
-            _unwind(depth)
 
 
 def _unwind(depth: int) -> None:

@@ -10,6 +10,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 from torch_initpolicy.sites import borrowing
 from torch_initpolicy.tensors.isolation import drawing_from
 from torch_initpolicy.trace.hooks import takes_part
-from torch_initpolicy.trace.reach import Reach, Slot, Undo
+from torch_initpolicy.trace.reach import Reach, Slot
 from torch_initpolicy.trace.stand_ins import copied
+from torch_initpolicy.undo import modes_kept, undoing
 
 
 class Lent:
     """A model that is lent, with the places where its tensors are held.
 
     Its own parameters and buffers are known whatever stands in for them; random operators on the
-    CPU draw from the `generator`, and `undo` puts back all that it reaches.
+    CPU draw from the `generator`.
     """
 
     def __init__(self, model: nn.Module, reach: Reach, generator: torch.Generator) -> None:
@@ -34,7 +36,6 @@ class Lent:
         self.parameters = tuple(model.parameters())
         self.buffers = tuple(model.buffers())
         self.generator = generator
-        self.undo = reach.undo
         self._slots = reach.slots
         self._own = {id(tensor) for tensor in (*self.parameters, *self.buffers)}
 
@@ -79,27 +80,15 @@ def borrowed(model: nn.Module, reach: Reach | None = None) -> Iterator[Lent]:
     """
     generator = torch.Generator().manual_seed(0)
     with borrowing(model), warnings.catch_warnings(), _same_process(model, generator):
-        lent = Lent(model, Reach(model) if reach is None else reach, generator)
-        try:
+        found = Reach(model) if reach is None else reach
+        lent = Lent(model, found, generator)
+        with undoing(found.undo), modes_kept():
             for module in model.modules():
                 _drop_hooks(module)
                 _drop_compilation(module)
             lent.use_copies()
             with _nothing_compiled():
                 yield lent
-        finally:
-            _to_the_end(list(lent.undo))
-
-
-def _to_the_end(undo: list[Undo]) -> None:
-    """Put everything back, also where Ctrl-C interrupts, which is raised afterwards."""
-    try:
-        while undo:
-            undo[-1]()
-            undo.pop()
-    except KeyboardInterrupt:
-        _to_the_end(undo)
-        raise
 
 
 def _drop_hooks(module: nn.Module) -> None:
@@ -130,21 +119,22 @@ def _same_process(model: nn.Module, generator: torch.Generator) -> Iterator[None
 
     Torch's generator of the CPU is not even borrowed: other threads may draw from it meanwhile.
     """
-    settings = [(read, write, read()) for read, write in _SETTINGS]
-    states = [(write, read()) for read, write in _generators(model)]
-    environment = dict(os.environ)
-    try:
-        with drawing_from({"cpu": generator}):
-            yield
-    finally:
-        for write, state in states:
-            write(state)
-        for read, write, before in settings:
-            if read() != before:  # some import a compiler to be written
-                write(before)
-        if dict(os.environ) != environment:
-            os.environ.clear()
-            os.environ.update(environment)
+    states = [partial(write, read()) for read, write in _generators(model)]
+    settings = [partial(_set_back, read, write, read()) for read, write in _SETTINGS]
+    environment = partial(_set_back, lambda: dict(os.environ), _set_environment, dict(os.environ))
+    with undoing([environment, *settings, *states]), drawing_from({"cpu": generator}):
+        yield
+
+
+def _set_back(read: Callable[[], Any], write: Callable[[Any], object], before: object) -> None:
+    """Write what was read before, where it has changed: some import a compiler to be written."""
+    if read() != before:
+        write(before)
+
+
+def _set_environment(before: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
 
 
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (

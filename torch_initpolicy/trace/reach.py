@@ -11,13 +11,13 @@ import sys
 import types
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from operator import is_
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Undo = Callable[[], None]
-"""Puts something back as it was; does nothing where it has not changed."""
+if TYPE_CHECKING:
+    from torch_initpolicy.undo import Undo
 
 
 class Slot(NamedTuple):

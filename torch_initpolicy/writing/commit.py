@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import ApplyError
+from torch_initpolicy.undo import modes_kept
 from torch_initpolicy.writing.crew import Crew, crew
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.ranks import Groups, together
@@ -62,7 +63,7 @@ def _commit(phases: Sequence[Write], groups: Groups, then: Callable[[], None] | 
 def plainly() -> Iterator[None]:
     """Run torch without the modes that happen to be on: gradients, inference, `skip_init`."""
     off = torch._C.DisableTorchFunction()  # noqa: SLF001 - what torch's notes on extending name
-    with torch.inference_mode(mode=False), torch.no_grad(), off:
+    with modes_kept(), torch.inference_mode(mode=False), torch.no_grad(), off:
         yield
 
 
