@@ -19,7 +19,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = (
     {"errors", "notebook"},
-    {"files", "locks"},
+    {"files", "locks", "undo"},
     {"tensors"},
     {"sites"},
     {"trace"},
