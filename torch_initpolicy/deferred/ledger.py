@@ -245,7 +245,8 @@ class Ledger:
         """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
         self.see(tensor)
         home = self._homes.setdefault(storage_of(tensor), [])
-        entry = Entry(draw, generator, tensor.shape, tensor.dtype, _weak(tensor), home)
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        entry = Entry(draw, generator, tensor.shape, tensor.dtype, storage, home)
         self._entries[storage_of(tensor)] = entry
 
     def see(self, tensor: Tensor) -> None:
@@ -302,10 +303,6 @@ def same_storage(tensor: Tensor, other: Tensor) -> bool:
 
 
 # Storages have no public weak references; `torch.multiprocessing` keeps its own books by the same.
-
-
-def _weak(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _revived(reference: StorageWeakRef) -> torch.UntypedStorage | None:

@@ -37,11 +37,11 @@ from torch_initpolicy.deferred.undrawn import (
     guard,
     pending_of,
     setter,
-    tensors,
     unguarded,
 )
 from torch_initpolicy.tensors.axes import conventional, fans
 from torch_initpolicy.tensors.initializers import Orthogonal, Sparse
+from torch_initpolicy.trace.trees import tensors_in
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def _active_modes() -> list[recording]:
 
 def _draw_and_run(ledger: Ledger, call: Call) -> Any:
     """Draw whatever the call could read, then run it."""
-    for tensor in tensors(call.arguments):
+    for tensor in tensors_in(call.arguments):
         ledger.settle(tensor)
     return call.run()
 
@@ -190,7 +190,7 @@ def _view(ledger: Ledger, call: Call) -> Any:
     result = call.run()
     if ledger.find(call.target) is None:
         return result
-    if all(same_storage(view, call.target) for view in tensors(result)):
+    if all(same_storage(view, call.target) for view in tensors_in(result)):
         return result
     return _draw_and_run(ledger, call)
 
@@ -231,7 +231,7 @@ def _can_wait(tensor: Tensor) -> bool:
 
 def _overwrite(ledger: Ledger, call: Call) -> Any:
     """Run a call that writes all of its first argument without reading it."""
-    for source in tensors(call.arguments[1:]):
+    for source in tensors_in(call.arguments[1:]):
         ledger.settle(source)
     if covers_storage(call.target):
         ledger.forget(call.target)
@@ -324,7 +324,7 @@ def _factorise(ledger: Ledger, call: Call) -> Any:
 
 def _copy_over(ledger: Ledger, call: Call) -> Any:
     """Hand an orthogonal factor on to the tensor it was made for; any other copy overwrites."""
-    target, source = call.target, next(tensors(call.arguments[1:]))
+    target, source = call.target, tensors_in(call.arguments[1:])[0]
     entry = ledger.find(source)
     if entry is None or _locals_of("orthogonal_") is None or not covers_storage(target):
         return _overwrite(ledger, call)

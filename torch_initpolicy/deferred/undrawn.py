@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -23,6 +22,7 @@ from torch_initpolicy.sites import sites
 from torch_initpolicy.steps import Step
 from torch_initpolicy.tensors.base import Spread
 from torch_initpolicy.tensors.initializer import Initializer
+from torch_initpolicy.trace.trees import tensors_in
 
 # What a call does with the values of its first argument
 
@@ -30,17 +30,13 @@ Function = Callable[..., Any]
 """A function or method of torch; its signature is torch's own."""
 
 
-def _methods(names: str) -> Iterator[Function]:
-    """Yield those methods of `Tensor` that this version of torch has."""
-    return (method for name in names.split() if (method := getattr(Tensor, name, None)) is not None)
-
-
-def _functions(module: ModuleType, names: str) -> Iterator[Function]:
-    return (getattr(module, name) for name in names.split())
+def _of(owner: object, names: str) -> Iterator[Function]:
+    """Yield those members of `Tensor`, or functions of a module, that this version of torch has."""
+    return (found for name in names.split() if (found := getattr(owner, name, None)) is not None)
 
 
 def _getters(names: str) -> Iterator[Function]:
-    return (member.__get__ for member in _methods(names))
+    return (member.__get__ for member in _of(Tensor, names))
 
 
 def getter(name: str) -> Function:
@@ -63,20 +59,21 @@ HARMLESS: frozenset[Function] = frozenset(
             "_grad _grad_fn _version _base _backward_hooks output_nr"
         ),
         map(setter, ("requires_grad", "grad")),
-        _methods(
+        _of(
+            Tensor,
             "size dim ndimension numel nelement stride storage_offset element_size get_device "
             "is_contiguous is_floating_point is_complex is_signed is_inference is_same_size "
             "is_set_to is_pinned is_shared has_names requires_grad_ retain_grad register_hook "
             "register_post_accumulate_grad_hook new_empty new_zeros new_ones new_full new_tensor "
-            "__len__ __hash__"
+            "__len__ __hash__",
         ),
-        _functions(
+        _of(
             torch,
             "empty_like zeros_like ones_like full_like rand_like randn_like is_floating_point "
             "is_complex numel is_same_size result_type _has_compatible_shallow_copy_type",
         ),
         # How `no_grad` arrives at a function mode.
-        _functions(torch._C, "_set_grad_enabled"),  # noqa: SLF001
+        _of(torch._C, "_set_grad_enabled"),  # noqa: SLF001
     )
 )
 """Functions that ask what a tensor is and not what it holds."""
@@ -84,14 +81,15 @@ HARMLESS: frozenset[Function] = frozenset(
 VIEWS: frozenset[Function] = frozenset(
     chain(
         _getters("data T mT H mH"),
-        _methods(
+        _of(
+            Tensor,
             "detach detach_ view view_as as_strided reshape reshape_as flatten unflatten ravel "
             "select narrow unbind chunk split tensor_split diagonal t t_ transpose transpose_ "
             "permute movedim swapaxes swapdims squeeze squeeze_ unsqueeze unsqueeze_ expand "
             "expand_as contiguous __getitem__ to type type_as cpu cuda half float double bfloat16 "
-            "pin_memory"
+            "pin_memory",
         ),
-        _functions(
+        _of(
             torch,
             "detach select narrow unbind chunk split diagonal transpose permute movedim squeeze "
             "unsqueeze flatten reshape t as_strided",
@@ -102,11 +100,12 @@ VIEWS: frozenset[Function] = frozenset(
 
 OVERWRITES: frozenset[Function] = frozenset(
     chain(
-        _methods(
+        _of(
+            Tensor,
             "zero_ fill_ copy_ normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ "
-            "bernoulli_ random_"
+            "bernoulli_ random_",
         ),
-        _functions(nn.init, "uniform_ normal_ constant_ kaiming_uniform_ kaiming_normal_"),
+        _of(nn.init, "uniform_ normal_ constant_ kaiming_uniform_ kaiming_normal_"),
     )
 )
 """Functions that write all of their first argument without reading it."""
@@ -132,17 +131,6 @@ class Call(NamedTuple):
     def target(self) -> Any:
         """The first argument; None where there is none."""
         return next(iter(self.arguments), None)
-
-
-def tensors(arguments: Any) -> Iterator[Tensor]:
-    """Yield all tensors within nested tuples, lists and dicts."""
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for argument in arguments:
-            yield from tensors(argument)
-    elif isinstance(arguments, dict):
-        yield from tensors(list(arguments.values()))
 
 
 # Guarded tensors
@@ -204,7 +192,7 @@ class SkippedTensor(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is missing."""
-        return f"Tensor skipped: {_description(self)}"
+        return f"{_UNGUARDED[type(self)].__name__} skipped: {_description(self)}"
 
     def __format__(self, spec: str) -> str:
         """Say the same in a format string."""
@@ -221,10 +209,7 @@ class SkippedParameter(nn.Parameter):
     __torch_function__ = SkippedTensor.__torch_function__
     __reduce_ex__ = SkippedTensor.__reduce_ex__
     __format__ = SkippedTensor.__format__
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Say what is missing."""
-        return f"Parameter skipped: {_description(self)}"
+    __repr__ = SkippedTensor.__repr__  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, object]) -> nn.Parameter:
         """Copy what is known; the copy is to be filled on its own."""
@@ -253,7 +238,7 @@ def _answer(call: Call) -> Any:
     if call.func in HARMLESS:
         return call.run()
     target, skipped = call.target, _skipped(call.target)
-    others = [other for other in tensors(call.arguments) if other is not target]
+    others = [other for other in tensors_in(call.arguments) if other is not target]
     if call.func == _SET_DATA:
         return _set_data(call)
     if skipped is None or any(map(_skipped, others)):
@@ -269,7 +254,7 @@ def _answer(call: Call) -> Any:
 
 def _viewed(result: Any, target: Tensor, skipped: Skipped) -> Any:
     """Guard views together with the parameter, copies on their own."""
-    for tensor in tensors(result):
+    for tensor in tensors_in(result):
         if tensor is target:
             continue
         shared = same_storage(tensor, target)
