@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torch_initpolicy.tensors.gains import CUSTOM, Activation, family, recognise
-from torch_initpolicy.trace.graph import Graph, Node
+from torch_initpolicy.trace.graph import CANNOT_RUN, Graph, Node
 from torch_initpolicy.trace.operators import OpRole, activation_of
 from torch_initpolicy.trace.regions import BY_MASK, CHOOSES, Composite, Elementwise
 from torch_initpolicy.trace.softmax import softmax
@@ -142,7 +142,7 @@ class _Namer:
             name = CUSTOM
         try:
             return recognise(self.reading.replayed(start, inner), name=name)
-        except (RuntimeError, TypeError, ValueError):
+        except CANNOT_RUN:
             return None  # an operator that does not take plain numbers; it stays a carrier
 
     def _is_plain(self, bend: Node, inner: Sequence[Node]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.tensors.gains import Activation
-from torch_initpolicy.trace.graph import Graph, Node, Value
+from torch_initpolicy.trace.graph import Graph, Node, Value, rerun
 from torch_initpolicy.trace.operators import OpRole
 
 _ELEMENTWISE = frozenset({
@@ -116,19 +116,15 @@ class Elementwise:
         def function(variable: Tensor) -> Tensor:
             made: dict[int, Tensor] = {start: variable}
 
-            def look_up(argument: Any) -> Any:
-                if not isinstance(argument, Value):
-                    return argument
-                if argument.index in made:
-                    return made[argument.index].clone()  # the node may work in place
-                return torch.tensor(self.numbers[argument.index], dtype=variable.dtype)
+            def look_up(value: int) -> Tensor:
+                if value in made:
+                    return made[value].clone()  # the node may work in place
+                return torch.tensor(self.numbers[value], dtype=variable.dtype)
 
             for node in nodes:
-                args = [look_up(argument) for argument in node.args]
-                kwargs = {key: look_up(argument) for key, argument in node.kwargs.items()}
                 casts = self.roles[node.index] is OpRole.CASTS
-                result = args[0] if casts else node.function(*args, **kwargs)
-                made[node.outputs[0]] = args[0] if result is None else result
+                result = look_up(node.inputs[0]) if casts else rerun(node, look_up)[0]
+                made[node.outputs[0]] = result
             return made[nodes[-1].outputs[0]]
 
         return function

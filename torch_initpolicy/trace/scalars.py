@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.graph import Graph, Node, Value
+from torch_initpolicy.trace.graph import CANNOT_RUN, Graph, Node, Value, rerun
 from torch_initpolicy.trace.operators import OPS, UNKNOWN, OpRole, argument
 
 
@@ -80,9 +80,8 @@ def _number_made(node: Node, known: Mapping[int, float]) -> float | None:
 
 
 def _evaluated(node: Node, known: Mapping[int, float]) -> float | None:
-    args = [torch.tensor(known[a.index]) if isinstance(a, Value) else a for a in node.args]
     try:
         with torch.device("cpu"):
-            return float(node.function(*args, **node.kwargs))
-    except (RuntimeError, TypeError, ValueError):
+            return float(rerun(node, lambda value: torch.tensor(known[value]))[0])
+    except CANNOT_RUN:
         return None  # it takes its number in a way of its own, such as `out=`
