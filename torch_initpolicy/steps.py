@@ -16,6 +16,7 @@ from torch_initpolicy.tensors.base import Spread, dtype_name
 from torch_initpolicy.tensors.initializers import Blocks, Constant, Initializer, Keep, Zeros
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Evidence, Facts
+from torch_initpolicy.trace.joins import SHUT_AT_ZERO
 
 Number = float | tuple[float, ...] | None
 """One number, one for each packed block where these differ, or None where it has no meaning."""
@@ -246,13 +247,9 @@ def _units(step: Step) -> int:
     return math.prod(step.shape[axis] for axis in axes.outputs)
 
 
-_SHUT_AT_ZERO = ("relu", "relu6", "relu2", "threshold")
-"""Activations of which torch takes the derivative at 0 to be 0."""
-
-
 def _is_dead(step: Step) -> bool:
     return (
         _is_constant(step)
-        and step.meets in _SHUT_AT_ZERO
+        and step.meets in SHUT_AT_ZERO
         and step.initializer in (Zeros(), Constant(0.0))
     )

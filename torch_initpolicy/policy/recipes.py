@@ -12,14 +12,13 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.axes import Fans, block_fans
+from torch_initpolicy.tensors.layers import NORMS
 from torch_initpolicy.trace.facts import Facts
 
 
@@ -215,13 +214,8 @@ _NORM: Mapping[str, init.Initializer] = MappingProxyType(
 )
 
 
-@default_of.register(_BatchNorm)
-@default_of.register(_InstanceNorm)
-@default_of.register(nn.LayerNorm)
-@default_of.register(nn.GroupNorm)
-@default_of.register(nn.RMSNorm)
-def _(module: nn.Module, name: str) -> init.Initializer:
-    return _NORM.get(name, init.Keep())
+for _kind in NORMS:
+    default_of.register(_kind, lambda _, name: _NORM.get(name, init.Keep()))
 
 
 @default_of.register(nn.PReLU)

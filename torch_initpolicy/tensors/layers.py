@@ -150,12 +150,12 @@ _RECURRENT: Mapping[str, Role] = MappingProxyType(
         "bias_hh": "bias",
     }
 )
+NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Torch's normalisations, whose parameters scale and shift what they make."""
+
 _ROLES: Sequence[tuple[Sequence[type[nn.Module]], Mapping[str, Role]]] = (
     ((nn.Linear, nn.Bilinear, _ConvNd), _LINEAR),
-    (
-        (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
-        {"weight": "norm_weight", "bias": "norm_bias"},
-    ),
+    (NORMS, {"weight": "norm_weight", "bias": "norm_bias"}),
     ((nn.Embedding, nn.EmbeddingBag), {"weight": "embedding"}),
     ((nn.PReLU,), {"weight": "scale"}),
     (
