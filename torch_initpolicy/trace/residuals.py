@@ -57,13 +57,11 @@ def residuals(uses: Uses) -> Residuals:
         history.read(node)
     found = history.on_streams()
     ends, skips = [each.value for each in found], {each.node: each.skip for each in found}
-    depths: dict[int, int] = {}
-    normed: set[int] = set()
-    for each in reversed(found):  # those that end first are the innermost
-        inside = list(history.nodes(each.inside))
-        depths.update(dict.fromkeys(inside, history.depth(each)))
-        if any(uses.graph.nodes[index].op == "batch_norm" for index in inside):
-            normed.update(inside)
+    seen, depths = 0, dict[int, int]()
+    for each in found:  # those that end first are the innermost
+        depths.update(dict.fromkeys(history.nodes(each.inside & ~seen), history.depth(each)))
+        seen |= each.inside
+    normed = _union(each.inside for each in found if each.inside & history.norms)
     carriers = [node for node in _carriers(uses) if node.index not in skips]
     moves = [node for node in carriers if _only_moves(uses, node)]
     made = frozenset(value for index in depths for value in uses.graph.nodes[index].outputs)
@@ -73,7 +71,7 @@ def residuals(uses: Uses) -> Residuals:
         ending=uses.leading(ends, carriers) & made,
         closing=uses.leading(ends, moves) & made,
         depths=depths,
-        batch_normalised=frozenset(normed),
+        batch_normalised=frozenset(history.nodes(normed)),
         derived=history.derived,
     )
 
@@ -126,7 +124,7 @@ class _History:
         self.past = {value: _Past(*(1 << place,) * 4) for place, value in enumerate(inputs)}
         self.behind: dict[int, int] = {}  # by the bit of a weight or summand: what it comes from
         self.before: dict[int, int] = {}  # by bit: the last sum, if no weight has followed
-        self.weighers = self.branches = 0
+        self.weighers = self.functions = self.norms = self.branches = 0
         self.sums: list[_Sum] = []
         self.scores = _scores(uses)
         self.derived: dict[int, frozenset[tuple[int, int]]] = {}
@@ -161,13 +159,15 @@ class _History:
 
     def depth(self, found: _Sum) -> int:
         """Return how many weights lie in a row on a branch."""
-        rows: dict[int, int] = {}
+        rows, deepest = dict[int, int](), 0
         for branch, fork in found.forks.items():
-            weights = self._between(fork, self.behind[branch])
+            later = self._later(fork, self.behind[branch])
+            weights = _union(each for each in _each(later) if self.behind[each] & fork)
             for weight in reversed(list(_each(weights))):
-                earlier = _each(self.behind[weight] & weights & ~weight)
-                rows[weight] = 1 + max((rows[each] for each in earlier), default=0)
-        return max(rows.values())
+                earlier = (rows[each] for each in _each(self.behind[weight] & weights & ~weight))
+                rows[weight] = 1 + _max(earlier, deepest)
+                deepest = max(deepest, rows[weight])
+        return deepest
 
     def _bit(self, node: int) -> int:
         return 1 << node + self.inputs
@@ -190,10 +190,12 @@ class _History:
             summands=_union(each.summands for each in summed) or bit,
         )
         self.past.update(dict.fromkeys(node.outputs, past))
+        self.norms |= bit if node.op == "batch_norm" else 0
         if node.index in self.uses.weighers:
             self.weighers |= bit
             self.behind[bit] = past.nodes
         else:
+            self.functions |= 0 if role in CARRIERS else bit
             before = (self.before.get(self._maker(value), -1) for value in carried)
             self.before[bit] = max(before, default=-1)
 
@@ -223,21 +225,25 @@ class _History:
     def _forks(self, stream: _Past, other: _Past, forks: int) -> dict[int, int]:
         """Return the summands of a value that are branches, each with its last fork."""
         found: dict[int, int] = {}
-        for summand in _each(other.summands & ~stream.summands):
+        reads = other.nodes & forks or other.summands & self.branches
+        for summand in _each(other.summands & ~stream.summands if reads else 0):
             behind = self.behind[summand]
             known = stream.carried if summand & self.branches else 0  # the value is a stream itself
             fork = _last(behind & (forks | known))
-            weights = self._between(fork, behind)
+            weights = self._later(fork, behind)
             rivals = (stream.summands & self.branches | _union(found)) & ~behind
-            shares = any(self.behind[rival] & weights for rival in _each(rivals))
-            if weights & ~stream.nodes and not shares:
+            shares = any(self._reads(fork, weights & self.behind[rival]) for rival in _each(rivals))
+            if not shares and self._reads(fork, weights & ~stream.nodes):
                 found[summand] = fork
         return found
 
-    def _between(self, fork: int, behind: int) -> int:
-        """Return the weights that come out of a fork, of those that something comes from."""
-        later = behind & self.weighers & ~(2 * fork - 1) if fork else 0
-        return _union(weight for weight in _each(later) if self.behind[weight] & fork)
+    def _later(self, fork: int, behind: int) -> int:
+        """Return the weights behind something that have been applied after a fork."""
+        return behind & self.weighers & ~(2 * fork - 1) if fork else 0
+
+    def _reads(self, fork: int, weights: int) -> bool:
+        """Say whether some of the weights come out of a fork."""
+        return any(self.behind[weight] & fork for weight in _each(weights))
 
     def _begin(self, stream: _Past, other: _Past) -> int:
         """Return the fork of a stream with one weight, and a branch with more; 0 for none.
@@ -247,19 +253,28 @@ class _History:
         """
         shared = stream.nodes & other.nodes
         fork, inside = _last(shared), other.nodes & ~shared
-        streams = (each.stream for each in self.sums if self._bit(each.node) & inside)
         is_one = (stream.nodes & ~shared & self.weighers).bit_count() == 1
-        is_more = (inside & self.weighers).bit_count() > 1 and self._has_function(inside)
-        is_past = inside & (1 << self.inputs) - 1 or not all(each & fork for each in streams)
-        return fork if is_one and is_more and not is_past else 0
+        is_more = (inside & self.weighers).bit_count() > 1 and inside & self.functions
+        is_alone = not inside & (1 << self.inputs) - 1
+        return fork if is_one and is_more and is_alone and self._all_read(fork, inside) else 0
 
-    def _has_function(self, inside: int) -> bool:
-        nodes = [self.uses.graph.nodes[index] for index in self.nodes(inside & ~self.weighers)]
-        return any(self.uses.role(node) not in CARRIERS for node in nodes)
+    def _all_read(self, fork: int, inside: int) -> bool:
+        """Say whether all streams inside a branch come out of its fork."""
+        return all(each.stream & fork for each in self.sums if self._bit(each.node) & inside)
 
 
 def _union(sets: Iterable[int]) -> int:
     return reduce(or_, sets, 0)
+
+
+def _max(numbers: Iterable[int], most: int) -> int:
+    """Return the largest number, or 0; it is known not to be above the most."""
+    largest = 0
+    for number in numbers:
+        largest = max(largest, number)
+        if largest == most:
+            break
+    return largest
 
 
 def _last(bits: int) -> int:
