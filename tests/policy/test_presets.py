@@ -140,6 +140,7 @@ EXPECTED = {
     "constructor": {"relu": AsConstructed(), None: AsConstructed()},
     "gpt2": {"gelu": Normal(0.02), None: Normal(0.02)},
     "timm_vit": {"gelu": Normal(0.02), None: Normal(0.02)},
+    "chrono": {"gelu": HE, None: XAVIER},
     "depth_scaled": {"gelu": HE, None: XAVIER},
     "deepnorm": {"softmax": XAVIER, None: XAVIER},
     "nanochat": {"relu": AspectScale(), None: AspectScale()},
@@ -298,7 +299,7 @@ class TestPolicy:
     @pytest.mark.parametrize(
         ("given", "error", "words"),
         [
-            ("kaiming", UnknownNameError, "no preset is called 'kaiming'; there are auto, comp"),
+            ("kaiming", UnknownNameError, "no preset is called 'kaiming'; there are auto, chrono"),
             ("Auto", UnknownNameError, "did you mean 'auto'"),
             ("missing.toml", PolicyError, "cannot be read"),
             ("constant", PolicyError, "value"),

@@ -379,7 +379,7 @@ class TestPresetNames:
     def test_unknown(self):
         """The error suggests, and lists what there is."""
         with pytest.raises(
-            UnknownNameError, match=r"did you mean 'xavier'\?; there are auto, comp"
+            UnknownNameError, match=r"did you mean 'xavier'\?; there are auto, chrono"
         ):
             preset_named("xaver")
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import random
 from collections import UserDict
 
@@ -597,3 +598,18 @@ class TestPlanted:
         }
         assert expected == found
         assert report.of("dead", "suspect") == ()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)])
+def test_what_is_not_finite_is_dead(value, rows):
+    """A weight that holds nan or inf is named with its rows, and nothing is said of the others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[rows] = value
+    report = find_symmetry(model, torch.randn(4, 8))
+    (finding,) = report.findings
+    assert (finding.name, finding.verdict) == ("0.weight", "dead")
+    assert finding.count == len(range(8)[rows])
+    assert "not finite" in finding.reason

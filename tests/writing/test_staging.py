@@ -24,6 +24,48 @@ def infinite(tensor):
     tensor.fill_(float("inf"))
 
 
+def of_modules(module):
+    """Fill a linear layer, as functions for `model.apply` do."""
+    if isinstance(module, nn.Linear):
+        nn.init.ones_(module.weight)
+
+
+def of_any_module(module):
+    """Fill whatever has a weight."""
+    nn.init.ones_(module.weight)
+
+
+@pytest.mark.parametrize("function", [of_modules, of_any_module, lambda _: None])
+def test_a_function_that_fills_no_tensor(function):
+    """One that takes modules, or does nothing, is an error that says how to run it."""
+    model = nn.Linear(3, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(ApplyError, match=r"model\.apply\(f\)"):
+        apply_steps(pairs(model, lambda _: From(function)), Drawing(seed=0))
+    assert torch.equal(model.weight, before)
+
+
+def weights_alone(tensor):
+    """Fill matrices."""
+    if tensor.ndim > 1:
+        nn.init.ones_(tensor)
+
+
+def through_data(tensor):
+    """Fill what autograd does not see."""
+    tensor.data.fill_(1.0)
+
+
+@pytest.mark.parametrize("function", [weights_alone, through_data, nn.init.zeros_])
+def test_a_function_that_fills_some(function):
+    """One that leaves some tensors as they are, or writes what is there already, is fine."""
+    model = nn.Linear(3, 3)
+    nn.init.zeros_(model.bias)
+    for _ in range(2):
+        apply_steps(pairs(model, lambda _: From(function)), Drawing(seed=0))
+    assert bool((model.weight == (function is not nn.init.zeros_)).all())
+
+
 def test_all_failures_are_told_at_once():
     """Each site that could not be computed stands in one error, and the model is as it was."""
     model = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in ("a", "b", "c")})

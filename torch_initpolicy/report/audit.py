@@ -261,7 +261,8 @@ def audit_model(
     ends = time.perf_counter() + budget
     training = Training.of(loss_fn, optimizer, lr)
     call, signal = follow_signal(model, inputs, training)
-    symmetry = find_symmetry(model, call, loss_fn)
+    broken = any(verdict.kind == "not finite" for verdict in signal.verdicts)
+    symmetry = Report(()) if broken else find_symmetry(model, call, loss_fn)
     trials = Trials(model, call, signal, symmetry, training, ends, tell)
     trials.run(suggest)
     repairs = ranked(trials.tried)

@@ -5,7 +5,7 @@ reports.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import Reading, read
 from torch_initpolicy.trace.real_inputs import require_values
 from torch_initpolicy.trace.trees import Call
+from torch_initpolicy.writing.shards import is_sharded
 
 
 def find_symmetry(
@@ -80,10 +81,24 @@ def _found(model: nn.Module, example_inputs: Any, loss_fn: Loss | None) -> Repor
     subject = Subject(inner, found, suspects(inner, found, asked=asked), loss_fn)
     if not subject.suspects:
         return replace(_NOTHING, findings=spread, note="" if spread else _NOTHING.note)
+    if broken := tuple(_broken_findings(found)):
+        return Report((*spread, *broken), "scanned", "where nan is, nothing else can be told")
     report = _with_inputs(subject, as_call(example_inputs)) if asked else _with_found(subject)
     named = {finding.name for finding in spread}
     others = (finding for finding in report.findings if finding.name not in named)
     return replace(report, findings=sort((*spread, *others)))
+
+
+def _broken_findings(found: Iterable[Site]) -> Iterator[Finding]:
+    """Yield a finding for each parameter that holds nan or inf, by its first axis."""
+    for site in found:
+        values = site.parameters[0].detach()
+        if is_sharded(values) or values.isfinite().all():
+            continue
+        rows = (~values.isfinite()).flatten(1).any(1) if values.ndim > 1 else ~values.isfinite()
+        units = tuple(rows.reshape(-1).nonzero().flatten().tolist())
+        remedy = f"apply_policy(model, only=[{site.name!r}])"
+        yield Finding(site.name, (units,), "dead", "not finite: no gradient is", remedy=remedy)
 
 
 _NOTHING = Report((), "scanned", "no weight holds equal units")

@@ -66,6 +66,7 @@ class Workspace:
 
     def __init__(self, seed: int, devices: Iterable[torch.device]) -> None:
         self.drawn = 0
+        self.wrote: set[int] = set()  # functions of the user, by their `id`
         self._seed = seed
         self._seeks: dict[torch.device, Seek] = {device: seeker(device) for device in devices}
         self._rooms = {

@@ -5,7 +5,7 @@ parametrisations that must be inverted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -43,6 +43,7 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
     workers.finish(lambda: workers.share((partial(stage, job) for job in threaded), stops=True))
     for job in serial:
         stage(job, own)
+    found.update(_idle(serial, found, own))
     outcomes = [(job, found[job.site.name]) for job in (*threaded, *serial)]
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, ApplyError)]
     if errors:
@@ -52,8 +53,27 @@ def staged(jobs: Sequence[Job], workers: Crew[Workspace], own: Workspace) -> lis
     return [write for _, write in outcomes if not isinstance(write, ApplyError)]
 
 
+def _idle(
+    jobs: Iterable[Job], found: Mapping[str, Write | ApplyError], workspace: Workspace
+) -> Iterator[tuple[str, ApplyError]]:
+    """Yield an error for each site of a function that ran and wrote to none of them."""
+    called = [job for job in jobs if isinstance(job.step.initializer, From)]
+    failed = {_function(job) for job in called if isinstance(found[job.site.name], ApplyError)}
+    for job in called:
+        if _function(job) not in failed | workspace.wrote:
+            yield job.site.name, _refused(job, "left it as it was")
+
+
+def _function(job: Job) -> int:
+    """Identify a function of the user; it need not be hashable."""
+    initializer = job.step.initializer
+    return id(initializer.function if isinstance(initializer, From) else initializer)
+
+
 def _advice(failed: Sequence[Job]) -> Iterator[str]:
     """Yield what would help with many failures at once."""
+    if all(isinstance(job.step.initializer, From) for job in failed):
+        yield "a rule's function fills the tensor it gets; one that takes modules: model.apply(f)"
     functions = any(isinstance(job.step.initializer, From) for job in failed)
     if functions and all(is_blanket(job.step.rule, job.step.role) for job in failed):
         yield WEIGHTS_ONLY
@@ -155,11 +175,22 @@ def _by_callable(job: Job, workspace: Workspace) -> Tensor:
     """Let code of the user fill a copy of what the site holds now."""
     now = reading(job.site).to(job.origin, job.working)
     copy = now.clone(memory_format=torch.contiguous_format)
+    version = copy._version  # noqa: SLF001 - torch's count of writes, documented beside autograd
     job.step.initializer(copy, job.step.axes, generator=workspace.stream(job)(0))
     made, wanted = map(_in_words, (copy, now))
     if made != wanted:
         raise _refused(job, f"made {made} of a tensor {wanted}")
+    counted = copy._version > version  # noqa: SLF001
+    if counted or not torch.equal(copy, now) or _writes(job, now):
+        workspace.wrote.add(_function(job))
     return copy
+
+
+def _writes(job: Job, now: Tensor) -> bool:
+    """Say whether a function writes what torch does not count, as through `.data`."""
+    other = now + 1
+    job.step.initializer(copy := other.clone(), job.step.axes)
+    return not torch.equal(copy, other)
 
 
 def _in_words(tensor: Tensor) -> str:
