@@ -104,8 +104,25 @@ def test_fans_of_raw_parameters_are_counted_connections(name):
     assert (count_in(model, x), count_out(model, x)) == (counted.fan_in, counted.fan_out)
 
 
-ELSEWHERE = {"bilinear", "deform_conv2d", "einsum", "grouped_mm"}
-"""Operators that take two signals or more, numbers of another kind, or that are cases above."""
+SPARSE = {
+    "sparse_mm": torch.sparse.mm,
+    "smm": lambda x, w: torch.smm(x, w.t()),
+    "sparse_addmm": lambda x, w: torch.sparse.addmm(w.new_zeros(3, 6), x, w),
+}
+
+ELSEWHERE = {"bilinear", "deform_conv2d", "einsum", "grouped_mm", *SPARSE}
+"""Operators that take two signals or more, numbers of another kind, or that are cases elsewhere."""
+
+
+@pytest.mark.parametrize("op", SPARSE)
+def test_sparse_signals(op):
+    """A weight that is applied to a sparse signal has the fans of a dense one."""
+    shape = (6, 5) if op == "smm" else (5, 6)
+    model = Raw(shape, SPARSE[op])
+    found = read(model, sites(model), torch.ones(3, 5, dtype=torch.float64).to_sparse())
+
+    assert op in {node.op for node in found.flow.uses.graph.nodes}
+    assert tuple(fans(shape, found.facts["weight"].axes)) == (5, 6)
 
 
 def test_every_operator_that_applies_weights_is_tried():

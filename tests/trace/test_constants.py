@@ -265,3 +265,34 @@ def test_a_siren_learns_an_image():
         losses.append(loss.item())
 
     assert losses[0] < 0.1
+
+
+class Graph(nn.Module):
+    """A graph convolution, whose neighbours are summed up in one of several ways."""
+
+    def __init__(self, aggregate: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.aggregate = nn.Linear(8, 8), aggregate
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return torch.relu(self.aggregate(weights, self.layer(x)))
+
+
+AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": torch.matmul,
+    "operator": lambda a, h: a @ h,
+    "transposed": lambda a, h: (h.mT @ a.mT).mT,
+    "einsum": lambda a, h: torch.einsum("ij,jf->if", a, h),
+    "normalised": lambda a, h: (a / a.sum(-1, keepdim=True)) @ h,
+    "sparse": lambda a, h: torch.sparse.mm(a.to_sparse(), h),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize("nodes", [4, 100])
+def test_how_an_input_weighs_neighbours_is_no_constant(name, nodes):
+    """An adjacency matrix averages: how many nodes there are says nothing of a weight."""
+    model, weights = Graph(AGGREGATIONS[name]), torch.eye(nodes)
+    plan = plan_policy(model, example_inputs=(torch.randn(nodes, 8), weights))
+
+    assert plan["layer.weight"].facts.multiplier == ForwardMultiplier()

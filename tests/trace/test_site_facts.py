@@ -1,10 +1,12 @@
 """Facts of one site from all that is known of the flow: several uses, blocks, compositions."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_initpolicy.sites import sites
+from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.read import read
@@ -100,3 +102,35 @@ def test_what_the_forward_pass_leaves_out():
 
     assert (found["spare.weight"].role, found["spare.weight"].used) == ("weight", False)
     assert found["layer.weight"].used
+
+
+STATES = {
+    "new zeros": lambda x: x.new_zeros(2, 6),
+    "zeros": lambda x: torch.zeros(2, 6),
+    "zeros like": lambda x: torch.zeros_like(x[:, 0])[:, :1].expand(-1, 6),
+}
+
+
+@pytest.mark.parametrize("start", STATES.values(), ids=STATES)
+def test_recurrent_matrices_are_weights_though_they_first_meet_a_constant(start):
+    """The state of a recurrence starts as a constant; from the second step on it is a signal."""
+
+    class Recurrence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.u = nn.Parameter(torch.rand(4, 6)), nn.Parameter(torch.rand(6, 6))
+            self.b = nn.Parameter(torch.zeros(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = start(x)
+            for step in x.unbind(1):
+                state = torch.tanh(step @ self.w + state @ self.u + self.b)
+            return state
+
+    found = facts_of(Recurrence(), torch.zeros(2, 3, 4))
+
+    assert {name: fact.role for name, fact in found.items()} == {
+        "w": "weight", "u": "weight", "b": "bias",
+    }  # fmt: skip
+    assert found["u"].meets == Activation("tanh")
+    assert block_fans((6, 6), found["u"].axes) == ((6, 6),)

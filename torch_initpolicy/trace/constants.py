@@ -86,6 +86,7 @@ class Constants:
         ends: Values that come out of an activation.
         kernels: For each node that applies a signal as its weight, this signal.
         packed: Nodes that apply several matrices packed into one, each of which takes out its own.
+        aggregations: Products that sum over positions, not over units: those of neighbours, say.
         signals: Every signal's size next to that of what made it, by value.
         bilinear: Element-wise products of two outputs of weights.
         first: The constants with nothing taken out, where these are about what is left over.
@@ -97,6 +98,7 @@ class Constants:
     ends: frozenset[int] = frozenset()
     kernels: Mapping[int, int] = field(default_factory=dict)
     packed: frozenset[int] = frozenset()
+    aggregations: frozenset[int] = frozenset()
     signals: dict[int, SignalSize] = field(default_factory=dict)
     bilinear: set[int] = field(default_factory=set)
     first: "Constants | None" = None
@@ -144,8 +146,13 @@ class Constants:
         return 1.0 if averages or (signal.source == "input" and _is_unit(number)) else number
 
     def growth(self, node: Node, factors: Sequence[int]) -> float:
-        """Return how much larger a sum of products is than they are; 1 for an average."""
-        averages = any(self.signal(value).source == "activation" for value in factors)
+        """Return how much larger a sum of products is than they are; 1 for an average.
+
+        What an input weighs positions by, as an adjacency matrix does, is taken for an average.
+        """
+        signals = [self.signal(value) for value in factors]
+        weighs = node.index in self.aggregations and sum(s.is_drawn for s in signals) < 2
+        averages = weighs or any(signal.source == "activation" for signal in signals)
         is_sum = self.scalars.uses.role(node) is not OpRole.MULTIPLIES and not averages
         return math.sqrt(terms(self.scalars.uses, node)) if is_sum else 1.0
 

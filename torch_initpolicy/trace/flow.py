@@ -77,6 +77,11 @@ def flow(graph: Graph, *, parameters: Mapping[str, float] | None = None) -> Flow
         ends=frozenset(composite.end for composite in activated.values()),
         kernels=kernels(used, followed.shown),
         packed=frozenset(packed),
+        aggregations=frozenset(
+            node.index
+            for node in graph.nodes
+            if roles[node.index] is OpRole.CONTRACTS and followed.aggregates(node)
+        ),
     ).entered()
     composed = Composed(constants.scalars)
     for node in graph.nodes:

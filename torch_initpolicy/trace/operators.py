@@ -68,10 +68,10 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
           OpRole.WEIGHS, "input", "weight", "bias")
     | {"deform_conv2d": Op(OpRole.WEIGHS, ("input", "weight", "input", "input", "bias"))}
     | _each("bilinear", OpRole.WEIGHS, "input", "input", "weight", "bias")
-    | _each("matmul mm bmm mv dot inner tensordot chain_matmul grouped_mm", OpRole.CONTRACTS,
-            "left", "right", "index")
+    | _each("matmul mm bmm mv dot inner tensordot chain_matmul grouped_mm sparse_mm smm",
+            OpRole.CONTRACTS, "left", "right", "index")
     | _each("einsum", OpRole.CONTRACTS, "equation")
-    | _each("addmm baddbmm addbmm addmv", OpRole.CONTRACTS, "bias", "left", "right")
+    | _each("addmm baddbmm addbmm addmv sparse_addmm", OpRole.CONTRACTS, "bias", "left", "right")
     | _each("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
             OpRole.RECURS)
     | _each("embedding embedding_bag", OpRole.LOOKS_UP, "index", "weight")
@@ -104,7 +104,8 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
             "alias requires_grad dropout dropout1d dropout2d dropout3d alpha_dropout "
             "feature_alpha_dropout as_tensor tensor as_subclass int long bool real imag "
             "view_as_real view_as_complex complex positive conj conj_physical resolve_conj "
-            "resolve_neg", OpRole.CASTS, "input", "like")
+            "resolve_neg to_sparse to_sparse_coo to_sparse_csr to_dense coalesce", OpRole.CASTS,
+            "input", "like")
     | _each("view reshape flatten unflatten ravel permute transpose t T mT H mH adjoint swapaxes "
             "swapdims movedim moveaxis squeeze unsqueeze expand broadcast_to unbind chunk split "
             "split_with_sizes tensor_split narrow select slice roll flip fliplr flipud rot90 "

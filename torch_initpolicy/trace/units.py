@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.contractions import unit_dims
+from torch_initpolicy.trace.contractions import facing, unit_dims
 from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
 
@@ -122,6 +122,16 @@ class Following:
     def along(self, value: int) -> frozenset[int]:
         """Return the dimensions, from the last, along which the units of a value lie."""
         return frozenset().union(*(shown.along() for shown in self.shown.get(value, {}).values()))
+
+    def aggregates(self, node: Node) -> bool:
+        """Say whether a product sums an operand over other dimensions than its units lie along."""
+        for slot, value in self.uses.slots(node):
+            along = self.along(value)
+            faced = facing(self.uses, node, slot, self.uses.graph.values[value]) if along else None
+            summed = () if faced is None else faced.dims("in")
+            if summed and along.isdisjoint(dim - len(faced.shape) for dim in summed):
+                return True
+        return False
 
     def of_weights(self, nodes: Collection[int]) -> dict[int, dict[int, Shown]]:
         """Return what the values show that follow from some weights and are no sums."""
