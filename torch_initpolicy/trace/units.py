@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.trace.consumers import Uses
-from torch_initpolicy.trace.contractions import facing, unit_dims
+from torch_initpolicy.trace.contractions import Facing, facing, unit_dims
 from torch_initpolicy.trace.graph import CANNOT_RUN, Node, Value, rerun
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
 
@@ -125,13 +125,11 @@ class Following:
 
     def aggregates(self, node: Node) -> bool:
         """Say whether a product sums an operand over other dimensions than its units lie along."""
-        for slot, value in self.uses.slots(node):
-            along = self.along(value)
-            faced = facing(self.uses, node, slot, self.uses.graph.values[value]) if along else None
-            summed = () if faced is None else faced.dims("in")
-            if summed and along.isdisjoint(dim - len(faced.shape) for dim in summed):
-                return True
-        return False
+        return any(
+            _is_aggregated(facing(self.uses, node, slot, self.uses.graph.values[value]), along)
+            for slot, value in self.uses.slots(node)
+            if (along := self.along(value))
+        )
 
     def of_weights(self, nodes: Collection[int]) -> dict[int, dict[int, Shown]]:
         """Return what the values show that follow from some weights and are no sums."""
@@ -257,6 +255,12 @@ class Following:
             moved = [ids.expand(shown.ids.shape) for ids in moved]
         fits = [tuple(ids.shape) for ids in moved] == [output.shape for output in outputs]
         return [_seen(ids, shown) for ids in moved] if fits else None
+
+
+def _is_aggregated(faced: Facing | None, along: frozenset[int]) -> bool:
+    """Say whether an operand is summed over, but along none of some dimensions."""
+    summed = [] if faced is None else [dim - len(faced.shape) for dim in faced.dims("in")]
+    return bool(summed) and along.isdisjoint(summed)
 
 
 @functools.lru_cache(maxsize=256)
