@@ -26,6 +26,17 @@ READ = (
 _DEPTHS = re.compile(r"((num|n)_)?(hidden_|(en|de)coder_)?(num_)?(hidden_)?layers?|depth")
 """What configurations call how many equal layers there are."""
 
+_WHOLE = {"depths", "stage_names"}
+"""Marks of configurations that name their layers one by one: these stay as they are."""
+
+_OTHERS = {
+    **dict.fromkeys(("attn_layer_period", "expert_layer_period"), 2),
+    **dict.fromkeys(("attn_layer_offset", "expert_layer_offset"), 1),
+    **dict.fromkeys(("num_experts_per_tok", "n_group", "topk_group"), 1),
+    "attn_layer_indices": [1],
+}
+"""What else has to be said of two layers, and what some configurations leave open."""
+
 
 def shallow(config):
     """Cut a configuration and its parts to two layers, and whatever they say of each layer."""
@@ -33,9 +44,18 @@ def shallow(config):
     for part in own.values():
         if isinstance(part, transformers.PreTrainedConfig):
             shallow(part)
+    for name in own.keys() & _OTHERS.keys():
+        if (
+            own[name] is None
+            or name.startswith("attn_layer")
+            or name.endswith(("period", "offset"))
+        ):
+            setattr(config, name, _OTHERS[name])
+    if "out_hidden_size" in dir(getattr(config, "vision_config", None)):
+        config.vision_config.out_hidden_size = config.get_text_config().hidden_size
     for name in filter(_DEPTHS.fullmatch, list(own)):
         depth = own[name]
-        if isinstance(depth, int) and depth > 2 and "depths" not in own:
+        if isinstance(depth, int) and depth > 2 and not own.keys() & _WHOLE:
             setattr(config, name, 2)
             for other, value in list(own.items()):
                 if isinstance(value, list) and len(value) == depth:

@@ -101,9 +101,10 @@ def _text(config: Any) -> dict[str, Sequence[Tensor]]:
     hidden = dict.fromkeys(
         ("inputs_embeds", "hidden_states", "query_embeds", "encoder_hidden_states"), (features,)
     )
+    task = floats(BATCH, number(config, "task_seq_len", default=SEQUENCE))
     boxes = torch.zeros(BATCH, SEQUENCE, 4, dtype=torch.int64)
     ways = (ids, integers(1, SEQUENCE), integers(BATCH, 2, SEQUENCE))
-    return {**same, **hidden, "bbox": (boxes,), "input_ids": ways}
+    return {**same, **hidden, "bbox": (boxes,), "input_ids": ways, "task_inputs": (task,)}
 
 
 def _images(config: Any) -> dict[str, Sequence[Tensor]]:
@@ -127,6 +128,7 @@ def _images(config: Any) -> dict[str, Sequence[Tensor]]:
         "pixel_values_images": (image,),
         "flattened_patches": (floats(BATCH, 16, 2 + channels * patch**2),),
         "image_sizes": (torch.tensor([edges] * BATCH),),
+        "merge_sizes": (torch.tensor([cells // 2]),),
         "bool_masked_pos": (torch.zeros(BATCH, (edges[0] // patch) ** 2, dtype=torch.bool),),
         **({"hidden_states": (patches,)} if "spatial_merge_size" in dir(config) else {}),
     }
@@ -153,9 +155,9 @@ def _sound(config: Any) -> dict[str, Sequence[Tensor]]:
     return {
         "input_values": (wave[:, 0], wave, spectrum),
         "input_features": (by_bin, by_frame),
-        "spectrogram": (by_frame,),
+        **dict.fromkeys(("spectrogram", "audio_mel"), (by_frame,)),
         "audio_values": (wave,),
-        "input_features_mask": (mask,),
+        **dict.fromkeys(("input_features_mask", "audio_mel_mask"), (mask,)),
         "past_values": (series, series[..., 0]),
         "audio_codes": (integers(BATCH, number(config, "num_quantizers", default=8), SEQUENCE),),
     }

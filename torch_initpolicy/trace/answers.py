@@ -147,10 +147,11 @@ def _as_known(model: nn.Module, call: Call, message: str) -> Iterator[Call]:
 
     What had the length of a text that is exchanged is left out, to be asked for again.
     """
-    for name, given in call.kwargs.items():
+    for place, (name, given) in enumerate(given_arguments(model, call).items()):
         others = {n: v for n, v in call.kwargs.items() if not _goes_with(n, v, given) or n == name}
         for value in known_values(model, name, call, message):
-            yield call._replace(kwargs={**others, name: value})
+            key = name if name in call.kwargs else place
+            yield _with_tensor(call._replace(kwargs=others), key, value)
 
 
 def _goes_with(name: str, value: Any, given: Any) -> bool:

@@ -22,7 +22,7 @@ _SHAPE = re.compile(r"shape:?\s*`{0,2}[(\[]([^)\]]*)[)\]]", re.IGNORECASE)
 _KIND = re.compile(r"(Long|Int|Bool|Float|)Tensor")
 
 _AXES = {
-    r"^(b|n|bs|bsz|batch|batch_size|num_images|num_videos|num_audios)$": (),
+    r"^(b|n|bs|bsz|batch|batch_size|num_(images|videos|audios|choices))$": (),
     r"^(c|channels?|num_channels|in_channels)$": ("num_channels", "in_channels", "in_chans"),
     r"^(h|w|height|width|edge|image_size)$": ("image_size", "img_size", "sample_size"),
     r"^(d|dim|d_model|(hidden|embed|feature)\w*(size|dims?|width))$": (

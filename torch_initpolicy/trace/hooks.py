@@ -28,9 +28,10 @@ def takes_part(hook: Any) -> bool:
         >>> takes_part(note)
         False
     """
-    if isinstance(hook, _COMPUTING):
-        return True
-    if str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
+    origin = str(getattr(hook, "__module__", ""))
+    if isinstance(hook, _COMPUTING) or origin.startswith("transformers."):
+        return True  # transformers collects so what its backbones return
+    if origin.startswith("torch.distributed"):
         return False
     code = _code_of(hook)
     return code is None or _changes_something(code) or _returns_something(code)
