@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.integrations.checkpoints import initialize_missing
 from torch_initpolicy.trace.answers import spoken_numbers
-from torch_initpolicy.trace.arguments import floats, integers, required_arguments
+from torch_initpolicy.trace.arguments import floats, integers, required_arguments, values
 from torch_initpolicy.trace.documented import BATCH, SEQUENCE, number
 from torch_initpolicy.trace.trees import Call
 
@@ -24,10 +24,9 @@ def declared_inputs(model: nn.Module) -> Iterator[Call]:
     main, taken = _main_input(model), inspect.signature(model.forward).parameters
     for others in [main] if main in taken else [], []:
         wanted = tuple(dict.fromkeys((*others, *required_arguments(model))))
-        if wanted and known.keys() >= set(wanted):
-            combined = itertools.product(*(known[name] for name in wanted))
-            for tensors in itertools.islice(combined, _VARIANTS):
-                yield Call((), dict(zip(wanted, tensors, strict=True)))
+        shapes = [list(values(model, name, Call())) for name in wanted if known]
+        for tensors in itertools.islice(itertools.product(*shapes), _VARIANTS if shapes else 0):
+            yield Call((), dict(zip(wanted, tensors, strict=True)))
     dummies = getattr(model, "dummy_inputs", None)
     if known and isinstance(dummies, Mapping) and dummies.keys() <= taken.keys():
         yield Call((), dict(dummies))
@@ -94,17 +93,13 @@ def _part(config: Any, *names: str) -> Any:
 
 def _text(config: Any) -> dict[str, Sequence[Tensor]]:
     width = number(config, "hidden_size", "d_model", "n_embd", "dim", default=16)
-    ids, features = integers(BATCH, SEQUENCE), floats(BATCH, SEQUENCE, width)
-    same = dict.fromkeys(
-        ("input_ids", "decoder_input_ids", "qformer_input_ids", "classes_input_ids"), (ids,)
-    )
+    features = floats(BATCH, SEQUENCE, width)
     hidden = dict.fromkeys(
         ("inputs_embeds", "hidden_states", "query_embeds", "encoder_hidden_states"), (features,)
     )
     task = floats(BATCH, number(config, "task_seq_len", default=SEQUENCE))
-    boxes = torch.zeros(BATCH, SEQUENCE, 4, dtype=torch.int64)
-    ways = (ids, integers(1, SEQUENCE), integers(BATCH, 2, SEQUENCE))
-    return {**same, **hidden, "bbox": (boxes,), "input_ids": ways, "task_inputs": (task,)}
+    ways = (integers(BATCH, SEQUENCE), integers(1, SEQUENCE), integers(BATCH, 2, SEQUENCE))
+    return {**hidden, "input_ids": ways, "task_inputs": (task,)}
 
 
 def _images(config: Any) -> dict[str, Sequence[Tensor]]:

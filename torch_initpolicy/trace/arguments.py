@@ -76,7 +76,7 @@ def takes_any(model: nn.Module) -> bool:
 
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-_NEVER = r"cache|past_key|^output_|^return_|^use_|^labels$|(?<!class)_labels$|head_mask"
+_NEVER = r"cache|past_key|_outputs$|^output_|^return_|^use_|^labels$|(?<!class)_labels$|head_mask"
 """Arguments through which no parameter is reached."""
 
 ASKED_FOR = r"mask$|position_ids|token_type|inputs_embeds"

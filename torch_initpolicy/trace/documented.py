@@ -51,7 +51,7 @@ def documented(model: nn.Module, name: str) -> Iterator[Tensor]:
     entry = re.search(_ENTRY.format(name=re.escape(name)), text, re.MULTILINE)
     shape = entry and _SHAPE.search(entry["text"])
     if entry and shape:
-        kind = _KIND.search(entry["text"])
+        kind = _KIND.search("BoolTensor" if "mask" in name else entry["text"])
         lengths = [_length(model, word) for word in shape[1].split(",") if word.strip()]
         yield torch.empty(lengths, dtype=_DTYPES[kind[1] if kind else ""], device="meta")
 
