@@ -40,12 +40,13 @@ Losses = dict[int, dict[float, float]]
 
 
 class Task(NamedTuple):
-    """A kind of model, what it learns from, the learning rates to try, and inputs a step."""
+    """A kind of model, what it learns from, the learning rates to try, inputs a step, and steps."""
 
     build: Build
     data: Data
     rates: Sequence[float]
     batch: int = 8
+    steps: int = 40
 
 
 #
@@ -148,12 +149,12 @@ def text() -> Data:
 def tasks() -> Mapping[str, Task]:
     """Return the kinds of models with their data."""
     words, images = text(), digits()
-    high, low = _powers(-9, -2), _powers(-10, -3)
+    high, low, wide = _powers(-9, -2), _powers(-10, -3), _powers(-12, -3)
     return {
-        "GPT-2": Task(gpt2, words, high),
-        "Llama": Task(llama, words, high),
+        "GPT-2": Task(gpt2, words, wide, steps=120),
+        "Llama": Task(llama, words, wide, steps=120),
         "Mamba": Task(mamba, words, high),
-        "ViT": Task(vit, images, low, batch=32),
+        "ViT": Task(vit, images, wide, batch=32, steps=120),
         "ConvNeXt": Task(convnext, images, low),
         "Mixer": Task(Mixer, images, low),
     }
@@ -268,10 +269,10 @@ def picture(panels: Mapping[str, tuple[Losses, Losses]]) -> object:
 def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Losses, Losses]]:
     """Sweep every kind over widths, and the mixer over depths."""
     warnings.simplefilter("ignore")  # the libraries' remarks about their defaults
-    widths, depths, steps = ((16, 32), (2, 4), 2) if smoke else ((16, 64, 256), (2, 8, 32), 40)
+    widths, depths = ((16, 32), (2, 4)) if smoke else ((16, 64, 256), (2, 8, 32))
     results, rows = {}, []
     for name, task in tasks().items():
-        rates = task.rates[::7] if smoke else task.rates
+        rates, steps = (task.rates[::7], 2) if smoke else (task.rates, task.steps)
         scaled = presets.mup(base=task.build(widths[0]))
         pair = (
             sweep(task, widths, "auto", rates, steps),
@@ -282,7 +283,7 @@ def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Los
         rows.append((name, *map(drift, pair), *(min(p[widths[-1]].values()) for p in pair), share))
     task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-9, -4), batch=32)
     deep = [kind(base=task.build(depths[0])) for kind in (presets.mup, presets.complete_p)]
-    rates, seeds = (task.rates[::5], 1) if smoke else (task.rates, 3)
+    rates, steps, seeds = (task.rates[::5], 2, 1) if smoke else (task.rates, task.steps, 3)
     pair = tuple(sweep(task, depths, policy, rates, steps, seeds=seeds) for policy in deep)
     results["Mixer by depth"] = pair
     rows.append(

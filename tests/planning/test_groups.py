@@ -132,6 +132,23 @@ class TestMuon:
         assert packed == {("block.qkv.weight",): (0, (16, 16, 16))}
 
     @needs_muon
+    def test_interleaved(self):
+        """Where q, k and v alternate by heads no view splits them: the reason says so."""
+
+        class Interleaved(Block):
+            def forward(self, x):
+                q, k, v = self.qkv(self.norm(x)).unflatten(-1, (2, 3, -1)).transpose(1, 2).unbind(3)
+                mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+                return x + self.gamma * self.proj(mixed.transpose(1, 2).flatten(2))
+
+        model = Model()
+        model.block = Interleaved(16)
+        groups = plan(model).param_groups("muon", lr=0.1)
+        held = {name: group for group in groups for name in group["names"]}
+
+        assert "packed" not in held["block.qkv.weight"]
+        assert "3 interleaved and taken as one" in held["block.qkv.weight"]["reason"]
+
     def test_steps(self):
         """torch.optim takes both kinds of groups, and moves every parameter."""
         model = Model()

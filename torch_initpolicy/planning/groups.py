@@ -181,7 +181,8 @@ def _matrices(step: Step) -> str:
     if axes is not None and axes.copies:
         return f"hidden matrices, {step.shape[axes.copies[0]]} stacked"
     if axes is not None and axes.blocks:
-        return f"hidden matrices, {len(axes.blocks)} packed"
+        how = "packed" if _packing(step) else "interleaved and taken as one"
+        return f"hidden matrices, {len(axes.blocks)} {how}"
     return "hidden matrix"
 
 

@@ -54,12 +54,7 @@ def member_of(
 
 
 def part_of(facts: Facts) -> tuple[str, ...]:
-    """Say in words what a parameter does, whatever the size and depth of its model.
-
-    Examples:
-        >>> part_of(Facts("bias", op="linear"))
-        ('bias', 'linear', '', '', '', '', '')
-    """
+    """Say in words what a parameter does, whatever the size and depth of its model."""
     return (
         facts.role,
         facts.op or "",
