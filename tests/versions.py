@@ -1,4 +1,6 @@
-"""What the oldest supported torch lacks, as marks of the tests that need it."""
+"""What the oldest supported Python and torch lack, as marks of the tests that need it."""
+
+import sys
 
 import pytest
 import torch
@@ -15,4 +17,8 @@ needs_fsdp_on_cpu = pytest.mark.skipif(
 )
 needs_recorded_flex_attention = pytest.mark.skipif(
     OLDEST, reason="torch 2.6 runs no flex_attention under a TorchFunctionMode"
+)
+needs_traced_finally = pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="Python 3.10 leaves out the finally of a generator that a tracer interrupts",
 )

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import (
     is_in_torch_dispatch_mode,
 )
 
+from tests.versions import needs_traced_finally
 from torch_initpolicy.tensors import isolation
 from torch_initpolicy.tensors.isolation import drawing_from, passing_by
 
@@ -87,6 +88,7 @@ def test_threads_take_turns():
     assert not is_in_torch_dispatch_mode()
 
 
+@needs_traced_finally
 def test_an_interrupt_on_the_way_out():
     """Ctrl-C while the block ends leaves no mode behind: what is drawn later is torch's own."""
     depth = len(_get_current_dispatch_mode_stack())
