@@ -444,4 +444,5 @@ def test_a_receipt_is_on_the_page():
     audit = audit_model(model, receipt=receipt)
     assert audit.receipt is receipt
     assert audit.page.receipt == receipt.to_json()
+    assert "64 inputs (64x64); policy 'auto', seed 7" in audit.page.made
     assert audit_model(model).page.receipt is None

@@ -50,6 +50,7 @@ def page():
             refused("odd", 'apply_policy(model, "odd")', "1 < 2"),
         ],
         cost="3 starts tried",
+        made="made with",
     )
 
 
@@ -111,6 +112,9 @@ def test_everything_is_there(page):
     assert all(step.name in text for step in page.plan)
     assert "equal rows" in text
     assert "seed" in text
+    assert '<p class="note">made with</p>' in text
+    assert "Plan of the recommended start: signal" in text
+    assert text.count('class="copy"') == len(page.repairs)
 
 
 def test_the_outcome_comes_first(page):

@@ -18,6 +18,7 @@ from torch_initpolicy.api import plan_policy
 from torch_initpolicy.errors import counted
 from torch_initpolicy.notebook import framed
 from torch_initpolicy.planning.plan import Plan, Receipt
+from torch_initpolicy.planning.versions import Versions
 from torch_initpolicy.report.page import Page
 from torch_initpolicy.report.repairs import Repair, ranked
 from torch_initpolicy.report.trial import Trials, for_ever
@@ -145,7 +146,16 @@ class Audit:
             plan=self.plan,
             findings=self.symmetry.findings,
             receipt=None if self.receipt is None else self.receipt.to_json(),
+            made=self._made,
         )
+
+    @property
+    def _made(self) -> str:
+        """With which versions, inputs and seed."""
+        here, given = Versions.here(), self.receipt
+        seed = "" if given is None else f"; policy {given.plan.policy!r}, seed {given.seed}"
+        inputs = f"{self.signal.called_with}{seed}"
+        return f"torch-initpolicy {here.torch_initpolicy}, {here.kernels}; {inputs}"
 
     def plot(self) -> Figure:
         """Draw the picture of the audit: the model as it is, and beside it after the repair.

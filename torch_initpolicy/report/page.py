@@ -30,6 +30,7 @@ class Page:
         findings: Symmetric starts; None where they were not looked for.
         receipt: A receipt, as JSON.
         picture: The picture of the audit, an `<svg>` element, or nothing.
+        made: With which versions, inputs and seed it was made.
     """
 
     title: str
@@ -41,13 +42,14 @@ class Page:
     repairs: Sequence[Repair] = ()
     cost: str = ""
     picture: str = ""
+    made: str = ""
 
     def __str__(self) -> str:
         sections = "".join(_sections(self))
         return _SHELL.format(
             title=html.escape(self.title),
             style=asset("report/report.css") + asset("table.css"),
-            script=asset("table.js"),
+            script=asset("table.js") + asset("report/report.js"),
             sections=sections,
         )
 
@@ -81,24 +83,30 @@ _SHELL = """<!doctype html>
 def _sections(page: Page) -> Iterator[str]:
     if page.headline:
         yield f'<p class="headline">{_with_code(page.headline)}</p>\n'
+    if page.made:
+        yield f'<p class="note">{html.escape(page.made)}</p>\n'
     if page.picture:
         yield _framed("Picture", page.picture)
     if page.signals:
         first = next(iter(page.signals.values()))
         yield _titled("What the signal does", _verdicts(first, advise=not page.repairs))
         if page.repairs:
-            works = any(repair.works for repair in page.repairs)
-            what = "What repairs it" if works else "What was tried to repair it"
+            what = "What repairs it" if _repaired(page) else "What was tried to repair it"
             yield _titled(what, _repairs(page.repairs, page.cost))
         yield _titled("Signal over the depth", _profiles(page.signals))
         yield _titled("Signal, operator by operator", _points(first))
     if page.plan is not None:
-        yield _titled(f"Plan: {page.plan.policy}", _plan_section(page.plan))
+        what = "Plan of the recommended start" if _repaired(page) else "Plan"
+        yield _titled(f"{what}: {page.plan.policy}", _plan_section(page.plan))
     if page.findings is not None:
         yield _titled("Symmetric starts", _findings(page.findings))
     if page.receipt is not None:
         text = html.escape(page.receipt)
         yield _titled("Receipt", f"<details><summary>JSON</summary><pre>{text}</pre></details>")
+
+
+def _repaired(page: Page) -> bool:
+    return any(repair.works for repair in page.repairs)
 
 
 def _titled(title: str, body: str) -> str:
@@ -135,12 +143,15 @@ def _repairs(repairs: Sequence[Repair], cost: str) -> str:
     return f'<ol class="repairs">\n{items}</ol>\n<p class="note">{html.escape(cost)}.</p>\n'
 
 
+_COPY = '<button type="button" class="copy">copy the call</button>'
+
+
 def _repair(repair: Repair) -> str:
     what, _, numbers = repair.reason.partition(": ")
     more = f": {_with_code(numbers)}" if numbers else ""
     return (
         f'<li class="{_STYLES_OF_OUTCOMES[repair.outcome]}"><code>{_escaped(repair.call)}</code> '
-        f"<strong>{html.escape(what)}</strong>{more}.</li>\n"
+        f"<strong>{html.escape(what)}</strong>{more}. {_COPY}</li>\n"
     )
 
 

@@ -174,9 +174,13 @@ class Signal:
         rows = self.rows
         if not rows:
             return "no operator applies a weight"
+        return "\n".join((self.called_with, aligned([HEAD, *rows]), _LEGEND))
+
+    @property
+    def called_with(self) -> str:
+        """How many inputs there were, and of which shapes."""
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes if shape)
-        heading = f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
-        return "\n".join((heading, aligned([HEAD, *rows]), _LEGEND))
+        return f"{self.inputs} inputs" + (f" ({shapes})" if shapes else "")
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
