@@ -158,9 +158,6 @@ class Multipliers:
         Reference:
             Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers*,
             2025, arXiv:2505.01618, table 1.
-
-        Raises:
-            UnknownNameError: Nothing is known of an optimizer of that name.
         """
         if optimizer_named(optimizer).eps is None:
             return 1.0
@@ -172,13 +169,6 @@ class Multipliers:
         A step must shrink the weight by the same share at every width. Decoupled decay shrinks it
         by learning rate times decay, which stays the same; decay that is added to the gradient
         must go with the ratio of gradient and step, `eps / lr` for a gradient that is normalised.
-
-        Args:
-            optimizer: Its name.
-            shape: Shape of the parameter, as for `lr`.
-
-        Raises:
-            UnknownNameError: Nothing is known of an optimizer of that name.
         """
         known = optimizer_named(optimizer)
         if known.update == "sign" and not known.decoupled:

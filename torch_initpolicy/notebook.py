@@ -12,9 +12,7 @@ LARGEST = 60_000
 
 _TEXT = "white-space: pre; overflow-x: auto; color: inherit"
 
-#
 # Fragments
-#
 
 
 def framed(
@@ -45,9 +43,7 @@ def _folding(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-#
 # Tables
-#
 
 
 def asset(name: str) -> str:

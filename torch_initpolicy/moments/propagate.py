@@ -51,11 +51,8 @@ def reads(
 ) -> dict[str, Reads]:
     """Compute what each weight of a model reads, by canonical name.
 
-    Args:
-        flow: The recorded forward pass.
-        sites: The parameters of the model.
-        written: What a policy writes to the sites, by canonical name; sites that are not named
-            are weights that normalise, scales of 1, biases of 0, or keep what they hold.
+    Sites that are not `written` are weights that normalise, scales of 1, biases of 0, or keep what
+    they hold.
     """
     state = Propagation(flow, {site.name: site for site in sites}, written)
     inside = {node: start for start, each in flow.composites.items() for node in each.inner}

@@ -18,13 +18,9 @@ from torch_initpolicy.signal.verdicts import REPAIR, Verdict
 def judge(signal: Signal, *, signed: bool = False) -> tuple[Verdict, ...]:
     """Judge a signal, whatever verdicts it holds already.
 
-    Args:
-        signal: What was measured.
-        signed: Whether the optimizer is known to step by the gradient's sign alone, as Adam does.
-
-    Returns:
-        At most one verdict of each kind; the mild ones last, else forward before backward, in order
-        of execution.
+    `signed` says whether the optimizer is known to step by the gradient's sign alone, as Adam does.
+    There is at most one verdict of each kind; the mild ones come last, else forward before
+    backward, in order of execution.
     """
     points = [point for point in signal.points if not _is_masked(point)]
     stops = list(gradient_stop(points))

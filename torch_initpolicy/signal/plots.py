@@ -40,9 +40,8 @@ def open_figure(width: float, height: float) -> Figure:
 def as_svg(figure: Figure, label: str = "") -> str:
     """Return a figure as an `<svg>` element that takes the colour of the text around it.
 
-    Args:
-        figure: The figure; what is drawn in `INK` gets the surrounding colour.
-        label: What it shows, for whoever cannot see it.
+    What is drawn in `INK` gets that colour; the label says what it shows, for whoever cannot see
+    it.
     """
     from matplotlib import rc_context  # noqa: PLC0415 - an extra
 

@@ -186,13 +186,8 @@ def fill_with(
 ) -> None:
     """Fill `flat` with elements `start, start + 1, ...` of a flattened tensor.
 
-    Args:
-        draws: The distribution of each packed block, or one for the whole tensor.
-        flat: Contiguous, one-dimensional, of a dtype that `working_dtype` returns.
-        shape: Shape of the whole tensor.
-        axes: Its axes.
-        start: Where in the flattened tensor `flat` begins.
-        generator: Where random numbers come from; None for torch's own.
+    It is contiguous, one-dimensional, and of a dtype that `working_dtype` returns; of several draws
+    each is that of a packed block.
     """
     if not flat.numel():
         return

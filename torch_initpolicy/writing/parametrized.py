@@ -37,11 +37,8 @@ class Behind:
 def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     """Find what must be written behind a parametrised site for it to read as `target`.
 
-    Args:
-        site: A site whose storage is not plain.
-        target: The whole logical tensor that reading the site must give.
-        frozen: Names of the parameters that stay as they are, so that the site reads as something
-            else in the end: of a frozen gain it takes the target's direction alone.
+    Parameters of the names `frozen` stay as they are, so that the site reads as something else in
+    the end: of a frozen gain it takes the direction of the target alone.
 
     Raises:
         ApplyError: The parametrisation has no inverse, or reading it back gives something else
