@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torch_initpolicy.errors import NotAModuleError
+from torch_initpolicy.errors import NotAModuleError, PlanError, listing
 from torch_initpolicy.locks import BORROWING
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role, axes_of, padding_of, role_of
@@ -143,6 +143,9 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         One site per tensor, in the order of `named_parameters()`. A tensor under several names
         is one site with several names.
 
+    Raises:
+        PlanError: An engine has flat pieces in place of the parameters; says what to call.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [(site.name, site.shape, site.role) for site in sites(model)][:2]
@@ -150,11 +153,38 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """
     holders: dict[tuple[int, ...], list[Holder]] = {}
     with borrowing(model):
+        _require_shapes(model)
         for holder in _holders(model):
             key = tuple(id(parameter) for parameter in holder.parameters)
             holders.setdefault(key, []).append(holder)
         modules = dict(canonical_modules(model))
         return tuple(_site(places, modules) for places in holders.values())
+
+
+def _require_shapes(model: nn.Module) -> None:
+    """Refuse a model whose parameters are flat pieces without a shape of their own."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flat = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
+    for name, module in model.named_modules():
+        if isinstance(module, flat) and module.training_state.name != "SUMMON_FULL_PARAMS":
+            raise PlanError(
+                f"{name or 'the model'!r} is wrapped by FullyShardedDataParallel, which keeps flat "
+                "pieces without shapes; call this within FullyShardedDataParallel."
+                "summon_full_params(model), before wrapping, or shard with fully_shard(model)"
+            )
+    cases = [name for name, parameter in model.named_parameters() if _is_partitioned(parameter)]
+    if cases:
+        raise PlanError(
+            f"partitioned by DeepSpeed ZeRO-3, without shapes here:\n{listing(cases)}\n"
+            "call this on every rank within deepspeed.zero.GatheredParameters("
+            "list(model.parameters()), modifier_rank=0)"
+        )
+
+
+def _is_partitioned(tensor: torch.Tensor) -> bool:
+    """Tell whether DeepSpeed has taken a parameter's values away, and left an empty tensor."""
+    status = vars(tensor).get("ds_status")
+    return status is not None and status.name != "AVAILABLE"
 
 
 def require_module(model: object) -> nn.Module:

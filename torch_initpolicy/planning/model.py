@@ -34,7 +34,6 @@ from torch_initpolicy.tensors.layers import buffers_of
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import remedy
 from torch_initpolicy.trace.read import Reading, is_scripted, read
-from torch_initpolicy.writing.obstacles import require_shapes
 
 
 def plan_model(
@@ -49,7 +48,6 @@ def plan_model(
     Where its constructor's values and draws are known already, they are not looked for again.
     """
     with borrowing(model):
-        require_shapes(model)
         found = sites(model)
         reading = _reading(model, found, example_inputs)
         asked = _meant(found, reading.facts) if selection.keep == "meant" else {}

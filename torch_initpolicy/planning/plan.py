@@ -45,7 +45,6 @@ from torch_initpolicy.steps import Step, symmetric
 from torch_initpolicy.writing.apply import Written, apply_steps
 from torch_initpolicy.writing.drawing import Drawing
 from torch_initpolicy.writing.fingerprint import fingerprint, fingerprints
-from torch_initpolicy.writing.obstacles import require_shapes
 from torch_initpolicy.writing.ranks import process_groups, together
 from torch_initpolicy.writing.shards import reshard
 from torch_initpolicy.writing.verify import Verification, verify_steps
@@ -158,7 +157,6 @@ class Plan(Grouped):
             PlanError: The plan is for no model, or the model has other sites.
         """
         target = _model_of(self, model)
-        require_shapes(target)
         reshard(target)
         return pairs_of(self.steps, sites(target), self.names)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torch_initpolicy.errors import InitPolicyWarning, PlanError, warn
 from torch_initpolicy.sites import canonical_modules, sites
 from torch_initpolicy.symmetry.classify import of_modules, remedy, tied
 from torch_initpolicy.symmetry.findings import Finding
@@ -57,7 +58,12 @@ class Followed:
             own = frozenset(self.model.parameters())
             if not any(p in own and p.grad is not None for p in _trained(optimizer)):
                 return False
-            self._follower = _Follower(self.model)
+            try:
+                self._follower = _Follower(self.model)
+            except PlanError as error:  # of an engine: training goes on
+                warn(f"not watched: {error}", InitPolicyWarning, through=("torch",))
+                self.is_done = True
+                return True
         self._follower.look(optimizer, self._noise.patience(self.model))
         self.found = self._follower.found()
         self.is_done = bool(self.found) or self._follower.is_settled

@@ -1,13 +1,12 @@
 """What keeps the memory of a site from being written, and what helps."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from torch_initpolicy.errors import ApplyError, PlanError, listing
+from torch_initpolicy.errors import ApplyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.aliases import repeats, sharing
 from torch_initpolicy.writing.shards import is_sharded, local_part, pieces, plain
@@ -21,36 +20,6 @@ def obstacles(site: Site) -> Iterator[str]:
             yield reason
         elif is_sharded(parameter):
             yield from _misplaced(parameter)
-
-
-def require_shapes(model: nn.Module) -> None:
-    """Refuse a model whose parameters are flat pieces without a shape of their own.
-
-    Raises:
-        PlanError: Names the engine, and what to call.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    flat = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
-    for name, module in model.named_modules():
-        if isinstance(module, flat) and module.training_state.name != "SUMMON_FULL_PARAMS":
-            raise PlanError(
-                f"{name or 'the model'!r} is wrapped by FullyShardedDataParallel, which keeps flat "
-                "pieces without shapes; call this within FullyShardedDataParallel."
-                "summon_full_params(model), before wrapping, or shard with fully_shard(model)"
-            )
-    cases = [name for name, parameter in model.named_parameters() if _is_partitioned(parameter)]
-    if cases:
-        raise PlanError(
-            f"partitioned by DeepSpeed ZeRO-3, without shapes here:\n{listing(cases)}\n"
-            "call this on every rank within deepspeed.zero.GatheredParameters("
-            "list(model.parameters()), modifier_rank=0)"
-        )
-
-
-def _is_partitioned(tensor: Tensor) -> bool:
-    """Tell whether DeepSpeed has taken a parameter's values away, and left an empty tensor."""
-    status = vars(tensor).get("ds_status")
-    return status is not None and status.name != "AVAILABLE"
 
 
 def _misplaced(parameter: Tensor) -> Iterator[str]:
