@@ -35,7 +35,6 @@ class UnitScale:
     """Let a normalisation's scale start at one in total: 0 where the operator adds 1 to it."""
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the constant that makes `offset + weight` one."""
         return {0.0: init.Ones(), 1.0: init.Zeros()}.get(
             facts.offset, init.Constant(1.0 - facts.offset)
         )
@@ -51,7 +50,6 @@ class EmbeddingScale:
     """
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the normal distribution of one table."""
         if facts.head_multiplier is not None and site.shape:
             return init.Normal(1 / (math.sqrt(site.shape[-1] or 1) * facts.head_multiplier))
         return init.Normal(1 / facts.multiplier.output) if facts.reader else init.Normal(0.02)
@@ -68,7 +66,6 @@ class SirenScale:
     w0: float = 30.0
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the bounds by the fans of one weight."""
         fan_in = max((fan.fan_in for fan in _fans(site, facts)), default=0.0) or 1.0
         bound = 1 / fan_in if facts.reads_input else math.sqrt(6 / fan_in) / self.w0
         return init.Uniform(-bound, bound)
@@ -79,7 +76,6 @@ class AspectScale:
     """Draw normally with the standard deviation `min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)`."""
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the standard deviation by the fans of one weight."""
         fan_in, fan_out = next(iter(_fans(site, facts)), (1.0, 1.0))
         return init.Normal(min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in))
 
@@ -102,7 +98,6 @@ class Frequencies:
     """
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the distribution by the frequency in the code and the number of coordinates."""
         counted = block_fans(site.shape, facts.axes)
         if facts.multiplier.output <= 1 or len(counted) != 1:
             return init.VarianceScaling(2.0, "fan_in", "uniform")
@@ -121,7 +116,6 @@ class Phases:
     """
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the bounds by the frequency that the code multiplies a bias by."""
         half = math.pi / (facts.multiplier.output or 1.0)
         return init.Uniform(-half, half)
 
@@ -131,7 +125,6 @@ class TorchDefault:
     """Draw what the constructor of torch's own layer draws; keep what no such layer holds."""
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
-        """Choose the distribution that the owner's constructor uses, or the one around it."""
         inside = any(isinstance(parent, nn.Transformer) for parent in site.parents)
         if inside and len(site.shape) > 1:  # nn.Transformer fills again what its layers have filled
             extent = math.prod(site.shape[2:])

@@ -77,17 +77,10 @@ def capture(
     The model is left as it was, also when its forward raises: see `borrowed`. Warnings that its
     forward gives are left for the run that somebody asks for.
 
-    Args:
-        model: The model, without wrappers.
-        call: What to call it with. On meta, tensors are replaced by meta tensors of their shape,
-            but for small ones of indices: forward passes decide by them.
-        names: Canonical name of each parameter, by its `id`.
-        on_meta: Run on meta tensors (no memory, no arithmetic), else for real.
-        drawn: What to run for real with in place of a parameter, by its `id`; copies of others.
-        training: Run with every module in training mode, else in evaluation mode.
-        with_grad: Whether gradients can be taken.
-        budget: How much the run may take.
-        reach: What `borrowed` takes.
+    On meta (no memory, no arithmetic) tensors of the call are replaced by meta tensors of their
+    shape, but for small ones of indices: forward passes decide by them. For real it runs with what
+    is `drawn` in place of a parameter, by its `id`, and with copies of the others. `reach` is what
+    `borrowed` takes.
     """
     with borrowed(model, reach) as lent, torch.set_grad_enabled(with_grad):
         warnings.simplefilter("ignore")
