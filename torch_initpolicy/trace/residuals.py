@@ -159,15 +159,16 @@ class _History:
 
     def depth(self, found: _Sum) -> int:
         """Return how many weights lie in a row on a branch."""
-        rows, deepest = dict[int, int](), 0
+        rows: list[int] = []  # the weights by how many lie before
         for branch, fork in found.forks.items():
-            later = self._later(fork, self.behind[branch])
-            weights = _union(each for each in _each(later) if self.behind[each] & fork)
-            for weight in reversed(list(_each(weights))):
-                earlier = (rows[each] for each in _each(self.behind[weight] & weights & ~weight))
-                rows[weight] = 1 + _max(earlier, deepest)
-                deepest = max(deepest, rows[weight])
-        return deepest
+            for weight in reversed(list(_each(self._later(fork, self.behind[branch])))):
+                behind = self.behind[weight]
+                if behind & fork:
+                    rows_before = (n for n in range(len(rows), 0, -1) if rows[n - 1] & behind)
+                    place = next(rows_before, 0)
+                    rows += [0] * (place == len(rows))
+                    rows[place] |= weight
+        return len(rows)
 
     def _bit(self, node: int) -> int:
         return 1 << node + self.inputs
@@ -203,24 +204,22 @@ class _History:
         """Note the branches that an addition may end."""
         factors = {value for slot, value in self.uses.slots(node) if slot == "factor"}
         added = carried if len(carried) == 2 else [v for v in carried if v not in factors]
+        values, shape = self.uses.graph.values, self.uses.graph.values[node.outputs[0]].shape
         for value in added:
             self.behind[self.past[value].summands] = self.past[value].nodes
         for skip, value in permutations(added) if len(added) == 2 else ():
+            if values[skip].shape != shape:
+                continue  # what is spread over the other summand, as masks are, is no stream
             stream, other = self.past[skip], self.past[value]
             kept = self._forks(stream, other, stream.carried & ~other.whole)
             forks = kept or self._forks(stream, other, self._begin(stream, other))
-            if forks and not self._is_spread(skip, node):
+            if forks:
                 inside = other.nodes & ~stream.nodes
                 found = _Sum(node.index, skip, value, forks, stream.nodes, inside, not kept)
                 self.sums.append(found)
                 self.branches |= _union(forks)
                 self.before[self._bit(node.index)] = node.index
                 return
-
-    def _is_spread(self, value: int, node: Node) -> bool:
-        """Say whether a value is spread over another, as masks are: that is no stream."""
-        values = self.uses.graph.values
-        return values[value].shape != values[node.outputs[0]].shape
 
     def _forks(self, stream: _Past, other: _Past, forks: int) -> dict[int, int]:
         """Return the summands of a value that are branches, each with its last fork."""
@@ -255,26 +254,14 @@ class _History:
         fork, inside = _last(shared), other.nodes & ~shared
         is_one = (stream.nodes & ~shared & self.weighers).bit_count() == 1
         is_more = (inside & self.weighers).bit_count() > 1 and inside & self.functions
-        is_alone = not inside & (1 << self.inputs) - 1
-        return fork if is_one and is_more and is_alone and self._all_read(fork, inside) else 0
-
-    def _all_read(self, fork: int, inside: int) -> bool:
-        """Say whether all streams inside a branch come out of its fork."""
-        return all(each.stream & fork for each in self.sums if self._bit(each.node) & inside)
+        if not is_one or not is_more or inside & (1 << self.inputs) - 1:
+            return 0
+        streams = (each.stream for each in self.sums if self._bit(each.node) & inside)
+        return fork if all(each & fork for each in streams) else 0
 
 
 def _union(sets: Iterable[int]) -> int:
     return reduce(or_, sets, 0)
-
-
-def _max(numbers: Iterable[int], most: int) -> int:
-    """Return the largest number, or 0; it is known not to be above the most."""
-    largest = 0
-    for number in numbers:
-        largest = max(largest, number)
-        if largest == most:
-            break
-    return largest
 
 
 def _last(bits: int) -> int:
