@@ -89,6 +89,15 @@ def adapted(net, x, y):
     return net.head(x)
 
 
+def adapted_later(net, x, y):
+    """The same, added after the branch."""
+    x = net.stem(x)
+    for a, b, c, d in net.blocks:
+        h = gelu(a(x))
+        x = x + b(h) + d(c(h))
+    return net.head(x)
+
+
 def wavenet(net, x, y):
     """What is read of each residual block is summed up; these sums are no stream."""
     x, total = net.stem(x), 0
@@ -202,6 +211,22 @@ def joined(net, x, y):
     return net.head(x)
 
 
+def two_cells_back(net, x, y):
+    """NASNet: the last sum reads two others, and a stream leads past the nearer one."""
+    x = net.stem(x)
+    near = torch.relu(x + net.b[0](gelu(net.a[0](x))))
+    far = torch.relu(x + net.b[1](gelu(net.a[1](near))))
+    return net.head(torch.relu(net.c[0](near) + net.d[0](far)))
+
+
+def conditioned(net, x, y):
+    """What a stream has made of one input is added to another, twice."""
+    y = net.side(y)
+    y = torch.relu(y + net.b[0](gelu(net.a[0](y))))
+    x = torch.relu(net.stem(x) + net.c[0](y))
+    return net.head(torch.relu(net.a[1](x) + net.c[1](y)))
+
+
 def softmax_of_all(net, x, y):
     """The model's own softmax is taken of a stream."""
     x = net.stem(x)
@@ -222,6 +247,7 @@ SEQUENCES = (3, 5, 4), (3, 5, 5)
         (parallel(lambda x, a, m: a + (x + m)), 6, "bd", ()),
         (experts, 1, "b", ()),
         (adapted, 3, "bd", ()),
+        (adapted_later, 3, "bd", ()),
         (wavenet, 3, "b", ()),
         (timed, 3, "b", ()),
         (projected, 6, "bd", ()),
@@ -250,6 +276,8 @@ def test_branches(together, count, ending, shapes):
     [
         (downsampled, ["b.0", "d.0", "d.1"]),
         (projected_last, ["b.0", "b.1"]),
+        (two_cells_back, ["b.0", "b.1"]),
+        (conditioned, ["b.0"]),
         (softmax_of_all, ["b.0"]),
     ],
 )
@@ -346,6 +374,13 @@ def test_depths():
     known = facts(timed)
     assert {known[name].branch_depth for name in ("a.0.weight", "b.0.weight", "b.2.weight")} == {2}
     assert known["stem.weight"].branch_depth == known["head.weight"].branch_depth == 0
+
+    def crossed(net, x, y):
+        x = net.stem(x)
+        memory = net.d[0](gelu(net.c[0](gelu(net.side(y)))))
+        return net.head(x + net.b[0]((net.a[0](x) @ memory.mT).softmax(-1) @ memory))
+
+    assert facts(crossed)["b.0.weight"].branch_depth == 2
 
     assert facts(projected)["d.1.weight"].branch_depth == 1
     assert facts(projected)["b.1.weight"].branch_depth == 3

@@ -230,10 +230,11 @@ class _History:
             known = stream.carried if summand & self.branches else 0  # the value is a stream itself
             fork = _last(behind & (forks | known))
             weights = self._later(fork, behind)
-            rivals = (stream.summands & self.branches | _union(found)) & ~behind
-            shares = any(self._reads(fork, weights & self.behind[rival]) for rival in _each(rivals))
-            if not shares and self._reads(fork, weights & ~stream.nodes):
-                found[summand] = fork
+            others = _each((stream.summands & self.branches | _union(found)) & ~behind)
+            shares = (each for each in others if self._reads(fork, weights & self.behind[each]))
+            branch = next(shares, summand)
+            if self._reads(fork, weights & ~stream.nodes):
+                found.setdefault(branch, fork)
         return found
 
     def _later(self, fork: int, behind: int) -> int:
