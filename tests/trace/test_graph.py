@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trace.recording import record
-from torch_initpolicy.trace.graph import Ref, rerun
+from torch_initpolicy.trace.graph import rerun
 from torch_initpolicy.trace.trees import Call
 
 
@@ -41,10 +41,9 @@ def test_consumers_are_the_nodes_that_read_a_value():
 
 
 def test_arguments_stand_for_values():
-    """Tensors among the arguments are references, also within lists; all else is as it was."""
-    (join, *_) = (
-        node for node in record(Net(), Call((torch.zeros(3, 2),))).nodes if node.op == "cat"
-    )
+    """Tensors among the arguments are values, also within lists; all else is as it was."""
+    graph = record(Net(), Call((torch.zeros(3, 2),)))
+    (join,) = (node for node in graph.nodes if node.op == "cat")
 
-    assert join.args == ([Ref(value) for value in join.inputs],)
+    assert join.args == ([graph.values[value] for value in join.inputs],)
     assert join.kwargs == {"dim": -1}
