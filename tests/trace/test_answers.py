@@ -76,7 +76,65 @@ class Deep(Listening):
         return self.linear(y) + self.first(x).sum()
 
 
-@pytest.mark.parametrize("kind", [NeedsLengths, NeedsWhatItHandsOn, Framed, Exact, Refuses, Deep])
+class RawKernel(nn.Module):
+    """An image for a kernel that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(4, 5, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel)
+
+
+class Chosen(Listening):
+    """Indices, by which rows are taken."""
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.linear(x[rows])
+
+
+class Real(nn.Module):
+    """A signal that is real, for a filter that is complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.zeros(5, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x) * self.filter)
+
+
+class Longer(nn.Module):
+    """A matrix for what is made of the features: three times as many, or five more."""
+
+    def __init__(self, times: int, more: int) -> None:
+        super().__init__()
+        self.times, self.more = times, more
+        self.matrix = nn.Parameter(torch.zeros(21, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = x.new_zeros(*x.shape[:-1], self.more)
+        return torch.cat([x] * self.times + [more], -1) @ self.matrix
+
+
+def times():
+    """Repeat the features."""
+    return Longer(3, 0)
+
+
+def more():
+    """Add to the features."""
+    return Longer(1, 5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(NeedsLengths, NeedsWhatItHandsOn, Framed, Exact, Refuses, Deep),
+        *(RawKernel, Chosen, Real, times, more),
+    ],
+)
 def test_complaints_are_answered(kind):
     """No first guess runs; what was raised leads to one that does, on meta."""
     model = kind()

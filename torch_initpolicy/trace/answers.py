@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.trace.arguments import (
@@ -22,6 +23,7 @@ from torch_initpolicy.trace.arguments import (
     takes_any,
     values,
 )
+from torch_initpolicy.trace.documented import SEQUENCE
 from torch_initpolicy.trace.layer_inputs import layer_inputs
 from torch_initpolicy.trace.trees import Call
 
@@ -173,9 +175,12 @@ def _of_other_shape(tensor: Tensor, message: str, failing: nn.Module | None) -> 
     shape, numbers = tuple(tensor.shape), spoken_numbers(message)
     own = [] if failing is None else [n for p in failing.parameters(recurse=False) for n in p.shape]
     ranks = _of_other_rank(shape, numbers) if re.search(_RANKS, message) else ()
-    shapes = [*ranks, *_unflattened(shape, failing)]
+    shapes = [*_of_spoken_rank(shape, message, failing), *ranks, *_unflattened(shape, failing)]
     if tensor.is_floating_point() and "unpack" not in message:
         shapes += _stretched(shape, [*numbers, *own])
+        shapes += _corrected(shape, numbers[:_VALUES])
+    if tensor.is_meta:
+        yield from _of_other_kind(tensor, message)
     for other in dict.fromkeys(shapes) if tensor.is_meta else ():
         if math.prod(other) <= _ELEMENTS and max(other) <= _LARGEST:
             yield tensor.new_empty(other)
@@ -202,6 +207,31 @@ def _stretched(shape: tuple[int, ...], lengths: Sequence[int]) -> Iterator[tuple
         yield _with_length(shape, axis, 4 * n)
 
 
+def _corrected(shape: tuple[int, ...], numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield shapes whose last axis is as much longer, or as many times, as a number misses another.
+
+    What a forward pass makes of a length is often that length and some more, or a multiple of it.
+    """
+    length = shape[-1] if len(shape) > 1 else 0
+    for got, wanted in itertools.permutations(numbers, 2):
+        times, rest = divmod(length * wanted, got)
+        yield from (
+            (*shape[:-1], n) for n in (length + wanted - got, 0 if rest else times) if n > 0
+        )
+
+
+def _of_other_kind(tensor: Tensor, message: str) -> Iterator[Tensor]:
+    """Yield integers where an error speaks of indices, and reals of complex numbers."""
+    if tensor.is_floating_point() and re.search(_SAID_OF_INDICES, message):
+        yield tensor.new_empty(tensor.shape, dtype=torch.int64)
+    if tensor.is_complex() and "real" in message:
+        yield tensor.new_empty(tensor.shape, dtype=tensor.dtype.to_real())
+
+
+_SAID_OF_INDICES = r"used as ind|Long, Int"
+"""What torch says of floats in place of indices."""
+
+
 def _with_length(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
     """Return a shape with one axis of another length, or both edges of an image."""
     edges = range(2, len(shape)) if axis >= 2 and len(shape) >= 4 else ()
@@ -216,6 +246,18 @@ def _of_other_rank(shape: tuple[int, ...], numbers: Sequence[int]) -> Iterator[t
     if len(shape) - 1 in numbers and len(shape) > 2:
         yield from (shape[:axis] + shape[axis + 1 :] for axis in range(len(shape)))
     yield from ((*shape, n) for n in numbers if n not in shape)
+
+
+def _of_spoken_rank(
+    shape: tuple[int, ...], message: str, failing: nn.Module | None
+) -> Iterator[tuple[int, ...]]:
+    """Yield shapes of a rank that an error names as `4D`, with the channels of a kernel."""
+    kernels = [p.shape for p in failing.parameters(recurse=False)] if failing is not None else []
+    for rank in sorted(map(int, re.findall(r"\b([3-5])D", message)), reverse=True):
+        if rank > len(shape):
+            channels = [n for kernel in kernels if len(kernel) == rank for n in kernel[1::-1]]
+            for n in dict.fromkeys((*channels, *shape[1:2], *(1, 3))):
+                yield (*shape[:1], n, *(SEQUENCE,) * (rank - 2))
 
 
 def _unflattened(shape: tuple[int, ...], failing: nn.Module | None) -> Iterator[tuple[int, ...]]:
