@@ -142,8 +142,8 @@ DEAD = 0.7
 Behind equal units and in deep nets that torch starts half of them are; these reach what others do.
 """
 
-LIKELY, CERTAIN = 0.05, 0.5
-"""Probabilities of being born dead that are worth a word, and that no other draw helps against."""
+CERTAIN = 0.5
+"""Probability of being born dead that no other draw helps against."""
 
 LOST = 1e-70
 """A second moment whose numbers come near the smallest of float32, 1e-45: zeros are no news."""
@@ -172,7 +172,7 @@ def _dying(points: Sequence[Point]) -> Iterator[Verdict]:
         yield Verdict(
             "dies",
             dead[0].name,
-            f"{dead[0].dead:.0%} of its units are zero for every input{more}{_luck_words(points)}",
+            f"{dead[0].dead:.0%} of its units are zero for every input{more}",
             "start the biases before it at zero, or use an activation with a slope on both sides",
             sites=_sources(dead),
             line=dead[0].line,
@@ -184,7 +184,10 @@ def born_dead_verdict(points: Sequence[Point]) -> Iterator[Verdict]:
     chance = _luck(points)
     if chance > CERTAIN:
         first = next(point for point in points if point.activates)
-        reason = f"{_born_dead_words(chance)}, and what lives has few directions left"
+        reason = (
+            f"so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws, and "
+            "what lives has few directions left"
+        )
         yield Verdict("dies", first.name, reason, _WIDEN, line=first.line, structural=True)
 
 
@@ -198,15 +201,6 @@ def _luck(points: Sequence[Point]) -> float:
     if not plain or any(len(point.shape) != 2 for point in points):
         return 0.0
     return born_dead([point.shape[-1] for point in hidden])
-
-
-def _luck_words(points: Sequence[Point]) -> str:
-    chance = _luck(points)
-    return f"; {_born_dead_words(chance)}" if chance > LIKELY else ""
-
-
-def _born_dead_words(chance: float) -> str:
-    return f"so narrow and deep a ReLU network is born dead in {chance:.1%} of all draws"
 
 
 # Different inputs

@@ -115,15 +115,13 @@ class SignalObserver:
 
     @torch.no_grad()
     def stepped(self) -> dict[str, Tensor]:
-        """Return the parameters after one step of the optimizer; none where that is not known."""
-        pairs = {name: found[0] for name, found in self._stand_ins.items()}
-        taken = self._taken or {}
-        gradients = {name: taken.get(id(alias)) for name, (alias, _) in pairs.items()}
-        return {
-            name: self.training.after_step(pairs[name][0], gradient)
-            for name, gradient in gradients.items()
-            if gradient is not None and self.training.lr is not None
-        }
+        """Return the stand-ins after one step of the optimizer; none where that is not known."""
+        if self.training.lr is None or self._taken is None:
+            return {}
+        aliases = {name: pairs[0][0] for name, pairs in self._stand_ins.items()}
+        gradients = ((name, alias, self._taken.get(id(alias))) for name, alias in aliases.items())
+        step_ = self.training.step_
+        return {name: step_(alias, found) for name, alias, found in gradients if found is not None}
 
     def _gradients_of(self, loss: Tensor | None) -> dict[int, Tensor | None] | None:
         """Return the gradients by all parameters, by their `id`; None where there are none."""

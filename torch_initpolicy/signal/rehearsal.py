@@ -12,10 +12,9 @@ from torch import Tensor
 
 from torch_initpolicy.signal.judges import LOUD
 from torch_initpolicy.signal.signal import Signal
-from torch_initpolicy.signal.training import Training
+from torch_initpolicy.symmetry.replica import Loss, scalar
 from torch_initpolicy.trace.recorder import Ran
-from torch_initpolicy.trace.stand_ins import batch_size, copied
-from torch_initpolicy.trace.trees import Call
+from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.writing.shards import full
 
 Values = Mapping[str, Tensor]
@@ -27,8 +26,7 @@ Losses = Callable[[Values], float]
 class Rehearsal:
     """An observer that takes the loss with other values in the place of some parameters'."""
 
-    call: Call
-    training: Training
+    loss_fn: Loss
     values: Values
     loss: float = math.nan
 
@@ -41,8 +39,7 @@ class Rehearsal:
 
     def end(self, results: Any) -> None:
         """Take the loss."""
-        loss = self.training.loss(results, batch_size(self.call))
-        self.loss = math.nan if loss is None else loss.item()
+        self.loss = scalar(self.loss_fn(results)).item()
 
 
 def with_losses(
@@ -61,14 +58,8 @@ def with_losses(
         zeros = loss_with(_silenced(*heads))
     loud: tuple[str, ...] = ()
     if zeros is not None and signal.loss is not None and signal.loss > LOUD * zeros > 0:
-        loud = next(
-            (
-                tuple(part)
-                for part in _suspected(heads)
-                if loss_with(_silenced(part)) <= LOUD * zeros
-            ),
-            (),
-        )
+        losses = ((tuple(part), loss_with(_silenced(part))) for part in _suspected(heads))
+        loud = next((names for names, loss in losses if loss <= LOUD * zeros), ())
     after = loss_with(stepped) if stepped else None
     return dataclasses.replace(signal, loss_of_zeros=zeros, loud=loud, loss_after_step=after)
 

@@ -92,7 +92,7 @@ def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Ca
         else:
             signal = observer.signal
             if training.loss_fn is not None:
-                losses = partial(_loss_with, inner, call, training, names)
+                losses = partial(_loss_with, inner, call, training.loss_fn, names)
                 signal = with_losses(signal, observer.heads(), observer.stepped(), losses)
             return call, dataclasses.replace(signal, verdicts=judge(signal, signed=training.signed))
     call, failure = failed[0]
@@ -100,10 +100,10 @@ def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Ca
 
 
 def _loss_with(
-    model: nn.Module, call: Call, training: Training, names: Mapping[int, str], values: Values
+    model: nn.Module, call: Call, loss_fn: Loss, names: Mapping[int, str], values: Values
 ) -> float:
     """Return the loss with other values of some parameters; nan where the forward then raises."""
-    rehearsal = Rehearsal(call, training, values)
+    rehearsal = Rehearsal(loss_fn, values)
     try:
         observe(model, call, rehearsal, names=names)
     except Exception:  # noqa: BLE001 - a loss may refuse what is not finite

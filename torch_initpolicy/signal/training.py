@@ -71,9 +71,10 @@ class Training(NamedTuple):
             why = f"the model returns {' and '.join(dtypes) or 'no tensors'}, which have none"
         return f"no gradients were followed: {why}"
 
-    def after_step(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """Return a parameter after the first step of the optimizer."""
-        return values - (self.lr or 0.0) * (gradient.sgn() if self.signed else gradient)
+    def step_(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Take the first step of the optimizer in place."""
+        step = gradient.sgn() if self.signed else gradient
+        return values.detach().sub_(step, alpha=self.lr or 0.0)
 
     def step(self, values: Tensor, gradient: float | None) -> float | None:
         """Return the first step's length over that of a parameter's values, where it is known.
