@@ -334,3 +334,20 @@ def test_zeros_of_a_model_that_cannot_be_followed_stay():
     names = {step.name for step in plan_policy(Opaque()) if step.reason.startswith("kept: meant")}
 
     assert names == {"norm.weight", "pose.weight", "pose.bias"}
+
+
+def test_ones_that_a_factor_starts_from_stay():
+    """A raw bias of ones is a placeholder, but where its layer's output multiplies a signal."""
+
+    class Equalised(nn.Module):
+        def __init__(self, *, multiplies):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.ones(16))
+            self.last, self.multiplies = nn.Linear(16, 2), multiplies
+
+        def forward(self, x):
+            made = F.linear(x, self.weight, self.bias)
+            return self.last(made * x if self.multiplies else made.relu())
+
+    assert kept(Equalised(multiplies=True)) == {"bias"}
+    assert kept(Equalised(multiplies=False)) == set()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from torch_initpolicy.sites import sites
 from torch_initpolicy.tensors.axes import block_fans
@@ -134,3 +135,67 @@ def test_recurrent_matrices_are_weights_though_they_first_meet_a_constant(start)
     }  # fmt: skip
     assert found["u"].meets == Activation("tanh")
     assert block_fans((6, 6), found["u"].axes) == ((6, 6),)
+
+
+class MaskedProduct(nn.Linear):
+    """Masks its weight in an expression."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.register_buffer("mask", torch.tril(torch.ones(8, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class MaskedInPlace(MaskedProduct):
+    """Masks its weight's own numbers, as PixelCNNs do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= self.mask
+        return F.linear(x, self.weight, self.bias)
+
+
+class MaskedThrough(MaskedProduct):
+    """Masks its weight through views of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.detach()[:].mul_(self.mask)
+        return F.linear(x, self.weight, self.bias)
+
+
+def pruned() -> nn.Module:
+    """Return a layer that torch has pruned to the same mask."""
+    layer = nn.Linear(8, 8)
+    return prune.custom_from_mask(layer, "weight", torch.tril(torch.ones(8, 8)))
+
+
+@pytest.mark.parametrize("build", [MaskedProduct, MaskedInPlace, MaskedThrough, pruned])
+def test_masked_layers_have_the_fans_that_the_mask_leaves(build):
+    """Also where a layer's own type says what its axes are; the weight itself is as it was."""
+    model = build()
+    before = [p.clone() for p in model.parameters()]
+    found = facts_of(model, torch.zeros(2, 8))
+    (weight,) = (fact for fact in found.values() if fact.role == "weight")
+
+    assert block_fans((8, 8), weight.axes) == ((4.5, 4.5),)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_learnt_initial_states_are_tokens():
+    """What stands in the place of a recurrent layer's state is no weight, packed or not."""
+
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.layer = nn.GRUCell(4, 6), nn.LSTM(4, 6)
+            self.h, self.c = nn.Parameter(torch.zeros(1, 6)), nn.Parameter(torch.zeros(1, 1, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.c.expand(-1, 2, -1)
+            return self.layer(x, (state, state))[0] + self.cell(x[0], self.h.expand(2, -1))
+
+    found = facts_of(Started(), torch.zeros(3, 2, 4))
+
+    assert (found["h"].role, found["c"].role) == ("token", "token")
+    assert found["cell.weight_hh"].role == "recurrent"

@@ -105,8 +105,9 @@ def _purpose(seen: _Seen) -> str | None:
 def _intent(seen: _Seen, values: Tensor) -> str | None:
     facts, site = seen.facts, seen.site
     if facts.role in ("bias", "norm_bias"):
-        own = seen.is_constant and _is_unknown(site)
-        return None if own else purpose_in(values, _reach(site))
+        # Ones in a layer of one's own are a placeholder, unless they are what a factor starts from.
+        is_usual = seen.is_constant and _is_unknown(site) and facts.multiplied_by is None
+        return None if is_usual else purpose_in(values, _reach(site))
     if facts.role == "norm_weight":
         is_scale = seen.constant is not None and seen.constant + facts.offset != 1
         return f"a scale of {seen.constant:.4g}" if is_scale else None

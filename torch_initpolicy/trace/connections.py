@@ -13,7 +13,7 @@ from torch_initpolicy.tensors.axes import Axes, Fans, fans
 from torch_initpolicy.trace.consumers import Source, Use, Uses
 from torch_initpolicy.trace.contractions import Facing, Label, facing
 from torch_initpolicy.trace.coordinates import LARGEST, Mixed, Placed, picks_once, placed
-from torch_initpolicy.trace.graph import Value
+from torch_initpolicy.trace.graph import Node, Value
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.strides import dense_strides, strides_in
 
@@ -45,25 +45,46 @@ def axes_at_use(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
             return None
 
 
+def is_masked(uses: Uses, use: Use) -> bool:
+    """Say whether a parameter is multiplied, on the way to its use, by a tensor with zeros."""
+    return any(
+        uses.role(node) is OpRole.MULTIPLIES and any(map(_has_zeros, _held(uses, node)))
+        for node in _way_to(uses, use)
+    )
+
+
+def _held(uses: Uses, node: Node) -> Iterator[Tensor]:
+    each = (uses.graph.values[value].held for value in node.inputs if value not in uses.sources)
+    return (held for held in each if held is not None and not held.is_meta)
+
+
+def _has_zeros(held: Tensor) -> bool:
+    return held.numel() > 1 and bool((held == 0).any())
+
+
 def repeats(uses: Uses, use: Use) -> bool:
     """Say whether a table of indices picks rows of a parameter several times on the way to its use.
 
     So do the rows of a table that positions or categories share; where nobody knows, they do.
     """
-    waiting = [use.value.index]
-    while waiting:
-        value = uses.graph.values[waiting.pop()]
-        if value.producer is None:
-            continue
-        node = uses.graph.nodes[value.producer]
-        read = [v for v in dict.fromkeys(node.inputs) if uses.holds(v, use.source.site)]
+    for node in _way_to(uses, use):
         picks = uses.role(node) is OpRole.PICKS and any(
             math.prod(uses.graph.values[v].shape) > 1 for v in node.inputs[1:]
         )
-        if picks and not picks_once(uses, node, read[0]):
+        if picks and not picks_once(uses, node, node.inputs[0]):
             return True
-        waiting += read
     return False
+
+
+def _way_to(uses: Uses, use: Use) -> Iterator[Node]:
+    """Yield the nodes between a parameter and its use, the last one first."""
+    waiting = [use.value.index]
+    while waiting:
+        value = uses.graph.values[waiting.pop()]
+        if value.producer is not None:
+            node = uses.graph.nodes[value.producer]
+            yield node
+            waiting += (v for v in dict.fromkeys(node.inputs) if uses.holds(v, use.source.site))
 
 
 def _strides(uses: Uses, use: Use, shape: tuple[int, ...]) -> tuple[int, ...] | None:

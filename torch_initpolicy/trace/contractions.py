@@ -159,6 +159,7 @@ _LAYOUTS: Mapping[str, tuple[Label, ...]] = MappingProxyType({
     "bilinear": ("out", "in", "in"),
     "embedding": ("copy", "out"),
     "embedding_bag": ("copy", "out"),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), ("out", "in")),
 })  # fmt: skip
 
 

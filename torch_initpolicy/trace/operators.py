@@ -73,7 +73,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
     | _each("einsum", OpRole.CONTRACTS, "equation")
     | _each("addmm baddbmm addbmm addmv sparse_addmm", OpRole.CONTRACTS, "bias", "left", "right")
     | _each("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
-            OpRole.RECURS)
+            OpRole.RECURS, "input", "initial")
     | _each("embedding embedding_bag", OpRole.LOOKS_UP, "index", "weight")
     | _each("scaled_dot_product_attention flex_attention", OpRole.ATTENDS,
             "query", "key", "value", "mask")

@@ -78,6 +78,7 @@ class Recorder(TorchFunctionMode):
         self.on_meta = on_meta
         self.see = see
         self.values = Values(on_meta=on_meta)
+        self.parameters: dict[int, Tensor] = {}  # stand-ins, by storage
         self.nodes: list[Node] = []
         self.varying: set[int] = set()  # values that depend on the model's inputs
         self.devices = OneDevice(self.values, self._value_of)
@@ -160,7 +161,8 @@ class Recorder(TorchFunctionMode):
     def enter_parameter(self, stand_in: Tensor, name: str) -> None:
         """Make known what stands in for a parameter."""
         if id(stand_in) not in self.values.current:
-            self.values.add(stand_in, parameter=name)
+            value = self.values.add(stand_in, parameter=name)
+            self.parameters[self.values.all[value].storage] = stand_in
 
     def enter_buffer(self, stand_in: Tensor, buffer: Tensor) -> None:
         """Make known what stands in for a buffer, and the number in one of a single element."""
@@ -231,12 +233,18 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _changed_views(self, outputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield those of `outputs` that were there before and are views, with their bases."""
+        """Yield those of `outputs` that were there before and are views, with their bases.
+
+        The `data` of a parameter, in which masks are multiplied, is a view that says of none.
+        """
         known = self.values.current
         for tensor in outputs:
-            base = tensor._base  # noqa: SLF001 - the only way from a view to its base
-            if id(tensor) in known and base is not None and id(base) in known:
-                yield base, tensor
+            if id(tensor) in known:
+                storage = self.values.all[known[id(tensor)]].storage
+                base = tensor._base  # noqa: SLF001 - the only way from a view to its base
+                base = self.parameters.get(storage) if base is None else base
+                if base is not None and base is not tensor and id(base) in known:
+                    yield base, tensor
 
     def _value_of(self, tensor: Tensor) -> int:
         if id(tensor) not in self.values.current:

@@ -34,10 +34,13 @@ def _role_beside(use: Use, flow: Flow, role: Role, *, in_norm: bool) -> Role:
     return role
 
 
+_MATRIX = 2
+"""Dimensions of the weights of recurrent layers."""
+
 _ROLES: Mapping[OpRole, Mapping[str, Role]] = {
     OpRole.WEIGHS: {"weight": "weight", "bias": "bias", "input": "token"},
     OpRole.CONTRACTS: {"left": "weight", "right": "weight", "input": "weight", "bias": "bias"},
-    OpRole.RECURS: {"input": "weight"},
+    OpRole.RECURS: {"input": "weight", "initial": "token"},
     OpRole.LOOKS_UP: {"weight": "embedding"},
     OpRole.NORMALISES: {"weight": "norm_weight", "bias": "norm_bias", "input": "token"},
     OpRole.PROJECTS_AND_ATTENDS: {
@@ -71,6 +74,8 @@ def role_at(use: Use, flow: Flow) -> Role:
         return "norm_weight" if _ends_its_norm(use, flow) else "scale"
     if role is OpRole.ADDS:
         return _role_of_summand(use, flow)
+    if role is OpRole.RECURS and len(use.value.shape) > _MATRIX:
+        return "token"  # an initial state: one for each layer and sample
     found = _ROLES.get(role, {}).get(use.slot, "unknown")
     return found if found != "weight" else _role_of_weight(use, flow)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.connections import axes_at_use, full_fans
+from torch_initpolicy.trace.connections import axes_at_use, full_fans, is_masked
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.destinations import NOWHERE
@@ -212,6 +212,8 @@ def _met_at_uses(found: Sequence[Use], flow: Flow) -> Walk:
 def _joined_axes(site: Site, use: Use, flow: Flow) -> Axes | None:
     """Join what the type says of the axes with what the operator says."""
     axes = site.axes or _axes_at(site, use, flow)
+    if site.axes and not site.axes.blocks and is_masked(flow.uses, use):
+        axes = _axes_at(site, use, flow) or axes
     pack = flow.packs.get(use.node.index)
     if axes is None or pack is None or axes.blocks or axes.groups > 1 or axes.view:
         return axes

@@ -34,42 +34,41 @@ def strides_in(uses: Uses, whole: Value, value: Value) -> tuple[int, ...] | None
     Returns:
         One number for each dimension; None where there is more to the value than layout.
     """
-    if _shares_memory(value, whole):
+    root = _viewed(uses, value)
+    if root.index == whole.index:
         return value.stride if whole.stride == dense_strides(whole.shape) else None
-    copied = _copy_before(uses, whole, value)
-    if copied is None:
-        return None
-    read, copy = copied
-    within = strides_in(uses, whole, read)
+    read = _copied_by(uses, root, str(whole.parameter))
+    within = None if read is None else strides_in(uses, whole, read)
     if within is None:
         return None
-    dims = _dims(copy, within)
+    dims = _dims(root, within)
     found = [_stride_behind(dims, *dim) for dim in zip(value.stride, value.shape, strict=True)]
     return tuple(s for s in found if s is not None) if None not in found else None
 
 
-def _shares_memory(value: Value, whole: Value) -> bool:
-    return (value.storage, value.dtype) == (whole.storage, whole.dtype)
-
-
-def _copy_before(uses: Uses, whole: Value, value: Value) -> tuple[Value, Value] | None:
-    """Return what was copied element by element, and the copy that a value is a view of."""
+def _viewed(uses: Uses, value: Value) -> Value:
+    """Return the value that another is a view of, before anything is written to it."""
     while value.producer is not None:
         node = uses.graph.nodes[value.producer]
         if uses.role(node) not in (OpRole.MOVES, OpRole.PICKS, OpRole.CASTS):
-            return None
+            break
         read = uses.graph.values[node.inputs[0]]
-        if not _shares_memory(value, read):
-            copies = uses.role(node) is OpRole.CASTS and _holds_the_same(read, value)
-            return (
-                (read, value) if copies and uses.holds(read.index, str(whole.parameter)) else None
-            )
+        if (read.storage, read.dtype) != (value.storage, value.dtype):
+            break
         value = read
-    return None
+    return value
 
 
-def _holds_the_same(read: Value, copy: Value) -> bool:
-    return (read.shape, read.dtype.is_complex) == (copy.shape, copy.dtype.is_complex)
+def _copied_by(uses: Uses, copy: Value, site: str) -> Value | None:
+    """Return the value that another copies element by element, if a parameter is in it."""
+    if (
+        copy.producer is None
+        or uses.role(node := uses.graph.nodes[copy.producer]) is not OpRole.CASTS
+    ):
+        return None
+    read = uses.graph.values[node.inputs[0]]
+    as_is = (read.shape, read.dtype.is_complex) == (copy.shape, copy.dtype.is_complex)
+    return read if as_is and uses.holds(read.index, site) else None
 
 
 class _Dim(NamedTuple):
