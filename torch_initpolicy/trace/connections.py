@@ -48,12 +48,12 @@ def axes_at_use(uses: Uses, use: Use, shape: tuple[int, ...]) -> Axes | None:
 def is_masked(uses: Uses, use: Use) -> bool:
     """Say whether a parameter is multiplied, on the way to its use, by a tensor with zeros."""
     return any(
-        uses.role(node) is OpRole.MULTIPLIES and any(map(_has_zeros, _held(uses, node)))
+        uses.role(node) is OpRole.MULTIPLIES and any(map(_has_zeros, _constants_at(uses, node)))
         for node in _way_to(uses, use)
     )
 
 
-def _held(uses: Uses, node: Node) -> Iterator[Tensor]:
+def _constants_at(uses: Uses, node: Node) -> Iterator[Tensor]:
     each = (uses.graph.values[value].held for value in node.inputs if value not in uses.sources)
     return (held for held in each if held is not None and not held.is_meta)
 

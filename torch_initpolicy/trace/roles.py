@@ -34,9 +34,6 @@ def _role_beside(use: Use, flow: Flow, role: Role, *, in_norm: bool) -> Role:
     return role
 
 
-_MATRIX = 2
-"""Dimensions of the weights of recurrent layers."""
-
 _ROLES: Mapping[OpRole, Mapping[str, Role]] = {
     OpRole.WEIGHS: {"weight": "weight", "bias": "bias", "input": "token"},
     OpRole.CONTRACTS: {"left": "weight", "right": "weight", "input": "weight", "bias": "bias"},
@@ -74,7 +71,7 @@ def role_at(use: Use, flow: Flow) -> Role:
         return "norm_weight" if _ends_its_norm(use, flow) else "scale"
     if role is OpRole.ADDS:
         return _role_of_summand(use, flow)
-    if role is OpRole.RECURS and len(use.value.shape) > _MATRIX:
+    if role is OpRole.RECURS and len(use.value.shape) == 3:
         return "token"  # an initial state: one for each layer and sample
     found = _ROLES.get(role, {}).get(use.slot, "unknown")
     return found if found != "weight" else _role_of_weight(use, flow)

@@ -34,7 +34,7 @@ def strides_in(uses: Uses, whole: Value, value: Value) -> tuple[int, ...] | None
     Returns:
         One number for each dimension; None where there is more to the value than layout.
     """
-    root = _viewed(uses, value)
+    root = _before_views(uses, value)
     if root.index == whole.index:
         return value.stride if whole.stride == dense_strides(whole.shape) else None
     read = _copied_by(uses, root, str(whole.parameter))
@@ -46,7 +46,7 @@ def strides_in(uses: Uses, whole: Value, value: Value) -> tuple[int, ...] | None
     return tuple(s for s in found if s is not None) if None not in found else None
 
 
-def _viewed(uses: Uses, value: Value) -> Value:
+def _before_views(uses: Uses, value: Value) -> Value:
     """Return the value that another is a view of, before anything is written to it."""
     while value.producer is not None:
         node = uses.graph.nodes[value.producer]
