@@ -17,6 +17,7 @@ its sum and the fork of another branch, or between such a sum and its own fork.
 What a softmax is taken of is no stream: masks and biases are added to attention scores.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import permutations
@@ -57,21 +58,26 @@ def residuals(uses: Uses) -> Residuals:
         history.read(node)
     found = history.on_streams()
     ends, skips = [each.value for each in found], {each.node: each.skip for each in found}
-    seen, depths = 0, dict[int, int]()
+    ended, seen, normed = (defaultdict[int, int](int) for _ in range(3))  # by where bits begin
+    depths: dict[int, int] = {}
     for each in found:  # those that end first are the innermost
-        depths.update(dict.fromkeys(history.nodes(each.inside & ~seen), history.depth(each)))
-        seen |= each.inside
-    normed = _union(each.inside for each in found if each.inside & history.norms)
+        inside = history.nodes(each.start, each.inside & ~seen[each.start])
+        depths.update(dict.fromkeys(inside, each.depth))
+        ended[each.start] |= each.ended
+        seen[each.start] |= each.inside
+        normed[each.start] |= each.inside if each.is_normed else 0
     carriers = [node for node in _carriers(uses) if node.index not in skips]
     moves = [node for node in carriers if _only_moves(uses, node)]
     made = frozenset(value for index in depths for value in uses.graph.nodes[index].outputs)
     return Residuals(
-        total=_union(_union(each.forks) for each in found).bit_count(),
+        total=sum(bits.bit_count() for bits in ended.values()),
         skips=skips,
         ending=uses.leading(ends, carriers) & made,
         closing=uses.leading(ends, moves) & made,
         depths=depths,
-        batch_normalised=frozenset(history.nodes(normed)),
+        batch_normalised=frozenset(
+            n for start in normed for n in history.nodes(start, normed[start])
+        ),
         derived=history.derived,
     )
 
@@ -83,18 +89,24 @@ class _Sum(NamedTuple):
         node: The addition.
         skip: The stream.
         value: What is added to it.
-        forks: For each branch among the summands of this, the last fork that it comes out of.
-        stream: All nodes that the stream comes from.
-        inside: The others that the value comes from.
+        start: The node of the first bit.
+        ended: The branches among the summands of this.
+        inside: The nodes that the value comes from, and the stream does not.
+        depth: How many weights lie in a row on a branch.
+        before: The last sum before the fork, if no weight has followed.
+        is_normed: Whether a batch normalisation is inside.
         projects: Whether a weight lies on the stream, behind the fork.
     """
 
     node: int
     skip: int
     value: int
-    forks: dict[int, int]
-    stream: int
+    start: int
+    ended: int
     inside: int
+    depth: int
+    before: int
+    is_normed: bool
     projects: bool
 
 
@@ -115,12 +127,17 @@ class _Past(NamedTuple):
 
 
 class _History:
-    """What each value comes from, read in order of execution."""
+    """What each value comes from, read in order of execution.
+
+    Where one value alone is read later on, streams and branches both come out of it, and the bits
+    begin anew: what lies before would be in all of them.
+    """
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
         inputs = [value.index for value in uses.graph.values if value.is_input]
-        self.inputs = len(inputs)  # these have the lowest bits
+        self.inputs, self.start = len(inputs), 0  # the lowest bits, and the node of the next one
+        self.streams: dict[int, int] = {}  # by the bit of a sum: what its stream comes from
         self.past = {value: _Past(*(1 << place,) * 4) for place, value in enumerate(inputs)}
         self.behind: dict[int, int] = {}  # by the bit of a weight or summand: what it comes from
         self.before: dict[int, int] = {}  # by bit: the last sum, if no weight has followed
@@ -141,26 +158,43 @@ class _History:
         for value in {*node.inputs, *node.outputs}:
             if self.uses.graph.consumers[value][-1:] <= (node.index,):
                 self.past.pop(value, None)
+        if len(self.past) == 1:
+            self._begin_anew(*self.past)
+
+    def _begin_anew(self, value: int) -> None:
+        """Forget what lies before the one value that is still to be read."""
+        producer, maker = self.uses.graph.values[value].producer, self._maker(value)
+        if producer is None or self.past[value].nodes == maker:
+            return
+        self.start, old = producer, maker
+        bit = self._bit(producer)
+        self.past = {value: _Past(*(bit,) * 4)}
+        self.behind, self.streams = {bit: bit}, {}
+        self.before = {bit: self.before[old]} if old in self.before else {}
+        kept = (self.weighers, self.functions, self.norms, self.branches)
+        now = (bit if bits & old else 0 for bits in kept)
+        self.weighers, self.functions, self.norms, self.branches = now
 
     def on_streams(self) -> list[_Sum]:
         """Return the sums without the projections that lie on no stream."""
-        before = {each.node: self.before.get(max(each.forks.values()), -1) for each in self.sums}
+        before = {each.node: each.before for each in self.sums}
         found = {each.node for each in self.sums if not each.projects}
         goes_on = {-1, *(before[node] for node in found)}
         for node, earlier in before.items():
             if earlier not in goes_on:
                 goes_on.add(earlier)
                 found.add(node)
-        return [each for each in self.sums if each.node in found | goes_on]
+        kept = found | goes_on
+        return [each for each in self.sums if each.node in kept]
 
-    def nodes(self, bits: int) -> Iterator[int]:
+    def nodes(self, start: int, bits: int) -> Iterator[int]:
         """Yield the nodes among some bits."""
-        return (bit.bit_length() - 1 for bit in _each(bits >> self.inputs))
+        return (start + bit.bit_length() - 1 for bit in _each(bits >> self.inputs))
 
-    def depth(self, found: _Sum) -> int:
-        """Return how many weights lie in a row on a branch."""
+    def _depth(self, forks: Mapping[int, int]) -> int:
+        """Return how many weights lie in a row on a branch, given the fork of each."""
         rows: list[int] = []  # the weights by how many lie before
-        for branch, fork in found.forks.items():
+        for branch, fork in forks.items():
             for weight in reversed(list(_each(self._later(fork, self.behind[branch])))):
                 behind = self.behind[weight]
                 if behind & fork:
@@ -171,7 +205,7 @@ class _History:
         return len(rows)
 
     def _bit(self, node: int) -> int:
-        return 1 << node + self.inputs
+        return 1 << node - self.start + self.inputs
 
     def _maker(self, value: int) -> int:
         """Return the bit of the node that made a value; 0 for an input."""
@@ -214,10 +248,22 @@ class _History:
             kept = self._forks(stream, other, stream.carried & ~other.whole)
             forks = kept or self._forks(stream, other, self._begin(stream, other))
             if forks:
-                inside = other.nodes & ~stream.nodes
-                found = _Sum(node.index, skip, value, forks, stream.nodes, inside, not kept)
+                inside, ended = other.nodes & ~stream.nodes, _union(forks)
+                found = _Sum(
+                    node=node.index,
+                    skip=skip,
+                    value=value,
+                    start=self.start,
+                    ended=ended,
+                    inside=inside,
+                    depth=self._depth(forks),
+                    before=self.before.get(max(forks.values()), -1),
+                    is_normed=bool(inside & self.norms),
+                    projects=not kept,
+                )
                 self.sums.append(found)
-                self.branches |= _union(forks)
+                self.branches |= ended
+                self.streams[self._bit(node.index)] = stream.nodes
                 self.before[self._bit(node.index)] = node.index
                 return
 
@@ -257,7 +303,7 @@ class _History:
         is_more = (inside & self.weighers).bit_count() > 1 and inside & self.functions
         if not is_one or not is_more or inside & (1 << self.inputs) - 1:
             return 0
-        streams = (each.stream for each in self.sums if self._bit(each.node) & inside)
+        streams = (stream for bit, stream in self.streams.items() if bit & inside)
         return fork if all(each & fork for each in streams) else 0
 
 
