@@ -46,7 +46,7 @@ class Task(NamedTuple):
     data: Data
     rates: Sequence[float]
     batch: int = 8
-    steps: int = 40
+    steps: int = 120
 
 
 #
@@ -149,14 +149,14 @@ def text() -> Data:
 def tasks() -> Mapping[str, Task]:
     """Return the kinds of models with their data."""
     words, images = text(), digits()
-    high, low, wide = _powers(-9, -2), _powers(-10, -3), _powers(-12, -3)
+    rates = _powers(-12, -3)
     return {
-        "GPT-2": Task(gpt2, words, wide, steps=120),
-        "Llama": Task(llama, words, wide, steps=120),
-        "Mamba": Task(mamba, words, high),
-        "ViT": Task(vit, images, wide, batch=32, steps=120),
-        "ConvNeXt": Task(convnext, images, low),
-        "Mixer": Task(Mixer, images, low),
+        "GPT-2": Task(gpt2, words, rates),
+        "Llama": Task(llama, words, rates),
+        "Mamba": Task(mamba, words, rates),
+        "ViT": Task(vit, images, rates, batch=32),
+        "ConvNeXt": Task(convnext, images, _powers(-10, -3), steps=40),
+        "Mixer": Task(Mixer, images, rates, batch=32),
     }
 
 
@@ -257,11 +257,11 @@ def picture(panels: Mapping[str, tuple[Losses, Losses]]) -> object:
         for axis, losses, title in zip(axes, sweeps, ("one learning rate", "scaled"), strict=True):
             for size, by_rate in losses.items():
                 axis.plot(by_rate.keys(), by_rate.values(), marker=".", label=str(size))
-            lowest = min(min(by_rate.values()) for by_rate in losses.values())
-            axis.set_ylim(lowest * 0.9, lowest * 2.2)
             axis.set_xscale("log", base=2)
             axis.set_title(f"{name}, {title}", loc="left", fontsize="medium")
             axis.grid(visible=True, alpha=0.3)
+        lowest = [min(losses.values()) for by_size in sweeps for losses in by_size.values()]
+        axes[0].set_ylim(min(lowest) * 0.9, max(lowest) * 1.7)
         axes[0].legend(frameon=False, fontsize="small")
     return figure
 
@@ -281,7 +281,8 @@ def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Los
         share = "" if smoke else flat(task, (256, 512, 1024))
         results[name] = pair
         rows.append((name, *map(drift, pair), *(min(p[widths[-1]].values()) for p in pair), share))
-    task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-9, -4), batch=32)
+    drawn = picture(results) if out else None
+    task = Task(lambda depth: Mixer(32, depth), digits(), _powers(-9, -4), batch=32, steps=40)
     deep = [kind(base=task.build(depths[0])) for kind in (presets.mup, presets.complete_p)]
     rates, steps, seeds = (task.rates[::5], 2, 1) if smoke else (task.rates, task.steps, 3)
     pair = tuple(sweep(task, depths, policy, rates, steps, seeds=seeds) for policy in deep)
@@ -294,7 +295,7 @@ def main(*, smoke: bool = False, out: Path | None = None) -> dict[str, tuple[Los
         "flat layers",
     )
     text = table(head, rows)
-    report("learning_rate_transfer", text, out, picture(results) if out else None)
+    report("learning_rate_transfer", text, out, drawn)
     return results
 
 
