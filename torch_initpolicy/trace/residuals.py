@@ -193,15 +193,14 @@ class _History:
 
     def _depth(self, forks: Mapping[int, int]) -> int:
         """Return how many weights lie in a row on a branch, given the fork of each."""
-        rows: list[int] = []  # the weights by how many lie before
+        rows: list[int] = []  # the weights with none before them, with one in a row, and so on
         for branch, fork in forks.items():
-            for weight in reversed(list(_each(self._later(fork, self.behind[branch])))):
-                behind = self.behind[weight]
-                if behind & fork:
-                    rows_before = (n for n in range(len(rows), 0, -1) if rows[n - 1] & behind)
-                    place = next(rows_before, 0)
-                    rows += [0] * (place == len(rows))
-                    rows[place] |= weight
+            later = _each(self._later(fork, self.behind[branch]))
+            for weight in reversed([each for each in later if self.behind[each] & fork]):
+                behind = self.behind[weight] & ~weight
+                place = next((n for n in range(len(rows), 0, -1) if rows[n - 1] & behind), 0)
+                rows += [0] * (place == len(rows))
+                rows[place] |= weight
         return len(rows)
 
     def _bit(self, node: int) -> int:
