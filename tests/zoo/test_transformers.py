@@ -18,7 +18,8 @@ pytestmark = pytest.mark.zoo
 
 READ = (
     "ASTModel ArceeModel BeitModel CLIPTextModel CohereAsrModel Exaone4Model FlaubertModel "
-    "GlmAsrEncoder Glm4vMoeVisionModel LevitModel Mamba2Model OmniASRAudioModel Olmo3Model "
+    "GlmAsrEncoder Glm4vMoeVisionModel LevitModel LlavaNextModel Mamba2Model Mistral3Model "
+    "OmniASRAudioModel Olmo3Model Qwen2_5_VLModel VideoLlavaModel "
     "Qwen3NextModel SEWModel Speech2TextModel TextNetModel UMT5Model UniSpeechModel ViTMSNModel "
     "XGLMModel"
 ).split()

@@ -54,13 +54,20 @@ def known_arguments(model: nn.Module, call: Call, said: str = "") -> Mapping[str
     sound = _part(config, "audio_config", "encoder_config", "speech_config")
     text = _text(_part(config, "text_config"))
     known = {**text, **_kinds(config, call), **_images(config), **_sound(sound)}
-    return {**known, "input_ids": (*_with_tokens(config, said), *known["input_ids"])}
+    return {**known, "input_ids": (*_with_tokens(config, call, said), *known["input_ids"])}
 
 
-def _with_tokens(config: Any, said: str) -> Iterator[Tensor]:
-    """Yield texts with as many tokens of an image, a video or a sound as an error counts."""
+def _with_tokens(config: Any, call: Call, said: str) -> Iterator[Tensor]:
+    """Yield texts with as many tokens of an image, a video or a sound as an error counts.
+
+    Tokens of another kind, which an earlier error asked for, stay.
+    """
     if "token" not in said:
         return
+    given = call.kwargs.get("input_ids")
+    words = list(range(SEQUENCE))
+    if isinstance(given, Tensor) and given.ndim == 2 and not given.is_meta:
+        words = given[0].tolist()
     names = [name for name in vars(config) if re.search(r"token_(id|index)$", name)]
     width = number(_part(config, "text_config"), "hidden_size", "d_model", default=1)
     spoken = [n for n in spoken_numbers(said) or [BATCH] if n]
@@ -69,11 +76,16 @@ def _with_tokens(config: Any, said: str) -> Iterator[Tensor]:
         for count in sorted(n for n in counts if 0 < n <= _MOST_TOKENS):
             token = getattr(config, name)
             if isinstance(token, int):
-                yield torch.tensor([[*[token] * count, *range(SEQUENCE)]] * BATCH)
+                others = [word for word in words if word != token]
+                yield torch.tensor([[*[token] * count, *others]] * BATCH)
 
 
 _MOST_TOKENS = 2**13
 """Tokens up to which a text is tried."""
+
+
+_MASKS = ("input_features_mask", "feature_attention_mask", "audio_mel_mask")
+"""What masks of the frames of a sound are called."""
 
 
 def _kinds(config: Any, call: Call) -> dict[str, Sequence[Tensor]]:
@@ -152,7 +164,7 @@ def _sound(config: Any) -> dict[str, Sequence[Tensor]]:
         "input_features": (by_bin, by_frame),
         **dict.fromkeys(("spectrogram", "audio_mel"), (by_frame,)),
         "audio_values": (wave,),
-        **dict.fromkeys(("input_features_mask", "audio_mel_mask"), (mask,)),
+        **dict.fromkeys(_MASKS, (mask,)),
         "past_values": (series, series[..., 0]),
         "audio_codes": (integers(BATCH, number(config, "num_quantizers", default=8), SEQUENCE),),
     }

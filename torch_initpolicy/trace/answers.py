@@ -222,11 +222,15 @@ def _corrected(shape: tuple[int, ...], numbers: Sequence[int]) -> Iterator[tuple
 
 def _of_other_kind(tensor: Tensor, message: str) -> Iterator[Tensor]:
     """Yield integers where an error speaks of indices, and reals of complex numbers."""
-    if tensor.is_floating_point() and re.search(_SAID_OF_INDICES, message):
+    few = max(tensor.shape, default=0) <= _MOST_INDICES
+    if few and tensor.is_floating_point() and re.search(_SAID_OF_INDICES, message):
         yield tensor.new_empty(tensor.shape, dtype=torch.int64)
     if tensor.is_complex() and "real" in message:
         yield tensor.new_empty(tensor.shape, dtype=tensor.dtype.to_real())
 
+
+_MOST_INDICES = 128
+"""Length of an axis up to which floats are tried as indices: no vocabulary becomes a text."""
 
 _SAID_OF_INDICES = r"used as ind|Long, Int"
 """What torch says of floats in place of indices."""
