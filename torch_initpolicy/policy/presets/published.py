@@ -107,7 +107,7 @@ def chrono(t_max: float = 100.0) -> InitPolicy:
 
     Examples:
         >>> chrono(784).rules[0].initializer
-        Chrono(t_max=784.0)
+        Chrono(t_max=784)
     """
     gated = kind("torch.nn.LSTM", "torch.nn.LSTMCell", "torch.nn.GRU", "torch.nn.GRUCell")
     bias = gated & name(regex=r"(.*\.)?bias_ih[^.]*")
