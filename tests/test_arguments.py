@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy import apply_policy, init_policy, lsuv_, materialize, plan_policy
+from torch_initpolicy import (
+    InitPolicy,
+    apply_policy,
+    audit_signal,
+    find_symmetry,
+    init_policy,
+    lsuv_,
+    materialize,
+    plan_policy,
+    presets,
+)
 from torch_initpolicy.errors import InitPolicyError
 
 ODD = [
@@ -37,12 +47,27 @@ def scaled(model, **arguments):
     lsuv_(model, **{"inputs": BATCH, **arguments})
 
 
+def planned(model):
+    """Plan for the inputs that are known."""
+    return plan_policy(model, "he", example_inputs=BATCH)
+
+
 SELECTING = ("only", "skip", "frozen", "strict", "keep")
 DRAWING = ("seed", "threads", "draw_on")
 VERBS = {
     "plan_policy": (plan_policy, ("policy", "example_inputs", *SELECTING)),
     "apply_policy": (apply_policy, ("policy", "example_inputs", "calibrate", *SELECTING, *DRAWING)),
     "lsuv_": (scaled, ("inputs", "std", "per_channel", "orthogonal", "seed", *SELECTING[:3])),
+    "find_symmetry": (find_symmetry, ("example_inputs", "loss_fn")),
+    "audit_signal": (audit_signal, ("inputs", "optimizer", "lr")),
+    "param_groups": (
+        lambda model, **asked: planned(model).param_groups(**{"lr": 0.1, **asked}),
+        ("optimizer", "lr", "weight_decay"),
+    ),
+    "diff": (lambda model, other: planned(model).diff(other), ("other",)),
+    "from_json": (lambda _, text: InitPolicy.from_json(text), ("text",)),
+    "load": (lambda _, path: InitPolicy.load(path), ("path",)),
+    "siren": (lambda _, w0: presets.siren(w0), ("w0",)),
     "init_policy": (lambda _, **options: build(**options), (*SELECTING, *DRAWING)),
 }
 CASES = {f"{verb}, {name}": (VERBS[verb][0], name) for verb in VERBS for name in VERBS[verb][1]}

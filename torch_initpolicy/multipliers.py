@@ -78,10 +78,10 @@ def optimizer_named(name: str) -> Optimizer:
         >>> optimizer_named("AdamW").decoupled
         True
     """
-    found = _OPTIMIZERS.get(name.lower())
+    found = _OPTIMIZERS.get(str(name).lower())
     if found is None:
         known = ", ".join(_OPTIMIZERS)
-        meant = nearest(name.lower(), _OPTIMIZERS)
+        meant = nearest(str(name).lower(), _OPTIMIZERS)
         raise UnknownNameError(f"no optimizer is called {name!r}{meant}; there are {known}")
     return found
 

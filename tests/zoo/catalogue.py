@@ -38,6 +38,15 @@ REPRESENTATIVES = tuple(
 )
 """Small models, one of a family, that are also initialised, verified and run."""
 
+SMALL = tuple(
+    f"torchvision:{name}"
+    for name in (
+        "densenet121 efficientnet_b0 googlenet lraspp_mobilenet_v3_large mnasnet0_5 mobilenet_v2 "
+        "mobilenet_v3_small regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 swin_t"
+    ).split()
+)
+"""Small models of torchvision, one of a family, that are built for real."""
+
 
 def order(source: str) -> int:
     """Number a model by a hash of its name, the same in every process and version."""
@@ -83,3 +92,10 @@ def representatives(option: str) -> tuple[str, ...]:
     if option == "sample":
         return tuple(source for source in REPRESENTATIVES if order(source) % 3 == 0)
     return tuple(source for source in REPRESENTATIVES if source in selected(option))
+
+
+def constructed(option: str) -> tuple[str, ...]:
+    """List small models of both libraries that are built for real: with `sample` four of them."""
+    if option == "sample":
+        return representatives(option)[::5] + SMALL[-2:-1]
+    return representatives(option) + tuple(s for s in SMALL if s in selected(option))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.zoo.catalogue import representatives, selected
+from tests.zoo.catalogue import constructed, representatives, selected
 from tests.zoo.reading import Subject
 
 
@@ -13,6 +13,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", selected(option), indirect=True, scope="module")
     if "representative" in metafunc.fixturenames:
         metafunc.parametrize("representative", representatives(option))
+    if "constructed" in metafunc.fixturenames:
+        metafunc.parametrize("constructed", constructed(option))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.multipliers import Multipliers, Optimizer, optimizer_named
 from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step
+from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.layers import Role
 
 Group = dict[str, Any]
@@ -42,7 +43,9 @@ class Rates:
         object.__setattr__(self, "optimizer", optimizer_named(self.name))
         for name in ("lr", "weight_decay", "eps", "adamw_lr"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            number = plain_number(value)
+            left_out = value is None and name in ("eps", "adamw_lr")
+            if not left_out and (number is None or not number >= 0):
                 raise PolicyError(f"param_groups: {name} must be a number from 0 on, got {value!r}")
 
 

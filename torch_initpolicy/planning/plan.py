@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_initpolicy.deferred.skip import opened
 from torch_initpolicy.errors import (
+    ArgumentError,
     InitPolicyWarning,
     PlanError,
     PolicyError,
@@ -120,6 +121,8 @@ class Plan(Grouped):
 
     def diff(self, other: "Plan") -> Difference:
         """Compare what this plan and another would leave behind, whatever their reasons."""
+        if not isinstance(other, Plan):
+            raise ArgumentError(f"diff takes another plan, got {other!r:.80}")
         return difference(self.steps, other.steps)
 
     def on(self, model: nn.Module, names: Names | None = None) -> "Plan":

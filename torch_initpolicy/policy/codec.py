@@ -277,6 +277,8 @@ def _toml(what: str, module: str) -> Any:
 
 def _read(language: str, loads: Callable[[str], Data], text: str, longest: int | None) -> Data:
     """Parse a text, and refuse what would take memory by the hundred megabytes."""
+    if not isinstance(text, (str, bytes)):
+        raise PolicyError(f"{language} is text, got {text!r:.80}")
     if longest is not None and len(text) > longest:
         raise PolicyError(
             f"a policy has at most {longest:,} characters, this one has {len(text):,}"

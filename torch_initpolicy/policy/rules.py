@@ -333,7 +333,7 @@ _LANGUAGES: Mapping[str, Language] = types.MappingProxyType({
 
 
 def _language(path: str | Path) -> Language:
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix if isinstance(path, (str, Path)) else ""
     if suffix not in _LANGUAGES:
         raise PolicyError(f"a policy file ends with {' or '.join(_LANGUAGES)}, got {str(path)!r}")
     return _LANGUAGES[suffix]

@@ -21,6 +21,7 @@ from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets.scaled import complete_p, mup
 from torch_initpolicy.scaling.slopes import ScalingCheck, layer
 from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.real_inputs import real_inputs
@@ -106,9 +107,11 @@ def check_scaling(
         2 of 3 layers go with width:
         ...
     """
-    known = tuple(sorted(set(widths)))
-    if len(known) < 2:
-        raise ArgumentError(f"widths: at least two different ones are needed, got {widths!r}")
+    if not callable(build):
+        raise ArgumentError(f"build is a function from a width to a model, got {build!r:.80}")
+    if not all(isinstance(plain_number(width), int) for width in widths) or len(set(widths)) < 2:
+        raise ArgumentError(f"widths: at least two different integers are needed, got {widths!r}")
+    known = tuple(sorted({int(width) for width in widths}))
     if isinstance(optimizer, str) and optimizer not in _BY_NAME:
         raise ArgumentError(
             f"optimizer is one of {', '.join(_BY_NAME)}, or a function that makes one of a "
