@@ -36,7 +36,7 @@ class Training(NamedTuple):
         if optimizer is None:
             return cls(loss_fn)
         known = _SIGNED | {"sgd"}
-        if optimizer.lower() not in known:
+        if str(optimizer).lower() not in known:
             raise UnknownNameError(
                 f"the first step of optimizer {optimizer!r} is not known, only that of "
                 f"{', '.join(sorted(known))}"
