@@ -16,7 +16,6 @@ from torch_initpolicy import (
     lsuv_,
     materialize,
     plan_policy,
-    presets,
 )
 from torch_initpolicy.errors import InitPolicyError
 
@@ -67,7 +66,6 @@ VERBS = {
     "diff": (lambda model, other: planned(model).diff(other), ("other",)),
     "from_json": (lambda _, text: InitPolicy.from_json(text), ("text",)),
     "load": (lambda _, path: InitPolicy.load(path), ("path",)),
-    "siren": (lambda _, w0: presets.siren(w0), ("w0",)),
     "init_policy": (lambda _, **options: build(**options), (*SELECTING, *DRAWING)),
 }
 CASES = {f"{verb}, {name}": (VERBS[verb][0], name) for verb in VERBS for name in VERBS[verb][1]}
