@@ -62,8 +62,8 @@ def residuals(uses: Uses) -> Residuals:
     depths: dict[int, int] = {}
     for each in found:  # those that end first are the innermost
         inside = history.nodes(each.start, each.inside & ~seen[each.start])
-        depths.update(dict.fromkeys(inside, each.depth))
-        ended[each.start] |= each.ended
+        depths.update(dict.fromkeys(inside, _weights_in_a_row(each)))
+        ended[each.start] |= _union(each.forks)
         seen[each.start] |= each.inside
         normed[each.start] |= each.inside if each.is_normed else 0
     carriers = [node for node in _carriers(uses) if node.index not in skips]
@@ -90,9 +90,10 @@ class _Sum(NamedTuple):
         skip: The stream.
         value: What is added to it.
         start: The node of the first bit.
-        ended: The branches among the summands of this.
+        forks: For each branch among the summands of this, the last fork that it comes out of.
         inside: The nodes that the value comes from, and the stream does not.
-        depth: How many weights lie in a row on a branch.
+        weighers: All weights so far, since the first bit.
+        behind: What these and the branches come from.
         before: The last sum before the fork, if no weight has followed.
         is_normed: Whether a batch normalisation is inside.
         projects: Whether a weight lies on the stream, behind the fork.
@@ -102,12 +103,26 @@ class _Sum(NamedTuple):
     skip: int
     value: int
     start: int
-    ended: int
+    forks: Mapping[int, int]
     inside: int
-    depth: int
+    weighers: int
+    behind: Mapping[int, int]
     before: int
     is_normed: bool
     projects: bool
+
+
+def _weights_in_a_row(found: _Sum) -> int:
+    """Return how many weights lie in a row on a branch."""
+    rows: list[int] = []  # the weights with none before them, with one in a row, and so on
+    for branch, fork in found.forks.items():
+        later = _each(found.behind[branch] & found.weighers & ~(2 * fork - 1))
+        for weight in reversed([each for each in later if found.behind[each] & fork]):
+            behind = found.behind[weight] & ~weight
+            place = next((n for n in range(len(rows), 0, -1) if rows[n - 1] & behind), 0)
+            rows += [0] * (place == len(rows))
+            rows[place] |= weight
+    return len(rows)
 
 
 class _Past(NamedTuple):
@@ -191,18 +206,6 @@ class _History:
         """Yield the nodes among some bits."""
         return (start + bit.bit_length() - 1 for bit in _each(bits >> self.inputs))
 
-    def _depth(self, forks: Mapping[int, int]) -> int:
-        """Return how many weights lie in a row on a branch, given the fork of each."""
-        rows: list[int] = []  # the weights with none before them, with one in a row, and so on
-        for branch, fork in forks.items():
-            later = _each(self._later(fork, self.behind[branch]))
-            for weight in reversed([each for each in later if self.behind[each] & fork]):
-                behind = self.behind[weight] & ~weight
-                place = next((n for n in range(len(rows), 0, -1) if rows[n - 1] & behind), 0)
-                rows += [0] * (place == len(rows))
-                rows[place] |= weight
-        return len(rows)
-
     def _bit(self, node: int) -> int:
         return 1 << node - self.start + self.inputs
 
@@ -247,21 +250,22 @@ class _History:
             kept = self._forks(stream, other, stream.carried & ~other.whole)
             forks = kept or self._forks(stream, other, self._begin(stream, other))
             if forks:
-                inside, ended = other.nodes & ~stream.nodes, _union(forks)
+                inside = other.nodes & ~stream.nodes
                 found = _Sum(
                     node=node.index,
                     skip=skip,
                     value=value,
                     start=self.start,
-                    ended=ended,
+                    forks=forks,
                     inside=inside,
-                    depth=self._depth(forks),
+                    weighers=self.weighers,
+                    behind=self.behind,
                     before=self.before.get(max(forks.values()), -1),
                     is_normed=bool(inside & self.norms),
                     projects=not kept,
                 )
                 self.sums.append(found)
-                self.branches |= ended
+                self.branches |= _union(forks)
                 self.streams[self._bit(node.index)] = stream.nodes
                 self.before[self._bit(node.index)] = node.index
                 return
