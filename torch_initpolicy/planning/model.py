@@ -145,7 +145,9 @@ def warn_of_unknown_parameters(plan: Plan, policy: InitPolicy) -> None:
     """
     keeping = {repr(r.matcher) for r in policy if r.keeps_meant and r.initializer == Keep()}
     kept = (step for step in plan if step.role == "unknown" and step.rule in keeping)
-    unknown = [step for step in kept if step.facts.used or step.evidence == "order"]
+    writes = any(not step.keeps or step.factors for step in plan)
+    # What a forward pass is known to leave out does no harm beside what is written.
+    unknown = [s for s in kept if s.facts.used or s.evidence == "order" or not writes]
     if not unknown or all(rule.initializer == Keep() for rule in policy):
         return
     scripted = plan.model is not None and is_scripted(plan.model)

@@ -273,17 +273,20 @@ class _History:
     def _forks(self, stream: _Past, other: _Past, forks: int) -> dict[int, int]:
         """Return the summands of a value that are branches, each with its last fork."""
         found: dict[int, int] = {}
+        taken = stream.nodes  # what the branches so far come from
         reads = other.nodes & forks or other.summands & self.branches
         for summand in _each(other.summands & ~stream.summands if reads else 0):
             behind = self.behind[summand]
             known = stream.carried if summand & self.branches else 0  # the value is a stream itself
             fork = _last(behind & (forks | known))
             weights = self._later(fork, behind)
-            others = _each((stream.summands & self.branches | _union(found)) & ~behind)
+            branches = (stream.summands & self.branches | _union(found)) & ~behind
+            others = _each(branches if weights & taken else 0)
             shares = (each for each in others if self._reads(fork, weights & self.behind[each]))
             branch = next(shares, summand)
             if self._reads(fork, weights & ~stream.nodes):
                 found.setdefault(branch, fork)
+                taken |= behind
         return found
 
     def _later(self, fork: int, behind: int) -> int:
