@@ -49,8 +49,9 @@ class TestSiren:
         """Without a factor in the code, `w0` is 1."""
         plan = plan_policy(siren(), presets.siren(w0=1.0), example_inputs=torch.zeros(4, 2))
         assert plan["2.weight"].std == pytest.approx(math.sqrt(2 / 512))
-        with pytest.raises(PolicyError, match="w0"):
-            presets.siren(0.0)
+        for factor in (0.0, -1, float("nan"), "30", None):
+            with pytest.raises(PolicyError, match="positive factor"):
+                presets.siren(factor)
 
 
 class TestChrono:

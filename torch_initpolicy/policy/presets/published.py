@@ -17,6 +17,7 @@ from torch_initpolicy.policy.presets.parts import (
 )
 from torch_initpolicy.policy.recipes import AspectScale, SirenScale, TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
+from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.initializers import BranchScaled, Chrono, Normal, Orthogonal, Zeros
 
 
@@ -83,9 +84,10 @@ def siren(w0: float = 30.0) -> InitPolicy:
         >>> siren().rules[-1].initializer
         SirenScale(w0=30.0)
     """
-    if not w0 > 0:
-        raise PolicyError(f"w0 is a positive factor, got {w0}")
-    return layers(rule(WEIGHT, SirenScale(w0))).override(rule(role("bias"), TorchDefault()))
+    factor = plain_number(w0)
+    if factor is None or not 0 < factor < math.inf:
+        raise PolicyError(f"w0 is a positive factor, got {w0!r:.80}")
+    return layers(rule(WEIGHT, SirenScale(factor))).override(rule(role("bias"), TorchDefault()))
 
 
 @preset
