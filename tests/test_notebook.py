@@ -17,7 +17,7 @@ from torch_initpolicy import (
     lsuv_,
     plan_policy,
 )
-from torch_initpolicy.notebook import LARGEST, asset, framed, sortable
+from torch_initpolicy.notebook import LONGEST_SHOWN, asset, framed, sortable
 
 
 def model(depth=3) -> nn.Sequential:
@@ -76,7 +76,7 @@ def test_what_a_prompt_echoes(name):
 
 def test_long_texts_end_early():
     """What is too long says how much is missing, and markup in a text is shown as it is."""
-    shown = framed("", "<" * (LARGEST + 7))
+    shown = framed("", "<" * (LONGEST_SHOWN + 7))
     assert "7 more characters" in shown
     assert "<<" not in shown
 

@@ -124,7 +124,7 @@ LONGEST = 500
 MOST_METHODS = 15
 MOST_IMPORTS = 8
 
-CEILINGS = {"long modules": 0, "crowded classes": 2, "busy modules": 31, "doubled names": 152}
+CEILINGS = {"long modules": 0, "crowded classes": 2, "busy modules": 31, "doubled names": 98}
 """How many exceptions there are today. Numbers here are only ever lowered."""
 
 

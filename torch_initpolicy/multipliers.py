@@ -27,7 +27,7 @@ Like = Literal["hidden", "input", "output", "vector", "fixed"]
 inputs to width; `output`, from width to a fixed number of units; `vector`, one number for each
 unit (biases, norms, depthwise kernels); `fixed`, not at all."""
 
-Update = Literal["gradient", "sign", "orthogonal"]
+UpdateKind = Literal["gradient", "sign", "orthogonal"]
 """What an optimizer adds to a weight: the gradient; the gradient over its own size, element by
 element; or the gradient with all its singular values set to one."""
 
@@ -45,7 +45,7 @@ class Optimizer:
     """
 
     name: str
-    update: Update
+    update: UpdateKind
     decoupled: bool = False
     eps: float | None = None
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 Cell = str | float | tuple[float | None, ...] | None
 
-LARGEST = 60_000
+LONGEST_SHOWN = 60_000
 """Characters of a text, and of a table, that are shown; what is longer says how much is missing."""
 
 _TEXT = "white-space: pre; overflow-x: auto; color: inherit"
@@ -26,8 +26,8 @@ def framed(
         >>> framed("", "a < b")
         '<div><pre style="white-space: pre; overflow-x: auto; color: inherit">a &lt; b</pre></div>'
     """
-    if len(text) > LARGEST:
-        text = f"{text[:LARGEST]}\n... {len(text) - LARGEST} more characters: print it"
+    if len(text) > LONGEST_SHOWN:
+        text = f"{text[:LONGEST_SHOWN]}\n... {len(text) - LONGEST_SHOWN} more characters: print it"
     shown = f'{picture}<pre style="{_TEXT}">{html.escape(text, quote=False)}</pre>'
     lines = list(rows)
     return f"<div>{shown}{_folding(head, lines) if lines else ''}</div>"
@@ -35,7 +35,7 @@ def framed(
 
 def _folding(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     sizes = accumulate(sum(map(len, line)) for line in lines)
-    fitting = [line for line, size in zip(lines, sizes, strict=True) if size <= LARGEST]
+    fitting = [line for line, size in zip(lines, sizes, strict=True) if size <= LONGEST_SHOWN]
     count = f"{len(fitting)} of {len(lines)} rows" if len(fitting) < len(lines) else "table"
     return (
         f"<style>{asset('table.css')}</style><details open><summary>{count}</summary>"

@@ -2,12 +2,12 @@
 
 import pytest
 
-from torch_initpolicy.calibrate.calibration import Calibration, Left, Scaled, factors_of
+from torch_initpolicy.calibrate.calibration import Calibration, LeftWeight, ScaledWeight, factors_of
 
 
 def scaled(site="a", factor=2.0, block=None, after=1.0):
     """Return an entry."""
-    return Scaled(site, "linear", 0.5, after, factor, block)
+    return ScaledWeight(site, "linear", 0.5, after, factor, block)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_worst():
 
 def test_text():
     """Every weight has a line: what it was scaled from and to, or why it was left."""
-    text = str(Calibration(1.0, (scaled("layer.weight"),), (Left("b", "frozen"),)))
+    text = str(Calibration(1.0, (scaled("layer.weight"),), (LeftWeight("b", "frozen"),)))
     head, one, other = text.splitlines()
 
     assert head == "1 weight scaled to std 1, 1 left"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy.calibrate.calibration import Scaled
+from torch_initpolicy.calibrate.calibration import ScaledWeight
 from torch_initpolicy.calibrate.copies import Copies
 from torch_initpolicy.calibrate.scales import History, Scales, Target
 from torch_initpolicy.sites import sites
@@ -50,7 +50,7 @@ def test_one_use_is_settled_at_once(layer):
     assert scales.settle(target, Power(copy, 1)) == 0.5
     assert copy.unique().tolist() == [2.0]
     assert scales.unsettled() == []
-    assert scales.scaled() == (Scaled("weight", "linear", 4.0, 2.0, 0.5),)
+    assert scales.scaled() == (ScaledWeight("weight", "linear", 4.0, 2.0, 0.5),)
 
 
 def test_the_report_names_every_site_and_the_block(layer):
@@ -58,7 +58,7 @@ def test_the_report_names_every_site_and_the_block(layer):
     scales, _, copy = setting(layer)
     scales.settle(Target(("weight",), "value", (copy,), block=2), Power(copy, 1))
 
-    assert scales.scaled() == (Scaled("weight", "value", 4.0, 1.0, 0.25, block=2),)
+    assert scales.scaled() == (ScaledWeight("weight", "value", 4.0, 1.0, 0.25, block=2),)
 
 
 def test_later_uses_in_a_pass_are_only_measured(layer):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_initpolicy.compare.statistics import contrasts, is_orthogonal, words
+from torch_initpolicy.compare.statistics import contrasts, in_words, is_orthogonal
 
 LIMIT = 1e-6
 """Far below what one of a few hundred tests may come to by chance."""
@@ -112,7 +112,7 @@ def test_equal_distributions_pass(draw):
 )
 def test_words(values, expected):
     """A distribution is named by its family and its figures."""
-    assert expected in words(values)
+    assert expected in in_words(values)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 8), (8, 4), (8, 4, 3, 3)])

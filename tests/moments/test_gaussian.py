@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.moments import gaussian
-from torch_initpolicy.moments.gaussian import Size, activated, constant, mixture
+from torch_initpolicy.moments.gaussian import Size, activated, constant_size, mixture
 from torch_initpolicy.tensors.gains import Activation
 
 DRAWN, PLACES = 100_000, 4
@@ -34,7 +34,7 @@ COMBINED = {
     "sum": (lambda: ONE.plus(OTHER), A + B),
     "product": (lambda: ONE.times(OTHER), A * B),
     "scaled": (lambda: ONE.scaled(-1.5), -1.5 * A),
-    "shifted": (lambda: ONE.plus(constant(2.0)), A + 2),
+    "shifted": (lambda: ONE.plus(constant_size(2.0)), A + 2),
     "side by side": (lambda: mixture([(ONE, 0.5), (OTHER, 0.5)]), torch.cat((A, B))),
 }
 
@@ -142,7 +142,7 @@ def test_measured_moments_hold_under_a_standard_normal_alone():
 def test_huge_signals():
     """Large squares are followed as far as floats go."""
     huge = Size(1e120, 1e241, 0.0, 0.0)
-    assert huge.times(constant(1e10)).second == pytest.approx(1e261)
+    assert huge.times(constant_size(1e10)).second == pytest.approx(1e261)
     assert activated(Activation("relu"), Size(0.0, 1e200)).second == pytest.approx(5e199)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from torch_initpolicy.errors import MissingExtraError, PolicyError, UnknownNameError
 from torch_initpolicy.policy import codec, match
-from torch_initpolicy.policy.codec import FUNCTIONS, decode, digest, encode, fits
+from torch_initpolicy.policy.codec import FUNCTIONS, decode, digest, encode, fits_annotation
 from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.policy.recipes import (
     AspectScale,
@@ -345,4 +345,4 @@ class TestFits:
     )
     def test_hints(self, value, hint, expected):
         """A value fits an annotation, or it does not."""
-        assert fits(value, hint) is expected
+        assert fits_annotation(value, hint) is expected

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 from torch_initpolicy.sites import sites
 from torch_initpolicy.symmetry.scan import EqualUnits, scan, suspects
-from torch_initpolicy.symmetry.units import groups
+from torch_initpolicy.symmetry.units import equal_groups
 
 
 def found(model: nn.Module, *, thorough: bool = False) -> dict[tuple[str, str], EqualUnits]:
@@ -21,7 +21,7 @@ def found(model: nn.Module, *, thorough: bool = False) -> dict[tuple[str, str], 
 def equal(like: EqualUnits) -> tuple[tuple[int, ...], ...]:
     """Return the groups of equal units, by their numbers."""
     units = like.units.tolist()
-    return tuple(tuple(units[i] for i in group) for group in groups(like.labels))
+    return tuple(tuple(units[i] for i in group) for group in equal_groups(like.labels))
 
 
 PLANTED = {

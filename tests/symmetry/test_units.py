@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torch_initpolicy.symmetry.units import View, equal_rows, fingerprints, groups, views
+from torch_initpolicy.symmetry.units import View, equal_groups, equal_rows, row_fingerprints, views
 from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.layers import axes_of
 
@@ -157,7 +157,7 @@ class TestEqualRows:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(equal_rows(rows)[0]) == ((4, 30),)
+        assert equal_groups(equal_rows(rows)[0]) == ((4, 30),)
 
     @pytest.mark.parametrize("noise", [1e-5, 1e-3])
     def test_larger_differences_do(self, noise):
@@ -165,7 +165,7 @@ class TestEqualRows:
         rows = torch.randn(50, 9, dtype=torch.float64)
         rows[30] = rows[4] * (1 + noise)
 
-        assert groups(equal_rows(rows)[0]) == ()
+        assert equal_groups(equal_rows(rows)[0]) == ()
 
     def test_equal_rows_among_a_hundred_thousand(self):
         """Among many random rows only those that were copied are found."""
@@ -173,8 +173,8 @@ class TestEqualRows:
         rows[99_000] = rows[7]
         rows[50_000] = -rows[7]
 
-        assert groups(equal_rows(rows)[0]) == ((7, 99_000),)
-        assert groups(equal_rows(rows, signed=True)[0]) == ((7, 50_000, 99_000),)
+        assert equal_groups(equal_rows(rows)[0]) == ((7, 99_000),)
+        assert equal_groups(equal_rows(rows, signed=True)[0]) == ((7, 50_000, 99_000),)
 
     @pytest.mark.parametrize(
         "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
@@ -184,17 +184,17 @@ class TestEqualRows:
         rows = (0.02 * torch.randn(1000, 16, generator=torch.Generator().manual_seed(1))).to(dtype)
         twice = torch.cat((rows.float(), rows[:2].float())).to(dtype)
 
-        assert groups(equal_rows(twice)[0]) == ((0, 1000), (1, 1001))
+        assert equal_groups(equal_rows(twice)[0]) == ((0, 1000), (1, 1001))
 
     def test_pairs_with_others_between_them(self):
         """A pair is found though the first projections of many rows lie between its own."""
         base = torch.randn(1, 8, dtype=torch.float64)
-        direction = fingerprints(torch.eye(8)).keys[:1]
+        direction = row_fingerprints(torch.eye(8)).keys[:1]
         (_, *across) = torch.linalg.svd(direction)[2]
         others = base + torch.randn(50, 7, dtype=torch.float64) @ torch.stack(across)
         rows = torch.cat((base, others, base * (1 + 1e-7)))
 
-        assert groups(equal_rows(rows)[0]) == ((0, 51),)
+        assert equal_groups(equal_rows(rows)[0]) == ((0, 51),)
 
     def test_tiny_rows_are_zero(self):
         """Rows below the size that is asked for count as zeros, whatever they hold."""
@@ -210,9 +210,9 @@ class TestEqualRows:
         rows = torch.ones(4, 3)
         rows[1, 0] = rows[2, 0] = torch.nan
 
-        assert groups(equal_rows(rows)[0]) == ((0, 3),)
+        assert equal_groups(equal_rows(rows)[0]) == ((0, 3),)
 
     def test_nothing_to_compare(self):
         """No rows, or rows without features."""
         assert equal_rows(torch.zeros(0, 3))[0].tolist() == []
-        assert groups(equal_rows(torch.zeros(2, 0))[0]) == ((0, 1),)
+        assert equal_groups(equal_rows(torch.zeros(2, 0))[0]) == ((0, 1),)

@@ -9,7 +9,7 @@ from torch_initpolicy.tensors.axes import (
     Axes,
     Fans,
     block_ranges,
-    check,
+    check_axes,
     conventional,
     fans,
     part,
@@ -73,7 +73,7 @@ class TestCheck:
     def test_misfits(self, shape, axes, said):
         """Each misfit is a ValueError."""
         with pytest.raises(ValueError, match=said):
-            check(shape, axes)
+            check_axes(shape, axes)
 
 
 class TestConventional:
@@ -169,7 +169,7 @@ class TestPacked:
         parts = [part(shape, axes, block) for block in range(len(axes.blocks))]
 
         for part_shape, part_axes in parts:
-            check(part_shape, part_axes)
+            check_axes(part_shape, part_axes)
         assert sum(torch.Size(s).numel() for s, _ in parts) == torch.Size(shape).numel()
 
     def test_ranges_and_index_agree(self, shape, axes):

@@ -12,7 +12,7 @@ from torch_initpolicy.tensors.axes import Axes
 from torch_initpolicy.tensors.base import (
     Spread,
     fitting,
-    joined,
+    joined_blocks,
     merged_spreads,
     parts,
     take_number,
@@ -151,7 +151,7 @@ def test_parts_join_to_the_whole(axes):
     blocks = [torch.cat(pieces, axis) for pieces in cut]
 
     assert [tuple(block.shape) for block in blocks] == [s for s, _ in parts(whole.shape, axes)]
-    assert torch.equal(joined(whole.shape, axes, blocks), whole)
+    assert torch.equal(joined_blocks(whole.shape, axes, blocks), whole)
 
 
 def test_merged_spreads():

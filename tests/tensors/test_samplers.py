@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_initpolicy.tensors.base import Spread
-from torch_initpolicy.tensors.samplers import Draw, Independent, Joint, build
+from torch_initpolicy.tensors.samplers import Draw, Independent, Joint, built
 from torch_initpolicy.tensors.standards import StandardNormal, StandardUniform, Zero
 
 
@@ -61,7 +61,7 @@ def test_independent_elements_out_of_normals(dtype):
     """A distribution built from normals has its moments, complex ones in both parts together."""
     generator = torch.Generator().manual_seed(0)
     sampler = Independent((Draw(StandardUniform(), 0.0, math.sqrt(3)),))
-    values = build(sampler, (300, 300), lambda s: torch.randn(s, dtype=dtype, generator=generator))
+    values = built(sampler, (300, 300), lambda s: torch.randn(s, dtype=dtype, generator=generator))
 
     assert values.shape == (300, 300)
     assert values.abs().square().mean().item() == pytest.approx(1.0, rel=0.02)

@@ -15,7 +15,7 @@ from torch_initpolicy.trace.stand_ins import (
     leaf_like,
     plain_meta,
     random_call,
-    vocabulary,
+    vocabulary_size,
 )
 from torch_initpolicy.trace.trees import Call
 
@@ -116,4 +116,8 @@ def test_indices_that_all_tables_hold():
     """Tables of a few types do not count where there is one of words."""
     tables = nn.ModuleList([nn.Embedding(2, 4), nn.Embedding(100, 4), nn.Embedding(64, 4)])
 
-    assert (vocabulary(tables), vocabulary(tables[:1]), vocabulary(nn.Linear(2, 2))) == (64, 2, 2)
+    assert (
+        vocabulary_size(tables),
+        vocabulary_size(tables[:1]),
+        vocabulary_size(nn.Linear(2, 2)),
+    ) == (64, 2, 2)

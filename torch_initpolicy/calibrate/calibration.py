@@ -7,7 +7,7 @@ from torch_initpolicy.errors import counted
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledWeight:
     """A weight that was scaled.
 
     Attributes:
@@ -32,7 +32,7 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftWeight:
     """A weight that was left as it was, and why."""
 
     site: str
@@ -51,8 +51,8 @@ class Calibration:
     """
 
     std: float
-    scaled: tuple[Scaled, ...]
-    left: tuple[Left, ...]
+    scaled: tuple[ScaledWeight, ...]
+    left: tuple[LeftWeight, ...]
     passes: int = 1
 
     @property
@@ -81,7 +81,7 @@ class Calibration:
         return f"{scaled}, {len(self.left)} left"
 
 
-def factors_of(scaled: Iterable[Scaled]) -> dict[str, tuple[float, ...]]:
+def factors_of(scaled: Iterable[ScaledWeight]) -> dict[str, tuple[float, ...]]:
     """Return what each weight was multiplied by in all, by canonical name.
 
     Returns:

@@ -10,7 +10,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.writing.commit import commit
 from torch_initpolicy.writing.journal import Journal
-from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.parametrized import Behind, parameters_behind, reading, store
 from torch_initpolicy.writing.ranks import Groups
 from torch_initpolicy.writing.shards import full, multiply_, pieces
 
@@ -56,7 +56,7 @@ class Copies:
         before = self.changed.get(site.name)
         now = reading(site) if before is None else before.reading
         try:
-            found = behind(site, now * scale)
+            found = parameters_behind(site, now * scale)
         except ApplyError:
             return None
         for parameter, value in zip(site.parameters, found.values, strict=True):
@@ -78,7 +78,9 @@ class Copies:
         writes = [
             partial(_write, self.of(site.parameters[0]), site, factors.get(site.name))
             if changed is None
-            else partial(store, site, behind(site, reading(site) * factors[site.name][0]))
+            else partial(
+                store, site, parameters_behind(site, reading(site) * factors[site.name][0])
+            )
             for site, changed in ((self.sites[name], found) for name, found in self.changed.items())
         ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_initpolicy.calibrate.calibration import Calibration, Left, factors_of
+from torch_initpolicy.calibrate.calibration import Calibration, LeftWeight, factors_of
 from torch_initpolicy.calibrate.copies import Copies
 from torch_initpolicy.calibrate.observer import scaled_in_one_pass
 from torch_initpolicy.calibrate.scaler import Settings
@@ -59,5 +59,5 @@ def scale(
     copies.write(factors_of(scaled), groups)
     done = {entry.site for entry in scaled}
     reasons = {**dict(unscaled(flow, copies.sites, done)), **settings.left}
-    left = (Left(name, why) for name, why in reasons.items() if name not in done)
+    left = (LeftWeight(name, why) for name, why in reasons.items() if name not in done)
     return Calibration(std, scaled, tuple(left), passes)

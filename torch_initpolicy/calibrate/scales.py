@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from torch_initpolicy.calibrate.calibration import Scaled
+from torch_initpolicy.calibrate.calibration import ScaledWeight
 from torch_initpolicy.calibrate.copies import Copies
 from torch_initpolicy.calibrate.response import TOLERANCE, Response
 from torch_initpolicy.calibrate.search import ScaleSearch
@@ -121,10 +121,12 @@ class Scales:
                 )
                 yield from ((name, reason) for name in target.sites)
 
-    def scaled(self) -> tuple[Scaled, ...]:
+    def scaled(self) -> tuple[ScaledWeight, ...]:
         """Say what was scaled."""
         return tuple(
-            Scaled(name, op, history.before, history.std, history.factor, history.target.block)
+            ScaledWeight(
+                name, op, history.before, history.std, history.factor, history.target.block
+            )
             for (names, op), history in self._histories.items()
             for name in names
         )

@@ -64,7 +64,7 @@ Model = Annotated[
 Policy = Annotated[
     str, typer.Option("--policy", "-p", help="Name of a preset, or a .json or .toml file.")
 ]
-Base = Annotated[
+BaseModel = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL|FILE",
@@ -84,7 +84,7 @@ Calibrate = Annotated[
         "that --input gives or that are found.",
     ),
 ]
-Start = Annotated[
+StartFrom = Annotated[
     str | None,
     typer.Option(
         "--policy",
@@ -122,7 +122,7 @@ Only = Annotated[
 ]
 Skip = Annotated[list[str] | None, typer.Option(help="No sites named so: 'body.*'. Repeatable.")]
 Frozen = Annotated[bool, typer.Option("--frozen", help="Also parameters that require no gradient.")]
-Keep = Annotated[
+KeepWhat = Annotated[
     Keeping,
     typer.Option(
         help="What stays: the constructor's closed branches, priors and computed kernels, or "
@@ -139,14 +139,16 @@ Suggest = Annotated[
         help="Policies to try, else by verdict. Repeatable.", callback=_checked(_policies)
     ),
 ]
-Budget = Annotated[
+TrialBudget = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="When to stop trying repairs on copies.")
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(help="Check the weights of this .safetensors file.", exists=True, dir_okay=False),
 ]
-Optimizer = Annotated[str, typer.Option(help="Name of an optimizer: adamw, sgd, lion, muon, ...")]
+OptimizerName = Annotated[
+    str, typer.Option(help="Name of an optimizer: adamw, sgd, lion, muon, ...")
+]
 Rate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate, of the base if given.")]
 Decay = Annotated[float, typer.Option("--weight-decay", min=0, help="Likewise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -54,11 +54,11 @@ def pairs(mine: Sequence[Entry], reference: Sequence[Entry]) -> list[Pair]:
     return sorted(found)
 
 
-Left = dict[int, Entry]
+Unpaired = dict[int, Entry]
 """Entries without a partner so far, by their position, in order."""
 
 
-def _rest(entries: Sequence[Entry], used: Iterable[tuple[int, ...]]) -> Left:
+def _rest(entries: Sequence[Entry], used: Iterable[tuple[int, ...]]) -> Unpaired:
     taken = {at for positions in used for at in positions}
     return {at: entry for at, entry in enumerate(entries) if at not in taken}
 
@@ -72,7 +72,7 @@ def _by_name(mine: Sequence[Entry], reference: Sequence[Entry]) -> Iterator[Pair
             yield Pair((own,), (at,))
 
 
-def _in_order(left: Left, right: Left) -> Iterator[Pair]:
+def _in_order(left: Unpaired, right: Unpaired) -> Iterator[Pair]:
     keys = [[(entry.role, entry.shape) for entry in side.values()] for side in (left, right)]
     matcher = difflib.SequenceMatcher(a=keys[0], b=keys[1], autojunk=False)
     first, second = list(left), list(right)
@@ -81,12 +81,12 @@ def _in_order(left: Left, right: Left) -> Iterator[Pair]:
             yield Pair((first[block.a + step],), (second[block.b + step],))
 
 
-def _out_of_order(left: Left, right: Left) -> Iterator[Pair]:
+def _out_of_order(left: Unpaired, right: Unpaired) -> Iterator[Pair]:
     keys = [{at: (entry.role, entry.shape) for at, entry in side.items()} for side in (left, right)]
     yield from _matched(*keys)
 
 
-def _transposed(left: Left, right: Left) -> Iterator[Pair]:
+def _transposed(left: Unpaired, right: Unpaired) -> Iterator[Pair]:
     matrices = {at: entry.shape for at, entry in left.items() if len(entry.shape) == 2}
     turned = {at: entry.shape[::-1] for at, entry in right.items()}
     yield from (pair._replace(transposed=True) for pair in _matched(matrices, turned))
@@ -102,12 +102,12 @@ def _matched(left: Mapping[int, object], right: Mapping[int, object]) -> Iterato
             yield Pair((at,), (waiting[key].pop(0),))
 
 
-def _packed(left: Left, right: Left) -> Iterator[Pair]:
+def _packed(left: Unpaired, right: Unpaired) -> Iterator[Pair]:
     yield from (Pair((at,), run) for at, run in _packs(left, right))
     yield from (Pair(run, (at,)) for at, run in _packs(right, left))
 
 
-def _packs(whole: Left, parts: Left) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _packs(whole: Unpaired, parts: Unpaired) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield what is one tensor here and several neighbours of one role there."""
     free = dict(parts)
     for at, entry in whole.items():
@@ -117,7 +117,7 @@ def _packs(whole: Left, parts: Left) -> Iterator[tuple[int, tuple[int, ...]]]:
             free = {position: part for position, part in free.items() if position not in run}
 
 
-def _run(whole: Entry, parts: Left) -> tuple[int, ...]:
+def _run(whole: Entry, parts: Unpaired) -> tuple[int, ...]:
     """Return the first entries that together have the shape of one, and its role."""
     fitting = {at: part for at, part in parts.items() if part.shape[1:] == whole.shape[1:]}
     sizes = {at: p.shape[0] for at, p in fitting.items() if p.shape and p.role == whole.role}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.compare.align import Entry, Pair, pairs
-from torch_initpolicy.compare.statistics import Contrast, contrasts, words
+from torch_initpolicy.compare.statistics import Contrast, contrasts, in_words
 from torch_initpolicy.deferred.undrawn import pending_of
 from torch_initpolicy.errors import ArgumentError, counted
 from torch_initpolicy.notebook import framed
@@ -30,10 +30,10 @@ from torch_initpolicy.writing.streams import isolated
 
 __all__ = ["Comparison", "Row", "compare_inits"]
 
-FALSE_ALARM = 5e-4
+FALSE_DIFFERENCE = 5e-4
 """Probability that two equal starts are said to differ, all tensors of a model together."""
 
-Verdict = Literal["same", "differs", "not compared"]
+ComparisonVerdict = Literal["same", "differs", "not compared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Row:
 
     mine: str
     reference: str
-    verdict: Verdict
+    verdict: ComparisonVerdict
     reason: str
     mine_is: str = ""
     reference_is: str = ""
@@ -115,7 +115,7 @@ class Comparison:
         return json.dumps({"format": 1, "ok": self.ok, "rows": rows}, indent=2)
 
 
-_VERDICTS: tuple[Verdict, ...] = ("same", "differs", "not compared")
+_VERDICTS: tuple[ComparisonVerdict, ...] = ("same", "differs", "not compared")
 
 
 class _Start(NamedTuple):
@@ -161,7 +161,7 @@ def compare_inits(mine: nn.Module | Plan, reference: nn.Module | Plan) -> Compar
     found = pairs(*entries)
     with torch.no_grad():
         measured = [_measured(pair, own, other) for pair in found]
-    limit = FALSE_ALARM / max(sum(len(one.contrasts) for one in measured), 1)
+    limit = FALSE_DIFFERENCE / max(sum(len(one.contrasts) for one in measured), 1)
     rows = [one.row(limit) for one in measured]
     return Comparison((*rows, *_ties(found, *entries), *_alone(found, *entries)))
 
@@ -278,9 +278,9 @@ def _measured(pair: Pair, mine: Sequence[_Start], reference: Sequence[_Start]) -
         return _Measured((own, other), missing)
     first, second = _joined(sides[0]), _joined(sides[1])
     found = tuple(contrasts(first, second.mT if pair.transposed else second))
-    doubtful = any(contrast.probability < FALSE_ALARM for contrast in found)
+    doubtful = any(contrast.probability < FALSE_DIFFERENCE for contrast in found)
     return _Measured(
-        (own, other), "", found, (words(first), words(second)) if doubtful else ("", "")
+        (own, other), "", found, (in_words(first), in_words(second)) if doubtful else ("", "")
     )
 
 
@@ -325,6 +325,6 @@ def _alone(
         yield Row("", entry.name, *_why_alone(entry, "the reference"))
 
 
-def _why_alone(entry: Entry, where: str) -> tuple[Verdict, str]:
-    verdict: Verdict = "not compared" if entry.role == "buffer" else "differs"
+def _why_alone(entry: Entry, where: str) -> tuple[ComparisonVerdict, str]:
+    verdict: ComparisonVerdict = "not compared" if entry.role == "buffer" else "differs"
     return verdict, f"only in {where}, shape {entry.shape}"

@@ -81,9 +81,9 @@ def _fixed(first: Tensor, second: Tensor) -> Iterator[Contrast]:
     """Yield the difference of two tensors one of which is constant or not finite."""
     constant = [_is_constant(side) for side in (first, second)]
     if not all(bool(side.isfinite().all()) for side in (first, second)):
-        yield Contrast("finite", 0.0, words(first), words(second))
+        yield Contrast("finite", 0.0, in_words(first), in_words(second))
     elif constant[0] != constant[1] or (constant[0] and not _is_close(first, second)):
-        yield Contrast("constant", 0.0, words(first), words(second))
+        yield Contrast("constant", 0.0, in_words(first), in_words(second))
 
 
 def _is_constant(values: Tensor) -> bool:
@@ -170,7 +170,7 @@ def _of_parts(first: Tensor, second: Tensor) -> Iterator[Contrast]:
                 where = f" of part {number + 1} of {parts}"
                 yield from _moments(a[a != 0], b[b != 0], where)
             elif not _is_close(a, b):
-                yield Contrast(f"part {number + 1} of {parts}", 0.0, words(a), words(b))
+                yield Contrast(f"part {number + 1} of {parts}", 0.0, in_words(a), in_words(b))
 
 
 def _moments(a: Tensor, b: Tensor, where: str) -> Iterator[Contrast]:
@@ -221,7 +221,7 @@ def _kolmogorov_smirnov(a: Tensor, b: Tensor) -> Contrast:
     """
     below = torch.searchsorted(b, a) / len(b)
     probability = _of_distance(_misfit(below), len(a) * len(b) / (len(a) + len(b)))
-    sides = (words(a), words(b)) if probability < _FIT else ("", "")
+    sides = (in_words(a), in_words(b)) if probability < _FIT else ("", "")
     return Contrast("shape", probability, *sides)
 
 
@@ -263,7 +263,7 @@ _FIT = 1e-3
 _CUTS = (2.0, 1.0, 3.0)
 
 
-def words(values: Tensor) -> str:
+def in_words(values: Tensor) -> str:
     """Say what a tensor seems to be drawn from."""
     flat = _real(values).flatten()
     if flat.numel() == 0:

@@ -31,29 +31,29 @@ UNBOUNDED = 8.0
 # Distributions
 
 
-class Draw(Protocol):
+class DeferredDraw(Protocol):
     """A random fill that has been put off; what it does not know how to become is None."""
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         """Fill `tensor` now, by the function of torch that the constructor called."""
 
-    def scaled(self, factor: float) -> "Draw | None":
+    def scaled(self, factor: float) -> "DeferredDraw | None":
         """Return the distribution of `factor * x`."""
         return None
 
-    def shifted(self, offset: float) -> "Draw | None":
+    def shifted(self, offset: float) -> "DeferredDraw | None":
         """Return the distribution of `x + offset`."""
         return None
 
-    def erfinv(self) -> "Draw | None":
+    def erfinv(self) -> "DeferredDraw | None":
         """Return the distribution of `erfinv(x)`."""
         return None
 
-    def clamped(self, low: float, high: float) -> "Draw | None":
+    def clamped(self, low: float, high: float) -> "DeferredDraw | None":
         """Return the distribution of `clamp(x, low, high)`."""
         return None
 
-    def rejected(self, low: float, high: float) -> "Draw | None":
+    def rejected(self, low: float, high: float) -> "DeferredDraw | None":
         """Return the distribution of `x`, redrawn until it lies within `[low, high]`."""
         return None
 
@@ -64,7 +64,7 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True)
-class UniformDraw(Draw):
+class UniformDraw(DeferredDraw):
     """A uniform draw from `[low, high)`."""
 
     low: float = 0.0
@@ -91,7 +91,7 @@ class UniformDraw(Draw):
 
 
 @dataclass(frozen=True)
-class NormalDraw(Draw):
+class NormalDraw(DeferredDraw):
     """A normal draw of `mean` and `std`, redrawn until it lies within `[low, high]`."""
 
     mean: float = 0.0
@@ -143,7 +143,7 @@ class NormalDraw(Draw):
 
 
 @dataclass(frozen=True)
-class MatrixDraw(Draw):
+class MatrixDraw(DeferredDraw):
     """A matrix that torch draws at once, orthogonal or sparse; its negative is no other draw."""
 
     matrix: Initializer
@@ -179,14 +179,14 @@ def _erfinv(value: float) -> float:
 
 
 @dataclass
-class Entry:
+class DeferredFill:
     """One storage whose fill has been put off.
 
     The tensor that was to be filled has a `shape` and a `dtype`, and covers the storage; neither
     that nor the `parameters` seen there are kept alive. `padding` is the row that was zeroed since.
     """
 
-    draw: Draw
+    draw: DeferredDraw
     generator: torch.Generator | None
     shape: torch.Size
     dtype: torch.dtype
@@ -232,21 +232,23 @@ class Ledger:
 
     def __init__(self) -> None:
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, DeferredFill] = {}
         self._homes: dict[int, list[weakref.ref[nn.Parameter]]] = {}
 
-    def find(self, tensor: Tensor) -> Entry | None:
+    def find(self, tensor: Tensor) -> DeferredFill | None:
         """Return the entry of the storage behind `tensor`, if it has one."""
         if not self._entries or not _has_storage(tensor):
             return None
         return self._entries.get(storage_of(tensor))
 
-    def put_off(self, tensor: Tensor, draw: Draw, generator: torch.Generator | None = None) -> None:
+    def put_off(
+        self, tensor: Tensor, draw: DeferredDraw, generator: torch.Generator | None = None
+    ) -> None:
         """Note that `tensor`, which covers its storage, should have been filled by `draw`."""
         self.see(tensor)
         home = self._homes.setdefault(storage_of(tensor), [])
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        entry = Entry(draw, generator, tensor.shape, tensor.dtype, storage, home)
+        entry = DeferredFill(draw, generator, tensor.shape, tensor.dtype, storage, home)
         self._entries[storage_of(tensor)] = entry
 
     def see(self, tensor: Tensor) -> None:
@@ -269,7 +271,7 @@ class Ledger:
             del self._entries[storage_of(tensor)]
             entry.settle()
 
-    def take(self, tensors: Iterable[Tensor]) -> Iterator[Entry]:
+    def take(self, tensors: Iterable[Tensor]) -> Iterator[DeferredFill]:
         """Hand out the entries of some tensors and drop them."""
         for tensor in tensors:
             self.see(tensor)
@@ -278,7 +280,7 @@ class Ledger:
                 self.forget(tensor)
                 yield entry
 
-    def close(self) -> Iterator[Entry]:
+    def close(self) -> Iterator[DeferredFill]:
         """Hand out all entries, in the order in which they were put off, and drop them."""
         while self._entries:
             yield self._entries.pop(next(iter(self._entries)))

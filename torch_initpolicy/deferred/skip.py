@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 
 from torch_initpolicy.deferred.ledger import (
-    Draw,
+    DeferredDraw,
     Ledger,
     MatrixDraw,
     NormalDraw,
@@ -31,8 +31,8 @@ from torch_initpolicy.deferred.undrawn import (
     HARMLESS,
     OVERWRITES,
     VIEWS,
-    Call,
-    Function,
+    TorchCall,
+    TorchFunction,
     getter,
     guard,
     pending_of,
@@ -138,26 +138,26 @@ class recording(TorchFunctionMode):  # noqa: N801 - used as a function, like tor
 
     def __torch_function__(
         self,
-        func: Function,
+        func: TorchFunction,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         arguments = args, dict(kwargs or {})
         if self.paused:
-            return Call(func, *arguments).run()
-        call = Call(_original(func), *arguments)
+            return TorchCall(func, *arguments).run()
+        call = TorchCall(_original(func), *arguments)
         return RULES.get(call.func, _draw_and_run)(self.ledger, call)
 
 
-def _original(func: Function) -> Function:
+def _original(func: TorchFunction) -> TorchFunction:
     """Return the function of `torch.nn.init` in whose place transformers has put one of its own."""
     name = getattr(func, "__name__", "")
     replaced = name in _FILLERS and getattr(nn.init, name) is func
     return _FILLERS[name] if replaced else func
 
 
-_FILLERS: Mapping[str, Function] = {
+_FILLERS: Mapping[str, TorchFunction] = {
     name: function for name, function in vars(nn.init).items() if name.endswith("_")
 }
 
@@ -171,21 +171,21 @@ def _active_modes() -> list[recording]:
 # What each kind of call means for tensors whose fill has been put off
 
 
-def _draw_and_run(ledger: Ledger, call: Call) -> Any:
+def _draw_and_run(ledger: Ledger, call: TorchCall) -> Any:
     """Draw whatever the call could read, then run it."""
     for tensor in tensors_in(call.arguments):
         ledger.settle(tensor)
     return call.run()
 
 
-def _note_home(ledger: Ledger, call: Call) -> Any:
+def _note_home(ledger: Ledger, call: TorchCall) -> Any:
     """Note where a parameter lives: a module registers it, or it is given other bytes."""
     result = call.run()
     ledger.see(call.target)
     return result
 
 
-def _view(ledger: Ledger, call: Call) -> Any:
+def _view(ledger: Ledger, call: TorchCall) -> Any:
     """Let views through, they share the entry; a copy reads."""
     result = call.run()
     if ledger.find(call.target) is None:
@@ -195,7 +195,7 @@ def _view(ledger: Ledger, call: Call) -> Any:
     return _draw_and_run(ledger, call)
 
 
-def _put_off_fill(ledger: Ledger, call: Call) -> Any:
+def _put_off_fill(ledger: Ledger, call: TorchCall) -> Any:
     """Put off a random fill of a whole storage; what has no memory is not filled at all."""
     target, kwargs = call.target, call.kwargs.copy()
     if target.is_meta:
@@ -210,7 +210,7 @@ def _put_off_fill(ledger: Ledger, call: Call) -> Any:
     return target
 
 
-def _allocate(ledger: Ledger, call: Call) -> Any:
+def _allocate(ledger: Ledger, call: TorchCall) -> Any:
     """Put off the draw of a tensor that is allocated and filled in one."""
     kwargs = {name: value for name, value in call.kwargs.items() if name != "generator"}
     if kwargs.get("out") is not None:
@@ -229,7 +229,7 @@ def _can_wait(tensor: Tensor) -> bool:
     return is_ordinary and is_number and tensor.numel() > 0 and covers_storage(tensor)
 
 
-def _overwrite(ledger: Ledger, call: Call) -> Any:
+def _overwrite(ledger: Ledger, call: TorchCall) -> Any:
     """Run a call that writes all of its first argument without reading it."""
     for source in tensors_in(call.arguments[1:]):
         ledger.settle(source)
@@ -238,7 +238,7 @@ def _overwrite(ledger: Ledger, call: Call) -> Any:
     return _draw_and_run(ledger, call)
 
 
-def _fill_constant(ledger: Ledger, call: Call) -> Any:
+def _fill_constant(ledger: Ledger, call: TorchCall) -> Any:
     """Run a constant fill; a row of an undrawn table that becomes zero does so after the draw."""
     target, value = call.target, (*call.arguments[1:], 0.0)[0]
     if target.is_meta:
@@ -253,7 +253,7 @@ def _fill_constant(ledger: Ledger, call: Call) -> Any:
     return call.run()
 
 
-def _set_item(ledger: Ledger, call: Call) -> Any:
+def _set_item(ledger: Ledger, call: TorchCall) -> Any:
     """Read `tensor[index] = value` as a fill of the view `tensor[index]`, where it is one."""
     target, index, value = call.args
     entry = ledger.find(target)
@@ -266,10 +266,10 @@ def _set_item(ledger: Ledger, call: Call) -> Any:
     view = target[index]
     if not same_storage(view, target):
         return _draw_and_run(ledger, call)
-    return _fill_constant(ledger, Call(Tensor.fill_, (view, value), {}))
+    return _fill_constant(ledger, TorchCall(Tensor.fill_, (view, value), {}))
 
 
-def _transform(ledger: Ledger, call: Call) -> Any:
+def _transform(ledger: Ledger, call: TorchCall) -> Any:
     """Apply scalar arithmetic in place to what is remembered, where it can be said."""
     target, operands = call.target, call.arguments[1:]
     if target.is_meta:
@@ -296,7 +296,7 @@ def _transform(ledger: Ledger, call: Call) -> Any:
 # What torch.nn.init does after its draw; where torch changes this, the tensor is read and drawn
 
 
-def _reject(ledger: Ledger, call: Call) -> Any:
+def _reject(ledger: Ledger, call: TorchCall) -> Any:
     """Take the comparisons of `trunc_normal_` as its bounds, and say that all values lie within."""
     target, bounds = call.target, call.arguments[1:]
     entry = ledger.find(target)
@@ -311,7 +311,7 @@ def _reject(ledger: Ledger, call: Call) -> Any:
     return torch.zeros((), dtype=torch.bool, device=target.device)
 
 
-def _factorise(ledger: Ledger, call: Call) -> Any:
+def _factorise(ledger: Ledger, call: TorchCall) -> Any:
     """Take the factorisation within `orthogonal_` as the draw of its orthogonal factor."""
     matrix = call.target
     if ledger.find(matrix) is None or _locals_of("orthogonal_") is None:
@@ -322,7 +322,7 @@ def _factorise(ledger: Ledger, call: Call) -> Any:
     return factor, matrix.new_zeros(()).expand(matrix.shape[1], matrix.shape[1])
 
 
-def _copy_over(ledger: Ledger, call: Call) -> Any:
+def _copy_over(ledger: Ledger, call: TorchCall) -> Any:
     """Hand an orthogonal factor on to the tensor it was made for; any other copy overwrites."""
     target, source = call.target, tensors_in(call.arguments[1:])[0]
     entry = ledger.find(source)
@@ -346,20 +346,20 @@ _OF_UNIFORM = {"from": "a", "to": "b"}
 """Names of `Tensor.uniform_`, of which one is a keyword, to those of `torch.nn.init`."""
 
 
-def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Draw | None:
+def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> DeferredDraw | None:
     return UniformDraw(float(a), float(b)) if a <= b else None
 
 
-def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Draw | None:
+def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> DeferredDraw | None:
     return NormalDraw(float(mean), float(std)) if std > 0 else None
 
 
-def _kaiming_uniform(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
+def _kaiming_uniform(tensor: Tensor, *arguments: Any, **kwargs: Any) -> DeferredDraw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
     return UniformDraw(-math.sqrt(3.0) * std, math.sqrt(3.0) * std) if std else None
 
 
-def _kaiming_normal(tensor: Tensor, *arguments: Any, **kwargs: Any) -> Draw | None:
+def _kaiming_normal(tensor: Tensor, *arguments: Any, **kwargs: Any) -> DeferredDraw | None:
     std = _kaiming_std(tensor, *arguments, **kwargs)
     return NormalDraw(0.0, std) if std else None
 
@@ -374,7 +374,7 @@ def _kaiming_std(
     return nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else None
 
 
-FILLS: Mapping[Function, Callable[..., Draw | None]] = {
+FILLS: Mapping[TorchFunction, Callable[..., DeferredDraw | None]] = {
     Tensor.uniform_: _uniform,
     Tensor.normal_: _normal,
     nn.init.uniform_: _uniform,
@@ -388,13 +388,13 @@ timm arrive here."""
 
 def _normals(
     mean: Any, std: Any = 1.0, size: Any = None, **options: Any
-) -> tuple[Tensor, Draw] | None:
+) -> tuple[Tensor, DeferredDraw] | None:
     is_plain = size is not None and not any(isinstance(each, Tensor) for each in (mean, std))
     draw = _normal(torch.empty(0), mean, std) if is_plain else None
     return None if draw is None else (torch.empty(size, **options), draw)
 
 
-ALLOCATED: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
+ALLOCATED: Mapping[TorchFunction, Callable[..., tuple[Tensor, DeferredDraw] | None]] = {
     torch.randn: lambda *sizes, **options: (torch.empty(*sizes, **options), NormalDraw()),
     torch.rand: lambda *sizes, **options: (torch.empty(*sizes, **options), UniformDraw()),
     torch.randn_like: lambda other, **options: (torch.empty_like(other, **options), NormalDraw()),
@@ -407,15 +407,19 @@ ALLOCATED: Mapping[Function, Callable[..., tuple[Tensor, Draw] | None]] = {
 # Arithmetic in place
 
 
-def _divide(draw: Draw, other: float) -> Draw | None:
+def _divide(draw: DeferredDraw, other: float) -> DeferredDraw | None:
     return draw.scaled(1 / other) if other else None
 
 
-def _clamp(draw: Draw, min: float | None = None, max: float | None = None) -> Draw | None:  # noqa: A002 - torch's names
+def _clamp(
+    draw: DeferredDraw,
+    min: float | None = None,  # noqa: A002 - torch calls it so
+    max: float | None = None,  # noqa: A002
+) -> DeferredDraw | None:
     return draw.clamped(-math.inf if min is None else min, math.inf if max is None else max)
 
 
-TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
+TRANSFORMS: Mapping[TorchFunction, Callable[..., DeferredDraw | None]] = {
     Tensor.mul_: lambda draw, other: draw.scaled(other),
     Tensor.multiply_: lambda draw, other: draw.scaled(other),
     Tensor.div_: _divide,
@@ -431,7 +435,7 @@ TRANSFORMS: Mapping[Function, Callable[..., Draw | None]] = {
 """What happens to a distribution when its tensor is changed in place."""
 
 
-RULES: Mapping[Function, Callable[[Ledger, Call], Any]] = {
+RULES: Mapping[TorchFunction, Callable[[Ledger, TorchCall], Any]] = {
     **dict.fromkeys(HARMLESS, lambda _, call: call.run()),
     **dict.fromkeys(OVERWRITES, _overwrite),
     **dict.fromkeys(VIEWS, _view),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.deferred.ledger import Entry, covers_storage, same_storage
+from torch_initpolicy.deferred.ledger import DeferredFill, covers_storage, same_storage
 from torch_initpolicy.errors import SkippedInitError, counted, listing
 from torch_initpolicy.sites import sites
 from torch_initpolicy.steps import Step
@@ -26,32 +26,32 @@ from torch_initpolicy.trace.trees import tensors_in
 
 # What a call does with the values of its first argument
 
-Function = Callable[..., Any]
+TorchFunction = Callable[..., Any]
 """A function or method of torch; its signature is torch's own."""
 
 
-def _of(owner: object, names: str) -> Iterator[Function]:
+def _of(owner: object, names: str) -> Iterator[TorchFunction]:
     """Yield those members of `Tensor`, or functions of a module, that this version of torch has."""
     return (found for name in names.split() if (found := getattr(owner, name, None)) is not None)
 
 
-def _getters(names: str) -> Iterator[Function]:
+def _getters(names: str) -> Iterator[TorchFunction]:
     return (member.__get__ for member in _of(Tensor, names))
 
 
-def getter(name: str) -> Function:
+def getter(name: str) -> TorchFunction:
     """Return the function that reads a property of `Tensor`."""
-    function: Function = getattr(Tensor, name).__get__
+    function: TorchFunction = getattr(Tensor, name).__get__
     return function
 
 
-def setter(name: str) -> Function:
+def setter(name: str) -> TorchFunction:
     """Return the function that assigns a property of `Tensor`."""
-    function: Function = getattr(Tensor, name).__set__
+    function: TorchFunction = getattr(Tensor, name).__set__
     return function
 
 
-HARMLESS: frozenset[Function] = frozenset(
+HARMLESS: frozenset[TorchFunction] = frozenset(
     chain(
         _getters(
             "shape device dtype layout ndim is_leaf is_meta is_cuda is_cpu is_mps is_xpu is_sparse "
@@ -78,7 +78,7 @@ HARMLESS: frozenset[Function] = frozenset(
 )
 """Functions that ask what a tensor is and not what it holds."""
 
-VIEWS: frozenset[Function] = frozenset(
+VIEWS: frozenset[TorchFunction] = frozenset(
     chain(
         _getters("data T mT H mH"),
         _of(
@@ -98,7 +98,7 @@ VIEWS: frozenset[Function] = frozenset(
 )
 """Functions whose result is another view of the same bytes, or a plain copy of them."""
 
-OVERWRITES: frozenset[Function] = frozenset(
+OVERWRITES: frozenset[TorchFunction] = frozenset(
     chain(
         _of(
             Tensor,
@@ -111,10 +111,10 @@ OVERWRITES: frozenset[Function] = frozenset(
 """Functions that write all of their first argument without reading it."""
 
 
-class Call(NamedTuple):
+class TorchCall(NamedTuple):
     """One call of torch, as `__torch_function__` sees it."""
 
-    func: Function
+    func: TorchFunction
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -180,13 +180,13 @@ class SkippedTensor(Tensor):
     @classmethod
     def __torch_function__(
         cls,
-        func: Function,
+        func: TorchFunction,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Answer what concerns no values, let them be overwritten, and refuse the rest."""
-        call = Call(func, args, dict(kwargs or {}))
+        call = TorchCall(func, args, dict(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - as torch's subclasses do
             return _answer(call)
 
@@ -233,7 +233,7 @@ def _unguard(tensor: Tensor) -> None:
     tensor.__class__ = _UNGUARDED.get(type(tensor), type(tensor))
 
 
-def _answer(call: Call) -> Any:
+def _answer(call: TorchCall) -> Any:
     """Serve one call that has a guarded tensor among its arguments."""
     if call.func in HARMLESS:
         return call.run()
@@ -265,7 +265,7 @@ def _viewed(result: Any, target: Tensor, skipped: Skipped) -> Any:
 _SET_DATA = setter("data")
 
 
-def _set_data(call: Call) -> None:
+def _set_data(call: TorchCall) -> None:
     """Guard a parameter if and only if the bytes it is given are guarded (`Module.to`, `half`)."""
     tensor, skipped = call.target, _skipped(call.arguments[1])
     call.run()
@@ -301,7 +301,7 @@ def _model_of(skipped: Skipped) -> nn.Module:
 # For those who build, plan and write
 
 
-def guard(entries: Iterable[Entry], modules: weakref.WeakSet[nn.Module]) -> None:
+def guard(entries: Iterable[DeferredFill], modules: weakref.WeakSet[nn.Module]) -> None:
     """Guard the parameters of the given entries; fill at once what is no plain parameter."""
     for entry in entries:
         initializer, parameters = entry.draw.initializer, entry.living

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_initpolicy.errors import InitPolicyError, nearest
 from torch_initpolicy.sites import canonical_modules, sites
 from torch_initpolicy.trace.real_inputs import real_inputs
-from torch_initpolicy.trace.stand_ins import vocabulary
+from torch_initpolicy.trace.stand_ins import vocabulary_size
 from torch_initpolicy.trace.trees import Call
 
 __all__ = ["KINDS", "NOTATION", "Input", "batches", "drawn", "require_distinct"]
@@ -115,7 +115,7 @@ def drawn(inputs: Sequence[Input] | None, model: nn.Module) -> Call | None:
     if not inputs:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    generator, indices = torch.Generator().manual_seed(0), vocabulary(model)
+    generator, indices = torch.Generator().manual_seed(0), vocabulary_size(model)
     tensors = [(asked.name, asked.draw(indices, generator).to(device)) for asked in inputs]
     return Call(
         tuple(tensor for name, tensor in tensors if name is None),

@@ -15,7 +15,7 @@ from torch_initpolicy.errors import MissingExtraError, UnknownNameError, nearest
 
 __all__ = ["build", "builder", "rebuilds"]
 
-EXPECTED = "timm:resnet50, torchvision:resnet50 or package.module:callable"
+MODEL_NOTATION = "timm:resnet50, torchvision:resnet50 or package.module:callable"
 
 
 def _timm(name: str) -> Callable[[], nn.Module]:
@@ -81,7 +81,7 @@ def builder(source: str) -> Callable[..., nn.Module]:
     """
     place, colon, name = source.partition(":")
     if not (colon and place and name):
-        raise UnknownNameError(f"{source!r} names no model; write {EXPECTED}")
+        raise UnknownNameError(f"{source!r} names no model; write {MODEL_NOTATION}")
     return ZOOS[place](name) if place in ZOOS else _own(place, name)
 
 

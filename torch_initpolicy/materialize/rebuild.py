@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 
 from torch_initpolicy.deferred.skip import skip_init
 from torch_initpolicy.materialize.held import tensors_of
-from torch_initpolicy.materialize.search import Build, Reference, Search
+from torch_initpolicy.materialize.search import Build, BuiltModule, Search
 from torch_initpolicy.sites import canonical_modules
 
 
-def rebuilt(search: Search) -> Iterator[Reference]:
+def rebuilt(search: Search) -> Iterator[BuiltModule]:
     """Build modules once more, the outermost that can be, where nothing tells them from the old."""
     libraries = importlib.import_module("torch_initpolicy.integrations.models")
     for name, module in canonical_modules(search.model):
@@ -26,7 +26,7 @@ def rebuilt(search: Search) -> Iterator[Reference]:
         for source, build, is_guess in itertools.chain(own, theirs):
             built = _built_equal(search, name, module, build) if search.within[name] else None
             if built is not None:
-                yield Reference(name, built, source, is_guess)
+                yield BuiltModule(name, built, source, is_guess)
 
 
 def _built_equal(search: Search, name: str, module: nn.Module, build: Build) -> nn.Module | None:

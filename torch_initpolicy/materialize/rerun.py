@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.deferred.ledger import Draw, Ledger
+from torch_initpolicy.deferred.ledger import DeferredDraw, Ledger
 from torch_initpolicy.deferred.skip import recording
 from torch_initpolicy.deferred.undrawn import guard
 from torch_initpolicy.errors import MaterializeError
 from torch_initpolicy.materialize.rebuild import class_of
-from torch_initpolicy.materialize.search import Reference, Search
+from torch_initpolicy.materialize.search import BuiltModule, Search
 
 Method = Callable[[nn.Module], object]
 
@@ -28,7 +28,7 @@ CONVENTIONS = (
 and the names most used elsewhere."""
 
 
-def conventions(search: Search) -> Iterator[Reference]:
+def conventions(search: Search) -> Iterator[BuiltModule]:
     """Call those methods on copies of the modules."""
     for name, module in search.owners():
         for method in filter(None, (getattr(class_of(module), m, None) for m in CONVENTIONS)):
@@ -39,10 +39,10 @@ def conventions(search: Search) -> Iterator[Reference]:
             except Exception:  # noqa: BLE001, S112 - it asks for arguments, or for lost values
                 continue
             source = f"{type(module).__name__}.{method.__name__}"
-            yield Reference(name, copied, source, is_guess=True)
+            yield BuiltModule(name, copied, source, is_guess=True)
 
 
-class _Undefined(Draw):
+class _Undefined(DeferredDraw):
     """Stands for values that nobody has; whoever reads them cannot go on."""
 
     def draw_(self, tensor: Tensor, generator: torch.Generator | None) -> None:

@@ -17,7 +17,7 @@ from torch_initpolicy.errors import MaterializeError
 from torch_initpolicy.materialize.held import tensors_of
 from torch_initpolicy.materialize.rebuild import ADAPTED, build_aside, class_of, rebuilt
 from torch_initpolicy.materialize.rerun import called_again, conventions
-from torch_initpolicy.materialize.search import Build, Lost, Origin, Reference, Search
+from torch_initpolicy.materialize.search import Build, BuiltModule, Lost, Origin, Search
 from torch_initpolicy.sites import canonical_modules
 
 
@@ -79,7 +79,7 @@ def origins(
     return found
 
 
-def _read_off(reference: Reference, search: Search) -> Iterator[tuple[Lost, Origin]]:
+def _read_off(reference: BuiltModule, search: Search) -> Iterator[tuple[Lost, Origin]]:
     """Yield what a reference says about tensors within it."""
     for name, module in canonical_modules(reference.module, reference.prefix):
         lost = [*search.left.get(name, ()), *search.left.get(f"{name}.{ADAPTED}", ())]
@@ -93,20 +93,20 @@ def _read_off(reference: Reference, search: Search) -> Iterator[tuple[Lost, Orig
                 yield tensor, Origin(known, drawn, reference.source, reference.is_guess)
 
 
-def _registered(search: Search) -> Iterator[Reference]:
+def _registered(search: Search) -> Iterator[BuiltModule]:
     unknown = restore.dispatch(nn.Module)
     for name, module in search.owners():
         function = restore.dispatch(class_of(module))
         if function is not unknown:
             source = f"the function registered for {type(module).__name__}"
             with _blamed(source):
-                yield Reference(name, called_again(search, name, module, function), source)
+                yield BuiltModule(name, called_again(search, name, module, function), source)
 
 
-def _from_caller(search: Search, rebuild: Build | None) -> Iterator[Reference]:
+def _from_caller(search: Search, rebuild: Build | None) -> Iterator[BuiltModule]:
     if rebuild is not None and search.within[""]:
         with _blamed("rebuild"):
-            yield Reference("", build_aside(search, "", rebuild), "rebuild")
+            yield BuiltModule("", build_aside(search, "", rebuild), "rebuild")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Origin(NamedTuple):
     is_guess: bool = False
 
 
-class Reference(NamedTuple):
+class BuiltModule(NamedTuple):
     """A module built on the CPU, to be read off in place of the one called `prefix`."""
 
     prefix: str

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch_initpolicy.moments.gaussian import Size
 from torch_initpolicy.moments.state import Known, LostError, Propagation, Rows, WeightOutput
-from torch_initpolicy.moments.weights import behind
+from torch_initpolicy.moments.weights import moments_behind
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import argument, attention_scale
@@ -43,7 +43,7 @@ def averaged(value: Size, rows: Rows, count: int, drawn: WeightOutput | None) ->
     return Size(value.mean, second, even, even)
 
 
-def softmax(state: Propagation, node: Node) -> Size:
+def softmax_moments(state: Propagation, node: Node) -> Size:
     """Weights of a row sum to one; how even they are follows from the logits' variance."""
     dim = int(argument(node, 1, "dim", -1) or -1)
     count = state.shape(node.inputs[0])[dim]
@@ -86,7 +86,7 @@ def attention_layer(state: Propagation, node: Node) -> Size:
         return average.weighed()
     state.note(used[_LAST], average)
     width = float(state.shape(node.outputs[0])[-1])
-    return behind(state, used[_LAST], node, average, width)
+    return moments_behind(state, used[_LAST], node, average, width)
 
 
 _LAST = "out_proj_weight"
@@ -110,4 +110,4 @@ def _projected(state: Propagation, node: Node, used: Mapping[str, Use], slot: st
     use = used.get(slot) or used.get("in_proj_weight")
     if use is None:
         return size
-    return behind(state, use, node, size, float(use.value.shape[-1]))
+    return moments_behind(state, use, node, size, float(use.value.shape[-1]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from torch_initpolicy.moments.attention import averaged
-from torch_initpolicy.moments.gaussian import Size, activated, constant, mixture
+from torch_initpolicy.moments.gaussian import Size, activated, constant_size, mixture
 from torch_initpolicy.moments.state import Activated, Propagation, Rows, Unknown, WeightOutput
 from torch_initpolicy.tensors.gains import KNOWN, Activation
 from torch_initpolicy.trace.contractions import terms
@@ -84,7 +84,7 @@ def _operands(state: Propagation, node: Node) -> Iterator[Size]:
     values = iter(node.inputs)
     for given in node.args:
         if isinstance(given, (int, float)) and not isinstance(given, bool):
-            yield constant(float(given))
+            yield constant_size(float(given))
         elif (value := next(values, None)) is not None:
             yield state.size(value)
 
@@ -143,7 +143,7 @@ def normalised(state: Propagation, node: Node) -> Size:
         made = Size()
     else:
         made = Size(0.0, 1.0, size.correlation, size.nearness)
-    scale = state.known(given["weight"]) if "weight" in given else constant(1.0)
+    scale = state.known(given["weight"]) if "weight" in given else constant_size(1.0)
     return made if isinstance(scale, Unknown) else made.times(scale)
 
 
@@ -162,7 +162,7 @@ def created(state: Propagation, node: Node) -> Size:
     found = next((number for word, number in values.items() if word in node.op), None)
     if found is None:
         raise state.lost(node, "numbers made on the way")
-    return constant(found)
+    return constant_size(found)
 
 
 # Pools, means, sums and paddings

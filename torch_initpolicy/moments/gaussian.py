@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_initpolicy.tensors.gains import Activation, function_of, moments
 
-TINY = 1e-12
+TINY_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,12 @@ class Size:
 
     def _correlation(self, product: float) -> float:
         covariance = product - self.mean**2
-        return min(max(covariance / self.variance, 0.0), 1.0) if self.variance > TINY else 1.0
+        return (
+            min(max(covariance / self.variance, 0.0), 1.0) if self.variance > TINY_VARIANCE else 1.0
+        )
 
     def scaled(self, factor: float) -> "Size":
-        return self.times(constant(factor))
+        return self.times(constant_size(factor))
 
     def plus(self, other: "Size") -> "Size":
         """Return the moments of the sum with an independent signal."""
@@ -91,11 +93,11 @@ class Size:
 
     def weighed(self) -> "Size":
         """Return the moments behind a weight that brings the second moment to 1."""
-        power = max(self.second, TINY)
+        power = max(self.second, TINY_VARIANCE)
         return Size(0.0, 1.0, min(self.shared / power, 1.0), min(self.near / power, 1.0))
 
 
-def constant(value: float) -> Size:
+def constant_size(value: float) -> Size:
     """Return the moments of a number."""
     return Size(value, value**2, value**2, value**2)
 
@@ -165,8 +167,8 @@ def _activated(
 ) -> Size:
     """Integrate over what two positions share, and over what each has of its own."""
     std, function = math.sqrt(variance), function_of(activation)
-    if std < math.sqrt(TINY):
-        return constant(float(function(torch.tensor([mean]).double()).item()))
+    if std < math.sqrt(TINY_VARIANCE):
+        return constant_size(float(function(torch.tensor([mean]).double()).item()))
     with torch.device("cpu"):
         z = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float64)
         common, own = z[:, None] * math.sqrt(correlation), z * math.sqrt(1 - correlation)

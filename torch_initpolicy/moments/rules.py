@@ -52,5 +52,5 @@ _CARRIED: Mapping[OpRole, SizeRule] = MappingProxyType({
 })  # fmt: skip
 """The rules of other operators."""
 
-_BY_NAME: Mapping[str, SizeRule] = MappingProxyType({"softmax": attention.softmax})
+_BY_NAME: Mapping[str, SizeRule] = MappingProxyType({"softmax": attention.softmax_moments})
 """The rules of operators that their role does not settle."""

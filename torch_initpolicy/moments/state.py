@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from torch_initpolicy.moments.gaussian import Size, constant
+from torch_initpolicy.moments.gaussian import Size, constant_size
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.gains import Activation
 from torch_initpolicy.trace.consumers import Use
@@ -125,7 +125,7 @@ class Propagation:
         if value.is_input:
             return Size()
         if value.constant is not None:
-            return constant(value.constant)
+            return constant_size(value.constant)
         if value.parameter is not None:
             return self._parameter(value.parameter)
         return Unknown("a constant of which only the shape is known")
@@ -141,7 +141,7 @@ class Propagation:
         if written is not None and written.output is None:
             return Size(written.mean, written.power, written.power, written.power)
         if site.role in ("norm_weight", "norm_bias", "bias"):
-            return constant(1.0 if site.role == "norm_weight" else 0.0)
+            return constant_size(1.0 if site.role == "norm_weight" else 0.0)
         return held(site)
 
     def origin(self, value: int, kind: type[AnyProvenance]) -> AnyProvenance | None:

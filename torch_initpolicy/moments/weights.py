@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from torch_initpolicy.moments.gaussian import Size, constant
+from torch_initpolicy.moments.gaussian import Size, constant_size
 from torch_initpolicy.moments.padding import reached
 from torch_initpolicy.moments.state import (
     LostError,
@@ -23,7 +23,9 @@ _CENTRED = 0.1
 """Mean over root mean square up to which random weights, few of them, may be off their centre."""
 
 
-def behind(state: Propagation, use: Use, node: Node, met: Size, fan_in: float | None) -> Size:
+def moments_behind(
+    state: Propagation, use: Use, node: Node, met: Size, fan_in: float | None
+) -> Size:
     """Return the size of what a weight makes of its input; raise where it is not known."""
     name = use.source.site
     written = state.written.get(name, NORMALISING)
@@ -57,9 +59,9 @@ def product(state: Propagation, node: Node) -> Size:
     fan_in = _fan_in(state, used[0], node)
     if used[0].partner is not None and fan_in:
         state.comes_from(node, WeightOutput(used[0].partner, int(fan_in)))
-    made = behind(state, used[0], node, met, fan_in)
+    made = moments_behind(state, used[0], node, met, fan_in)
     bias = state.slots(node).get("bias")
-    added = constant(0.0) if bias is None else state.size(bias)
+    added = constant_size(0.0) if bias is None else state.size(bias)
     return made.plus(added)
 
 
@@ -73,7 +75,7 @@ def _read_by(state: Propagation, node: Node, used: Sequence[Use]) -> Size:
     sizes = {value: state.size(value) for value in signals}
     if not used:
         raise state.lost(node, "a weight that is no parameter")
-    met = constant(1.0)
+    met = constant_size(1.0)
     for value, size in sizes.items():
         met = met.times(size if _sums_over_units(state, node, value) else size.unshared())
     if not signals:

@@ -14,7 +14,7 @@ from torch_initpolicy.steps import Step, misfit
 from torch_initpolicy.tensors.base import Spread, working_dtype
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.writing.obstacles import obstacles, shared
-from torch_initpolicy.writing.parametrized import behind
+from torch_initpolicy.writing.parametrized import parameters_behind
 from torch_initpolicy.writing.streams import isolated
 
 
@@ -76,7 +76,7 @@ def check_reachable(site: Site, step: Step) -> None:
         sample = torch.empty(site.shape, dtype=working_dtype(site.dtype), device=site.device)
         generator = torch.Generator(site.device).manual_seed(0)
         step.initializer(sample, step.axes, generator=generator)
-        behind(site, sample.to(site.dtype))
+        parameters_behind(site, sample.to(site.dtype))
 
 
 Names = str | Mapping[str, str] | Callable[[str], str]

@@ -117,7 +117,7 @@ def _cells(step: Step) -> tuple[str, ...]:
     return extent(step.shape), figure(step.std, 4), step.evidence, f"{step.reason}{ties}"
 
 
-Row = tuple[str, tuple[str, ...]]
+TableRow = tuple[str, tuple[str, ...]]
 
 Sighting = tuple[int, tuple[int, ...]]
 """Where a row was seen, and the numbers in its name."""
@@ -125,14 +125,14 @@ Sighting = tuple[int, tuple[int, ...]]
 _SLOT = "\N{NULL}"
 
 
-def folded(rows: Iterable[Row]) -> list[Row]:
+def folded(rows: Iterable[TableRow]) -> list[TableRow]:
     """Fold rows whose names differ in one number, and whose cells do not differ, into one.
 
     Examples:
         >>> folded([("0.weight", ("a",)), ("0.bias", ("b",)), ("1.weight", ("a",))])
         [('{0-1}.weight', ('a',)), ('0.bias', ('b',))]
     """
-    equal: dict[Row, list[Sighting]] = {}
+    equal: dict[TableRow, list[Sighting]] = {}
     for position, (name, cells) in enumerate(rows):
         numbers = tuple(map(int, NUMBER.findall(name)))
         equal.setdefault((NUMBER.sub(_SLOT, name), cells), []).append((position, numbers))
@@ -213,7 +213,7 @@ def header(
     return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
 
-def _names(rows: Iterable[Row]) -> str:
+def _names(rows: Iterable[TableRow]) -> str:
     return ", ".join(name for name, _ in rows)
 
 

@@ -29,7 +29,7 @@ Base: TypeAlias = nn.Module | Iterable[Step] | Mapping[str, Sequence[int]] | str
 JSON file of a plan, a receipt or such shapes."""
 
 
-def family(base: Base, policy: InitPolicy) -> Family:
+def base_family(base: Base, policy: InitPolicy) -> Family:
     """Return what a parametrisation needs to know of a base model that a policy fills.
 
     Raises:

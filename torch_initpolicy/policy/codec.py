@@ -148,7 +148,7 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
             continue
         _look_up(where, f"field of {kind.__name__}", key, fields)
         values[key] = decode(content, classes, f"{where}.{key}")
-        if not fits(values[key], hints[key]):
+        if not fits_annotation(values[key], hints[key]):
             raise PolicyError(f"{where}.{key} must be {spelt(hints[key])}, got {brief(content)}")
     absent = dataclasses.MISSING
     needed = {f.name for f in fields.values() if f.default is f.default_factory is absent}
@@ -165,7 +165,7 @@ def _instance(data: dict[str, Data], classes: Classes, where: str) -> object:
         raise PolicyError(f"{where}: {error}") from error
 
 
-def fits(value: object, hint: Any) -> bool:
+def fits_annotation(value: object, hint: Any) -> bool:
     """Say whether a value can be what an annotation asks for; those not known here fit."""
     check = _CHECKS.get(get_origin(hint))
     return check(value, get_args(hint)) if check else _is_a(value, hint)
@@ -196,14 +196,14 @@ def _is_tuple(value: object, hints: tuple[Any, ...]) -> bool:
     if not isinstance(value, tuple):
         return False
     if hints[-1:] == (Ellipsis,):
-        return all(fits(item, hints[0]) for item in value)
-    return len(value) == len(hints) and all(map(fits, value, hints))
+        return all(fits_annotation(item, hints[0]) for item in value)
+    return len(value) == len(hints) and all(map(fits_annotation, value, hints))
 
 
 _CHECKS: Mapping[Any, Callable[[object, tuple[Any, ...]], bool]] = types.MappingProxyType({
     Literal: lambda value, words: isinstance(value, str) and value in words,
-    typing.Union: lambda value, hints: any(fits(value, hint) for hint in hints),
-    types.UnionType: lambda value, hints: any(fits(value, hint) for hint in hints),
+    typing.Union: lambda value, hints: any(fits_annotation(value, hint) for hint in hints),
+    types.UnionType: lambda value, hints: any(fits_annotation(value, hint) for hint in hints),
     tuple: _is_tuple,
     collections.abc.Callable: lambda value, _: callable(value),
 })  # fmt: skip

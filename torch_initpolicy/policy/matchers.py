@@ -17,7 +17,7 @@ from torch_initpolicy.policy import regex
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.axes import block_fans
 from torch_initpolicy.tensors.base import plain_number
-from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, Family, family
+from torch_initpolicy.tensors.gains import CUSTOM, KNOWN, Activation, ActivationFamily, family
 from torch_initpolicy.tensors.layers import Role
 from torch_initpolicy.trace.facts import Facts
 from torch_initpolicy.trace.operators import OPS, OpRole
@@ -211,7 +211,7 @@ INPUT = "input"
 
 ACTIVATIONS = frozenset({
     *KNOWN,
-    *get_args(Family),
+    *get_args(ActivationFamily),
     *(name for name, op in OPS.items() if op.role in (OpRole.ACTIVATES, OpRole.COMPUTES)),
     "product",
     CUSTOM,

@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.axes import Fans, block_fans
+from torch_initpolicy.tensors.base import take_number
 from torch_initpolicy.tensors.layers import NORMS
 from torch_initpolicy.trace.facts import Facts
 
@@ -64,6 +66,11 @@ class SirenScale:
     """
 
     w0: float = 30.0
+
+    def __post_init__(self) -> None:
+        take_number(self, "w0")
+        if not self.w0 > 0:
+            raise PolicyError(f"SirenScale: w0 must be a positive factor, got {self.w0}")
 
     def for_site(self, site: Site, facts: Facts) -> init.Initializer:
         fan_in = max((fan.fan_in for fan in _fans(site, facts)), default=0.0) or 1.0

@@ -14,7 +14,7 @@ from torch_initpolicy.policy.family import Family, Member
 from torch_initpolicy.tensors.axes import Axes, conventional, fans, part
 from torch_initpolicy.trace.facts import Facts, ForwardMultiplier
 
-Kind = Literal["mup", "complete_p", "spectral"]
+Parametrisation = Literal["mup", "complete_p", "spectral"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Scaling:
             a hook of the forward pass.
     """
 
-    kind: Kind
+    kind: Parametrisation
     family: Family | None = None
     forward_multipliers: bool = False
 

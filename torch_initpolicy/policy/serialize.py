@@ -166,7 +166,7 @@ def read_fields(
     """Decode the fields of an object, each of its type."""
     values = {name: codec.decode(data.get(name), classes, f"{where}.{name}") for name in types}
     for name, value in values.items():
-        if not codec.fits(value, types[name]):
+        if not codec.fits_annotation(value, types[name]):
             wanted = codec.spelt(types[name])
             raise PolicyError(f"{where}.{name} must be {wanted}, got {brief(data.get(name))}")
     return values

@@ -74,7 +74,7 @@ _STARTS: Mapping[str, Callable[[Signal], bool]] = MappingProxyType({
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class TrialPolicy:
     """A policy for some of a model's parameters.
 
     `only` and `keep` are those of `apply_policy`, `t_max` that of `presets.chrono`; `fed`: it needs
@@ -130,14 +130,14 @@ class Trials:
     tried: list[Repair] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
-    _planned: dict[Attempt, Plan] = field(default_factory=dict)
+    _planned: dict[TrialPolicy, Plan] = field(default_factory=dict)
     _longest: float = 0.0
 
     def run(self, names: Sequence[str] | None) -> None:
         """Try policies by name, or what the verdicts ask for; calibrate where none of it helps."""
         if names is not None:
             for name in names:
-                self._policy(Attempt(name), known_too=True)
+                self._policy(TrialPolicy(name), known_too=True)
         elif _can_be_repaired(self.before, self.symmetry):
             self._some_parameters()
             if not self._is_repaired():
@@ -149,7 +149,7 @@ class Trials:
             if repair.works and repair.call in starts:
                 self.tried[place] = self._as_written(repair, starts[repair.call])
 
-    def _as_written(self, repair: Repair, start: Attempt) -> Repair:
+    def _as_written(self, repair: Repair, start: TrialPolicy) -> Repair:
         """Name the inputs where the policy, left to find some itself, writes something else."""
         plan = self.plans[repair.call]
         try:
@@ -179,13 +179,13 @@ class Trials:
         for start in starts:
             self._policy(start)
         works = {repair.call for repair in self.tried if repair.outcome == "repairs"}
-        first = next((start for start in starts if start.call in works), Attempt("auto"))
+        first = next((start for start in starts if start.call in works), TrialPolicy("auto"))
         if first.policy != "auto":
             self._narrow(first, self._differing(first))
 
-    def _differing(self, start: Attempt) -> list[str]:
+    def _differing(self, start: TrialPolicy) -> list[str]:
         """Name the parameters that a policy starts otherwise than `auto` does, if they are few."""
-        usual = {step.name: step for step in self._plan(Attempt("auto"))}
+        usual = {step.name: step for step in self._plan(TrialPolicy("auto"))}
         written = [step for step in self._plan(start) if not step.keeps]
         others = [step.name for step in written if step.std != usual[step.name].std]
         return others if 2 * len(others) <= len([s for s in written if len(s.shape) > 1]) else []
@@ -206,7 +206,7 @@ class Trials:
         yield _in_modules_of(unlike, named), "meant"
         yield _in_modules_of(self._unlike("nothing"), silenced), "nothing"
         yield (
-            [s.name for s in self._plan(Attempt("auto")) if s.name in named and not s.keeps],
+            [s.name for s in self._plan(TrialPolicy("auto")) if s.name in named and not s.keeps],
             "meant",
         )
         first = _in_modules_of(unlike, {verdict.where for verdict in self.before.verdicts})
@@ -215,7 +215,7 @@ class Trials:
 
     def _unlike(self, keep: Keeping) -> list[str]:
         """Name the parameters whose size, mean or finiteness is not what `auto` would draw."""
-        plan = self._plan(Attempt("auto", keep=keep))
+        plan = self._plan(TrialPolicy("auto", keep=keep))
         try:
             started = self._copy(lambda other: plan.apply(other, seed=0))
         except InitPolicyError:
@@ -226,10 +226,10 @@ class Trials:
             if not step.keeps and _is_unlike(now[step.name], then[step.name])
         ]  # fmt: skip
 
-    def _narrow(self, start: Attempt, names: Sequence[str], keep: Keeping = "meant") -> None:
+    def _narrow(self, start: TrialPolicy, names: Sequence[str], keep: Keeping = "meant") -> None:
         """Try a policy on some of the parameters, where they can be named in a line."""
         globs = self._globs(names, keep)
-        if 0 < len(names) < len(self._plan(Attempt("auto"))) and len(globs) <= IN_A_LINE:
+        if 0 < len(names) < len(self._plan(TrialPolicy("auto"))) and len(globs) <= IN_A_LINE:
             self._policy(dataclasses.replace(start, only=tuple(globs), keep=keep))
 
     def _globs(self, names: Sequence[str], keep: Keeping) -> Sequence[str]:
@@ -241,25 +241,25 @@ class Trials:
             {f"{'.'.join(part[:-1])}.*" for part in parts},
         ]
         for globs in map(sorted, spellings if len(names) > SPELLED_OUT else ()):
-            planned = self._plan(Attempt("auto", tuple(globs), keep))
+            planned = self._plan(TrialPolicy("auto", tuple(globs), keep))
             if len(globs) < len(names) and {s.name for s in planned if not s.keeps} == set(names):
                 return globs
         return names
 
-    def _plan(self, start: Attempt) -> Plan:
+    def _plan(self, start: TrialPolicy) -> Plan:
         """Plan once for each question: planning costs as much as a forward pass."""
         if start not in self._planned:
             self._planned[start] = self._plan_for(start, self.inputs)
         return self._planned[start]
 
-    def _plan_for(self, start: Attempt, inputs: Call | None) -> Plan:
+    def _plan_for(self, start: TrialPolicy, inputs: Call | None) -> Plan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InitPolicyWarning)
             return plan_policy(
                 self.model, start.value, example_inputs=inputs, only=start.only, keep=start.keep
             )
 
-    def _policy(self, start: Attempt, *, known_too: bool = False) -> None:
+    def _policy(self, start: TrialPolicy, *, known_too: bool = False) -> None:
         """Try a policy; one that would write what another has written only where asked for."""
 
         def started() -> nn.Module | None:
@@ -279,7 +279,7 @@ class Trials:
             self.plans[_CALIBRATED] = dataclasses.replace(receipt.plan, model=self.model)
 
         self._try("auto, calibrated", _CALIBRATED, partial(self._copy, calibrate))
-        meant = [s.name for s in self._plan(Attempt("auto")) if s.keeps and len(s.shape) > 1]
+        meant = [s.name for s in self._plan(TrialPolicy("auto")) if s.keeps and len(s.shape) > 1]
         for name, centred in ("lsuv", False), ("lsuv, centred", True):
             more = (", per_channel=True" * centred) + (f", skip={meant!r}" if meant else "")
             scale = partial(lsuv_, inputs=self.inputs, per_channel=centred, skip=meant or None)
@@ -361,10 +361,12 @@ def _can_be_repaired(signal: Signal, symmetry: Report) -> bool:
     return bool(found) or not (symmetry.ok or signal.verdicts)
 
 
-def _fitting(signal: Signal) -> list[Attempt]:
+def _fitting(signal: Signal) -> list[TrialPolicy]:
     """Return the starts for the structure that was seen, the most special first."""
     names = [name for name, fits in _STARTS.items() if fits(signal)]
-    return [Attempt(name, t_max=_length(signal) if name == "chrono" else None) for name in names]
+    return [
+        TrialPolicy(name, t_max=_length(signal) if name == "chrono" else None) for name in names
+    ]
 
 
 def _length(signal: Signal) -> int:
@@ -392,7 +394,7 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 UNLIKE = 2.0
 """A factor between the sizes of a parameter now and under `auto` from which on it is suspected."""
 
-NEGLIGIBLE = 0.5
+SMALL_BIAS = 0.5
 """Values up to this size count for nothing where `auto` would write zeros."""
 
 
@@ -405,7 +407,7 @@ def _is_unlike(now: Tensor, then: Tensor) -> bool:
         return True
     size, usual = float(now.square().mean().sqrt()), float(then.square().mean().sqrt())
     if usual == 0:
-        return size > NEGLIGIBLE
+        return size > SMALL_BIAS
     shifted = now.numel() > 1 and abs(float(now.mean() - then.mean())) > usual
     constant = now.numel() > 1 and bool(now.std() == 0) and bool(then.std() > 0)
     return not 1 / UNLIKE < size / usual < UNLIKE or shifted or constant

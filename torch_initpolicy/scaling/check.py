@@ -27,13 +27,13 @@ from torch_initpolicy.tensors.initializers import Keep
 from torch_initpolicy.trace.real_inputs import real_inputs
 from torch_initpolicy.trace.trees import Call, tensors_in
 
-Build: TypeAlias = Callable[[int], nn.Module]
+BuildAtWidth: TypeAlias = Callable[[int], nn.Module]
 """Builds the model at a width."""
 
 Optimize: TypeAlias = Callable[[nn.Module], torch.optim.Optimizer]
 """Makes the optimizer of a model."""
 
-Loss: TypeAlias = Callable[[Any], Tensor]
+ScalarLoss: TypeAlias = Callable[[Any], Tensor]
 
 _BASED: Mapping[str, Callable[..., Any]] = {"mup": mup, "complete_p": complete_p}
 """Presets that scale from a base model: here the narrowest."""
@@ -48,7 +48,7 @@ _BY_NAME: Mapping[str, type[torch.optim.Optimizer]] = {
 
 
 def check_scaling(
-    build: Build,
+    build: BuildAtWidth,
     widths: Sequence[int] = (64, 128, 256, 512),
     *,
     policy: Policyish | Callable[[int], Policyish] | None = "mup",
@@ -57,7 +57,7 @@ def check_scaling(
     steps: int = 5,
     seeds: int = 3,
     example_inputs: Any = None,
-    loss_fn: Loss | None = None,
+    loss_fn: ScalarLoss | None = None,
     tolerance: float = 0.2,
 ) -> ScalingCheck:
     """Train a model for a few steps at several widths; compare how much its activations change.
@@ -148,7 +148,9 @@ def check_scaling(
 
 
 def _policies(
-    build: Build, widths: Sequence[int], policy: Policyish | Callable[[int], Policyish] | None
+    build: BuildAtWidth,
+    widths: Sequence[int],
+    policy: Policyish | Callable[[int], Policyish] | None,
 ) -> Callable[[int], Policyish | None]:
     """Return what initialises the model of each width."""
     if isinstance(policy, str) and policy in _BASED:
@@ -179,7 +181,7 @@ class Seen(NamedTuple):
 
 
 def _trained(
-    build: Build,
+    build: BuildAtWidth,
     width: int,
     seed: int,
     policy: Policyish | None,
@@ -188,7 +190,7 @@ def _trained(
     lr: float,
     steps: int,
     inputs: Any,
-    loss: Loss | None,
+    loss: ScalarLoss | None,
 ) -> dict[str, Seen]:
     """Build, initialise and train one model; return what its modules put out before and after."""
     with torch.random.fork_rng(devices=[]):
@@ -216,7 +218,7 @@ def _trained(
     }
 
 
-def _loss(scalar: Loss, output: Any) -> Tensor:
+def _loss(scalar: ScalarLoss, output: Any) -> Tensor:
     value = scalar(output)
     if not value.requires_grad:
         raise TraceError("no parameter reaches the loss, so nothing can be trained; give loss_fn")

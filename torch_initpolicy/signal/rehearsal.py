@@ -17,8 +17,8 @@ from torch_initpolicy.trace.recorder import Ran
 from torch_initpolicy.trace.stand_ins import copied
 from torch_initpolicy.writing.shards import full
 
-Values = Mapping[str, Tensor]
-Losses = Callable[[Values], float]
+ByName = Mapping[str, Tensor]
+Losses = Callable[[ByName], float]
 """Returns the loss with other values of some parameters, nan where it cannot be told."""
 
 
@@ -27,7 +27,7 @@ class Rehearsal:
     """An observer that takes the loss with other values in the place of some parameters'."""
 
     loss_fn: Loss
-    values: Values
+    values: ByName
     loss: float = math.nan
 
     def stand_in(self, name: str, parameter: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Rehearsal:
 
 
 def with_losses(
-    signal: Signal, heads: Sequence[Values], stepped: Values, loss_with: Losses
+    signal: Signal, heads: Sequence[ByName], stepped: ByName, loss_with: Losses
 ) -> Signal:
     """Return a signal that knows the loss of silent heads, who is at fault, and the next loss.
 
@@ -64,11 +64,11 @@ def with_losses(
     return dataclasses.replace(signal, loss_of_zeros=zeros, loud=loud, loss_after_step=after)
 
 
-def _silenced(*heads: Values) -> dict[str, Tensor]:
+def _silenced(*heads: ByName) -> dict[str, Tensor]:
     return {name: torch.zeros_like(value) for head in heads for name, value in head.items()}
 
 
-def _suspected(heads: Sequence[Values]) -> Iterator[Values]:
+def _suspected(heads: Sequence[ByName]) -> Iterator[ByName]:
     """Yield what may be at fault: a bias, a weight, a head."""
     singles = itertools.chain.from_iterable(head.items() for head in heads)
     yield from ({name: value} for name, value in sorted(singles, key=lambda pair: pair[1].ndim))

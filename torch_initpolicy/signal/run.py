@@ -14,7 +14,7 @@ from torch import nn
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.signal.judges import judge
 from torch_initpolicy.signal.observe import SignalObserver
-from torch_initpolicy.signal.rehearsal import Rehearsal, Values, with_losses
+from torch_initpolicy.signal.rehearsal import ByName, Rehearsal, with_losses
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.training import Training
 from torch_initpolicy.sites import canonical_modules, require_module, sites
@@ -100,7 +100,7 @@ def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Ca
 
 
 def _loss_with(
-    model: nn.Module, call: Call, loss_fn: Loss, names: Mapping[int, str], values: Values
+    model: nn.Module, call: Call, loss_fn: Loss, names: Mapping[int, str], values: ByName
 ) -> float:
     """Return the loss with other values of some parameters; nan where the forward then raises."""
     rehearsal = Rehearsal(loss_fn, values)

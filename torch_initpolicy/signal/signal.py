@@ -24,7 +24,7 @@ class Writer(Protocol):
         """Write one number."""
 
 
-class Run(Protocol):
+class MetricsRun(Protocol):
     """A run of Weights & Biases, or what takes numbers by name as it does."""
 
     def log(self, data: dict[str, Any], *, step: int) -> object:
@@ -129,7 +129,7 @@ class Signal:
         picture = picture_of(words[0], {"as it is": self.points})
         return framed(picture, f"{self._words}\n\n{_LEGEND}", HEAD, self.rows)
 
-    def log_to(self, writer: Writer | Run, step: int = 0, *, prefix: str = "signal") -> None:
+    def log_to(self, writer: Writer | MetricsRun, step: int = 0, *, prefix: str = "signal") -> None:
         """Write the moments of each weighted operator to TensorBoard or Weights & Biases.
 
         Of a weight that runs again and again the last call is written.

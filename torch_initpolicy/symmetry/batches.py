@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from torch_initpolicy.trace.stand_ins import batch_size, vocabulary
+from torch_initpolicy.trace.stand_ins import batch_size, vocabulary_size
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 Style = Literal["fresh", "near", "given"]
@@ -157,7 +157,7 @@ def _like(model: nn.Module, call: Call) -> tuple[Batches, Sequence[torch.dtype]]
     is_large = sum(p.numel() for p in parameters) > _MOST_IN_DOUBLE
     single = is_large or any(p.device.type == "mps" for p in parameters)
     dtypes = (torch.float32,) if single else (torch.float64, torch.float32)
-    return Batches(call, dtypes[0], device=device, vocabulary=vocabulary(model)), dtypes
+    return Batches(call, dtypes[0], device=device, vocabulary=vocabulary_size(model)), dtypes
 
 
 _SMALL = ((4, 32), (4, 64), (1, 256))

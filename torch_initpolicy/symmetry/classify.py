@@ -12,15 +12,15 @@ from torch_initpolicy.symmetry.probe import Probe, Track
 from torch_initpolicy.symmetry.scan import EqualUnits
 from torch_initpolicy.symmetry.units import by_label, views
 
-Group = tuple[int, ...]
-Units = Track[EqualUnits]
+UnitGroup = tuple[int, ...]
+UnitTrack = Track[EqualUnits]
 
 
 def findings(probe: Probe, sites: Sequence[Site], suspects: Iterable[str]) -> Iterator[Finding]:
     """Yield a finding for each site and module that is tied, dead or among named suspects."""
     named = set(suspects)
     for site in sites:
-        finding = tied(probe, site, sites) or _dead(probe, site, sites)
+        finding = tied_finding(probe, site, sites) or _dead(probe, site, sites)
         if finding is None and site.name in named:
             finding = _harmless(probe, site, sites)
         if finding is not None:
@@ -29,7 +29,7 @@ def findings(probe: Probe, sites: Sequence[Site], suspects: Iterable[str]) -> It
         yield of_modules(probe, track)
 
 
-def _of_site(probe: Probe, site: Site) -> list[Units]:
+def _of_site(probe: Probe, site: Site) -> list[UnitTrack]:
     return [track for track in probe.units if track.start.site.name == site.name]
 
 
@@ -41,9 +41,9 @@ def _has_moved(probe: Probe, site: Site) -> bool:
 # Tied
 
 
-def tied(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
+def tied_finding(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
     """Say which units of a site are tied; None where none are."""
-    found: dict[str, set[Group]] = {}
+    found: dict[str, set[UnitGroup]] = {}
     for track in _of_site(probe, site):
         for group in _tied_groups(probe, sites, track):
             found.setdefault(track.start.view.along, set()).add(group)
@@ -56,7 +56,9 @@ def tied(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
         f"{_counted(units, along)} start equal and get equal gradients at every step, for any "
         f"inputs of this size{others and f'; so do {others}'}"
     )
-    return Finding(site.name, units, "tied", reason, along, probe.steps, remedy(site, sites))
+    return Finding(
+        site.name, units, "tied", reason, along, probe.steps, symmetry_remedy(site, sites)
+    )
 
 
 _NOUNS = {
@@ -72,12 +74,12 @@ def _many(count: int, along: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
-def _counted(groups: Collection[Group], along: str) -> str:
+def _counted(groups: Collection[UnitGroup], along: str) -> str:
     several = f" in {len(groups)} groups" if len(groups) > 1 else ""
     return f"{_many(sum(map(len, groups)), along)}{several}"
 
 
-def _tied_groups(probe: Probe, sites: Sequence[Site], track: Units) -> Iterator[Group]:
+def _tied_groups(probe: Probe, sites: Sequence[Site], track: UnitTrack) -> Iterator[UnitGroup]:
     """Yield the groups of units of one track that move together."""
     site = track.start.site
     elsewhere = len(site.parameters) > 1 and _has_moved(probe, site)
@@ -87,7 +89,7 @@ def _tied_groups(probe: Probe, sites: Sequence[Site], track: Units) -> Iterator[
                 yield from _joint(probe, sites, track, group) if track.start.is_vector else (group,)
 
 
-def _by_sign(probe: Probe, track: Units, positions: list[int]) -> Iterator[Group]:
+def _by_sign(probe: Probe, track: UnitTrack, positions: list[int]) -> Iterator[UnitGroup]:
     """Yield a group whole, or, where its negative members negate nothing else, by sign.
 
     A unit that is another's negative computes nothing new only if what it feeds is negated too.
@@ -101,7 +103,7 @@ def _by_sign(probe: Probe, track: Units, positions: list[int]) -> Iterator[Group
         yield from (part for part in parts if len(part) > 1)
 
 
-def _is_met(probe: Probe, track: Units, first: int, second: int) -> bool:
+def _is_met(probe: Probe, track: UnitTrack, first: int, second: int) -> bool:
     """Whether what two units feed, or are fed by, is equal up to its sign as well."""
     own = track.start
     return any(
@@ -112,7 +114,9 @@ def _is_met(probe: Probe, track: Units, first: int, second: int) -> bool:
     )
 
 
-def _joint(probe: Probe, sites: Sequence[Site], track: Units, group: Group) -> Iterator[Group]:
+def _joint(
+    probe: Probe, sites: Sequence[Site], track: UnitTrack, group: UnitGroup
+) -> Iterator[UnitGroup]:
     """Yield the parts of a group of vector entries whose units are equal in the owner's matrices.
 
     The bias of a unit is no unit of its own: equal biases beside unequal rows mean nothing.
@@ -125,20 +129,20 @@ def _joint(probe: Probe, sites: Sequence[Site], track: Units, group: Group) -> I
     yield from next((found for found in parts if found), ())
 
 
-def _companions(sites: Sequence[Site], track: Units) -> list[Site]:
+def _companions(sites: Sequence[Site], track: UnitTrack) -> list[Site]:
     """Return the other parameters of the owner of a vector that have as many units."""
     site, count = track.start.site, track.start.view.count
     others = (s for s in sites if s.owner is site.owner and s.name != site.name)
     return [s for s in others if any(v.count == count for v in views(s.shape, s.axes))]
 
 
-def _beside(probe: Probe, companions: Sequence[Site], track: Units) -> list[Units]:
+def _beside(probe: Probe, companions: Sequence[Site], track: UnitTrack) -> list[UnitTrack]:
     """Return the tracks of the companions of a vector that follow as many units."""
     tracks = (other for site in companions for other in _of_site(probe, site))
     return [other for other in tracks if other.start.view.count == track.start.view.count]
 
 
-def _refined(group: Group, track: Units) -> tuple[Group, ...]:
+def _refined(group: UnitGroup, track: UnitTrack) -> tuple[UnitGroup, ...]:
     """Split a group by another track; units that are not followed there stand alone."""
     labels = dict(zip(track.units.tolist(), track.labels.tolist(), strict=True))
     known = [unit for unit in group if unit in labels]
@@ -165,7 +169,7 @@ def _dead(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding | None:
     return None
 
 
-def _dead_rows(probe: Probe, sites: Sequence[Site], track: Units) -> set[int]:
+def _dead_rows(probe: Probe, sites: Sequence[Site], track: UnitTrack) -> set[int]:
     """Return the units of a vector whose rows in the owner's matrices are dead."""
     beside = _beside(probe, _companions(sites, track), track)
     dead = (units for other, units in probe.dead_units() if other in beside)
@@ -183,7 +187,7 @@ def _dead_finding(
         f"{_many(len(units), along)} never get{'s' * (len(units) == 1)} a gradient from this "
         f"start, but would if {_enumerated(shown)} started with other values"
     )
-    mended = remedy(site, sites) if own else ""
+    mended = symmetry_remedy(site, sites) if own else ""
     return Finding(site.name, (tuple(units),), "dead", reason, along, probe.steps, mended)
 
 
@@ -192,7 +196,7 @@ def _enumerated(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-def remedy(site: Site, sites: Iterable[Site] = ()) -> str:
+def symmetry_remedy(site: Site, sites: Iterable[Site] = ()) -> str:
     """Say in code how to start a parameter differently.
 
     A bias starts at zero by any policy; its entries are told apart by the weights of its layer,
@@ -218,7 +222,7 @@ def _harmless(probe: Probe, site: Site, sites: Sequence[Site]) -> Finding:
     return Finding(site.name, first.start.groups(), "harmless", reason, along, step)
 
 
-def _why_harmless(probe: Probe, track: Units, sites: Sequence[Site]) -> str:
+def _why_harmless(probe: Probe, track: UnitTrack, sites: Sequence[Site]) -> str:
     if track.first_moved is None:
         why = "unused, or without effect on the loss (a bias before a batch norm, rows of padding)"
         if probe.moves_together:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch_initpolicy.notebook import framed
 
-Verdict = Literal["tied", "dead", "diverged", "suspect", "harmless"]
+SymmetryVerdict = Literal["tied", "dead", "diverged", "suspect", "harmless"]
 """What becomes of a symmetric start.
 
 `tied`: units hold the same values and get the same gradients, for ever. `dead`: no gradient ever
@@ -17,9 +17,9 @@ arrives, though from another start it would. `diverged`: replicas of one paramet
 processes. `suspect`: symmetric at the start, but the model could not be run to see what becomes of
 it. `harmless`: symmetric at the start, and training breaks it by itself."""
 
-VERDICTS: tuple[Verdict, ...] = ("tied", "dead", "diverged", "suspect", "harmless")
+VERDICTS: tuple[SymmetryVerdict, ...] = ("tied", "dead", "diverged", "suspect", "harmless")
 
-Units = tuple[tuple[int, ...], ...] | tuple[tuple[str, ...], ...]
+GroupedUnits = tuple[tuple[int, ...], ...] | tuple[tuple[str, ...], ...]
 """Groups of units: numbers along an axis, or names of modules."""
 
 
@@ -40,8 +40,8 @@ class Finding:
     """
 
     name: str
-    units: Units
-    verdict: Verdict
+    units: GroupedUnits
+    verdict: SymmetryVerdict
     reason: str
     along: str = "entries"
     step: int | None = None
@@ -82,11 +82,11 @@ class Report:
         """Whether nothing is tied, dead or diverged."""
         return not self.of("tied", "dead", "diverged")
 
-    def of(self, *verdicts: Verdict) -> tuple[Finding, ...]:
+    def of(self, *verdicts: SymmetryVerdict) -> tuple[Finding, ...]:
         """Return the findings with one of the given verdicts."""
         return tuple(finding for finding in self.findings if finding.verdict in verdicts)
 
-    def without(self, *verdicts: Verdict) -> "Report":
+    def without(self, *verdicts: SymmetryVerdict) -> "Report":
         """Return the report without the findings of some verdicts."""
         kept = tuple(finding for finding in self.findings if finding.verdict not in verdicts)
         return dataclasses.replace(self, findings=kept)
@@ -141,7 +141,7 @@ def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: VERDICTS.index(finding.verdict)))
 
 
-def describe(units: Units, along: str, *, most: int = 4) -> str:
+def describe(units: GroupedUnits, along: str, *, most: int = 4) -> str:
     """Write groups of units for people."""
     shown = [_ranges(group) for group in units[:most]]
     if len(units) > most:

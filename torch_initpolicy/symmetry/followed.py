@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 
 from torch_initpolicy.errors import InitPolicyWarning, PlanError, warn
 from torch_initpolicy.sites import canonical_modules, sites
-from torch_initpolicy.symmetry.classify import of_modules, remedy, tied
+from torch_initpolicy.symmetry.classify import of_modules, symmetry_remedy, tied_finding
 from torch_initpolicy.symmetry.findings import Finding
 from torch_initpolicy.symmetry.probe import Probe, Track
 from torch_initpolicy.symmetry.replica import dense
 from torch_initpolicy.symmetry.scan import EqualUnits, suspects
-from torch_initpolicy.symmetry.units import Values
+from torch_initpolicy.symmetry.units import ByParameter
 
 
 class Followed:
@@ -118,7 +118,7 @@ class _Observed:
 
     track: Track[Any]
     quiet: int = 0
-    pending: Values = field(default_factory=dict)
+    pending: ByParameter = field(default_factory=dict)
 
     @property
     def is_spreading(self) -> bool:
@@ -129,7 +129,7 @@ class _Observed:
         """
         return (self.track.separated or 0) > (self.track.first_moved or 0)
 
-    def show(self, gradients: Values, idle: Values, step: int) -> None:
+    def show(self, gradients: ByParameter, idle: ByParameter, step: int) -> None:
         """Show the track what one optimizer is about to use, once all of its gradients are there.
 
         `idle` holds zeros for what has no gradient: experts that no sample has chosen.
@@ -192,7 +192,7 @@ class _Follower:
         return max(self.patience, _WAITING) if may_follow else self.patience
 
     def _ties(self) -> Iterator[Finding]:
-        yield from filter(None, (tied(self.probe, site, self.sites) for site in self.sites))
+        yield from filter(None, (tied_finding(self.probe, site, self.sites) for site in self.sites))
         of_copies = (of_modules(self.probe, track) for track in self.probe.modules)
         yield from (finding for finding in of_copies if finding.verdict == "tied")
 
@@ -234,7 +234,7 @@ def _dead_units(track: Track[EqualUnits]) -> tuple[int, ...]:
 def _dead(track: Track[EqualUnits], units: tuple[int, ...]) -> Finding:
     site, along = track.start.site, track.start.view.along
     reason = f"{_DEAD} steps have brought no gradient to {len(units)} units"
-    return Finding(site.name, (units,), "dead", reason, along, remedy=remedy(site))
+    return Finding(site.name, (units,), "dead", reason, along, remedy=symmetry_remedy(site))
 
 
 # Random numbers

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_initpolicy.sites import canonical_modules
-from torch_initpolicy.symmetry.shards import digest
-from torch_initpolicy.symmetry.units import NEAR, Values, condensed
+from torch_initpolicy.symmetry.shards import digest_of_shards
+from torch_initpolicy.symmetry.units import NEAR, ByParameter, condensed
 from torch_initpolicy.writing.shards import full, is_sharded
 
 
@@ -43,12 +43,12 @@ class EqualModules:
         """Their signs: copies are never negated."""
         return torch.ones_like(self.units, dtype=torch.int8)
 
-    def rows(self, tensors: Values) -> Iterator[Tensor]:
+    def rows(self, tensors: ByParameter) -> Iterator[Tensor]:
         """Yield an image of what tensors hold, parameter by parameter, a row for each module."""
         for counterparts in zip(*self.held, strict=True):
             yield torch.stack([condensed(tensors[parameter]) for parameter in counterparts])
 
-    def level(self, tensors: Values, leaders: Tensor, _: Tensor) -> None:
+    def level(self, tensors: ByParameter, leaders: Tensor, _: Tensor) -> None:
         """Put what each module's leader holds in place of its own."""
         for own, leader in zip(self.held, leaders.tolist(), strict=True):
             tensors.update({p: tensors[q] for p, q in zip(own, self.held[leader], strict=True)})
@@ -129,7 +129,7 @@ def _start(parameter: Tensor) -> tuple[float, ...]:
     """Return the first few elements, rounded as far as noise could reach."""
     local = parameter.detach()
     if is_sharded(local):
-        return digest(local)
+        return digest_of_shards(local)
     start = local[(0,) * (local.ndim - 1)][:4] if local.ndim and local.numel() else local.flatten()
     return tuple(float(f"{abs(number):.4g}") for number in start.tolist())
 

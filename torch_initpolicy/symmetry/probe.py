@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch_initpolicy.symmetry.modules import EqualModules
 from torch_initpolicy.symmetry.replica import Replica, Unfit, largest, size_of
 from torch_initpolicy.symmetry.scan import EqualUnits
-from torch_initpolicy.symmetry.units import Fingerprints, Values, View, fingerprints, firsts, groups
+from torch_initpolicy.symmetry.units import (
+    ByParameter,
+    Fingerprints,
+    View,
+    equal_groups,
+    firsts,
+    row_fingerprints,
+)
 
 PATIENCE = 3
 """Steps without change that end a probe: once a point is generic among those that share its
@@ -60,7 +67,7 @@ class Track(Generic[Start]):
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """List the positions of those that are still equal, group by group."""
-        return groups(self.labels)
+        return equal_groups(self.labels)
 
     @property
     def moves_together(self) -> bool:
@@ -83,9 +90,9 @@ class Track(Generic[Start]):
         labels = self.labels[(self.units == first) | (self.units == second)]
         return len(labels) == 2 and bool(labels[0] == labels[1])
 
-    def see(self, gradients: Values, step: int, same: float) -> bool:
+    def see(self, gradients: ByParameter, step: int, same: float) -> bool:
         """Compare the gradients of what is equal; tell whether anything is new."""
-        found = [fingerprints(rows) for rows in self.start.rows(gradients)]
+        found = [row_fingerprints(rows) for rows in self.start.rows(gradients)]
         moves = torch.stack([prints.scale > 0 for prints in found]).any(0)
         if not bool(moves.any()):
             return False
@@ -115,22 +122,22 @@ class Track(Generic[Start]):
         self.labels = labels
         return changed
 
-    def drift_of(self, tensors: Values) -> float:
+    def drift_of(self, tensors: ByParameter) -> float:
         """Return the largest relative difference in some tensors of what counts as equal."""
-        found = (fingerprints(rows).turned(self.signs) for rows in self.start.rows(tensors))
+        found = (row_fingerprints(rows).turned(self.signs) for rows in self.start.rows(tensors))
         return max(float(prints.distances(firsts(self.labels)).amax()) for prints in found)
 
-    def distrust(self, gradients: Values, mirrored: Values) -> None:
+    def distrust(self, gradients: ByParameter, mirrored: ByParameter) -> None:
         """Part units whose gradient is zero, or another than that of their negatives."""
         for rows, others in zip(self.start.rows(gradients), self.start.rows(mirrored), strict=True):
-            prints = fingerprints(torch.cat((rows, others)))
+            prints = row_fingerprints(torch.cat((rows, others)))
             positions = torch.arange(len(rows))
             apart = prints.distances(positions.repeat(2))[len(rows) :]
             is_zero = (apart <= _SIMILAR) & (prints.scale[: len(rows)] > 0)
             self.labels = torch.where(is_zero, self.labels, self.units)
         self.labels = self.units[firsts(self.labels)]
 
-    def level(self, tensors: Values, limit: float) -> None:
+    def level(self, tensors: ByParameter, limit: float) -> None:
         """Make what is equal exactly equal, values or gradients, where it drifts beyond a limit."""
         if self.drift > limit:
             leaders = firsts(self.labels)
@@ -164,7 +171,7 @@ class Probe:
     modules: Sequence[Track[EqualModules]]
     steps: int = 0
     first_moved: dict[nn.Parameter, int] = field(default_factory=dict)
-    reach: Values = field(default_factory=dict)
+    reach: ByParameter = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -195,7 +202,7 @@ class Probe:
         """The suspected units to which no gradient has come."""
         return [track for track in self.units if track.start.is_suspect and not track.has_moved]
 
-    def note(self, gradients: Values, same: float) -> bool:
+    def note(self, gradients: ByParameter, same: float) -> bool:
         """Show one step's gradients to all tracks; tell whether anything is new."""
         self.steps += 1
         waiting = (p for p in gradients if p not in self.first_moved)
@@ -292,7 +299,7 @@ def find_reach(probe: Probe, replica: Replica, *, draws: int = DRAWS) -> None:
             _raise(probe.reach, {p: gradients[p] for p in _with_biases(equal, probe.units)})
 
 
-def _raise(reach: Values, gradients: Values) -> None:
+def _raise(reach: ByParameter, gradients: ByParameter) -> None:
     for parameter, gradient in gradients.items():
         reach[parameter] = torch.maximum(reach[parameter], gradient.abs())
 
@@ -309,7 +316,7 @@ def _with_biases(
 
 def _gradients_with_noise(
     replica: Replica, tracks: Sequence[Track[EqualUnits]], draw: int
-) -> Values:
+) -> ByParameter:
     """Return the gradients with units that never moved, or move together, made random."""
     kept = replica.values
     replica.values = dict(kept)

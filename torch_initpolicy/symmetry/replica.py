@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.symmetry.batches import Batches
-from torch_initpolicy.symmetry.units import Values, equal_rows
+from torch_initpolicy.symmetry.units import ByParameter, equal_rows
 from torch_initpolicy.trace.borrow import Lent, borrowed, cuda_devices
 from torch_initpolicy.trace.stand_ins import lazily_copied
 from torch_initpolicy.trace.trees import tensors_in
@@ -104,7 +104,9 @@ class Replica:
         self.batches = batches
         self.loss = loss
         self.precision = PRECISIONS[batches.dtype]
-        self.starts: Values = {parameter: self._cast(parameter) for parameter in lent.parameters}
+        self.starts: ByParameter = {
+            parameter: self._cast(parameter) for parameter in lent.parameters
+        }
         self.values = dict(self.starts)
         self.buffers = {id(buffer): self._cast(buffer) for buffer in lent.buffers}
         self.trained: tuple[nn.Parameter, ...] = ()
@@ -133,7 +135,7 @@ class Replica:
         again.shared_targets = shared_targets
         return again
 
-    def gradients(self, step: int) -> Values:
+    def gradients(self, step: int) -> ByParameter:
         """Return the gradients at the inputs and the noise of one step, cleaned of rounding.
 
         Where any are so small that they may be nothing but rounding, they are taken again, of a
@@ -155,7 +157,7 @@ class Replica:
         limit = self.precision.doubtful * most
         return any(_smallest_slice(g) < limit for _, g in found)
 
-    def _gradients(self, step: int, *, nudge: float, share: float) -> Values:
+    def _gradients(self, step: int, *, nudge: float, share: float) -> ByParameter:
         # Parameters again: lists of parameters, which a forward pass may slice, wrap all else anew.
         values = {parameter: lazily_copied(value) for parameter, value in self.values.items()}
         values |= {p: values[p] * (1 + nudge) for p in self.trained if nudge}
@@ -188,7 +190,7 @@ class Replica:
         yield
         self.noisy |= any(not torch.equal(g.get_state(), state) for g, state in started)
 
-    def descend(self, gradients: Values) -> None:
+    def descend(self, gradients: ByParameter) -> None:
         """Take one step of plain gradient descent, so long that some parameter moves by a tenth.
 
         One step length for all: only then does the step commute with every exchange of units.

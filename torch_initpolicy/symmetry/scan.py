@@ -15,7 +15,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.modules import EqualModules, equal_modules
 from torch_initpolicy.symmetry.shards import signatures
 from torch_initpolicy.symmetry.units import (
-    Values,
+    ByParameter,
     View,
     by_label,
     equal_rows,
@@ -97,12 +97,12 @@ class EqualUnits:
         """List the units by group; a row of zeros may stand alone."""
         return by_label(self.units.tolist(), self.labels.tolist())
 
-    def rows(self, tensors: Values) -> Iterator[Tensor]:
+    def rows(self, tensors: ByParameter) -> Iterator[Tensor]:
         """Yield what tensors hold for these units, one row for each."""
         rows = self.view.rows(tensors[self.parameter], None if self.is_whole else self.units)
         yield rows.sort(1).values if self.shuffled else rows
 
-    def level(self, tensors: Values, leaders: Tensor, turn: Tensor) -> None:
+    def level(self, tensors: ByParameter, leaders: Tensor, turn: Tensor) -> None:
         """Put the row of each unit's leader, times a sign, in place of its own."""
         if not self.shuffled:
             tensor = tensors[self.parameter]

@@ -21,7 +21,7 @@ from torch_initpolicy.symmetry.modules import EqualModules
 from torch_initpolicy.symmetry.probe import DRAWS, Probe, Track, find_reach, follow
 from torch_initpolicy.symmetry.replica import Loss, Replica, Unfit, prepared
 from torch_initpolicy.symmetry.scan import Suspects, scan
-from torch_initpolicy.symmetry.units import Values
+from torch_initpolicy.symmetry.units import ByParameter
 from torch_initpolicy.trace.failures import in_short
 
 
@@ -147,7 +147,7 @@ def _is_confirmed(subject: Subject, attempt: Attempt, replica: Replica, probe: P
     return not any(_separates(track, gradients, meant.precision.same) for track in tied)
 
 
-def _separates(track: Track[Any], gradients: Values, same: float) -> bool:
+def _separates(track: Track[Any], gradients: ByParameter, same: float) -> bool:
     """Tell whether gradients tell any units apart that are still equal."""
     again = copy.copy(track)
     again.see(gradients, 1, same)

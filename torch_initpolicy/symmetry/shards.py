@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_initpolicy.sites import Site
 from torch_initpolicy.symmetry.findings import Finding
-from torch_initpolicy.symmetry.units import NEAR, View, equal_rows, groups
+from torch_initpolicy.symmetry.units import NEAR, View, equal_groups, equal_rows
 from torch_initpolicy.writing.shards import Piece, is_sharded, pieces
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _weights(axes: Sequence[tuple[int, range]]) -> Tensor:
     return weights
 
 
-def digest(parameter: "DTensor") -> tuple[float, ...]:
+def digest_of_shards(parameter: "DTensor") -> tuple[float, ...]:
     """Return a signature of a whole sharded parameter."""
     whole = View("entries", tuple(parameter.shape), ())
     return tuple(float(f"{number:.6g}") for number in signatures(parameter, whole)[0].tolist())
@@ -168,10 +168,10 @@ def _copied(site: Site, parameter: "DTensor", own: Tensor, dimension: int) -> Fi
     labels, _ = equal_rows(stack.cpu())
     constant = stack[:, -1].cpu() > 0
     labels = torch.where(constant, torch.arange(len(labels)), labels)
-    found = float(bool(groups(labels)))
+    found = float(bool(equal_groups(labels)))
     if not bool(_reduced(parameter, own.new_tensor([found]), "MAX")):
         return None
-    units = groups(labels) or (tuple(range(len(labels))),)
+    units = equal_groups(labels) or (tuple(range(len(labels))),)
     reason = (
         f"the processes along dimension {dimension} of the mesh hold identical shards: the "
         f"whole has {len(labels)} copies of the same units, as if each had drawn its own from "

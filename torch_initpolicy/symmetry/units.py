@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torch_initpolicy.tensors.axes import Axes
 
-Values = dict[nn.Parameter, Tensor]
+ByParameter = dict[nn.Parameter, Tensor]
 """Tensors by the parameter that they stand for: its value, or its gradient."""
 
 # Views
@@ -191,7 +191,7 @@ class Fingerprints(NamedTuple):
 _TINY = torch.finfo(torch.float64).tiny
 
 
-def fingerprints(rows: Tensor) -> Fingerprints:
+def row_fingerprints(rows: Tensor) -> Fingerprints:
     """Project rows, `(units, features)`, on fixed random vectors.
 
     Rows that differ have different projections, but for vectors of measure zero (the lemma of
@@ -226,7 +226,7 @@ def equal_rows(
         >>> labels.tolist(), signs.tolist()
         ([0, 1, 0, 0], [1, 0, -1, 1])
     """
-    prints = fingerprints(rows)
+    prints = row_fingerprints(rows)
     is_zero = prints.scale <= tiny * max(rows.shape[1], 1) ** 0.5
     signs = torch.where(is_zero, 0.0, prints.keys[0].sign() if signed else 1.0)
     turned = prints._replace(keys=prints.keys * signs)
@@ -314,7 +314,7 @@ def in_company(labels: Tensor, signs: Tensor) -> Tensor:
     return ((labels.bincount(minlength=1)[labels] > 1) | (signs == 0)).nonzero().flatten()
 
 
-def groups(labels: Tensor) -> tuple[tuple[int, ...], ...]:
+def equal_groups(labels: Tensor) -> tuple[tuple[int, ...], ...]:
     """List the units that share a label, where there are several."""
     found = by_label(range(len(labels)), labels.tolist())
     return tuple(units for units in found if len(units) > 1)

@@ -99,7 +99,7 @@ def conventional(shape: Sequence[int]) -> Axes:
     return Axes(inputs=(1,), outputs=(0,))
 
 
-def check(shape: Sequence[int], axes: Axes) -> None:
+def check_axes(shape: Sequence[int], axes: Axes) -> None:
     """Raise a ValueError where `axes` cannot belong to a weight of `shape`."""
     if axes.view and math.prod(axes.view) != math.prod(shape):
         raise ValueError(f"a tensor of shape {tuple(shape)} cannot be read as {axes.view}")
@@ -123,7 +123,7 @@ def part(shape: Sequence[int], axes: Axes, block: int) -> tuple[tuple[int, ...],
         >>> shape, axes.blocks
         ((32, 32), ())
     """
-    check(shape, axes)
+    check_axes(shape, axes)
     if axes.packed is None:
         raise ValueError(f"{axes} has no blocks")
     shape = axes.view or shape
@@ -176,7 +176,7 @@ def _counted_fans(shape: tuple[int, ...], axes: Axes, block: int | None) -> Fans
         if block is None and len(set(axes.blocks)) > 1:
             raise ValueError(f"blocks {axes.blocks} have fans of their own; name one: block=0")
         return _counted_fans(*part(shape, axes, block or 0), None)
-    check(shape, axes)
+    check_axes(shape, axes)
     if axes.counted is not None:
         return Fans(*(int(fan) if fan == int(fan) else fan for fan in axes.counted))
     shape = axes.view or shape
@@ -215,7 +215,7 @@ def block_ranges(shape: Sequence[int], axes: Axes) -> tuple[tuple[range, ...], .
         >>> block_ranges((18, 8), heads)[0]
         (range(0, 3), range(9, 12))
     """
-    check(shape, axes)
+    check_axes(shape, axes)
     turns = range(0, sum(axes.blocks) * axes.repeats, sum(axes.blocks) or 1)
     starts = itertools.accumulate(axes.blocks, initial=0)
     return tuple(

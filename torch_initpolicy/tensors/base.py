@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_initpolicy.errors import PolicyError, nearest
-from torch_initpolicy.tensors.axes import Axes, Fans, block_ranges, check, conventional, part
+from torch_initpolicy.tensors.axes import Axes, Fans, block_ranges, check_axes, conventional, part
 
 Gain = float | Literal["meets", "fed_by", "signal"]
 """A factor of the standard deviation: a number, the gain of the activation that the weight's output
@@ -210,7 +210,7 @@ def fitting(owner: object, shape: Sequence[int], axes: Axes | None) -> Axes:
     """Return the axes of a tensor that has inputs and outputs, or raise where it has none."""
     try:
         layout = conventional(shape) if axes is None else axes
-        check(shape, layout)
+        check_axes(shape, layout)
         for block in range(len(layout.blocks)):
             part(shape, layout, block)
     except ValueError as error:
@@ -225,7 +225,7 @@ def parts(shape: Sequence[int], axes: Axes) -> list[tuple[tuple[int, ...], Axes]
     return [part(shape, axes, block) for block in range(len(axes.blocks))]
 
 
-def joined(shape: Sequence[int], axes: Axes, blocks: Sequence[Tensor]) -> Tensor:
+def joined_blocks(shape: Sequence[int], axes: Axes, blocks: Sequence[Tensor]) -> Tensor:
     """Put packed blocks together again."""
     if axes.packed is None:
         return blocks[0]

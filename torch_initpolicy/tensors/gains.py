@@ -21,7 +21,7 @@ from torch_initpolicy.errors import UnknownNameError, counted, nearest
 Function = Callable[[Tensor], Tensor]
 """An element-wise function of one tensor."""
 
-Family = Literal["linear", "rectifier", "saturating", "selu"]
+ActivationFamily = Literal["linear", "rectifier", "saturating", "selu"]
 """Which initialisation an activation asks for: `rectifier` He's, `saturating` (bounded, or a
 softmax) Xavier's, `selu` LeCun's, `linear` Xavier's for want of an activation."""
 
@@ -74,7 +74,7 @@ class Formula:
     """
 
     function: Callable[..., Tensor] | None
-    family: Family = "rectifier"
+    family: ActivationFamily = "rectifier"
     usual: tuple[float, ...] = ()
     exact: Callable[..., Moments] | None = None
 
@@ -92,7 +92,7 @@ def _randomised(lower: float, upper: float) -> Moments:
     return _leaky(middle - reach, middle, middle + reach)
 
 
-def _gated(gate: Callable[[Tensor], Tensor], family: Family) -> Formula:
+def _gated(gate: Callable[[Tensor], Tensor], family: ActivationFamily) -> Formula:
     """Describe `a * gate(b)` of independent halves: its power is that of the gate."""
 
     def exact() -> Moments:
@@ -166,7 +166,7 @@ def _row_of(activation: Activation) -> tuple[Formula, tuple[float, ...]]:
     return known, tuple(map(float, parameters))
 
 
-def family(activation: Activation | str) -> Family:
+def family(activation: Activation | str) -> ActivationFamily:
     """Say which initialisation an activation asks for.
 
     That is He's for one that is known by its moments alone: with its own gain it keeps the signal

@@ -32,7 +32,7 @@ from torch_initpolicy.tensors.base import (
     Normals,
     Spread,
     fitting,
-    joined,
+    joined_blocks,
     merged_spreads,
     parts,
     require_word,
@@ -55,7 +55,7 @@ from torch_initpolicy.tensors.distributions import (
 )
 from torch_initpolicy.tensors.initializer import Initializer, Scaled, register, require_transparent
 from torch_initpolicy.tensors.isolation import drawing_from
-from torch_initpolicy.tensors.samplers import ByFunction, Draw, Independent, Joint, Sampler, build
+from torch_initpolicy.tensors.samplers import ByFunction, Draw, Independent, Joint, Sampler, built
 from torch_initpolicy.tensors.standards import Transformed
 from torch_initpolicy.tensors.structured import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 
@@ -108,7 +108,7 @@ class ICNR(Initializer):
         """Draw one kernel for each patch and repeat it."""
         patches, layout = self._patches(shape, axes)
         inner = self.inner.sampler(patches, layout)
-        kernels, spread = partial(build, inner, patches), inner.spread
+        kernels, spread = partial(built, inner, patches), inner.spread
         repeats, axis = self.upscale_factor**2, layout.outputs[0]
         if isinstance(spread, Spread):  # of numbers that are there several times
             spread = replace(spread, kurtosis=1 + repeats * (spread.kurtosis - 1))
@@ -181,7 +181,7 @@ class Blocks(Initializer):
 
         def joint(normal: Normals) -> Tensor:
             blocks = zip(each, sizes, strict=True)
-            return joined(shape, axes, [build(of, size, normal) for of, (size, _) in blocks])
+            return joined_blocks(shape, axes, [built(of, size, normal) for of, (size, _) in blocks])
 
         spreads = [sampler.spread for sampler in each]
         found = [spread for spread in spreads if isinstance(spread, Spread)]
@@ -224,13 +224,13 @@ class Chrono(Initializer):
                 f"shape {tuple(shape)} and {axes}"
             )
 
-        def build(normal: Normals) -> Tensor:
+        def built(normal: Normals) -> Tensor:
             drawn = normal((shape[0] // len(signs),))
             uniform = torch.special.ndtr(drawn.real * (2**0.5 if drawn.is_complex() else 1.0))
             scales = (1 + (self.t_max - 2) * uniform).log().to(drawn.dtype)
             return torch.cat([sign * scales for sign in signs])
 
-        return Joint(build)
+        return Joint(built)
 
 
 _GATES_OF_MEMORY: Mapping[int, tuple[float, ...]] = MappingProxyType(

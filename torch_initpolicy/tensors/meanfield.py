@@ -21,7 +21,7 @@ class Critical(NamedTuple):
     bias: float
 
 
-def critical(activation: Activation | str, q: float) -> Critical:
+def critical_point(activation: Activation | str, q: float) -> Critical:
     """Return the variances that are critical and let the signal settle at a mean square `q`.
 
     Small ones make saturating activations act nearly linearly, so that depths of thousands of

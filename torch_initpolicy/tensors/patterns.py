@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-FALSE_ALARM = 1e-7
+FALSE_PATTERN = 1e-7
 """Probability with which one test may take random numbers for a pattern."""
 
 
@@ -226,7 +226,7 @@ def _one_sided(numbers: Tensor) -> str | None:
     near, far = sorted((abs(low), abs(high)))
     resolution = torch.finfo(numbers.dtype).eps
     chance = (max(1 - near / far, resolution) / 2) ** (numbers.numel() - 1)
-    if chance > FALSE_ALARM:
+    if chance > FALSE_PATTERN:
         return None
     if near == far:
         return f"bias of {low:.4g}: a prior"

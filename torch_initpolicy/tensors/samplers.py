@@ -107,7 +107,7 @@ Sampler: TypeAlias = Independent | Joint | ByFunction
 """How the numbers of one tensor are drawn."""
 
 
-def build(sampler: Sampler, shape: Sequence[int], normal: Normals) -> Tensor:
+def built(sampler: Sampler, shape: Sequence[int], normal: Normals) -> Tensor:
     """Return a whole tensor, out of standard normals even where its elements are independent."""
     if isinstance(sampler, Joint):
         return sampler.build(normal)

@@ -17,7 +17,7 @@ from torch_initpolicy.tensors.base import (
     Normals,
     Spread,
     fitting,
-    joined,
+    joined_blocks,
     known,
     merged_spreads,
     parts,
@@ -45,7 +45,7 @@ def _built_by_block(
         if block.numel():
             write_(maps(block, block_axes), normal)
         blocks.append(block)
-    return joined(shape, layout, blocks).mul_(gain)
+    return joined_blocks(shape, layout, blocks).mul_(gain)
 
 
 def _metas(owner: object, shape: Sequence[int], axes: Axes | None) -> Iterator[Maps]:

@@ -62,7 +62,7 @@ def _has_zeros(held: Tensor) -> bool:
     return held.numel() > 1 and bool((held == 0).any())
 
 
-def repeats(uses: Uses, use: Use) -> bool:
+def repeats_rows(uses: Uses, use: Use) -> bool:
     """Say whether a table of indices picks rows of a parameter several times on the way to its use.
 
     So do the rows of a table that positions or categories share; where nobody knows, they do.

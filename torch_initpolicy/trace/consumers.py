@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from torch_initpolicy.trace.graph import Graph, Node, Value
-from torch_initpolicy.trace.operators import OPS, RANDOM, UNKNOWN, Op, OpRole, slots_of
+from torch_initpolicy.trace.operators import OPS, RANDOM, UNKNOWN, Operator, OpRole, slots_of
 
-Kind = Literal["statistic", "inverse", "normalised", "scaled"]
+NormStep = Literal["statistic", "inverse", "normalised", "scaled"]
 """A step of a normalisation written out in primitives: `x * rsqrt(mean(x ** 2)) * weight`."""
 
 
@@ -82,7 +82,7 @@ class Uses:
     graph: Graph
     signals: set[int] = field(default_factory=set)
     sources: dict[int, tuple[Source, ...]] = field(default_factory=dict)
-    kinds: dict[int, Kind] = field(default_factory=dict)
+    kinds: dict[int, NormStep] = field(default_factory=dict)
     found: list[Use] = field(default_factory=list)
     at: dict[int, list[Use]] = field(default_factory=dict)
     weighers: set[int] = field(default_factory=set)
@@ -249,7 +249,7 @@ def _express(result: Uses, node: Node, read: Sequence[int], *, routed: bool = Fa
     result.sources.update(dict.fromkeys(node.outputs, tuple(followed.values())))
 
 
-def _through(source: Source, node: Node, op: Op) -> Source:
+def _through(source: Source, node: Node, op: Operator) -> Source:
     """Follow a parameter through an operator that reads parameters and constants only."""
     if op.role is OpRole.ADDS:
         return replace(source, shift=source.shift + _added_number(node))
@@ -285,7 +285,9 @@ def _note_kind(
         result.kinds.update(dict.fromkeys(node.outputs, kind))
 
 
-def _kind(node: Node, role: OpRole, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
+def _kind(
+    node: Node, role: OpRole, kinds: Sequence[NormStep | None], *, scaled: bool
+) -> NormStep | None:
     """Say which step of a normalisation a node's output is, given those of what it reads."""
     if role is OpRole.SUMMARISES or node.op in ("mean", "sum"):
         return "statistic"
@@ -301,7 +303,9 @@ def _kind(node: Node, role: OpRole, kinds: Sequence[Kind | None], *, scaled: boo
     return None
 
 
-def _kind_of_product(node: Node, kinds: Sequence[Kind | None], *, scaled: bool) -> Kind | None:
+def _kind_of_product(
+    node: Node, kinds: Sequence[NormStep | None], *, scaled: bool
+) -> NormStep | None:
     if scaled and "normalised" in kinds:
         return "scaled"
     if len(kinds) == 1:

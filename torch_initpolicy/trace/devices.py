@@ -14,7 +14,7 @@ from torch_initpolicy.trace.stand_ins import INDICES, lazily_copied, plain_meta
 from torch_initpolicy.trace.trees import map_tensors, tensors_in
 from torch_initpolicy.trace.values import Values
 
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+CallArguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional arguments, and those by keyword."""
 
 
@@ -28,7 +28,7 @@ class OneDevice:
 
     def arguments(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Arguments:
+    ) -> CallArguments:
         """Send real tensors to meta where an operator would mix the two; keep new indices real."""
         if self._moved:
             args, kwargs = map_tensors(self._latest, (args, dict(kwargs)))

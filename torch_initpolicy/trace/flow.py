@@ -22,7 +22,7 @@ from torch_initpolicy.trace.regions import Composite
 from torch_initpolicy.trace.residuals import Residuals, residuals
 from torch_initpolicy.trace.scalars import Scalars, numbers
 from torch_initpolicy.trace.units import Following, following
-from torch_initpolicy.trace.walks import NOTHING, Ahead, Walk, behind, hidden
+from torch_initpolicy.trace.walks import EMPTY_WALK, Ahead, Walk, behind, hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +128,10 @@ def ahead_of(use: Use, flow: Flow) -> Walk:
     if use.node.op in _INSIDE:
         return _INSIDE[use.node.op]
     if flow.uses.role(use.node) is OpRole.PROJECTS_AND_ATTENDS and "out_proj" not in use.slot:
-        return NOTHING if use.slot == "v_proj_weight" else Walk(((1, SOFTMAX),))
+        return EMPTY_WALK if use.slot == "v_proj_weight" else Walk(((1, SOFTMAX),))
     if flow.uses.role(use.node) is OpRole.ATTENDS and use.slot != "value":
         return Walk(((1, SOFTMAX),))
-    return flow.ahead.get(use.node.outputs[0], NOTHING)
+    return flow.ahead.get(use.node.outputs[0], EMPTY_WALK)
 
 
 def _kernels(uses: Uses) -> frozenset[int]:

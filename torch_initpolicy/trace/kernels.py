@@ -17,11 +17,11 @@ from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 from torch_initpolicy.trace.units import Shown
 
-Seen = Mapping[int, Mapping[int, Shown]]
+ShownByValue = Mapping[int, Mapping[int, Shown]]
 """Which units of which weights each value shows."""
 
 
-def kernels(uses: Uses, shown: Seen) -> dict[int, int]:
+def kernels(uses: Uses, shown: ShownByValue) -> dict[int, int]:
     """Return the generated weight that each node applies, by node."""
     found: dict[int, int] = {}
     for node in uses.graph.nodes:
@@ -41,7 +41,7 @@ def _applied(uses: Uses, node: Node) -> Iterator[int]:
         yield from dict.fromkeys(uses.carried(node))
 
 
-def _is_matrix(uses: Uses, node: Node, value: int, shown: Seen) -> bool:
+def _is_matrix(uses: Uses, node: Node, value: int, shown: ShownByValue) -> bool:
     """Say whether one layer makes a whole matrix: what it sums over, and what it brings along."""
     each = [units.along() for units in shown.get(value, {}).values()]
     ndim = len(uses.graph.values[value].shape)

@@ -11,7 +11,7 @@ from torch_initpolicy.trace.consumers import Use, Uses
 from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import OpRole
 
-Names = frozenset[str] | None
+WeightNames = frozenset[str] | None
 """Canonical names of weights; None for too many, or for the model's output, which tells units
 apart."""
 
@@ -26,10 +26,10 @@ class Neighbours:
 
     def __init__(self, uses: Uses) -> None:
         self.uses = uses
-        self.made_by: dict[int, Names] = {}
+        self.made_by: dict[int, WeightNames] = {}
         for node in uses.graph.nodes:
             self.made_by.update(dict.fromkeys(node.outputs, self._makers(node)))
-        self.ahead: dict[int, Names] = dict.fromkeys(uses.graph.results)
+        self.ahead: dict[int, WeightNames] = dict.fromkeys(uses.graph.results)
         for node in reversed(uses.graph.nodes):
             self._look_ahead(node)
 
@@ -38,7 +38,7 @@ class Neighbours:
         names = _joined(self._of(use) for use in found)
         return tuple(sorted(names or _NONE))
 
-    def _of(self, use: Use) -> Names:
+    def _of(self, use: Use) -> WeightNames:
         role = self.uses.role(use.node)
         if role is OpRole.PROJECTS_AND_ATTENDS and "out_proj" not in use.slot:
             return self._applied(use.node)
@@ -48,10 +48,10 @@ class Neighbours:
     def _applied(self, node: Node) -> frozenset[str]:
         return frozenset(use.source.site for use in self.uses.applied(node.index))
 
-    def _ahead_of(self, value: int) -> Names:
+    def _ahead_of(self, value: int) -> WeightNames:
         return self.ahead.get(value, _NONE)
 
-    def _makers(self, node: Node) -> Names:
+    def _makers(self, node: Node) -> WeightNames:
         """Return the weights that a node's output comes out of, the last on each path."""
         if node.index in self.uses.weighers:
             return self._applied(node)
@@ -71,7 +71,7 @@ class Neighbours:
             before = self._ahead_of(value)
             self.ahead[value] = _joined([before, beyond, *beside])
 
-    def _beyond(self, node: Node) -> Names:
+    def _beyond(self, node: Node) -> WeightNames:
         if self.uses.role(node) is OpRole.UNKNOWN:
             return None
         if node.index in self.uses.weighers:
@@ -79,7 +79,7 @@ class Neighbours:
         return _joined(self._ahead_of(output) for output in node.outputs)
 
 
-def _joined(each: Iterable[Names]) -> Names:
+def _joined(each: Iterable[WeightNames]) -> WeightNames:
     """Join sets of names; one that is given up gives up the whole."""
     joined = _NONE
     for names in each:

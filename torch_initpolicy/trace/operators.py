@@ -45,28 +45,28 @@ class OpRole(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
+class Operator:
     """An operator: its role and the names of its positional arguments; others are `"input"`."""
 
     role: OpRole
     slots: tuple[str, ...] = ()
 
 
-def _each(names: str, role: OpRole, *slots: str) -> dict[str, Op]:
-    return dict.fromkeys(names.split(), Op(role, slots))
+def _each(names: str, role: OpRole, *slots: str) -> dict[str, Operator]:
+    return dict.fromkeys(names.split(), Operator(role, slots))
 
 
-class _Operators(dict[str, Op]):
+class _Operators(dict[str, Operator]):
     """A table that goes by its name: it is a default, and `help` would print all of it."""
 
     def __repr__(self) -> str:
         return "OPS"
 
 
-OPS: Mapping[str, Op] = MappingProxyType(_Operators(
+OPS: Mapping[str, Operator] = MappingProxyType(_Operators(
     _each("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
           OpRole.WEIGHS, "input", "weight", "bias")
-    | {"deform_conv2d": Op(OpRole.WEIGHS, ("input", "weight", "input", "input", "bias"))}
+    | {"deform_conv2d": Operator(OpRole.WEIGHS, ("input", "weight", "input", "input", "bias"))}
     | _each("bilinear", OpRole.WEIGHS, "input", "input", "weight", "bias")
     | _each("matmul mm bmm mv dot inner tensordot chain_matmul grouped_mm sparse_mm smm",
             OpRole.CONTRACTS, "left", "right", "index")
@@ -147,7 +147,7 @@ OPS: Mapping[str, Op] = MappingProxyType(_Operators(
 ))  # fmt: skip
 """The operators whose role is known, by the name that `op_name` gives them."""
 
-UNKNOWN = Op(OpRole.UNKNOWN)
+UNKNOWN = Operator(OpRole.UNKNOWN)
 
 CARRIERS = frozenset({
     OpRole.MULTIPLIES, OpRole.ADDS, OpRole.NORMALISES, OpRole.CASTS, OpRole.MOVES, OpRole.PICKS,
@@ -162,7 +162,7 @@ RANDOM = frozenset(
 """Operators that draw random numbers."""
 
 
-def slots_of(node: Node, op: Op) -> Iterator[tuple[str, int]]:
+def slots_of(node: Node, op: Operator) -> Iterator[tuple[str, int]]:
     """Yield each value that a node reads, with the name of the argument it stands in."""
     for position, argument in enumerate(node.args):
         slot = op.slots[position] if position < len(op.slots) else "input"

@@ -19,7 +19,7 @@ from torch_initpolicy.trace.graph import Node
 from torch_initpolicy.trace.operators import CARRIERS, OpRole, argument
 from torch_initpolicy.trace.units import Following, Shown, Units
 
-Origin = Mapping[int, Units]
+UnitsByWeight = Mapping[int, Units]
 """Units that a value depends on, by weight; left out where it depends on all or none."""
 
 
@@ -115,8 +115,8 @@ class _Pieces:
 
     followed: Following
     sizes: Mapping[int, int]
-    origins: dict[int, Origin] = field(default_factory=dict)
-    scales: dict[int, Origin] = field(default_factory=dict)
+    origins: dict[int, UnitsByWeight] = field(default_factory=dict)
+    scales: dict[int, UnitsByWeight] = field(default_factory=dict)
     pieces: dict[int, set[Units]] = field(default_factory=dict)
     met: dict[int, set[Meeting]] = field(default_factory=dict)
 
@@ -125,7 +125,7 @@ class _Pieces:
         role, operands = uses.role(node), tuple(dict.fromkeys(uses.carried(node)))
         if role is OpRole.GATES:
             self._gate(node, operands)
-        scales: Origin = {}
+        scales: UnitsByWeight = {}
         if not self.origins.keys().isdisjoint(operands):
             scales = self._combine(node, role, operands)
         for output in node.outputs:
@@ -133,7 +133,7 @@ class _Pieces:
             if scales:
                 self.scales[output] = scales
 
-    def _combine(self, node: Node, role: OpRole, operands: Sequence[int]) -> Origin:
+    def _combine(self, node: Node, role: OpRole, operands: Sequence[int]) -> UnitsByWeight:
         """Let pieces meet in a product, and return what scales the output."""
         weighs = node.index in self.followed.uses.weighers
         if weighs or role in _PRODUCTS:
@@ -161,18 +161,18 @@ class _Pieces:
     def _is_part(self, node: int, units: Units) -> bool:
         return units.bit_count() < self.sizes.get(node, 0)
 
-    def _besides(self, value: int, pieces: Origin) -> Origin:
+    def _besides(self, value: int, pieces: UnitsByWeight) -> UnitsByWeight:
         """Return what an operand brings in, but for the outputs of which it is cut to a piece."""
         cut = self._shown(value).keys() & pieces.keys()
         return {node: units for node, units in self.origins[value].items() if node not in cut}
 
-    def _meet(self, one: Origin, other: Origin) -> None:
+    def _meet(self, one: UnitsByWeight, other: UnitsByWeight) -> None:
         for node in one.keys() & other.keys():
             meeting = Meeting(one[node] & ~other[node], other[node] & ~one[node])
             if meeting.one and meeting.other:
                 self.met.setdefault(node, set()).add(meeting)
 
-    def _scaled(self, role: OpRole, operands: Sequence[int]) -> Origin:
+    def _scaled(self, role: OpRole, operands: Sequence[int]) -> UnitsByWeight:
         """Say what scales the signal, and let it meet what shifts the signal here."""
         if role is OpRole.ADDS:
             for value, shift in itertools.permutations(operands, 2):
@@ -182,13 +182,13 @@ class _Pieces:
         here = [self._factor(value, operands) for value in operands if multiplies]
         return _together((*before, *here)) if role in _SCALED else {}
 
-    def _factor(self, value: int, operands: Sequence[int]) -> Origin:
+    def _factor(self, value: int, operands: Sequence[int]) -> UnitsByWeight:
         """Return the pieces that a factor shows, of weights that the other factors are free of."""
         others = [self.origins.get(other, {}) for other in operands if other != value]
         taken = set(itertools.chain(*others))
         return {node: units for node, units in self._pure(value).items() if node not in taken}
 
-    def _pure(self, value: int) -> Origin:
+    def _pure(self, value: int) -> UnitsByWeight:
         """Return the pieces that a value shows and that nothing else has been multiplied with."""
         shown, scaled = self._shown(value), self.scales.get(value, {})
         origin = self.origins.get(value, {})
@@ -205,7 +205,7 @@ class _Pieces:
                     self.met.setdefault(weight, set()).add(Meeting(one, other))
 
 
-def _together(origins: Iterable[Origin]) -> Origin:
+def _together(origins: Iterable[UnitsByWeight]) -> UnitsByWeight:
     """Put together what several values depend on."""
     found: dict[int, Units] = {}
     for origin in origins:

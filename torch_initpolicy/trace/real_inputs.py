@@ -13,7 +13,7 @@ from torch_initpolicy.errors import TraceError, counted, listing
 from torch_initpolicy.sites import Site
 from torch_initpolicy.trace.inputs import as_call
 from torch_initpolicy.trace.read import read
-from torch_initpolicy.trace.stand_ins import random_call, vocabulary
+from torch_initpolicy.trace.stand_ins import random_call, vocabulary_size
 from torch_initpolicy.trace.trees import Call, tensors_in
 
 _SAMPLES = 16
@@ -60,7 +60,7 @@ def real_inputs(model: nn.Module, sites: Sequence[Site], inputs: Any = None) -> 
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for batch in _batch(found), None:
-        drawn = random_call(found, vocabulary(model), batch=batch)
+        drawn = random_call(found, vocabulary_size(model), batch=batch)
         yield drawn.mapped(lambda tensor: tensor.to(device))
 
 

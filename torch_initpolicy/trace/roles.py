@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from torch_initpolicy.tensors.layers import Role
-from torch_initpolicy.trace.connections import repeats
+from torch_initpolicy.trace.connections import repeats_rows
 from torch_initpolicy.trace.consumers import Use
 from torch_initpolicy.trace.contractions import facing
 from torch_initpolicy.trace.flow import Flow, ahead_of
@@ -154,7 +154,7 @@ def _carries(index: int, flow: Flow) -> bool:
 
 def _role_of_weight(use: Use, flow: Flow) -> Role:
     """Return whether it is a weight, a scale or gate of one, or a table of whole kernels."""
-    if use.source.indexed and repeats(flow.uses, use):
+    if use.source.indexed and repeats_rows(flow.uses, use):
         return "table"
     faced = facing(flow.uses, use.node, use.slot, use.value)
     if faced is not None and not faced.dims("in"):

@@ -17,7 +17,7 @@ from torch_initpolicy.trace.stand_ins import (
     is_image,
     lazily_copied,
     random_call,
-    vocabulary,
+    vocabulary_size,
 )
 from torch_initpolicy.trace.trees import Call, tensors_in
 
@@ -110,7 +110,7 @@ class Runner:
 
     def for_real(self, call: Call) -> Recorded | Refused:
         """Record on small real inputs, on others too where some parameters are seen by few."""
-        rows, batch = vocabulary(self.model), _TIMES * batch_size(call)
+        rows, batch = vocabulary_size(self.model), _TIMES * batch_size(call)
         for edge in _IMAGE_EDGES:
             recorded = self.really(random_call(call, rows, edge=edge))
             if isinstance(recorded, Recorded):

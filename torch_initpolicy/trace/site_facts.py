@@ -21,7 +21,7 @@ from torch_initpolicy.trace.joins import ALONE, beside, makers
 from torch_initpolicy.trace.operators import SOFTMAX, OpRole, argument
 from torch_initpolicy.trace.products import dot_products, tied_heads
 from torch_initpolicy.trace.roles import raw_role, role_at
-from torch_initpolicy.trace.walks import NOTHING, Walk
+from torch_initpolicy.trace.walks import EMPTY_WALK, Walk
 
 
 def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Facts]:
@@ -78,7 +78,7 @@ def _ahead_of_blocks(use: Use, axes: Axes, flow: Flow) -> Iterator[Walk]:
     """Yield what each matrix packed into a weight meets; nothing at all where it is not known."""
     pack = flow.packs.get(use.node.index)
     if use.slot in ("in_proj_weight", "in_proj_bias"):
-        yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), NOTHING)
+        yield from (Walk(((1, SOFTMAX),)), Walk(((1, SOFTMAX),)), EMPTY_WALK)
     elif pack is not None and len(pack.blocks) == len(axes.blocks):
         for units in pack.units():
             yield flow.looking.of_units(units, pack.shown, flow.ahead)
@@ -102,7 +102,7 @@ def _facts(
     if role == "weight" and axes is None:  # how many connections it makes is not known
         role = "unknown"
     met = _met_at_uses(found, flow)
-    fed = flow.behind.get(first.partner, NOTHING) if first.partner is not None else NOTHING
+    fed = flow.behind.get(first.partner, EMPTY_WALK) if first.partner is not None else EMPTY_WALK
     output = _own_output(first, flow)
     join, end = flow.joins.get(output, ALONE), flow.destinations.get(output, NOWHERE)
     composition = _composition(first, flow)

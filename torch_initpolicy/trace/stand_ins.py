@@ -139,7 +139,7 @@ def batch_size(call: Call) -> int:
     return max(first.shape[0], 1) if first is not None else 1
 
 
-def vocabulary(model: nn.Module) -> int:
+def vocabulary_size(model: nn.Module) -> int:
     """Return how many indices every table of the model holds; tables of types are too small."""
     rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     return min((n for n in rows if n >= _TYPES), default=min(rows, default=2))

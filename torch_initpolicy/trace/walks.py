@@ -19,7 +19,7 @@ from torch_initpolicy.trace.shares import ahead, attended
 from torch_initpolicy.trace.units import Shown, Units
 
 
-class Part(NamedTuple):
+class ShownPart(NamedTuple):
     """Some units of a weight, and what a value shows of that weight."""
 
     units: Units
@@ -57,7 +57,7 @@ class Walk(NamedTuple):
         return self.activations[0][0] if self.activations else math.inf
 
 
-NOTHING = Walk()
+EMPTY_WALK = Walk()
 
 
 def _merged(walks: Sequence[Walk]) -> Walk:
@@ -109,13 +109,13 @@ class Ahead:
         """Say what some of the units of a weight's output meet before the next weight."""
         narrowed: ChainMap[int, Walk] = ChainMap({}, found)
         for value in sorted(shown, reverse=True):
-            part = Part(units, shown[value])
+            part = ShownPart(units, shown[value])
             shows = part.is_among(part.shown.units)
             narrowed[value] = _merged(self._onward(narrowed, value, part) if shows else [])
         return narrowed[min(shown)]
 
     def _onward(
-        self, found: Mapping[int, Walk], value: int, part: Part | None = None
+        self, found: Mapping[int, Walk], value: int, part: ShownPart | None = None
     ) -> list[Walk]:
         """Return what lies ahead of a value, or of the part that it shows of a weight's output."""
         nodes = [self.uses.graph.nodes[index] for index in self.uses.graph.consumers[value]]
@@ -135,7 +135,7 @@ class Ahead:
         return _applies(self.uses, node) or not self.hidden.isdisjoint(node.outputs)
 
     def _through(
-        self, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
+        self, found: Mapping[int, Walk], node: Node, value: int, part: ShownPart | None
     ) -> Iterator[Walk]:
         """Yield what lies ahead of a value through one of its consumers."""
         composite = self.composites.get(value)
@@ -152,7 +152,7 @@ class Ahead:
         elif role is OpRole.ATTENDS:
             yield self._through_attention(found, node, value, slots)
         elif self._is_weight(node):
-            yield NOTHING
+            yield EMPTY_WALK
         elif role in CARRIERS or role in (OpRole.CONTRACTS, OpRole.WEIGHS):
             if not {"index", "like", "state"}.issuperset(slots):
                 yield from self._beyond(found, node, value)
@@ -168,11 +168,11 @@ class Ahead:
         self, found: Mapping[int, Walk], node: Node, value: int, slots: Sequence[str]
     ) -> Walk:
         if {"query", "key", "mask"}.isdisjoint(slots):
-            return _merged([NOTHING, *self._beyond(found, node, value)])
+            return _merged([EMPTY_WALK, *self._beyond(found, node, value)])
         return Walk(((1, SOFTMAX),), factor=attended(self.constants, node, value))
 
     def _through_gate(
-        self, found: Mapping[int, Walk], node: Node, value: int, part: Part | None
+        self, found: Mapping[int, Walk], node: Node, value: int, part: ShownPart | None
     ) -> Iterator[Walk]:
         """The second half meets a sigmoid, and the first half what comes after the product."""
         read = self.uses.graph.values[value]
@@ -187,7 +187,7 @@ class Ahead:
     def _beyond(self, found: Mapping[int, Walk], node: Node, value: int) -> Iterator[Walk]:
         """Yield what lies ahead of the outputs of a node that carries a value."""
         if node.index in self.constants.kernels and value != self.constants.kernels[node.index]:
-            yield NOTHING  # what a generated weight reads
+            yield EMPTY_WALK  # what a generated weight reads
             return
         for walk in (found[output] for output in node.outputs if output in found):
             met = bool(walk.activations)

@@ -188,7 +188,7 @@ def _kind(job: Job) -> tuple[object, ...]:
     return job.origin, job.site.device, job.site.dtype, standards, len(job.draws) > 1
 
 
-def drawn(job: Job, workspace: Workspace) -> Tensor:
+def blocks_drawn(job: Job, workspace: Workspace) -> Tensor:
     """Draw all blocks of a tensor that is written otherwise than in place."""
     target = torch.empty(job.site.shape, dtype=job.working, device=job.origin)
     for task in draws_of(job, whole(target)):

@@ -15,7 +15,7 @@ from torch_initpolicy.sites import Site, Storage
 from torch_initpolicy.writing.journal import Journal
 from torch_initpolicy.writing.shards import full, is_sharded, pieces
 
-ROUNDING = 64
+LAST_PLACES = 64
 """Units in the last place, of the largest value, by which a weight may read back changed."""
 
 Hook = TypeVar("Hook", WeightNorm, SpectralNorm)
@@ -34,7 +34,7 @@ class Behind:
     buffers: tuple[tuple[nn.Module, str, Tensor], ...] = ()
 
 
-def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
+def parameters_behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     """Find what must be written behind a parametrised site for it to read as `target`.
 
     Parameters of the names `frozen` stay as they are, so that the site reads as something else in
@@ -48,7 +48,7 @@ def behind(site: Site, target: Tensor, frozen: Collection[str] = ()) -> Behind:
     if [value.shape for value in found.values] != [held.shape for held in site.parameters]:
         raise _unreachable(site, f"its inverse gives {[tuple(v.shape) for v in found.values]}")
     error, scale = (_peak(tensor) for tensor in (found.reading - target, target))
-    if not error <= ROUNDING * torch.finfo(target.dtype).eps * scale:
+    if not error <= LAST_PLACES * torch.finfo(target.dtype).eps * scale:
         raise _unreachable(site, f"it would read back with an error of {error:.3g}")
     return _with_frozen(site, found, target, frozen) if frozen else found
 
@@ -71,7 +71,7 @@ def direction(site: Site, frozen: Collection[str]) -> Tensor | None:
     parts = [p for name, p in zip(site.parts, site.parameters, strict=True) if name not in frozen]
     for part in (full(p) for p in parts if p.shape == site.shape):
         try:
-            values = behind(site, 2 * part).values
+            values = parameters_behind(site, 2 * part).values
         except ApplyError:
             continue
         if any(value.shape == part.shape and torch.equal(value, 2 * part) for value in values):

@@ -19,11 +19,11 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.tensors.base import dtype_name, widened
 from torch_initpolicy.tensors.initializers import From
 from torch_initpolicy.tensors.samplers import Joint
-from torch_initpolicy.writing.blocks import Job, Workspace, drawn, draws_of, normals
+from torch_initpolicy.writing.blocks import Job, Workspace, blocks_drawn, draws_of, normals
 from torch_initpolicy.writing.commit import Write
 from torch_initpolicy.writing.crew import Crew
 from torch_initpolicy.writing.journal import Journal
-from torch_initpolicy.writing.parametrized import Behind, behind, reading, store
+from torch_initpolicy.writing.parametrized import Behind, parameters_behind, reading, store
 from torch_initpolicy.writing.shards import Piece, multiply_, whole
 from torch_initpolicy.writing.streams import isolated
 
@@ -141,12 +141,12 @@ def _aside(job: Job, workspace: Workspace) -> list[Piece]:
 def _values_behind(job: Job, target: Tensor) -> Behind:
     """Find what lies behind a parametrised site, multiplied after it has been filled if need be."""
     try:
-        found = behind(job.site, target, job.step.frozen)
+        found = parameters_behind(job.site, target, job.step.frozen)
         if not job.step.factors:
             return found
         multiplied = found.reading.clone()
         multiply_([whole(multiplied)], job.step.factors)
-        return behind(job.site, multiplied, job.step.frozen)
+        return parameters_behind(job.site, multiplied, job.step.frozen)
     except ApplyError as error:
         raise ApplyError(f"{_named(job.site)}: {error}") from error
 
@@ -164,7 +164,7 @@ def _place(parts: Iterable[tuple[Tensor, Tensor]], journal: Journal) -> None:
 def _target(job: Job, workspace: Workspace) -> Tensor:
     """Return the whole logical tensor that a job asks for."""
     if job.draws:
-        return drawn(job, workspace)
+        return blocks_drawn(job, workspace)
     sampler = job.step.initializer.sampler(job.site.shape, job.step.axes)
     if isinstance(sampler, Joint):
         return sampler.build(partial(normals, job, workspace, count()))

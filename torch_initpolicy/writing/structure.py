@@ -12,7 +12,7 @@ from torch_initpolicy.errors import counted
 from torch_initpolicy.tensors import initializers as init
 from torch_initpolicy.tensors.axes import Axes, block_ranges, conventional, part
 from torch_initpolicy.tensors.maps import Maps, maps
-from torch_initpolicy.tensors.samplers import build
+from torch_initpolicy.tensors.samplers import built
 
 
 @functools.singledispatch
@@ -67,7 +67,7 @@ def _(initializer: init.DeltaOrthogonal, tensor: Tensor, axes: Axes | None) -> I
 @structure.register(init.Dirac)
 @structure.register(init.Identity)
 def _(initializer: init.Dirac | init.Identity, tensor: Tensor, axes: Axes | None) -> Iterator[str]:
-    expected = build(initializer.sampler(tensor.shape, axes), tensor.shape, tensor.new_zeros)
+    expected = built(initializer.sampler(tensor.shape, axes), tensor.shape, tensor.new_zeros)
     rounding = 4 * torch.finfo(tensor.dtype).eps  # of a gain, and of what is multiplied to it
     wrong = int(((expected - tensor).abs() > rounding * expected.abs()).sum())
     if wrong:

@@ -22,7 +22,7 @@ from torch_initpolicy.sites import Site
 from torch_initpolicy.steps import Step, calibrated
 from torch_initpolicy.tensors.axes import block_ranges
 from torch_initpolicy.tensors.base import Spread
-from torch_initpolicy.writing.parametrized import ROUNDING, direction, reading
+from torch_initpolicy.writing.parametrized import LAST_PLACES, direction, reading
 from torch_initpolicy.writing.shards import Piece, along, full, pieces, whole
 from torch_initpolicy.writing.structure import has_structure, structure
 
@@ -115,7 +115,7 @@ def _reasons(site: Site, step: Step, z: float) -> Iterator[str]:
     is_plain = site.storage == "plain"
     held = pieces(site.parameters[0]) if is_plain else (whole(_measured_tensor(site, step)),)
     once = is_plain and not step.factors
-    rounding = torch.finfo(site.dtype).eps * (1 if once else ROUNDING)
+    rounding = torch.finfo(site.dtype).eps * (1 if once else LAST_PLACES)
     row = step.padding
     if row is not None and any(along(piece, 0, range(row, row + 1)).any() for piece in held):
         yield f"row {row} is for padding and not zero"

@@ -50,7 +50,7 @@ class TestSiren:
         plan = plan_policy(siren(), presets.siren(w0=1.0), example_inputs=torch.zeros(4, 2))
         assert plan["2.weight"].std == pytest.approx(math.sqrt(2 / 512))
         for factor in (0.0, -1, float("nan"), "30", None):
-            with pytest.raises(PolicyError, match="positive factor"):
+            with pytest.raises(PolicyError, match="w0 must be a"):
                 presets.siren(factor)
 
 

@@ -60,7 +60,7 @@ def critical(*, q: float = 1 / 64, weights: Drawn = "orthogonal") -> InitPolicy:
     """
     if not q > 0:
         raise PolicyError(f"q is a positive mean square, got {q}")
-    points = {name: meanfield.critical(name, q) for name in _CRITICAL}
+    points = {name: meanfield.critical_point(name, q) for name in _CRITICAL}
     others = [
         rule(WEIGHT & fed_by(name), _matrix(weights, math.sqrt(point.weight)))
         for name, point in points.items()

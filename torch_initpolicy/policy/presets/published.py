@@ -2,7 +2,6 @@
 
 import math
 
-from torch_initpolicy.errors import PolicyError
 from torch_initpolicy.policy.match import ends_residual, feeds_output, kind, name, role, shape
 from torch_initpolicy.policy.presets.everywhere import normal
 from torch_initpolicy.policy.presets.layers import auto
@@ -17,7 +16,6 @@ from torch_initpolicy.policy.presets.parts import (
 )
 from torch_initpolicy.policy.recipes import AspectScale, SirenScale, TorchDefault
 from torch_initpolicy.policy.rules import InitPolicy, preset
-from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.initializers import BranchScaled, Chrono, Normal, Orthogonal, Zeros
 
 
@@ -84,10 +82,7 @@ def siren(w0: float = 30.0) -> InitPolicy:
         >>> siren().rules[-1].initializer
         SirenScale(w0=30.0)
     """
-    factor = plain_number(w0)
-    if factor is None or not 0 < factor < math.inf:
-        raise PolicyError(f"w0 is a positive factor, got {w0!r:.80}")
-    return layers(rule(WEIGHT, SirenScale(factor))).override(rule(role("bias"), TorchDefault()))
+    return layers(rule(WEIGHT, SirenScale(w0))).override(rule(role("bias"), TorchDefault()))
 
 
 @preset

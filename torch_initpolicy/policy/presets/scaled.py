@@ -1,9 +1,9 @@
 """Presets that say how a model is initialised, and learns, at another size than its base model."""
 
-from torch_initpolicy.policy.bases import Base, family
+from torch_initpolicy.policy.bases import Base, base_family
 from torch_initpolicy.policy.match import role
 from torch_initpolicy.policy.rules import InitPolicy, Rule, policy_named, preset
-from torch_initpolicy.policy.scaling import Kind, Scaling
+from torch_initpolicy.policy.scaling import Parametrisation, Scaling
 from torch_initpolicy.tensors.initializers import he_normal
 
 
@@ -109,8 +109,8 @@ def spectral(*, policy: InitPolicy | str | None = None) -> InitPolicy:
 
 
 def _scaled(
-    kind: Kind, base: Base, policy: InitPolicy | str, *, forward_multipliers: bool
+    kind: Parametrisation, base: Base, policy: InitPolicy | str, *, forward_multipliers: bool
 ) -> InitPolicy:
     given = policy_named(policy)
-    scaling = Scaling(kind, family(base, given), forward_multipliers)
+    scaling = Scaling(kind, base_family(base, given), forward_multipliers)
     return InitPolicy(given.rules, scaling=scaling)
