@@ -198,14 +198,23 @@ def require_module(model: object) -> nn.Module:
 
 def canonical_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield every module under each of its names, as the model without its wrappers calls it."""
-    wrapped = _wrapped(model)
-    if wrapped is not None:
-        yield from canonical_modules(wrapped, prefix)
-        return
+    model = unwrapped(model)
     yield prefix, model
     for name, child in model._modules.items():  # noqa: SLF001 - the public walk drops duplicates
         if child is not None:
             yield from canonical_modules(child, f"{prefix}.{name}" if prefix else name)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model without what wraps it: compilation, data parallelism, checkpoints of memory.
+
+    Examples:
+        >>> inner = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(inner)) is inner
+        True
+    """
+    wrapped = _wrapped(model)
+    return model if wrapped is None else unwrapped(wrapped)
 
 
 _WRAPPED_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

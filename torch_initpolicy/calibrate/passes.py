@@ -17,7 +17,7 @@ from torch_initpolicy.calibrate.scales import Scales
 from torch_initpolicy.calibrate.unscaled import unscaled
 from torch_initpolicy.errors import ApplyError, listing
 from torch_initpolicy.planning.selection import Selection
-from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.sites import Site, require_module, sites, unwrapped
 from torch_initpolicy.writing.obstacles import obstacles, shared
 from torch_initpolicy.writing.ranks import process_groups
 
@@ -46,7 +46,7 @@ def scale(
     """Scale weights as `lsuv_` does, whose directions stay as they are."""
     found = sites(require_module(model))
     require_writable(found, selection)
-    inner = next(module for _, module in canonical_modules(model))
+    inner = unwrapped(model)
     copies, groups = Copies(found), process_groups(model)
     settings = Settings(Scales(std, copies), copies, selection, per_channel, groups)
     scales, passes, flow = settings.scales, 0, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_initpolicy.errors import InitPolicyError, nearest
-from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.sites import sites, unwrapped
 from torch_initpolicy.trace.real_inputs import real_inputs
 from torch_initpolicy.trace.stand_ins import vocabulary_size
 from torch_initpolicy.trace.trees import Call
@@ -97,7 +97,7 @@ def batches(inputs: Sequence[Input] | None, model: nn.Module) -> Iterator[Call]:
         >>> [call.args[0].shape[1] for call in batches(None, nn.Linear(6, 4))]
         [6, 6]
     """
-    inner = next(module for _, module in canonical_modules(model))
+    inner = unwrapped(model)
     return real_inputs(inner, sites(model), drawn(inputs, model))
 
 

@@ -17,7 +17,7 @@ from torch_initpolicy.signal.observe import SignalObserver
 from torch_initpolicy.signal.rehearsal import ByName, Rehearsal, with_losses
 from torch_initpolicy.signal.signal import Signal
 from torch_initpolicy.signal.training import Training
-from torch_initpolicy.sites import canonical_modules, require_module, sites
+from torch_initpolicy.sites import require_module, sites, unwrapped
 from torch_initpolicy.symmetry.replica import Loss
 from torch_initpolicy.trace.failures import refusal
 from torch_initpolicy.trace.real_inputs import real_inputs, require_values
@@ -76,7 +76,7 @@ def audit_signal(
 
 def follow_signal(model: nn.Module, inputs: Any, training: Training) -> tuple[Call, Signal]:
     """Follow the signal as `audit_signal` does, and return with which inputs."""
-    inner = next(module for _, module in canonical_modules(require_module(model)))
+    inner = unwrapped(require_module(model))
     found = sites(model)
     require_values(found)
     names = {id(p): site.name for site in found for p in site.parameters}

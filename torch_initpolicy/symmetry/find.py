@@ -13,7 +13,7 @@ from torch import nn
 
 from torch_initpolicy.errors import TraceError
 from torch_initpolicy.locks import BORROWING
-from torch_initpolicy.sites import Site, canonical_modules, require_module, sites
+from torch_initpolicy.sites import Site, require_module, sites, unwrapped
 from torch_initpolicy.symmetry.batches import Attempt, attempts, attempts_with
 from torch_initpolicy.symmetry.findings import Finding, Report, sort
 from torch_initpolicy.symmetry.replica import Loss
@@ -73,7 +73,7 @@ def find_symmetry(
 
 
 def _found(model: nn.Module, example_inputs: Any, loss_fn: Loss | None) -> Report:
-    inner = next(module for _, module in canonical_modules(model))
+    inner = unwrapped(model)
     found = sites(model)
     require_values(found)
     spread = tuple(shard_findings(found))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_initpolicy.errors import InitPolicyWarning, PlanError, warn
-from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.sites import sites, unwrapped
 from torch_initpolicy.symmetry.classify import of_modules, symmetry_remedy, tied_finding
 from torch_initpolicy.symmetry.findings import Finding
 from torch_initpolicy.symmetry.probe import Probe, Track
@@ -149,7 +149,7 @@ class _Follower:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = sites(model)
-        found = suspects(next(module for _, module in canonical_modules(model)), self.sites)
+        found = suspects(unwrapped(model), self.sites)
         self.wanted = frozenset(found.parameters)
         self.probe = Probe.of(*found)
         self.observed = [_Observed(track) for track in self.probe.tracks]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_initpolicy.sites import Site, borrowing, canonical_modules
+from torch_initpolicy.sites import Site, borrowing, unwrapped
 from torch_initpolicy.trace.facts import Evidence, Facts
 from torch_initpolicy.trace.failures import in_short, in_vain, refusal, to_give
 from torch_initpolicy.trace.flow import Flow, flow, unknown_operators
@@ -66,7 +66,7 @@ def read(model: nn.Module, sites: Sequence[Site], example_inputs: Any = None) ->
     Raises:
         TraceError: `example_inputs` were given, and the forward pass raises with them.
     """
-    inner = next(module for _, module in canonical_modules(model))
+    inner = unwrapped(model)
     if is_scripted(inner):
         return Reading(ordered_facts(inner, sites), "order", failure=_COMPILED, untraced=_COMPILED)
     with borrowing(inner):
