@@ -89,7 +89,7 @@ def factors_of(scaled: Iterable[ScaledWeight]) -> dict[str, tuple[float, ...]]:
         own.
 
     Examples:
-        >>> factors_of([Scaled("w", "value", 1.0, 1.0, 2.0, block=2)])
+        >>> factors_of([ScaledWeight("w", "value", 1.0, 1.0, 2.0, block=2)])
         {'w': (1.0, 1.0, 2.0)}
     """
     found: dict[str, tuple[float, ...]] = {}

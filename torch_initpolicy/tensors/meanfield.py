@@ -36,7 +36,7 @@ def critical_point(activation: Activation | str, q: float) -> Critical:
         arXiv:1711.04735.
 
     Examples:
-        >>> weight, bias = critical("tanh", 1 / 64)
+        >>> weight, bias = critical_point("tanh", 1 / 64)
         >>> round(weight, 6), round(bias * 1e6, 2)
         (1.030558, 4.65)
     """

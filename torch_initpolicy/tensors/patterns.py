@@ -1,6 +1,6 @@
 """What a tensor holds that no zero-mean random draw leaves behind.
 
-Each test has a probability below `FALSE_ALARM` on a tensor of independent normal, uniform,
+Each test has a probability below `FALSE_PATTERN` on a tensor of independent normal, uniform,
 truncated or any other symmetric unimodal numbers, whatever their scale, and on random orthogonal
 matrices; scales that differ from block to block change nothing.
 """
