@@ -3,7 +3,8 @@
 A zero there closes a summand or a factor, and what it joins carries the signal on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from torch_initpolicy.trace.consumers import Uses
@@ -58,10 +59,19 @@ def _passes(uses: Uses, node: Node) -> bool:
 
 
 def _both(*each: Join) -> Join:
-    return Join(
-        frozenset().union(*(join.summands for join in each)),
-        frozenset().union(*(join.factors for join in each)),
-    )
+    return Join(_either(join.summands for join in each), _either(join.factors for join in each))
+
+
+def _either(sets: Iterable[frozenset[int]]) -> frozenset[int]:
+    """Return the union of sets; of very many numbers which they are does not matter."""
+    first, *others = sorted(filter(None, sets), key=len) or (_NO,)
+    for other in others:
+        first |= other if len(other) < _MANY else frozenset(islice(other, _MANY))
+    return first
+
+
+_MANY = 1000
+"""Signals that one value is joined with, of which no more are told apart."""
 
 
 def _at(uses: Uses, found: Residuals, node: Node, value: int) -> Join:
