@@ -6,7 +6,7 @@ Knows modules, names and ties, neither data flow nor initializers.
 import contextlib
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -153,26 +153,33 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """
     holders: dict[tuple[int, ...], list[Holder]] = {}
     with borrowing(model):
-        _require_shapes(model)
+        _require_whole(model)
         for holder in _holders(model):
             key = tuple(id(parameter) for parameter in holder.parameters)
             holders.setdefault(key, []).append(holder)
+        _require_gathered(places[0] for places in holders.values())
         modules = dict(canonical_modules(model))
         return tuple(_site(places, modules) for places in holders.values())
 
 
-def _require_shapes(model: nn.Module) -> None:
-    """Refuse a model whose parameters are flat pieces without a shape of their own."""
+def _require_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters FSDP1 keeps as flat pieces without a shape of their own."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    flat = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
+    if fsdp is None:
+        return
     for name, module in model.named_modules():
-        if isinstance(module, flat) and module.training_state.name != "SUMMON_FULL_PARAMS":
+        flat = isinstance(module, fsdp.FullyShardedDataParallel)
+        if flat and module.training_state.name != "SUMMON_FULL_PARAMS":
             raise PlanError(
                 f"{name or 'the model'!r} is wrapped by FullyShardedDataParallel, which keeps flat "
                 "pieces without shapes; call this within FullyShardedDataParallel."
                 "summon_full_params(model), before wrapping, or shard with fully_shard(model)"
             )
-    cases = [name for name, parameter in model.named_parameters() if _is_partitioned(parameter)]
+
+
+def _require_gathered(holders: Iterable[Holder]) -> None:
+    """Refuse parameters that an engine has partitioned, so that they have no shape here."""
+    cases = [holder.name for holder in holders if any(map(_is_partitioned, holder.parameters))]
     if cases:
         raise PlanError(
             f"partitioned by DeepSpeed ZeRO-3, without shapes here:\n{listing(cases)}\n"

@@ -163,18 +163,28 @@ def main(*, smoke: bool = False, out: Path | None = None) -> list[str]:
     kinds = [*FAULTS, *MEANT, *STRUCTURES]
     kinds = [kinds[0], kinds[-1]] if smoke else kinds
     found = list(audits(kinds))
-    rows = [(kind, audit.headline.partition(". ")[0].rstrip(".")) for kind, audit in found]
+    rows = [(kind, verdict(audit)) for kind, audit in found]
     pages = [shown(kind, audit, out) for kind, audit in found]
     summary = table(("net", "what is said of it"), rows)
     report("audits", "\n\n".join((f"# Gallery of audits\n\n{_HEAD}", summary, *pages)), out)
     return pages
 
 
-_HEAD = (
-    "`python examples/experiments/gallery.py --out docs/gallery` makes this page. Columns are\n"
+def verdict(audit: Audit) -> str:
+    """Return the first sentence of what an audit says."""
+    return audit.headline.partition(". ")[0].rstrip(".")
+
+
+LEGEND = (
     "weights and activations in order of execution, each the histogram of its absolute values;\n"
     "above them gradients, below them shares of dead and of tied units; left the net as it is,\n"
     "right after the line that repairs it."
+)
+"""What the columns of a picture are."""
+
+_HEAD = (
+    "`python examples/experiments/gallery.py --out docs/gallery` makes this page. Columns are\n"
+    f"{LEGEND}"
 )
 
 

@@ -16,7 +16,7 @@ import torch
 import torchvision
 import transformers
 from common import options, report, table
-from gallery import shown
+from gallery import LEGEND, shown, verdict
 from torch import Tensor, nn
 
 from torch_initpolicy import Audit, Plan, audit_model, plan_policy
@@ -96,7 +96,7 @@ def main(*, smoke: bool = False, out: Path | None = None) -> list[str]:
     few = ("squeezenet1_1 (torchvision)", "gpt2 (transformers)")
     rows, pages = [], []
     for name, plan, audit in looked_at(few if smoke else models()):
-        rows.append((name, len(plan), audit.headline.partition(". ")[0].rstrip(".")))
+        rows.append((name, len(plan), verdict(audit)))
         folded = f"<pre>{html.escape(str(plan))}</pre>".replace("\n\n", "\n&nbsp;\n")
         plan_of = f"<details><summary>Plan under auto</summary>{folded}</details>"
         pages.append(f"{shown(name, audit, out)}\n\n{plan_of}")
@@ -107,9 +107,7 @@ def main(*, smoke: bool = False, out: Path | None = None) -> list[str]:
 
 _HEAD = (
     "Made by `python examples/experiments/known_models.py --out docs/gallery`. Columns are\n"
-    "weights and activations in order of execution, each the histogram of its absolute values;\n"
-    "above them gradients, below them shares of dead and of tied units; left the model as it is,\n"
-    "right after the line that repairs it. Inputs are random, four at a time; models are in\n"
+    f"{LEGEND} Inputs are random, four at a time; models are in\n"
     "training mode. Models of transformers have two layers and a width of 64."
 )
 

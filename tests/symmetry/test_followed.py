@@ -7,16 +7,13 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from tests.symmetry.cases import constant
 from torch_initpolicy.symmetry.followed import Followed
 
 
 def tied() -> nn.Sequential:
     """Build a net whose hidden units are one, for ever."""
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-    for layer in (model[0], model[2]):
-        nn.init.constant_(layer.weight, 0.1)
-        nn.init.zeros_(layer.bias)
-    return model
+    return constant(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), value=0.1)
 
 
 def trained(model: nn.Module, steps: int) -> tuple[Followed, list[bool]]:

@@ -12,7 +12,7 @@ from torch_initpolicy.trace.read import read
 
 
 class Multiplied(nn.Module):
-    """A parameter multiplied to something; `how` says how."""
+    """A parameter multiplied or added to something; `how` says how."""
 
     def __init__(self, how: Callable[["Multiplied", Tensor], Tensor], size: int) -> None:
         super().__init__()
@@ -23,6 +23,11 @@ class Multiplied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.how(self, x)
+
+
+def role_of(model: Multiplied) -> str:
+    """Return the role that is read of the parameter."""
+    return read(model, sites(model), torch.ones(2, 4)).facts["p"].role
 
 
 def unit(x: Tensor) -> Tensor:
@@ -50,9 +55,8 @@ MULTIPLIED = {
 def test_norm_weight_or_scale(name):
     """Only what a module multiplies to its own normalised signal, unit by unit, is its weight."""
     how, size, role = MULTIPLIED[name]
-    model = Multiplied(how, size)
 
-    assert read(model, sites(model), torch.ones(2, 4)).facts["p"].role == role
+    assert role_of(Multiplied(how, size)) == role
 
 
 def test_gate_of_a_weight():
@@ -86,6 +90,5 @@ ADDED = {
 def test_bias_position_or_table(name):
     """What is added unit by unit to a layer beside it is a bias, else a position or a table."""
     how, size, role = ADDED[name]
-    model = Multiplied(how, size)
 
-    assert read(model, sites(model), torch.ones(2, 4)).facts["p"].role == role
+    assert role_of(Multiplied(how, size)) == role

@@ -48,11 +48,10 @@ def initialize_rows(
         >>> torch.equal(words.weight[:100], state["weight"])
         True
     """
-    shapes = {name: site.shape for site in sites(require_module(model)) for name in site.names}
-    first = {name: site.name for site in sites(model) for name in site.names}
-    changed = {n: old for n, old in state.items() if n in shapes and tuple(old.shape) != shapes[n]}
-    odd = [name for name, old in changed.items() if not _has_grown(shapes[name], old.shape)]
-    grown = {first[name]: old for name, old in changed.items()}
+    held = {name: site for site in sites(require_module(model)) for name in site.names}
+    changed = {n: old for n, old in state.items() if n in held and old.shape != held[n].shape}
+    odd = [name for name, old in changed.items() if not _has_grown(held[name].shape, old.shape)]
+    grown = {held[name].name: old for name, old in changed.items()}
     if odd or not grown:
         what = f"differ in more than added rows:\n{listing(odd)}" if odd else "have no more rows"
         raise ArgumentError(f"the tensors of {type(model).__name__} {what}")

@@ -21,6 +21,7 @@ from torch_initpolicy.policy.presets import Policyish
 from torch_initpolicy.policy.presets.scaled import complete_p, mup
 from torch_initpolicy.scaling.slopes import ScalingCheck, layer
 from torch_initpolicy.sites import canonical_modules, sites
+from torch_initpolicy.symmetry.replica import Loss
 from torch_initpolicy.tensors.base import plain_number
 from torch_initpolicy.tensors.initializer import Initializer
 from torch_initpolicy.tensors.initializers import Keep
@@ -33,7 +34,6 @@ BuildAtWidth: TypeAlias = Callable[[int], nn.Module]
 Optimize: TypeAlias = Callable[[nn.Module], torch.optim.Optimizer]
 """Makes the optimizer of a model."""
 
-ScalarLoss: TypeAlias = Callable[[Any], Tensor]
 
 _BASED: Mapping[str, Callable[..., Any]] = {"mup": mup, "complete_p": complete_p}
 """Presets that scale from a base model: here the narrowest."""
@@ -57,7 +57,7 @@ def check_scaling(
     steps: int = 5,
     seeds: int = 3,
     example_inputs: Any = None,
-    loss_fn: ScalarLoss | None = None,
+    loss_fn: Loss | None = None,
     tolerance: float = 0.2,
 ) -> ScalingCheck:
     """Train a model for a few steps at several widths; compare how much its activations change.
@@ -190,7 +190,7 @@ def _trained(
     lr: float,
     steps: int,
     inputs: Any,
-    loss: ScalarLoss | None,
+    loss: Loss | None,
 ) -> dict[str, Seen]:
     """Build, initialise and train one model; return what its modules put out before and after."""
     with torch.random.fork_rng(devices=[]):
@@ -218,7 +218,7 @@ def _trained(
     }
 
 
-def _loss(scalar: ScalarLoss, output: Any) -> Tensor:
+def _loss(scalar: Loss, output: Any) -> Tensor:
     value = scalar(output)
     if not value.requires_grad:
         raise TraceError("no parameter reaches the loss, so nothing can be trained; give loss_fn")

@@ -106,8 +106,11 @@ class Uses:
 
     def applied(self, node: int) -> list[Use]:
         """Return the weights that a node applies to the signal, without their biases."""
-        found = self.at.get(node, []) if node in self.weighers else []
-        return [use for use in found if "bias" not in use.slot]
+        return [use for use in self.at.get(node, []) if self.applies(use)]
+
+    def applies(self, use: Use) -> bool:
+        """Say whether an operator applies a parameter as its weight, not as a bias."""
+        return use.node.index in self.weighers and "bias" not in use.slot
 
     def holds(self, value: int, site: str) -> bool:
         """Say whether a value is an expression of a parameter."""

@@ -30,7 +30,9 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     for use in flow.uses.found:
         found.setdefault(use.source.site, []).append(use)
     for each in found.values():
-        each.sort(key=lambda use: not _applies_it(use, flow))
+        # What a weight makes of the constant that a recurrence starts from is added like a bias: so
+        # where an operator applies it comes first.
+        each.sort(key=flow.uses.applies, reverse=True)
     norms = {use.source.site for use in flow.uses.found if role_at(use, flow) == "norm_weight"}
     owners = {id(site.owner) for site in sites if site.name in norms}
     known = {
@@ -47,15 +49,6 @@ def facts(sites: Sequence[Site], flow: Flow, evidence: Evidence) -> dict[str, Fa
     for name, factor in beside(heads, flow.uses, flow.joins, flow.neighbours.made_by):
         known[name] = replace(known[name], head_multiplier=factor)
     return {name: _by_block(fact, found.get(name, []), flow) for name, fact in known.items()}
-
-
-def _applies_it(use: Use, flow: Flow) -> bool:
-    """Say whether an operator applies a parameter as its weight: that is what the parameter is for.
-
-    At the first step of a recurrence, whose state is a constant, what a weight makes of it is added
-    to the signal like a bias.
-    """
-    return use.node.index in flow.uses.weighers and "bias" not in use.slot
 
 
 def _by_block(whole: Facts, found: Sequence[Use], flow: Flow) -> Facts:
